@@ -1,0 +1,226 @@
+"""The geometry of a convolution: normalised and refused here, once, for everyone."""
+
+import dataclasses
+import math
+import operator
+from collections.abc import Sequence
+
+PaddingLike = str | int | Sequence[int | tuple[int, int]]
+
+
+def positive_int(name: str, value: object) -> int:
+    """Returns `value` as an int of at least 1.
+
+    Args:
+        name: What the caller calls the value; it opens the error message.
+        value: Anything that is an integer by `operator.index`, except a bool.
+
+    Raises:
+        TypeError: If `value` is not an integer.
+        ValueError: If `value` is below 1.
+    """
+    number = _integer(name, value)
+    if number < 1:
+        raise ValueError(f"`{name}` (={number}) must be at least 1")
+    return number
+
+
+def _integer(name: str, value: object) -> int:
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)  # pyright: ignore[reportArgumentType]
+    except TypeError:
+        raise TypeError(f"`{name}` (={value!r}) must be an integer") from None
+
+
+def _per_dimension(name: str, value: object, rank: int) -> tuple[int, ...]:
+    """One positive int per spatial dimension; a single int counts for all of them."""
+    if value is None:  # as nnx.Conv reads it
+        value = 1
+    if not isinstance(value, Sequence):
+        return (positive_int(name, value),) * rank
+    if len(value) != rank:
+        raise ValueError(
+            f"`{name}` (={value!r}) has {len(value)} entries for {rank} spatial "
+            f"dimension(s); give an int, or {rank} of them"
+        )
+    return tuple(positive_int(name, entry) for entry in value)
+
+
+def _normalise_kernel_size(kernel_size: object) -> tuple[int, ...]:
+    if not isinstance(kernel_size, Sequence) or isinstance(kernel_size, str):
+        raise TypeError(
+            f"`kernel_size` (={kernel_size!r}) must be a tuple, because its length "
+            f"gives the rank; write ({kernel_size},) for 1-D, "
+            f"({kernel_size}, {kernel_size}) for 2-D"
+        )
+    if not 1 <= len(kernel_size) <= 3:
+        raise ValueError(
+            f"`kernel_size` (={kernel_size!r}) must have 1, 2 or 3 entries, one per "
+            "spatial dimension"
+        )
+    return tuple(positive_int("kernel_size", entry) for entry in kernel_size)
+
+
+def _normalise_padding(
+    padding: object, rank: int
+) -> str | tuple[tuple[int, int], ...]:
+    refusal = (
+        f"`padding` (={padding!r}) must be 'SAME', 'VALID', an int, or {rank} entries "
+        "(one per spatial dimension), each an int or a (low, high) pair of ints"
+    )
+    if isinstance(padding, str):
+        if padding.upper() not in ("SAME", "VALID"):
+            raise ValueError(
+                f"{refusal}; for any other boundary, pad the inputs with `jnp.pad` "
+                "and use 'VALID'"
+            )
+        return padding.upper()
+    if not isinstance(padding, Sequence):
+        pad = _integer("padding", padding)
+        return ((pad, pad),) * rank
+    if len(padding) != rank:
+        raise ValueError(refusal)
+    pairs = []
+    for entry in padding:
+        pair = tuple(entry) if isinstance(entry, Sequence) else (entry, entry)
+        if len(pair) != 2:
+            raise ValueError(refusal)
+        pairs.append((_integer("padding", pair[0]), _integer("padding", pair[1])))
+    return tuple(pairs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """Everything static about a convolution, one entry per spatial dimension.
+
+    Attributes:
+        in_features: C, the number of input channels.
+        out_features: O, the number of output channels.
+        kernel_size: The spatial extent of the kernel; its length is the rank.
+        strides: The step between windows.
+        padding: `"SAME"`, `"VALID"`, or (low, high) pairs. A negative entry crops, as
+            in `jax.lax.pad`.
+        kernel_dilation: The step between the taps of a window.
+        feature_group_count: g, the number of channel groups.
+    """
+
+    in_features: int
+    out_features: int
+    kernel_size: tuple[int, ...]
+    strides: tuple[int, ...]
+    padding: str | tuple[tuple[int, int], ...]
+    kernel_dilation: tuple[int, ...]
+    feature_group_count: int
+
+    @classmethod
+    def create(
+        cls,
+        in_features: int,
+        out_features: int,
+        kernel_size: Sequence[int],
+        *,
+        strides: int | Sequence[int] | None = 1,
+        padding: PaddingLike = "SAME",
+        kernel_dilation: int | Sequence[int] | None = 1,
+        feature_group_count: int = 1,
+    ) -> "Geometry":
+        """Normalises the arguments of a convolution, or says what is wrong with them.
+
+        Raises:
+            TypeError: If an argument is of the wrong kind, such as a bare int as
+                `kernel_size`.
+            ValueError: If a value is out of range, has the wrong number of entries, or
+                does not divide.
+
+        Example:
+            >>> Geometry.create(3, 8, (3, 5), padding=(1, (0, 2))).padding
+            ((1, 1), (0, 2))
+        """
+        size = _normalise_kernel_size(kernel_size)
+        groups = positive_int("feature_group_count", feature_group_count)
+        for name, features in (
+            ("in_features", in_features),
+            ("out_features", out_features),
+        ):
+            if positive_int(name, features) % groups:
+                raise ValueError(
+                    f"`{name}` (={features}) must be divisible by "
+                    f"`feature_group_count` (={groups})"
+                )
+        return cls(
+            in_features=operator.index(in_features),
+            out_features=operator.index(out_features),
+            kernel_size=size,
+            strides=_per_dimension("strides", strides, len(size)),
+            padding=_normalise_padding(padding, len(size)),
+            kernel_dilation=_per_dimension(
+                "kernel_dilation", kernel_dilation, len(size)
+            ),
+            feature_group_count=groups,
+        )
+
+    @property
+    def rank(self) -> int:
+        """The number of spatial dimensions."""
+        return len(self.kernel_size)
+
+    @property
+    def kernel_shape(self) -> tuple[int, ...]:
+        """The shape (*kernel_size, C/g, O) of one kernel."""
+        group_features = self.in_features // self.feature_group_count
+        return (*self.kernel_size, group_features, self.out_features)
+
+    @property
+    def taps(self) -> int:
+        """The number of positions in a window."""
+        return math.prod(self.kernel_size)
+
+    @property
+    def extent(self) -> tuple[int, ...]:
+        """The span of a window on the input, dilation included."""
+        return tuple(
+            (size - 1) * step + 1
+            for size, step in zip(self.kernel_size, self.kernel_dilation, strict=True)
+        )
+
+    def pads(self, spatial: Sequence[int]) -> tuple[tuple[int, int], ...]:
+        """Returns the (low, high) padding of an input of size `spatial`."""
+        if not isinstance(self.padding, str):
+            return self.padding
+        if self.padding == "VALID":
+            return ((0, 0),) * self.rank
+        pairs = []
+        for size, extent, stride in zip(
+            spatial, self.extent, self.strides, strict=True
+        ):
+            total = max((-(-size // stride) - 1) * stride + extent - size, 0)
+            pairs.append((total // 2, total - total // 2))
+        return tuple(pairs)
+
+    def output_size(self, spatial: Sequence[int]) -> tuple[int, ...]:
+        """Returns the spatial size of the output for an input of size `spatial`.
+
+        Raises:
+            ValueError: If a dimension is empty, or its padded size is smaller than the
+                window.
+        """
+        if 0 in spatial:
+            raise ValueError(
+                f"`inputs` has an empty spatial dimension: {tuple(spatial)}"
+            )
+        sizes = []
+        for size, (low, high), extent, stride in zip(
+            spatial, self.pads(spatial), self.extent, self.strides, strict=True
+        ):
+            padded = size + low + high
+            if padded < extent:
+                raise ValueError(
+                    f"`kernel_size` (={self.kernel_size}) with `kernel_dilation` "
+                    f"(={self.kernel_dilation}) spans {self.extent}, more than the "
+                    f"input of size {tuple(spatial)} with `padding` (={self.padding}); "
+                    "pad more or use a smaller kernel"
+                )
+            sizes.append((padded - extent) // stride + 1)
+        return tuple(sizes)

@@ -1,0 +1,48 @@
+"""The initialisers that PyTorch's layers use, so that training starts alike."""
+
+import jax
+from flax import nnx
+from jax.typing import DTypeLike
+
+# torch.nn.Linear and torch.nn.Conv2d draw their weights from U(±1/√fan_in).
+torch_kernel_init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def torch_bias_init(fan_in: int) -> nnx.Initializer:
+    """Returns an initialiser that draws from U(±1/√fan_in), as PyTorch's biases are.
+
+    Args:
+        fan_in: The number of inputs that each output sums over.
+
+    Example:
+        >>> import jax
+        >>> torch_bias_init(4)(jax.random.key(0), (8,)).shape
+        (8,)
+    """
+    bound = fan_in**-0.5
+
+    def init(key: jax.Array, shape, dtype: DTypeLike = float) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def torch_linear(in_features: int, out_features: int, **options) -> nnx.Linear:
+    """Returns an `nnx.Linear` that draws its parameters as `torch.nn.Linear` does.
+
+    Args:
+        in_features: The number of input features.
+        out_features: The number of output features.
+        **options: Passed on to `nnx.Linear`.
+
+    Example:
+        >>> torch_linear(4, 2, rngs=nnx.Rngs(0)).kernel.shape
+        (4, 2)
+    """
+    return nnx.Linear(
+        in_features,
+        out_features,
+        kernel_init=torch_kernel_init,
+        bias_init=torch_bias_init(in_features),
+        **options,
+    )

@@ -1,0 +1,250 @@
+"""The dynamic convolution layer."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.nnx.nn import dtypes
+from flax.typing import Initializer, PromoteDtypeFn
+from jax import lax
+from jax.typing import DTypeLike
+
+from dynconv_jax.functional.dynamic import dynamic_conv
+from dynconv_jax.functional.geometry import Geometry, PaddingLike, positive_int
+from dynconv_jax.functional.per_sample import check_implementation
+from dynconv_jax.routing import Router
+
+
+class DynamicConv(nnx.Module):
+    """A convolution whose kernel is mixed, for every sample, from K experts.
+
+    Takes the place of `nnx.Conv`, with its argument names, for 1, 2 or 3 spatial
+    dimensions. Yang et al., "CondConv", NeurIPS 2019; Chen et al., "Dynamic
+    Convolution", CVPR 2020, section 3.
+
+    Attributes:
+        kernel: The experts, shape (K, *kernel_size, C/g, O).
+        bias: Their biases, shape (K, O), or None.
+        router: What answers the attention; `routing` calls it.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> layer = DynamicConv(3, 8, (3, 3), strides=2, padding=1, rngs=nnx.Rngs(0))
+        >>> images = jnp.ones((2, 9, 7, 3))
+        >>> layer(images).shape
+        (2, 5, 4, 8)
+        >>> layer.routing(images).shape
+        (2, 4)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: Sequence[int],
+        strides: int | Sequence[int] | None = 1,
+        *,
+        padding: PaddingLike = "SAME",
+        kernel_dilation: int | Sequence[int] | None = 1,
+        feature_group_count: int = 1,
+        use_bias: bool = False,
+        num_experts: int = 4,
+        reduction: int = 4,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        router_dropout: float = 0.0,
+        router: Callable[[jax.Array], jax.Array] | None = None,
+        implementation: str = "auto",
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        precision: lax.PrecisionLike = None,
+        kernel_init: Initializer = nnx.initializers.normal(0.02),
+        bias_init: Initializer = nnx.initializers.zeros_init(),
+        promote_dtype: PromoteDtypeFn = dtypes.promote_dtype,
+        preferred_element_type: DTypeLike | None = None,
+        kernel_metadata: Mapping[str, Any] = MappingProxyType({}),
+        bias_metadata: Mapping[str, Any] = MappingProxyType({}),
+        rngs: nnx.Rngs,
+    ):
+        """Builds the layer.
+
+        Args:
+            in_features: C, the number of input channels.
+            out_features: O, the number of output channels.
+            kernel_size: A tuple of 1, 2 or 3 ints; its length is the rank.
+            strides: An int, or one per spatial dimension.
+            padding: `"SAME"`, `"VALID"`, an int, or one int or (low, high) pair per
+                spatial dimension.
+            kernel_dilation: An int, or one per spatial dimension.
+            feature_group_count: g; it must divide C and O.
+            use_bias: Whether every expert has a bias, mixed as the kernels are.
+            num_experts: K.
+            reduction: The router's hidden layer has max(1, C // reduction) units.
+            temperature: The router's initial temperature.
+            top_k: How many experts the router keeps for a sample; None keeps all.
+            router_dropout: The dropout rate of the router's hidden layer.
+            router: A router of one's own, (B, *S, C) → (B, K), in place of the four
+                options above; one router may serve several layers.
+            implementation: How to compute it, `"auto"`, `"patches"`, `"experts"` or
+                `"vmap"`; see `dynconv_jax.dynamic_conv`.
+            dtype: The dtype of the computation; None infers it from the input and the
+                parameters. The router computes in float32 at least.
+            param_dtype: The dtype of the parameters.
+            precision: As in `jax.lax.conv_general_dilated`.
+            kernel_init: Initialises each expert on its own, from the shape
+                (*kernel_size, C/g, O), so that K does not count as receptive field.
+            bias_init: Initialises the bias of each expert on its own.
+            promote_dtype: As in `nnx.Conv`: takes the tuple (inputs, kernel, bias).
+            preferred_element_type: As in `nnx.Conv`.
+            kernel_metadata: Metadata of the parameter `kernel`, as in `nnx.Conv`.
+            bias_metadata: Metadata of the parameter `bias`, as in `nnx.Conv`.
+            rngs: Where the initial parameters come from.
+
+        Raises:
+            TypeError: If an argument is of the wrong kind, such as a bare int as
+                `kernel_size`.
+            ValueError: If a value is out of range or does not fit the others.
+        """
+        geometry = Geometry.create(
+            in_features,
+            out_features,
+            kernel_size,
+            strides=strides,
+            padding=padding,
+            kernel_dilation=kernel_dilation,
+            feature_group_count=feature_group_count,
+        )
+        check_implementation(implementation)
+        self.in_features = geometry.in_features
+        self.out_features = geometry.out_features
+        self.kernel_size = geometry.kernel_size
+        self.strides = geometry.strides
+        self.padding = geometry.padding
+        self.kernel_dilation = geometry.kernel_dilation
+        self.feature_group_count = geometry.feature_group_count
+        self.use_bias = use_bias
+        self.num_experts = positive_int("num_experts", num_experts)
+        self.implementation = implementation
+        self.dtype = dtype
+        self.param_dtype = param_dtype
+        self.precision = precision
+        self.promote_dtype = promote_dtype
+        self.preferred_element_type = preferred_element_type
+
+        def init_experts(init: Initializer, shape: tuple[int, ...]) -> jax.Array:
+            keys = jax.random.split(rngs.params(), num_experts)
+            return jnp.stack([init(key, shape, param_dtype) for key in keys])
+
+        self.kernel = nnx.Param(
+            init_experts(kernel_init, geometry.kernel_shape), **kernel_metadata
+        )
+        self.bias: nnx.Param[jax.Array] | None
+        if use_bias:
+            self.bias = nnx.Param(
+                init_experts(bias_init, (out_features,)), **bias_metadata
+            )
+        else:
+            self.bias = nnx.data(None)
+
+        self.owns_router = router is None
+        if router is None:
+            router = Router(
+                in_features,
+                num_experts,
+                reduction=reduction,
+                temperature=temperature,
+                top_k=top_k,
+                dropout_rate=router_dropout,
+                dtype=dtype,
+                param_dtype=param_dtype,
+                precision=precision,
+                rngs=rngs,
+            )
+        elif isinstance(router, Router):
+            for name in ("in_features", "num_experts"):
+                if getattr(router, name) != getattr(self, name):
+                    raise ValueError(
+                        f"`router` has `{name}` (={getattr(router, name)}), the layer "
+                        f"has {getattr(self, name)}; they must be equal"
+                    )
+        elif not callable(router):
+            raise TypeError(
+                f"`router` (={router!r}) must be callable: (B, *S, C) -> (B, K)"
+            )
+        self.router = router
+
+    def routing(self, inputs: jax.Array) -> jax.Array:
+        """Returns the attention over the experts.
+
+        Args:
+            inputs: Shape (*batch, *S, C).
+
+        Returns:
+            Shape (*batch, K); the built-in router's rows sum to 1.
+
+        Raises:
+            ValueError: If the inputs do not fit the layer.
+        """
+        flat, batch = self._flatten_batch(inputs)
+        return self.router(flat).reshape(*batch, self.num_experts)
+
+    def __call__(
+        self, inputs: jax.Array, attention: jax.Array | None = None
+    ) -> jax.Array:
+        """Applies the layer.
+
+        Args:
+            inputs: Shape (*batch, *S, C), with any number of batch dimensions, also
+                none.
+            attention: Shape (*batch, K), from elsewhere; None asks the layer's router.
+
+        Returns:
+            Shape (*batch, *S_out, O).
+
+        Raises:
+            ValueError: If the inputs or the attention do not fit the layer.
+        """
+        flat, batch = self._flatten_batch(inputs)
+        if attention is None:
+            attention = self.router(flat)
+        elif attention.shape != (*batch, self.num_experts):
+            raise ValueError(
+                f"`attention` (shape {attention.shape}) must be (*batch, num_experts) "
+                f"= {(*batch, self.num_experts)}"
+            )
+        bias = None if self.bias is None else self.bias[...]
+        flat, kernel, bias = self.promote_dtype(
+            (flat, self.kernel[...], bias), dtype=self.dtype
+        )
+        outputs = dynamic_conv(
+            flat,
+            attention.reshape(flat.shape[0], self.num_experts),
+            kernel,
+            bias,
+            strides=self.strides,
+            padding=self.padding,
+            kernel_dilation=self.kernel_dilation,
+            feature_group_count=self.feature_group_count,
+            implementation=self.implementation,
+            precision=self.precision,
+            preferred_element_type=self.preferred_element_type,
+        )
+        return outputs.reshape(*batch, *outputs.shape[1:])
+
+    def _flatten_batch(self, inputs: jax.Array) -> tuple[jax.Array, tuple[int, ...]]:
+        """Returns the inputs with one batch dimension, and the ones they had."""
+        rank = len(self.kernel_size)
+        if inputs.ndim < rank + 1 or inputs.shape[-1] != self.in_features:
+            raise ValueError(
+                f"`inputs` (shape {inputs.shape}) must be (*batch, *spatial, "
+                f"in_features) with {rank} spatial dimension(s) and `in_features` "
+                f"(={self.in_features})"
+            )
+        batch = inputs.shape[: -rank - 1]
+        if len(batch) == 1:
+            return inputs, batch
+        return inputs.reshape(math.prod(batch), *inputs.shape[-rank - 1 :]), batch

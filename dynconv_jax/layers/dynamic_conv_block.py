@@ -1,0 +1,66 @@
+"""The block that networks repeat: dynamic convolution, batch norm, ReLU."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from dynconv_jax.layers.batch_norm import BatchNorm
+from dynconv_jax.layers.dynamic_conv import DynamicConv
+
+
+class DynamicConvBlock(nnx.Module):
+    """DynamicConv → BatchNorm → ReLU.
+
+    Attributes:
+        dyn: The `DynamicConv`.
+        bn: The `BatchNorm`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> block = DynamicConvBlock(3, 8, (3, 3), 2, padding=1, rngs=nnx.Rngs(0))
+        >>> block(jnp.ones((2, 9, 7, 3))).shape
+        (2, 5, 4, 8)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: Sequence[int] = (3, 3),
+        strides: int | Sequence[int] | None = 1,
+        *,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+        **options,
+    ):
+        """Builds the block.
+
+        Args:
+            in_features: The number of input channels.
+            out_features: The number of output channels.
+            kernel_size: A tuple of 1, 2 or 3 ints.
+            strides: An int, or one per spatial dimension.
+            dtype: The dtype of the computation; None infers it.
+            param_dtype: The dtype of the parameters.
+            rngs: Where the initial parameters come from.
+            **options: The other options of `DynamicConv`.
+        """
+        shared = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.dyn = DynamicConv(
+            in_features, out_features, kernel_size, strides, **options, **shared
+        )
+        self.bn = BatchNorm(out_features, **shared)
+
+    def routing(self, inputs: jax.Array) -> jax.Array:
+        """Returns the attention (*batch, K) of the convolution for `inputs`."""
+        return self.dyn.routing(inputs)
+
+    def __call__(
+        self, inputs: jax.Array, attention: jax.Array | None = None
+    ) -> jax.Array:
+        """Applies the block; arguments and result are those of `DynamicConv`."""
+        return jax.nn.relu(self.bn(self.dyn(inputs, attention)))

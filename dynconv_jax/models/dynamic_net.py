@@ -1,0 +1,138 @@
+"""DynamicNet: the small reference network of dynamic convolutions."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from dynconv_jax.initializers import torch_kernel_init, torch_linear
+from dynconv_jax.layers.batch_norm import BatchNorm
+from dynconv_jax.layers.dynamic_conv_block import DynamicConvBlock
+from dynconv_jax.routing import at_least_float32
+
+
+class DynamicNet(nnx.Module):
+    """A static stem, three strided dynamic blocks, a pooled linear head.
+
+    The stem is a 3×3 convolution to 32 channels, batch norm and ReLU; the blocks are
+    3×3, stride 2, with 64, 128 and 256 channels. Padding is 1 throughout, not `"SAME"`,
+    which pads differently from PyTorch where the stride is 2.
+
+    Attributes:
+        stem: The convolution, batch norm and ReLU.
+        stage1: The first `DynamicConvBlock`; `stage2` and `stage3` follow.
+        fc: The linear head.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> net = DynamicNet(rngs=nnx.Rngs(0))
+        >>> logits = net(jnp.ones((2, 64, 64, 3)), verbose=True)
+        input: (2, 64, 64, 3)
+        stem: (2, 64, 64, 32)
+        s1: (2, 32, 32, 64)
+        s2: (2, 16, 16, 128)
+        s3: (2, 8, 8, 256)
+        out: (2, 10)
+    """
+
+    def __init__(
+        self,
+        in_features: int = 3,
+        num_classes: int = 10,
+        *,
+        num_experts: int = 4,
+        temperature: float = 1.0,
+        reduction: int = 4,
+        top_k: int | None = None,
+        router_dropout: float = 0.0,
+        implementation: str = "auto",
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Builds the network.
+
+        Args:
+            in_features: The number of input channels.
+            num_classes: The number of logits.
+            num_experts: K of every dynamic convolution.
+            temperature: The initial temperature of every router.
+            reduction: Of every router, see `Router`.
+            top_k: Of every router, see `Router`.
+            router_dropout: The dropout rate of every router.
+            implementation: Of every dynamic convolution, see `DynamicConv`.
+            dtype: The dtype of the computation; None infers it.
+            param_dtype: The dtype of the parameters.
+            rngs: Where the initial parameters come from.
+
+        Raises:
+            TypeError: If a count is not an integer.
+            ValueError: If a value is out of range.
+        """
+        shared = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+
+        def block(in_features: int, out_features: int) -> DynamicConvBlock:
+            return DynamicConvBlock(
+                in_features,
+                out_features,
+                (3, 3),
+                strides=2,
+                padding=1,
+                num_experts=num_experts,
+                temperature=temperature,
+                reduction=reduction,
+                top_k=top_k,
+                router_dropout=router_dropout,
+                implementation=implementation,
+                **shared,
+            )
+
+        self.stem = nnx.Sequential(
+            nnx.Conv(
+                in_features,
+                32,
+                (3, 3),
+                padding=1,
+                use_bias=False,
+                kernel_init=torch_kernel_init,
+                **shared,
+            ),
+            BatchNorm(32, **shared),
+            jax.nn.relu,
+        )
+        self.stage1 = block(32, 64)
+        self.stage2 = block(64, 128)
+        self.stage3 = block(128, 256)
+        self.fc = torch_linear(256, num_classes, **shared)
+
+    def __call__(self, inputs: jax.Array, *, verbose: bool = False) -> jax.Array:
+        """Classifies images.
+
+        Args:
+            inputs: Shape (B, H, W, in_features).
+            verbose: Print the shape after every stage.
+
+        Returns:
+            Logits, shape (B, num_classes).
+
+        Raises:
+            ValueError: If the inputs do not fit the network.
+        """
+        if inputs.ndim != 4:
+            raise ValueError(
+                f"`inputs` (shape {inputs.shape}) must be (batch, height, width, "
+                "in_features)"
+            )
+
+        def show(name: str, x: jax.Array) -> jax.Array:
+            if verbose:
+                print(f"{name}: {x.shape}")
+            return x
+
+        x = show("input", inputs)
+        x = show("stem", self.stem(x))
+        x = show("s1", self.stage1(x))
+        x = show("s2", self.stage2(x))
+        x = show("s3", self.stage3(x))
+        pooled = jnp.mean(x, axis=(1, 2), dtype=at_least_float32(x.dtype))
+        return show("out", self.fc(pooled.astype(x.dtype)))

@@ -1,0 +1,240 @@
+"""Routers: from an input to the attention over the experts.
+
+    v = mean over *S of x            (B, C)
+    h = relu(v · fc1 + b1)           (B, H)    H = max(1, C // reduction)
+    z = h · fc2 + b2                 (B, K)
+    a = softmax(z / T)               (B, K)    rows sum to 1
+
+All of it is computed in float32 at least: a bfloat16 layer raises its inputs, a float64
+layer keeps float64.
+"""
+
+import math
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jax.typing import ArrayLike, DTypeLike
+
+from dynconv_jax.functional.geometry import positive_int
+from dynconv_jax.initializers import torch_linear
+
+
+class Temperature(nnx.Variable):
+    """The temperature of a softmax: state that a schedule writes and checkpoints keep.
+
+    It is held in the widest float that JAX is configured for, whatever the dtype of the
+    parameters: rounding it would change the function.
+    """
+
+
+def check_temperature(temperature: ArrayLike) -> None:
+    """Raises a ValueError unless `temperature` is positive and finite, or traced."""
+    if isinstance(temperature, jax.core.Tracer):
+        return
+    if jnp.shape(temperature) != () or not 0 < float(temperature) < math.inf:
+        raise ValueError(
+            f"`temperature` (={temperature}) must be one positive finite number: the "
+            "logits are divided by it"
+        )
+
+
+def at_least_float32(*dtypes: DTypeLike) -> jnp.dtype:
+    """Returns the common dtype of `dtypes`, raised to float32 where it is narrower."""
+    return jnp.promote_types(jnp.result_type(*dtypes), jnp.float32)
+
+
+def attend(
+    logits: jax.Array, temperature: ArrayLike = 1.0, top_k: int | None = None
+) -> jax.Array:
+    """Turns logits into attention: softmax(logits / temperature) over the k largest.
+
+    Args:
+        logits: Shape (..., K).
+        temperature: A positive scalar; large values even the attention out.
+        top_k: How many experts to keep. The others get exactly 0 and no gradient, and
+            those kept sum to 1; among equal logits the first ones are kept. None keeps
+            all.
+
+    Returns:
+        Shape (..., K); rows sum to 1.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> attend(jnp.array([[0.0, 0.0, -1.0]]), top_k=2).tolist()
+        [[0.5, 0.5, 0.0]]
+    """
+    scaled = logits / jnp.asarray(temperature).astype(logits.dtype)
+    if top_k is None or top_k == logits.shape[-1]:
+        return jax.nn.softmax(scaled, axis=-1)
+    _, kept = lax.top_k(logits, top_k)
+    is_kept = jax.nn.one_hot(kept, logits.shape[-1], dtype=bool).any(axis=-2)
+    return jax.nn.softmax(jnp.where(is_kept, scaled, -jnp.inf), axis=-1)
+
+
+class Router(nnx.Module):
+    """The router of a dynamic convolution.
+
+    Chen et al., "Dynamic Convolution: Attention over Convolution Kernels", CVPR 2020,
+    section 3.2; the linear layers have biases and are drawn as `torch.nn.Linear` draws
+    them.
+
+    Attributes:
+        fc1: The linear layer C → H.
+        fc2: The linear layer H → K.
+        temperature: T, a scalar `Temperature`; write it with `set_temperature`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> router = Router(16, num_experts=4, top_k=2, rngs=nnx.Rngs(0))
+        >>> attention = router(jnp.ones((2, 9, 7, 16)))
+        >>> attention.shape, int((attention > 0).sum())
+        ((2, 4), 4)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        num_experts: int = 4,
+        *,
+        reduction: int = 4,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        dropout_rate: float = 0.0,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        precision: lax.PrecisionLike = None,
+        rngs: nnx.Rngs,
+    ):
+        """Builds the router.
+
+        Args:
+            in_features: C, the number of channels of the input.
+            num_experts: K, the number of experts to weigh.
+            reduction: The hidden layer has H = max(1, C // reduction) units.
+            temperature: The initial T.
+            top_k: Keep this many of the largest logits of each sample; None keeps all.
+            dropout_rate: The share of hidden units dropped in training. The keys come
+                from the stream `dropout` of `rngs`.
+            dtype: The dtype of the computation, raised to float32 where it is
+                narrower; None infers it from the input and the parameters.
+            param_dtype: The dtype of the parameters.
+            precision: As in `jax.lax.dot_general`.
+            rngs: Where the initial parameters come from.
+
+        Raises:
+            TypeError: If a count is not an integer.
+            ValueError: If a value is out of range.
+        """
+        self.in_features = positive_int("in_features", in_features)
+        self.num_experts = positive_int("num_experts", num_experts)
+        self.reduction = positive_int("reduction", reduction)
+        check_temperature(temperature)
+        if top_k is not None and positive_int("top_k", top_k) > num_experts:
+            raise ValueError(
+                f"`top_k` (={top_k}) must not exceed `num_experts` (={num_experts})"
+            )
+        if not 0 <= dropout_rate < 1:
+            raise ValueError(f"`dropout_rate` (={dropout_rate}) must be in [0, 1)")
+        self.top_k = top_k
+        self.dtype = dtype
+        hidden_features = max(1, in_features // reduction)
+        options = dict(param_dtype=param_dtype, precision=precision, rngs=rngs)
+        self.fc1 = torch_linear(in_features, hidden_features, **options)
+        self.fc2 = torch_linear(hidden_features, num_experts, **options)
+        # Without dropout there is no random state to carry through every jit.
+        self.dropout = nnx.Dropout(dropout_rate, rngs=rngs if dropout_rate else None)
+        self.temperature = Temperature(jnp.asarray(temperature, dtype=float))
+
+    def logits(self, inputs: jax.Array) -> jax.Array:
+        """Returns the logits z (B, K) of inputs (B, *S, C), before the temperature."""
+        if inputs.ndim < 2 or inputs.shape[-1] != self.in_features:
+            raise ValueError(
+                f"`inputs` (shape {inputs.shape}) must be (batch, *spatial, "
+                f"in_features) with `in_features` (={self.in_features})"
+            )
+        dtype = at_least_float32(self.dtype or inputs.dtype)
+        spatial = tuple(range(1, inputs.ndim - 1))
+        pooled = jnp.mean(inputs, axis=spatial, dtype=dtype)
+        return self.fc2(self.dropout(jax.nn.relu(self.fc1(pooled))))
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Returns the attention over the experts.
+
+        Args:
+            inputs: Shape (B, *S, C).
+
+        Returns:
+            Shape (B, K); rows sum to 1.
+
+        Raises:
+            ValueError: If the inputs do not have `in_features` channels.
+        """
+        return attend(self.logits(inputs), self.temperature[...], self.top_k)
+
+
+def iter_routers(module: nnx.Module) -> Iterator[tuple[str, Router]]:
+    """Yields the path and the router for every router in `module`, each once.
+
+    Example:
+        >>> from dynconv_jax import DynamicConv
+        >>> layer = DynamicConv(3, 8, (3, 3), rngs=nnx.Rngs(0))
+        >>> [path for path, _ in iter_routers(layer)]
+        ['router']
+    """
+    for path, part in nnx.iter_modules(module):
+        if isinstance(part, Router):
+            yield ".".join(map(str, path)), part
+
+
+def set_temperature(module: nnx.Module, value: ArrayLike) -> None:
+    """Sets the temperature of every router in `module`, in place.
+
+    The value may be traced, so that a schedule inside a jitted step causes no
+    recompilation.
+
+    Args:
+        module: A router, a layer or a whole model.
+        value: The new temperature, a positive scalar.
+
+    Raises:
+        ValueError: If the value is not positive and finite, or `module` has no router.
+
+    Example:
+        >>> from dynconv_jax import DynamicConv
+        >>> layer = DynamicConv(3, 8, (3, 3), rngs=nnx.Rngs(0))
+        >>> set_temperature(layer, 30.0)
+        >>> float(layer.router.temperature[...])
+        30.0
+    """
+    check_temperature(value)
+    routers = [router for _, router in iter_routers(module)]
+    if not routers:
+        raise ValueError(f"`module` (a {type(module).__name__}) contains no router")
+    for router in routers:
+        dtype = router.temperature[...].dtype
+        router.temperature[...] = jnp.asarray(value).astype(dtype)
+
+
+def load_balance_loss(attention: jax.Array) -> jax.Array:
+    """Measures how unevenly a batch uses the experts.
+
+    The squared coefficient of variation of each expert's total attention over the batch
+    (Shazeer et al., "Outrageously Large Neural Networks", ICLR 2017, section 4). It is 0
+    when all experts carry the same weight and K − 1 when one carries all of it.
+
+    Args:
+        attention: Shape (..., K).
+
+    Returns:
+        A scalar.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> float(load_balance_loss(jnp.array([[1.0, 0.0], [0.0, 1.0]])))
+        0.0
+    """
+    importance = attention.reshape(-1, attention.shape[-1]).mean(axis=0)
+    return importance.var() / jnp.square(importance.mean())
