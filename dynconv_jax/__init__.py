@@ -1,5 +1,12 @@
-"""Dynamic convolution for JAX (Flax NNX)."""
+"""Dynamic convolution for JAX: the layers of the family, as Flax NNX modules."""
 
+from dynconv_jax.diagnostics import (
+    RouterSummary,
+    RoutingCollapseWarning,
+    capture_attention,
+    diagnose,
+    summarize,
+)
 from dynconv_jax.functional import dynamic_conv, mix_kernels, per_sample_conv
 from dynconv_jax.layers import BatchNorm, DynamicConv, DynamicConvBlock
 from dynconv_jax.models import DynamicNet
@@ -9,3 +16,32 @@ from dynconv_jax.routing import (
     load_balance_loss,
     set_temperature,
 )
+from dynconv_jax.weights import (
+    load_torch_state_dict,
+    load_weights,
+    save_weights,
+    to_torch_state_dict,
+)
+
+__all__ = [
+    "BatchNorm",
+    "DynamicConv",
+    "DynamicConvBlock",
+    "DynamicNet",
+    "Router",
+    "RouterSummary",
+    "RoutingCollapseWarning",
+    "Temperature",
+    "capture_attention",
+    "diagnose",
+    "dynamic_conv",
+    "load_balance_loss",
+    "load_torch_state_dict",
+    "load_weights",
+    "mix_kernels",
+    "per_sample_conv",
+    "save_weights",
+    "set_temperature",
+    "summarize",
+    "to_torch_state_dict",
+]

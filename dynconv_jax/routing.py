@@ -11,11 +11,14 @@ layer keeps float64.
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import lax
+from jax.core import Tracer
 from jax.typing import ArrayLike, DTypeLike
 
 from dynconv_jax.functional.geometry import positive_int
@@ -32,9 +35,12 @@ class Temperature(nnx.Variable):
 
 def check_temperature(temperature: ArrayLike) -> None:
     """Raises a ValueError unless `temperature` is positive and finite, or traced."""
-    if isinstance(temperature, jax.core.Tracer):
+    if isinstance(temperature, Tracer):
         return
-    if jnp.shape(temperature) != () or not 0 < float(temperature) < math.inf:
+    if (
+        jnp.shape(temperature) != ()
+        or not 0 < float(np.asarray(temperature)) < math.inf
+    ):
         raise ValueError(
             f"`temperature` (={temperature}) must be one positive finite number: the "
             "logits are divided by it"
@@ -141,7 +147,9 @@ class Router(nnx.Module):
         self.top_k = top_k
         self.dtype = dtype
         hidden_features = max(1, in_features // reduction)
-        options = dict(param_dtype=param_dtype, precision=precision, rngs=rngs)
+        options: dict[str, Any] = dict(
+            param_dtype=param_dtype, precision=precision, rngs=rngs
+        )
         self.fc1 = torch_linear(in_features, hidden_features, **options)
         self.fc2 = torch_linear(hidden_features, num_experts, **options)
         # Without dropout there is no random state to carry through every jit.
@@ -222,8 +230,8 @@ def load_balance_loss(attention: jax.Array) -> jax.Array:
     """Measures how unevenly a batch uses the experts.
 
     The squared coefficient of variation of each expert's total attention over the batch
-    (Shazeer et al., "Outrageously Large Neural Networks", ICLR 2017, section 4). It is 0
-    when all experts carry the same weight and K − 1 when one carries all of it.
+    (Shazeer et al., "Outrageously Large Neural Networks", ICLR 2017, section 4). It is
+    0 when all experts carry the same weight and K − 1 when one carries all of it.
 
     Args:
         attention: Shape (..., K).

@@ -9,6 +9,7 @@ never writes a kernel per sample.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -88,9 +89,9 @@ def _conv_by_experts(
         attention.shape[0], *(1,) * (geometry.rank + 1), experts, 1
     )
     # Slices multiplied and added fuse into one pass; an einsum would not.
-    mixed = sum(
-        weights[..., expert, :] * outputs[..., expert, :] for expert in range(experts)
-    )
+    mixed = weights[..., 0, :] * outputs[..., 0, :]
+    for expert in range(1, experts):
+        mixed += weights[..., expert, :] * outputs[..., expert, :]
     return mixed.reshape(*mixed.shape[:-2], geometry.out_features)
 
 
@@ -149,7 +150,7 @@ def dynamic_conv(
             f"`attention` (shape {attention.shape}) must be (batch, num_experts) = "
             f"{expected}"
         )
-    options = dict(
+    options: dict[str, Any] = dict(
         strides=strides,
         padding=padding,
         kernel_dilation=kernel_dilation,

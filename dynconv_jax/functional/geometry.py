@@ -63,9 +63,7 @@ def _normalise_kernel_size(kernel_size: object) -> tuple[int, ...]:
     return tuple(positive_int("kernel_size", entry) for entry in kernel_size)
 
 
-def _normalise_padding(
-    padding: object, rank: int
-) -> str | tuple[tuple[int, int], ...]:
+def _normalise_padding(padding: object, rank: int) -> str | tuple[tuple[int, int], ...]:
     refusal = (
         f"`padding` (={padding!r}) must be 'SAME', 'VALID', an int, or {rank} entries "
         "(one per spatial dimension), each an int or a (low, high) pair of ints"

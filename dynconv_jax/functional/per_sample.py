@@ -178,7 +178,7 @@ def conv_by_lax(
     precision: lax.PrecisionLike,
     preferred_element_type: DTypeLike | None,
 ) -> jax.Array:
-    """Convolves one sample (*S, C) with one kernel (*k, C/g, O) by XLA's convolution."""
+    """Convolves one sample (*S, C) with one kernel (*k, C/g, O), by XLA's own."""
     spatial = "DHW"[-geometry.rank :]
     return lax.conv_general_dilated(
         inputs[None],

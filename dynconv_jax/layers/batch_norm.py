@@ -1,5 +1,7 @@
 """Batch normalisation that keeps PyTorch's running statistics."""
 
+from typing import Any, TypeVar
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -10,8 +12,12 @@ from jax.typing import DTypeLike
 
 from dynconv_jax.routing import at_least_float32
 
+Arrays = TypeVar("Arrays", bound=tuple)
 
-def _promote_to_float32_at_least(arrays: tuple, /, *, dtype=None, inexact=True):
+
+def _promote_to_float32_at_least(
+    arrays: Arrays, /, *, dtype: Any = None, inexact: bool = True
+) -> Arrays:
     dtype = dtypes.canonicalize_dtype(*arrays, dtype=dtype, inexact=inexact)
     return dtypes.promote_dtype(arrays, dtype=at_least_float32(dtype), inexact=inexact)
 
@@ -20,10 +26,10 @@ class BatchNorm(nnx.BatchNorm):
     """`nnx.BatchNorm` with the running statistics of `torch.nn.BatchNorm2d`.
 
     It differs from its parent in what PyTorch does otherwise: the running variance is
-    the unbiased one (n / (n − 1) times the variance that normalises the batch), momentum
-    is 0.9 (PyTorch writes 1 − 0.9), the training batches are counted, and a batch of one
-    value per channel is refused. Statistics are computed in two passes, not as
-    E[x²] − E[x]², and in float32 at least, also when `dtype` is narrower.
+    the unbiased one (n / (n − 1) times the variance that normalises the batch),
+    momentum is 0.9 (PyTorch writes 1 − 0.9), the training batches are counted, and a
+    batch of one value per channel is refused. Statistics are computed in two passes,
+    not as E[x²] − E[x]², and in float32 at least, also when `dtype` is narrower.
 
     Ioffe & Szegedy, "Batch Normalization", ICML 2015, algorithm 1.
 
@@ -76,8 +82,8 @@ class BatchNorm(nnx.BatchNorm):
             **options,
         )
         stat_dtype = at_least_float32(param_dtype)
-        self.mean[...] = self.mean[...].astype(stat_dtype)
-        self.var[...] = self.var[...].astype(stat_dtype)
+        for statistic in (self.mean, self.var):  # the parent holds float32
+            statistic.set_value(statistic[...].astype(stat_dtype))
         self.num_batches_tracked = nnx.BatchStat(jnp.zeros((), jnp.int32))
 
     def __call__(

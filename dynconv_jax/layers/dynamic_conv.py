@@ -18,6 +18,9 @@ from dynconv_jax.functional.geometry import Geometry, PaddingLike, positive_int
 from dynconv_jax.functional.per_sample import check_implementation
 from dynconv_jax.routing import Router
 
+default_kernel_init = nnx.initializers.normal(0.02)
+default_bias_init = nnx.initializers.zeros_init()
+
 
 class DynamicConv(nnx.Module):
     """A convolution whose kernel is mixed, for every sample, from K experts.
@@ -62,8 +65,8 @@ class DynamicConv(nnx.Module):
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         precision: lax.PrecisionLike = None,
-        kernel_init: Initializer = nnx.initializers.normal(0.02),
-        bias_init: Initializer = nnx.initializers.zeros_init(),
+        kernel_init: Initializer = default_kernel_init,
+        bias_init: Initializer = default_bias_init,
         promote_dtype: PromoteDtypeFn = dtypes.promote_dtype,
         preferred_element_type: DTypeLike | None = None,
         kernel_metadata: Mapping[str, Any] = MappingProxyType({}),

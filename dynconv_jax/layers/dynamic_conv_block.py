@@ -1,6 +1,7 @@
 """The block that networks repeat: dynamic convolution, batch norm, ReLU."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +50,7 @@ class DynamicConvBlock(nnx.Module):
             rngs: Where the initial parameters come from.
             **options: The other options of `DynamicConv`.
         """
-        shared = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        shared: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.dyn = DynamicConv(
             in_features, out_features, kernel_size, strides, **options, **shared
         )

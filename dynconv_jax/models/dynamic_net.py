@@ -1,5 +1,7 @@
 """DynamicNet: the small reference network of dynamic convolutions."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -69,7 +71,7 @@ class DynamicNet(nnx.Module):
             TypeError: If a count is not an integer.
             ValueError: If a value is out of range.
         """
-        shared = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        shared: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
         def block(in_features: int, out_features: int) -> DynamicConvBlock:
             return DynamicConvBlock(

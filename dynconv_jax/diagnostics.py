@@ -1,0 +1,156 @@
+"""What the routers of a model do: mean attention, entropy, usage, collapse."""
+
+import dataclasses
+import warnings
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.scipy.special import entr
+
+from dynconv_jax.routing import iter_routers
+
+# A router that gives one expert more than this share of all attention has collapsed.
+COLLAPSE_SHARE = 0.95
+
+
+class RoutingCollapseWarning(UserWarning):
+    """One expert gets nearly all the attention; the layer is all but static."""
+
+
+class _Captured(nnx.Intermediate):
+    """Marks what `capture_attention` records."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RouterSummary:
+    """What one router did over a set of samples.
+
+    Attributes:
+        mean_attention: Shape (K,), the average weight of each expert; sums to 1.
+        win_share: Shape (K,), the share of samples in which each expert has the largest
+            weight; sums to 1.
+        entropy: The mean entropy of a sample's attention in nats, from 0 (one expert a
+            sample) to log K (all alike).
+        usage_entropy: The entropy of `mean_attention` in nats, from 0 (one expert for
+            all samples) to log K (all experts in use).
+        collapsed: Whether one of several experts has more than `COLLAPSE_SHARE` of all
+            attention.
+    """
+
+    mean_attention: np.ndarray
+    win_share: np.ndarray
+    entropy: float
+    usage_entropy: float
+    collapsed: bool
+
+
+def capture_attention(
+    model: nnx.Module, *args: Any, **kwargs: Any
+) -> tuple[Any, dict[str, jax.Array]]:
+    """Calls a model and returns its result beside the attention of its routers.
+
+    The model is called as it is set, in training or evaluation. Works inside `jax.jit`
+    and `jax.grad`.
+
+    Args:
+        model: A module that contains routers.
+        *args: Passed on to the model.
+        **kwargs: Passed on to the model.
+
+    Returns:
+        The model's result, and for each router that was called, by its path in the
+        model, its attention (B, K). A router called several times has its calls
+        concatenated along B.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from dynconv_jax import DynamicNet
+        >>> net = DynamicNet(rngs=nnx.Rngs(0))
+        >>> _, attention = capture_attention(net, jnp.ones((2, 9, 7, 3)))
+        >>> {path: a.shape for path, a in attention.items()}["stage1.dyn.router"]
+        (2, 4)
+    """
+    result, captured = nnx.capture(model, _Captured, method_outputs=_Captured)(
+        *args, **kwargs
+    )
+    calls = dict(nnx.to_flat_state(captured))
+    attention = {}
+    for path, _ in iter_routers(model):
+        key = (*_parts(path), "__call__")
+        if key in calls:
+            attention[path] = jax.numpy.concatenate(calls[key].get_value())
+    return result, attention
+
+
+def _parts(path: str) -> tuple[str | int, ...]:
+    parts = path.split(".") if path else []
+    return tuple(int(part) if part.isdecimal() else part for part in parts)
+
+
+def summarize(attention: jax.Array | np.ndarray) -> RouterSummary:
+    """Summarises the attention (N, K) of one router over N samples.
+
+    Example:
+        >>> summarize(np.array([[0.9, 0.1], [0.2, 0.8]])).win_share.tolist()
+        [0.5, 0.5]
+    """
+    attention = np.asarray(attention)
+    num_experts = attention.shape[-1]
+    mean_attention = attention.mean(axis=0)
+    wins = np.bincount(attention.argmax(axis=-1), minlength=num_experts)
+    return RouterSummary(
+        mean_attention=mean_attention,
+        win_share=wins / len(attention),
+        entropy=float(entr(attention).sum(axis=-1).mean()),
+        usage_entropy=float(entr(mean_attention).sum()),
+        collapsed=num_experts > 1 and bool(mean_attention.max() > COLLAPSE_SHARE),
+    )
+
+
+def diagnose(model: nnx.Module, *args: Any, **kwargs: Any) -> dict[str, RouterSummary]:
+    """Runs a model in evaluation and summarises each of its routers.
+
+    Args:
+        model: A module that contains routers; it is left as it was.
+        *args: Passed on to the model.
+        **kwargs: Passed on to the model.
+
+    Returns:
+        A summary by the path of the router.
+
+    Raises:
+        ValueError: If no router was called.
+
+    Warns:
+        RoutingCollapseWarning: For each router that has collapsed onto one expert.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from dynconv_jax import DynamicNet
+        >>> summaries = diagnose(DynamicNet(rngs=nnx.Rngs(0)), jnp.ones((2, 9, 7, 3)))
+        >>> summaries["stage3.dyn.router"].mean_attention.shape
+        (4,)
+    """
+    evaluated = nnx.view(
+        model, deterministic=True, use_running_average=True, raise_if_not_found=False
+    )
+    _, attention = capture_attention(evaluated, *args, **kwargs)
+    if not attention:
+        raise ValueError(
+            f"`model` (a {type(model).__name__}) called no router; "
+            "`capture_attention` sees routers that are called with the model"
+        )
+    summaries = {path: summarize(weights) for path, weights in attention.items()}
+    for path, summary in summaries.items():
+        if summary.collapsed:
+            expert = int(summary.mean_attention.argmax())
+            warnings.warn(
+                f"router {path!r} gives expert {expert} "
+                f"{summary.mean_attention[expert]:.0%} of all attention; raise the "
+                "temperature early in training, or add `load_balance_loss`",
+                RoutingCollapseWarning,
+                stacklevel=2,
+            )
+    return summaries

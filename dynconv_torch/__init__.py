@@ -1,0 +1,25 @@
+"""Dynamic convolution for PyTorch: the reference twin of the JAX library."""
+
+from dynconv_torch.functional import dynamic_conv, mix_kernels, per_sample_conv
+from dynconv_torch.layers import (
+    DynamicConv1d,
+    DynamicConv2d,
+    DynamicConv3d,
+    DynamicConvBlock,
+)
+from dynconv_torch.models import DynamicNet
+from dynconv_torch.routing import Router, load_balance_loss, set_temperature
+
+__all__ = [
+    "DynamicConv1d",
+    "DynamicConv2d",
+    "DynamicConv3d",
+    "DynamicConvBlock",
+    "DynamicNet",
+    "Router",
+    "dynamic_conv",
+    "load_balance_loss",
+    "mix_kernels",
+    "per_sample_conv",
+    "set_temperature",
+]

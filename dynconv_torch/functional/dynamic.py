@@ -1,0 +1,133 @@
+"""The dynamic convolution: experts mixed per sample, then applied to that sample.
+
+    W(x_i) = Σ_k a_ik W_k        b(x_i) = Σ_k a_ik b_k        y_i = conv(x_i, W(x_i))
+
+Convolution is linear in its kernel, so the mixture may be taken before the convolution
+(one kernel per sample, see `per_sample.py`) or after it (`"experts"`: one dense
+convolution to K·O outputs, then their weighted sum). The second does K times the
+arithmetic but never writes a kernel per sample.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dynconv_torch.functional.geometry import Geometry, PaddingLike
+from dynconv_torch.functional.per_sample import (
+    add_bias,
+    check_implementation,
+    check_operands,
+    conv,
+    per_sample_conv,
+)
+
+
+def mix_kernels(attention: Tensor, weight: Tensor) -> Tensor:
+    """Mixes K stacked experts into one tensor per sample, Σ_k a_ik W_k.
+
+    Args:
+        attention: Shape (B, K). It is cast to the dtype of `weight`.
+        weight: Shape (K, ...): kernels, or biases.
+
+    Returns:
+        Shape (B, ...), in the dtype of `weight`.
+
+    Raises:
+        ValueError: If the two do not agree on K.
+
+    Example:
+        >>> mix_kernels(torch.full((2, 4), 0.25), torch.ones(4, 16, 8, 3, 3)).shape
+        torch.Size([2, 16, 8, 3, 3])
+    """
+    if attention.ndim != 2 or attention.shape[1] != weight.shape[0]:
+        raise ValueError(
+            f"`attention` (shape {tuple(attention.shape)}) must be (batch, "
+            f"num_experts) with the {weight.shape[0]} experts of `weight` (shape "
+            f"{tuple(weight.shape)})"
+        )
+    mixed = attention.to(weight.dtype) @ weight.flatten(1)
+    return mixed.unflatten(1, weight.shape[1:])
+
+
+def _conv_by_experts(
+    input: Tensor, attention: Tensor, weight: Tensor, geometry: Geometry
+) -> Tensor:
+    """Applies all experts (K, O, C/g, *k) to all samples, then sums by attention."""
+    groups, experts = geometry.groups, weight.shape[0]
+    # (K, g, O/g, C/g, *k) -> (g, K, O/g, C/g, *k): a group's outputs stay together.
+    stacked = weight.unflatten(1, (groups, -1)).transpose(0, 1).flatten(0, 2)
+    output = conv(input, stacked, geometry, groups)
+    output = output.unflatten(1, (groups, experts, -1))
+    mixed = torch.einsum("bk,bgk...->bg...", attention.to(output.dtype), output)
+    return mixed.flatten(1, 2)
+
+
+def dynamic_conv(
+    input: Tensor,
+    attention: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: PaddingLike = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    implementation: str = "auto",
+) -> Tensor:
+    """Convolves every sample with its own mixture of K experts.
+
+    Args:
+        input: Shape (B, C, *S), with 1, 2 or 3 spatial dimensions.
+        attention: Shape (B, K), the weight of each expert for each sample. The rows
+            need not sum to 1.
+        weight: Shape (K, O, C/g, *k), of the dtype of `input`.
+        bias: Shape (K, O), or None.
+        stride: An int, or one per spatial dimension.
+        padding: `"same"` (with a stride of 1), `"valid"`, an int, or one int or
+            (low, high) pair per spatial dimension.
+        dilation: An int, or one per spatial dimension.
+        groups: g; it must divide C and O.
+        implementation: `"auto"`, `"loop"`, `"grouped"` or `"experts"`. All compute the
+            same.
+
+    Returns:
+        Shape (B, O, *S_out).
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If shapes do not fit, the kernel spans more than the padded input,
+            or the implementation is unknown.
+
+    Example:
+        >>> attention = torch.tensor([[0.7, 0.3], [0.1, 0.9]])
+        >>> experts = torch.ones(2, 8, 4, 3)
+        >>> dynamic_conv(torch.ones(2, 4, 10), attention, experts, padding=1).shape
+        torch.Size([2, 8, 10])
+    """
+    check_implementation(implementation)
+    expected = (input.shape[0], weight.shape[0])
+    if attention.shape != expected:
+        raise ValueError(
+            f"`attention` (shape {tuple(attention.shape)}) must be (batch, "
+            f"num_experts) = {expected}"
+        )
+    options: dict[str, Any] = dict(
+        stride=stride, padding=padding, dilation=dilation, groups=groups
+    )
+    geometry = check_operands(
+        input, weight, bias, stack="num_experts", stack_size=weight.shape[0], **options
+    )
+    if bias is not None:
+        bias = mix_kernels(attention, bias)
+    if implementation == "experts":
+        output = _conv_by_experts(input, attention, weight, geometry)
+        return add_bias(output, bias)
+    return per_sample_conv(
+        input,
+        mix_kernels(attention, weight),
+        bias,
+        implementation=implementation,
+        **options,
+    )

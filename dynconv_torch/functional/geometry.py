@@ -1,0 +1,199 @@
+"""The geometry of a convolution: normalised and refused here, once, for everyone."""
+
+import dataclasses
+import operator
+from collections.abc import Sequence
+
+PaddingLike = str | int | Sequence[int | tuple[int, int]]
+
+
+def positive_int(name: str, value: object) -> int:
+    """Returns `value` as an int of at least 1.
+
+    Args:
+        name: What the caller calls the value; it opens the error message.
+        value: Anything that is an integer by `operator.index`, except a bool.
+
+    Raises:
+        TypeError: If `value` is not an integer.
+        ValueError: If `value` is below 1.
+    """
+    number = _integer(name, value)
+    if number < 1:
+        raise ValueError(f"`{name}` (={number}) must be at least 1")
+    return number
+
+
+def _integer(name: str, value: object) -> int:
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)  # pyright: ignore[reportArgumentType]
+    except TypeError:
+        raise TypeError(f"`{name}` (={value!r}) must be an integer") from None
+
+
+def _per_dimension(name: str, value: object, rank: int) -> tuple[int, ...]:
+    """One positive int per spatial dimension; a single int counts for all of them."""
+    if not isinstance(value, Sequence):
+        return (positive_int(name, value),) * rank
+    if len(value) != rank:
+        raise ValueError(
+            f"`{name}` (={value!r}) has {len(value)} entries for {rank} spatial "
+            f"dimension(s); give an int, or {rank} of them"
+        )
+    return tuple(positive_int(name, entry) for entry in value)
+
+
+def _normalise_padding(
+    padding: object, extent: tuple[int, ...], stride: tuple[int, ...]
+) -> tuple[tuple[int, int], ...]:
+    rank = len(extent)
+    refusal = (
+        f"`padding` (={padding!r}) must be 'same', 'valid', an int, or {rank} entries "
+        "(one per spatial dimension), each an int or a (low, high) pair of ints"
+    )
+    if isinstance(padding, str):
+        if padding.lower() == "valid":
+            return ((0, 0),) * rank
+        if padding.lower() != "same":
+            raise ValueError(
+                f"{refusal}; for any other boundary, pad the input with "
+                "`torch.nn.functional.pad` and use 'valid'"
+            )
+        if any(step != 1 for step in stride):
+            raise ValueError(
+                f"`padding` (={padding!r}) is defined for a stride of 1 only, not for "
+                f"`stride` (={stride}), as in torch.nn.Conv2d; give the padding as ints"
+            )
+        return tuple(((span - 1) // 2, span // 2) for span in extent)
+    if not isinstance(padding, Sequence):
+        pad = _integer("padding", padding)
+        return ((pad, pad),) * rank
+    if len(padding) != rank:
+        raise ValueError(refusal)
+    pairs = []
+    for entry in padding:
+        pair = tuple(entry) if isinstance(entry, Sequence) else (entry, entry)
+        if len(pair) != 2:
+            raise ValueError(refusal)
+        pairs.append((_integer("padding", pair[0]), _integer("padding", pair[1])))
+    return tuple(pairs)
+
+
+def _extent(kernel_size: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(
+        (size - 1) * step + 1 for size, step in zip(kernel_size, dilation, strict=True)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """Everything static about a convolution, one entry per spatial dimension.
+
+    Attributes:
+        in_channels: C, the number of input channels.
+        out_channels: O, the number of output channels.
+        kernel_size: The spatial extent of the kernel; its length is the rank.
+        stride: The step between windows.
+        padding: (low, high) pairs. A negative entry crops, as in
+            `torch.nn.functional.pad`.
+        dilation: The step between the taps of a window.
+        groups: g, the number of channel groups.
+    """
+
+    in_channels: int
+    out_channels: int
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    @classmethod
+    def create(
+        cls,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        *,
+        rank: int,
+        stride: int | Sequence[int] = 1,
+        padding: PaddingLike = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+    ) -> "Geometry":
+        """Normalises the arguments of a convolution, or says what is wrong with them.
+
+        Raises:
+            TypeError: If an argument is of the wrong kind.
+            ValueError: If a value is out of range, has the wrong number of entries, or
+                does not divide.
+
+        Example:
+            >>> Geometry.create(3, 8, 3, rank=2, padding=(1, (0, 2))).padding
+            ((1, 1), (0, 2))
+        """
+        group_count = positive_int("groups", groups)
+        for name, channels in (
+            ("in_channels", in_channels),
+            ("out_channels", out_channels),
+        ):
+            if positive_int(name, channels) % group_count:
+                raise ValueError(
+                    f"`{name}` (={channels}) must be divisible by `groups` "
+                    f"(={group_count})"
+                )
+        size = _per_dimension("kernel_size", kernel_size, rank)
+        steps = _per_dimension("stride", stride, rank)
+        spacing = _per_dimension("dilation", dilation, rank)
+        return cls(
+            in_channels=operator.index(in_channels),
+            out_channels=operator.index(out_channels),
+            kernel_size=size,
+            stride=steps,
+            padding=_normalise_padding(padding, _extent(size, spacing), steps),
+            dilation=spacing,
+            groups=group_count,
+        )
+
+    @property
+    def rank(self) -> int:
+        """The number of spatial dimensions."""
+        return len(self.kernel_size)
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """The shape (O, C/g, *kernel_size) of one kernel."""
+        return (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
+
+    @property
+    def extent(self) -> tuple[int, ...]:
+        """The span of a window on the input, dilation included."""
+        return _extent(self.kernel_size, self.dilation)
+
+    def output_size(self, spatial: Sequence[int]) -> tuple[int, ...]:
+        """Returns the spatial size of the output for an input of size `spatial`.
+
+        Raises:
+            ValueError: If a dimension is empty, or its padded size is smaller than the
+                window.
+        """
+        if any(size == 0 for size in spatial):
+            raise ValueError(
+                f"`input` has an empty spatial dimension: {tuple(spatial)}"
+            )
+        sizes = []
+        for size, (low, high), extent, step in zip(
+            spatial, self.padding, self.extent, self.stride, strict=True
+        ):
+            padded = size + low + high
+            if padded < extent:
+                raise ValueError(
+                    f"`kernel_size` (={self.kernel_size}) with `dilation` "
+                    f"(={self.dilation}) spans {self.extent}, more than the input of "
+                    f"size {tuple(spatial)} with `padding` (={self.padding}); pad more "
+                    "or use a smaller kernel"
+                )
+            sizes.append((padded - extent) // step + 1)
+        return tuple(sizes)

@@ -1,0 +1,219 @@
+"""The per-sample convolution: every sample of a batch with a kernel of its own.
+
+    y_i = conv(x_i, W_i) + b_i
+
+Two equivalent forms. `"loop"` convolves the samples one after the other, which is how
+one would write it down. `"grouped"` folds the batch into the channels and convolves
+once, with B·g groups, so that each sample meets its own kernel only; it starts one
+convolution where the loop starts B, and so it is the form behind `"auto"`.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dynconv_torch.functional.geometry import Geometry, PaddingLike
+
+IMPLEMENTATIONS = ("auto", "loop", "grouped", "experts")
+
+
+def check_implementation(implementation: str) -> None:
+    """Raises a ValueError unless `implementation` is one of `IMPLEMENTATIONS`."""
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"`implementation` (={implementation!r}) must be one of "
+            f"{', '.join(map(repr, IMPLEMENTATIONS))}"
+        )
+
+
+def is_autocast(device: torch.device) -> bool:
+    """Returns whether autocast is on for `device`; some devices do not know it."""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(
+        device.type
+    )
+
+
+def check_operands(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    stack: str,
+    stack_size: int,
+    **options,
+) -> Geometry:
+    """Checks stacked kernels against an input and returns their common geometry.
+
+    Args:
+        input: Shape (B, C, *S).
+        weight: Shape (stack_size, O, C/g, *k).
+        bias: Shape (stack_size, O), or None.
+        stack: What the leading axis of the weight is, for the messages.
+        stack_size: The size that axis must have.
+        **options: `stride`, `padding`, `dilation`, `groups`.
+
+    Raises:
+        ValueError: If shapes or dtypes do not fit one another.
+    """
+    rank = input.ndim - 2
+    if not 1 <= rank <= 3:
+        raise ValueError(
+            f"`input` (shape {tuple(input.shape)}) must be (batch, channels, *spatial) "
+            "with 1, 2 or 3 spatial dimensions"
+        )
+    if weight.ndim != rank + 3:
+        raise ValueError(
+            f"`weight` (shape {tuple(weight.shape)}) must be ({stack}, out_channels, "
+            f"in_channels / groups, *kernel_size): {rank + 3} dimensions for `input` "
+            f"of shape {tuple(input.shape)}"
+        )
+    geometry = Geometry.create(
+        input.shape[1], weight.shape[1], weight.shape[3:], rank=rank, **options
+    )
+    expected = (stack_size, *geometry.weight_shape)
+    if weight.shape != expected:
+        raise ValueError(
+            f"`weight` (shape {tuple(weight.shape)}) must have the shape {expected}, "
+            f"that is ({stack}, out_channels, in_channels / groups, *kernel_size), for "
+            f"`input` of shape {tuple(input.shape)} and `groups` (={geometry.groups})"
+        )
+    if bias is not None and bias.shape != (stack_size, geometry.out_channels):
+        raise ValueError(
+            f"`bias` (shape {tuple(bias.shape)}) must be ({stack}, out_channels) = "
+            f"{(stack_size, geometry.out_channels)}"
+        )
+    if input.dtype != weight.dtype and not is_autocast(input.device):
+        raise ValueError(
+            f"`input` ({input.dtype}) and `weight` ({weight.dtype}) must have the same "
+            "dtype; cast one to the other"
+        )
+    geometry.output_size(input.shape[2:])
+    return geometry
+
+
+def _pad(input: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
+    """Pads the spatial dimensions, then crops where an entry is negative."""
+    flat = [pad for pair in reversed(pairs) for pad in pair]  # the last dimension first
+    # In this order a crop may take more than the input had, all but one padded zero.
+    input = F.pad(input, [max(pad, 0) for pad in flat])
+    if min(flat) < 0:
+        input = F.pad(input, [min(pad, 0) for pad in flat])
+    return input
+
+
+def conv(input: Tensor, weight: Tensor, geometry: Geometry, groups: int) -> Tensor:
+    """Convolves with one kernel, by the convolution of PyTorch for the rank.
+
+    Args:
+        input: Shape (B, C', *S).
+        weight: Shape (O', C'/groups, *k).
+        geometry: Where the stride, padding and dilation come from; C' and O' may be
+            multiples of its channels.
+        groups: The number of channel groups of this convolution.
+
+    Returns:
+        Shape (B, O', *S_out).
+    """
+    padding = tuple(low for low, _ in geometry.padding)
+    if any(not 0 <= low == high for low, high in geometry.padding):
+        input, padding = _pad(input, geometry.padding), (0,) * geometry.rank
+    # By name, at the time of the call: whoever replaces F.conv2d is heard.
+    function = getattr(F, f"conv{geometry.rank}d")
+    return function(
+        input, weight, None, geometry.stride, padding, geometry.dilation, groups
+    )
+
+
+def conv_by_loop(input: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    """Convolves samples (B, C, *S) with kernels (B, O, C/g, *k), one by one."""
+    return torch.cat(
+        [
+            conv(sample[None], own_weight, geometry, geometry.groups)
+            for sample, own_weight in zip(input, weight, strict=True)
+        ]
+    )
+
+
+def conv_by_groups(input: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    """Convolves samples (B, C, *S) with kernels (B, O, C/g, *k), all at once."""
+    batch, _, *spatial = input.shape
+    folded = input.reshape(1, batch * geometry.in_channels, *spatial)
+    output = conv(folded, weight.flatten(0, 1), geometry, batch * geometry.groups)
+    return output.reshape(batch, geometry.out_channels, *output.shape[2:])
+
+
+def add_bias(output: Tensor, bias: Tensor | None) -> Tensor:
+    """Adds a bias (B, O) to an output (B, O, *S)."""
+    if bias is None:
+        return output
+    spatial = (1,) * (output.ndim - 2)
+    return output + bias.to(output.dtype).reshape(*bias.shape, *spatial)
+
+
+def per_sample_conv(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: PaddingLike = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    implementation: str = "auto",
+) -> Tensor:
+    """Convolves every sample with its own kernel.
+
+    Args:
+        input: Shape (B, C, *S), with 1, 2 or 3 spatial dimensions.
+        weight: Shape (B, O, C/g, *k), of the same dtype.
+        bias: Shape (B, O), or None.
+        stride: An int, or one per spatial dimension.
+        padding: `"same"` (with a stride of 1), `"valid"`, an int, or one int or
+            (low, high) pair per spatial dimension.
+        dilation: An int, or one per spatial dimension.
+        groups: g; it must divide C and O.
+        implementation: `"auto"`, `"loop"` or `"grouped"`; the module's docstring says
+            how they differ. All compute the same.
+
+    Returns:
+        Shape (B, O, *S_out).
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If shapes do not fit, the kernel spans more than the padded input,
+            or the implementation is unknown or is `"experts"`, which needs the
+            attention (see `dynamic_conv`).
+
+    Example:
+        >>> images = torch.ones(2, 4, 9, 7)
+        >>> kernels = torch.ones(2, 8, 4, 3, 3)
+        >>> per_sample_conv(images, kernels, stride=2, padding=1).shape
+        torch.Size([2, 8, 5, 4])
+    """
+    check_implementation(implementation)
+    if implementation == "experts":
+        raise ValueError(
+            "`implementation` (='experts') sums the outputs of all experts and so "
+            "needs their attention; call `dynamic_conv`, or use 'loop' or 'grouped'"
+        )
+    geometry = check_operands(
+        input,
+        weight,
+        bias,
+        stack="batch",
+        stack_size=input.shape[0],
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+    )
+    if input.shape[0] == 0:
+        # No sample, no kernel: any serves, and the empty sum has their gradient.
+        output = conv(input, weight.sum(0), geometry, geometry.groups)
+    elif implementation == "loop":
+        output = conv_by_loop(input, weight, geometry)
+    else:
+        output = conv_by_groups(input, weight, geometry)
+    return add_bias(output, bias)

@@ -1,0 +1,10 @@
+"""Layers: thin modules over `functional` and `routing`, one family a file."""
+
+from dynconv_torch.layers.dynamic_conv import (
+    DynamicConv1d,
+    DynamicConv2d,
+    DynamicConv3d,
+)
+from dynconv_torch.layers.dynamic_conv_block import DynamicConvBlock
+
+__all__ = ["DynamicConv1d", "DynamicConv2d", "DynamicConv3d", "DynamicConvBlock"]

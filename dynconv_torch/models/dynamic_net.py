@@ -1,0 +1,128 @@
+"""DynamicNet: the small reference network of dynamic convolutions."""
+
+import torch
+from torch import Tensor, nn
+
+from dynconv_torch.functional.geometry import positive_int
+from dynconv_torch.layers.dynamic_conv_block import DynamicConvBlock
+from dynconv_torch.routing import at_least_float32
+
+
+class DynamicNet(nn.Module):
+    """A static stem, three strided dynamic blocks, a pooled linear head.
+
+    The stem is a 3×3 convolution to 32 channels, batch norm and ReLU; the blocks are
+    3×3, stride 2, with 64, 128 and 256 channels. Padding is 1 throughout.
+
+    Attributes:
+        stem: The convolution, batch norm and ReLU.
+        stage1: The first `DynamicConvBlock`; `stage2` and `stage3` follow.
+        fc: The linear head.
+
+    Example:
+        >>> net = DynamicNet()
+        >>> logits = net(torch.ones(2, 3, 64, 64), verbose=True)
+        input: (2, 3, 64, 64)
+        stem: (2, 32, 64, 64)
+        s1: (2, 64, 32, 32)
+        s2: (2, 128, 16, 16)
+        s3: (2, 256, 8, 8)
+        out: (2, 10)
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        num_classes: int = 10,
+        num_experts: int = 4,
+        temperature: float = 1.0,
+        *,
+        reduction: int = 4,
+        top_k: int | None = None,
+        router_dropout: float = 0.0,
+        implementation: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        """Builds the network.
+
+        Args:
+            in_channels: The number of input channels.
+            num_classes: The number of logits.
+            num_experts: K of every dynamic convolution.
+            temperature: The initial temperature of every router.
+            reduction: Of every router, see `Router`.
+            top_k: Of every router, see `Router`.
+            router_dropout: The dropout rate of every router.
+            implementation: Of every dynamic convolution, see `DynamicConv2d`.
+            device: Where the parameters are.
+            dtype: The dtype of the parameters.
+
+        Raises:
+            TypeError: If a count is not an integer.
+            ValueError: If a value is out of range.
+        """
+        super().__init__()
+        self.in_channels = positive_int("in_channels", in_channels)
+        positive_int("num_classes", num_classes)
+
+        def block(in_channels: int, out_channels: int) -> DynamicConvBlock:
+            return DynamicConvBlock(
+                in_channels,
+                out_channels,
+                3,
+                stride=2,
+                padding=1,
+                num_experts=num_experts,
+                temperature=temperature,
+                reduction=reduction,
+                top_k=top_k,
+                router_dropout=router_dropout,
+                implementation=implementation,
+                device=device,
+                dtype=dtype,
+            )
+
+        self.stem = nn.Sequential(
+            nn.Conv2d(
+                in_channels, 32, 3, padding=1, bias=False, device=device, dtype=dtype
+            ),
+            nn.BatchNorm2d(32, device=device, dtype=dtype),
+            nn.ReLU(),
+        )
+        self.stage1 = block(32, 64)
+        self.stage2 = block(64, 128)
+        self.stage3 = block(128, 256)
+        self.fc = nn.Linear(256, num_classes, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor, *, verbose: bool = False) -> Tensor:
+        """Classifies images.
+
+        Args:
+            x: Shape (B, in_channels, H, W).
+            verbose: Print the shape after every stage.
+
+        Returns:
+            Logits, shape (B, num_classes).
+
+        Raises:
+            ValueError: If the input does not fit the network.
+        """
+        if x.ndim != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(
+                f"`x` (shape {tuple(x.shape)}) must be (batch, in_channels, height, "
+                f"width) with `in_channels` (={self.in_channels})"
+            )
+
+        def show(name: str, x: Tensor) -> Tensor:
+            if verbose:
+                print(f"{name}: {tuple(x.shape)}")
+            return x
+
+        x = show("input", x)
+        x = show("stem", self.stem(x))
+        x = show("s1", self.stage1(x))
+        x = show("s2", self.stage2(x))
+        x = show("s3", self.stage3(x))
+        pooled = x.mean((2, 3), dtype=at_least_float32(x.dtype))
+        return show("out", self.fc(pooled.to(x.dtype)))

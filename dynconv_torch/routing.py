@@ -1,0 +1,283 @@
+"""Routers: from an input to the attention over the experts.
+
+    v = mean over *S of x            (B, C)
+    h = relu(v · fc1 + b1)           (B, H)    H = max(1, C // reduction)
+    z = h · fc2 + b2                 (B, K)
+    a = softmax(z / T)               (B, K)    rows sum to 1
+
+All of it is computed in float32 at least, also under autocast: a bfloat16 layer raises
+its inputs, a float64 layer keeps float64.
+"""
+
+import contextlib
+import functools
+import math
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dynconv_torch.functional.geometry import positive_int
+from dynconv_torch.functional.per_sample import is_autocast
+
+
+def check_temperature(temperature: float | Tensor) -> None:
+    """Raises a ValueError unless `temperature` is one positive finite number."""
+    is_scalar = tuple(getattr(temperature, "shape", ())) == ()
+    if not is_scalar or not 0 < float(temperature) < math.inf:
+        raise ValueError(
+            f"`temperature` (={temperature}) must be one positive finite number: the "
+            "logits are divided by it"
+        )
+
+
+def at_least_float32(*dtypes: torch.dtype) -> torch.dtype:
+    """Returns the common dtype of `dtypes`, raised to float32 where it is narrower."""
+    return functools.reduce(torch.promote_types, dtypes, torch.float32)
+
+
+def attend(
+    logits: Tensor, temperature: float | Tensor = 1.0, top_k: int | None = None
+) -> Tensor:
+    """Turns logits into attention: softmax(logits / temperature) over the k largest.
+
+    Args:
+        logits: Shape (..., K).
+        temperature: A positive scalar; large values even the attention out.
+        top_k: How many experts to keep. The others get exactly 0 and no gradient, and
+            those kept sum to 1; among equal logits the first ones are kept. None keeps
+            all.
+
+    Returns:
+        Shape (..., K); rows sum to 1.
+
+    Example:
+        >>> attend(torch.tensor([[0.0, 0.0, -1.0]]), top_k=2).tolist()
+        [[0.5, 0.5, 0.0]]
+    """
+    scaled = logits / torch.as_tensor(
+        temperature, dtype=logits.dtype, device=logits.device
+    )
+    if top_k is None or top_k == logits.shape[-1]:
+        return torch.softmax(scaled, dim=-1)
+    # torch.topk leaves open which of equal logits it keeps.
+    ranked = torch.sort(logits, dim=-1, descending=True, stable=True).indices
+    is_dropped = torch.ones_like(logits, dtype=torch.bool)
+    is_dropped = is_dropped.scatter(-1, ranked[..., :top_k], False)
+    return torch.softmax(scaled.masked_fill(is_dropped, -math.inf), dim=-1)
+
+
+def _temperature_dtype(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64  # MPS has no other
+
+
+class Router(nn.Module):
+    """The router of a dynamic convolution.
+
+    Chen et al., "Dynamic Convolution: Attention over Convolution Kernels", CVPR 2020,
+    section 3.2; the linear layers have biases.
+
+    The temperature is a float64 buffer whatever the dtype of the parameters, and casts
+    of the module leave it so: rounding it would change the function. A state dict
+    without it loads, and keeps the value set.
+
+    Attributes:
+        fc1: The linear layer C → H.
+        fc2: The linear layer H → K.
+        temperature: T, a scalar buffer; write it with `set_temperature`.
+
+    Example:
+        >>> router = Router(16, num_experts=4, top_k=2)
+        >>> attention = router(torch.ones(2, 16, 9, 7))
+        >>> attention.shape, int((attention > 0).sum())
+        (torch.Size([2, 4]), 4)
+    """
+
+    temperature: Tensor
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_experts: int = 4,
+        *,
+        reduction: int = 4,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        dropout: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        """Builds the router.
+
+        Args:
+            in_channels: C, the number of channels of the input.
+            num_experts: K, the number of experts to weigh.
+            reduction: The hidden layer has H = max(1, C // reduction) units.
+            temperature: The initial T.
+            top_k: Keep this many of the largest logits of each sample; None keeps all.
+            dropout: The share of hidden units dropped in training.
+            device: Where the parameters are.
+            dtype: The dtype of the parameters.
+
+        Raises:
+            TypeError: If a count is not an integer.
+            ValueError: If a value is out of range.
+        """
+        super().__init__()
+        self.in_channels = positive_int("in_channels", in_channels)
+        self.num_experts = positive_int("num_experts", num_experts)
+        self.reduction = positive_int("reduction", reduction)
+        check_temperature(temperature)
+        if top_k is not None and positive_int("top_k", top_k) > num_experts:
+            raise ValueError(
+                f"`top_k` (={top_k}) must not exceed `num_experts` (={num_experts})"
+            )
+        if not 0 <= dropout < 1:
+            raise ValueError(f"`dropout` (={dropout}) must be in [0, 1)")
+        self.top_k = top_k
+        hidden_channels = max(1, in_channels // reduction)
+        self.fc1 = nn.Linear(in_channels, hidden_channels, device=device, dtype=dtype)
+        self.fc2 = nn.Linear(hidden_channels, num_experts, device=device, dtype=dtype)
+        self.dropout = nn.Dropout(dropout)
+        where = self.fc1.weight.device
+        self.register_buffer(
+            "temperature",
+            torch.tensor(
+                float(temperature), dtype=_temperature_dtype(where), device=where
+            ),
+        )
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Returns the logits z (B, K) of `x` (B, C, *S), before the temperature."""
+        if x.ndim < 2 or x.shape[1] != self.in_channels:
+            raise ValueError(
+                f"`x` (shape {tuple(x.shape)}) must be (batch, in_channels, *spatial) "
+                f"with `in_channels` (={self.in_channels})"
+            )
+        dtype = at_least_float32(x.dtype, self.fc1.weight.dtype)
+
+        def linear(layer: nn.Linear, features: Tensor) -> Tensor:
+            return F.linear(features, layer.weight.to(dtype), layer.bias.to(dtype))
+
+        if is_autocast(x.device):
+            wide = torch.autocast(x.device.type, enabled=False)
+        else:
+            wide = contextlib.nullcontext()
+        with wide:
+            spatial = tuple(range(2, x.ndim))
+            pooled = x.mean(spatial, dtype=dtype) if spatial else x.to(dtype)
+            hidden = self.dropout(F.relu(linear(self.fc1, pooled)))
+            return linear(self.fc2, hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns the attention over the experts.
+
+        Args:
+            x: Shape (B, C, *S).
+
+        Returns:
+            Shape (B, K); rows sum to 1.
+
+        Raises:
+            ValueError: If the input does not have `in_channels` channels.
+        """
+        return attend(self.logits(x), self.temperature, self.top_k)
+
+    def extra_repr(self) -> str:
+        """Returns the arguments of the router, for its `repr`."""
+        return (
+            f"{self.in_channels}, num_experts={self.num_experts}, "
+            f"reduction={self.reduction}, top_k={self.top_k}"
+        )
+
+    def _apply(self, fn, recurse=True):
+        """Casts and moves the module, but only moves the temperature."""
+        if "temperature" not in self._buffers:
+            return super()._apply(fn, recurse)
+        kept = self.temperature
+        del self._buffers["temperature"]
+        try:
+            super()._apply(fn, recurse)
+        finally:
+            self._buffers["temperature"] = kept
+        device = fn(torch.zeros((), dtype=torch.float32, device=kept.device)).device
+        dtype = _temperature_dtype(device)
+        if kept.is_meta:  # it has no value that could move
+            self.temperature = torch.empty((), dtype=dtype, device=device)
+        else:
+            self.temperature = kept.to(device, dtype)
+        return self
+
+    def _load_from_state_dict(
+        self, state_dict, prefix, local_metadata, strict, missing_keys, *reports
+    ):
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, *reports
+        )
+        key = f"{prefix}temperature"
+        if key in missing_keys:
+            missing_keys.remove(key)
+
+
+def iter_routers(module: nn.Module) -> Iterator[tuple[str, Router]]:
+    """Yields the path and the router for every router in `module`, each once.
+
+    A layer with a router of its own is that router; one with a router given is not.
+
+    Example:
+        >>> from dynconv_torch import DynamicConv2d
+        >>> net = torch.nn.Sequential(DynamicConv2d(3, 8, 3))
+        >>> [path for path, _ in iter_routers(net)]
+        ['0']
+    """
+    for path, part in module.named_modules():
+        if isinstance(part, Router) and hasattr(part, "temperature"):
+            yield path, part
+
+
+def set_temperature(module: nn.Module, value: float | Tensor) -> None:
+    """Sets the temperature of every router in `module`, in place.
+
+    Args:
+        module: A router, a layer or a whole model.
+        value: The new temperature, a positive scalar.
+
+    Raises:
+        ValueError: If the value is not positive and finite, or `module` has no router.
+
+    Example:
+        >>> from dynconv_torch import DynamicConv2d
+        >>> layer = DynamicConv2d(3, 8, 3)
+        >>> set_temperature(layer, 30.0)
+        >>> float(layer.temperature)
+        30.0
+    """
+    check_temperature(value)
+    routers = [router for _, router in iter_routers(module)]
+    if not routers:
+        raise ValueError(f"`module` (a {type(module).__name__}) contains no router")
+    with torch.no_grad():
+        for router in routers:
+            router.temperature.fill_(value)
+
+
+def load_balance_loss(attention: Tensor) -> Tensor:
+    """Measures how unevenly a batch uses the experts.
+
+    The squared coefficient of variation of each expert's total attention over the batch
+    (Shazeer et al., "Outrageously Large Neural Networks", ICLR 2017, section 4). It is
+    0 when all experts carry the same weight and K − 1 when one carries all of it.
+
+    Args:
+        attention: Shape (..., K).
+
+    Returns:
+        A scalar.
+
+    Example:
+        >>> float(load_balance_loss(torch.tensor([[1.0, 0.0], [0.0, 1.0]])))
+        0.0
+    """
+    importance = attention.reshape(-1, attention.shape[-1]).mean(dim=0)
+    return importance.var(correction=0) / importance.mean().square()

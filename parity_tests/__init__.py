@@ -1,0 +1,1 @@
+"""The proof that the JAX and the PyTorch packages compute the same."""

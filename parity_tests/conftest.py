@@ -1,0 +1,26 @@
+"""What all tests share: full precision, and numbers from a seed."""
+
+import zlib
+
+import jax
+import numpy as np
+import pytest
+
+
+@pytest.fixture(autouse=True, scope="module")
+def numerics(request):
+    """Runs a module in float64 and full matrix precision, unless it is about defaults.
+
+    A module with `DEFAULT_NUMERICS = True` sees JAX as a user does.
+    """
+    if getattr(request.module, "DEFAULT_NUMERICS", False):
+        yield
+        return
+    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+        yield
+
+
+@pytest.fixture
+def rng(request) -> np.random.Generator:
+    """A generator whose seed is the name of the test."""
+    return np.random.default_rng(zlib.crc32(request.node.name.encode()))
