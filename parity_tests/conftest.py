@@ -5,6 +5,7 @@ import zlib
 import jax
 import numpy as np
 import pytest
+import torch
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -24,3 +25,9 @@ def numerics(request):
 def rng(request) -> np.random.Generator:
     """A generator whose seed is the name of the test."""
     return np.random.default_rng(zlib.crc32(request.node.name.encode()))
+
+
+@pytest.fixture(autouse=True)
+def torch_seed() -> None:
+    """Makes the parameters that PyTorch draws the same in every run."""
+    torch.manual_seed(0)

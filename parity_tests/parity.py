@@ -26,11 +26,8 @@ import optax
 import torch
 from flax import nnx
 
-from dynconv_jax.weights import (
-    load_torch_state_dict,
-    to_torch_state_dict,
-    torch_variables,
-)
+import dynconv_jax
+from dynconv_jax.weights import to_torch_state_dict, torch_variables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +109,7 @@ def copy_weights(torch_module: torch.nn.Module, jax_module: nnx.Module) -> None:
     Raises:
         ValueError: If the keys or shapes of the two differ; it lists them.
     """
-    load_torch_state_dict(jax_module, torch_state(torch_module))
+    dynconv_jax.load_torch_state_dict(jax_module, torch_state(torch_module))
 
 
 def assert_close(

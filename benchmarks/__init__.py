@@ -1,0 +1,1 @@
+"""Speed, measured: interleaved rounds, medians, ratios within one run."""

@@ -1,0 +1,106 @@
+"""BatchNorm: PyTorch's running statistics, kept by flax's layer."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+from dynconv_jax import BatchNorm
+from parity_tests.parity import assert_close, assert_parity, torch_state
+
+
+def norms(momentum=0.1):
+    theirs = torch.nn.BatchNorm2d(5, momentum=momentum).double()
+    for tensor in (theirs.weight, theirs.bias, theirs.running_mean):
+        assert tensor is not None
+        torch.nn.init.normal_(tensor)
+    ours = BatchNorm(5, momentum=1 - momentum, param_dtype="float64", rngs=nnx.Rngs(0))
+    return ours, theirs
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 2, 5), (4, 7, 6, 5), (2, 1, 1, 5)])
+@pytest.mark.parametrize("momentum", [0.1, 0.37])
+def test_layers_agree(shape, momentum, rng):
+    ours, theirs = norms(momentum)
+    assert_parity(ours, theirs, 3 + 2 * rng.normal(size=shape))
+
+
+def test_variance_survives_a_mean_far_from_zero(rng):
+    ours, theirs = norms()
+    assert_parity(ours, theirs, 1e4 + rng.normal(size=(4, 7, 6, 5)))
+
+
+def test_batches_are_counted(rng):
+    norm, _ = norms()
+    for _ in range(3):
+        norm(jnp.asarray(rng.normal(size=(2, 3, 4, 5))))
+    norm(jnp.asarray(rng.normal(size=(2, 3, 4, 5))), use_running_average=True)
+    assert int(norm.num_batches_tracked[...]) == 3
+
+
+def test_mask_counts_only_what_it_lets_through(rng):
+    x = rng.normal(size=(6, 5))
+    masked, short = norms()[0], norms()[0]
+    mask = jnp.arange(6)[:, None] < 4
+    masked(jnp.asarray(x), mask=mask)
+    short(jnp.asarray(x[:4]))
+    expected = {"mean": short.mean[...], "var": short.var[...]}
+    actual = {"mean": masked.mean[...], "var": masked.var[...]}
+    assert_close(actual, expected, dtype="float64")
+
+
+def test_statistics_over_a_mapped_axis_are_those_of_the_whole_batch(rng):
+    x = jnp.asarray(rng.normal(size=(3, 4, 5)))
+    options = dict(param_dtype="float64", rngs=nnx.Rngs(0))
+    whole = BatchNorm(5, **options)
+    whole(x.reshape(12, 5))
+    graphdef, state = nnx.split(BatchNorm(5, axis_name="device", **options))
+
+    def update(x):
+        norm = nnx.merge(graphdef, state, copy=True)
+        norm(x)
+        return norm.var[...]
+
+    variances = jax.vmap(update, axis_name="device")(x)
+    expected = {"var": np.broadcast_to(whole.var[...], (3, 5))}
+    assert_close({"var": variances}, expected, dtype="float64")
+
+
+def test_bfloat16_statistics_are_those_of_float32(rng):
+    x = jnp.asarray(3 + rng.normal(size=(8, 9, 5)), jnp.bfloat16)
+    narrow = BatchNorm(5, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    wide = BatchNorm(5, rngs=nnx.Rngs(0))
+    assert narrow(x).dtype == jnp.bfloat16
+    wide(x.astype(jnp.float32))
+    actual = {"mean": narrow.mean[...], "var": narrow.var[...]}
+    expected = {"mean": wide.mean[...], "var": wide.var[...]}
+    assert_close(actual, expected, dtype="float32")
+
+
+def test_result_has_the_dtype_of_the_input_and_parameters():
+    norm = BatchNorm(5, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    assert norm(jnp.ones((4, 5), jnp.bfloat16)).dtype == jnp.bfloat16
+    assert norm.var[...].dtype == jnp.float32
+
+
+def test_one_value_per_channel_is_refused_as_in_pytorch():
+    ours, theirs = norms()
+    with pytest.raises(ValueError, match="x.*one value per channel.*larger batch"):
+        ours(jnp.ones((1, 1, 1, 5)))
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        theirs(torch.ones(1, 5, 1, 1, dtype=torch.float64))
+    assert int(ours.num_batches_tracked[...]) == 0
+
+
+def test_keys_are_those_of_pytorch():
+    ours, theirs = norms()
+    assert_parity(ours, theirs, np.random.default_rng(0).normal(size=(2, 3, 4, 5)))
+    assert set(torch_state(theirs)) == {
+        "weight",
+        "bias",
+        "running_mean",
+        "running_var",
+        "num_batches_tracked",
+    }

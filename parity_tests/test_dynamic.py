@@ -1,0 +1,147 @@
+"""dynamic_conv and mix_kernels: the mixture before and after the convolution."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+import dynconv_torch
+from dynconv_jax import dynamic_conv, mix_kernels
+from parity_tests.cases import CASES
+from parity_tests.parity import assert_close
+
+NAMES = ("inputs", "attention", "kernel", "bias")
+
+
+def operands(case, rng):
+    group = (case.width, case.outputs)
+    return (
+        case.inputs(rng),
+        rng.normal(size=(case.batch, case.num_experts)),
+        rng.normal(size=(case.num_experts, *case.kernel_size, *group)),
+        rng.normal(size=(case.num_experts, case.outputs)),
+    )
+
+
+def cotangent_like(outputs):
+    return np.random.default_rng(1).normal(size=tuple(outputs.shape))
+
+
+def jax_results(case, arrays, **options):
+    """Outputs and gradients of `dynamic_conv` under a random cotangent."""
+
+    @jax.jit
+    def run(*arrays):
+        outputs, pullback = jax.vjp(
+            lambda *arrays: dynamic_conv(*arrays, **case.jax_geometry, **options),
+            *arrays,
+        )
+        return outputs, pullback(jnp.asarray(cotangent_like(outputs)))
+
+    outputs, gradients = run(*map(jnp.asarray, arrays))
+    return {"output": outputs, **dict(zip(NAMES, gradients, strict=True))}
+
+
+@functools.cache
+def case_with_reference(name):
+    """Operands for a case, and what the readable reference makes of them."""
+    case = CASES[name]
+    arrays = operands(case, np.random.default_rng(0))
+    return case, arrays, jax_results(case, arrays, implementation="vmap")
+
+
+@pytest.mark.parametrize("implementation", ["patches", "experts"])
+@pytest.mark.parametrize("name", CASES)
+def test_forms_equal_the_mapped_convolution(name, implementation):
+    case, arrays, expected = case_with_reference(name)
+    actual = jax_results(case, arrays, implementation=implementation)
+    assert_close(actual, expected, dtype="float64")
+
+
+@pytest.mark.parametrize("implementation", ["loop", "grouped", "experts"])
+@pytest.mark.parametrize("name", CASES)
+def test_pytorch_forms_equal_the_jax_reference(name, implementation):
+    case, arrays, expected = case_with_reference(name)
+    rank = len(case.spatial)
+    # (K, *k, C/g, O) -> (K, O, C/g, *k); autograd takes the gradient back.
+    to_torch = (0, rank + 2, rank + 1, *range(1, rank + 1))
+    leaves = [torch.from_numpy(array).requires_grad_() for array in arrays]
+    x, attention, kernel, bias = leaves
+    outputs = dynconv_torch.dynamic_conv(
+        x.movedim(-1, 1),
+        attention,
+        kernel.permute(to_torch),
+        bias,
+        implementation=implementation,
+        **case.torch_geometry,
+    ).movedim(1, -1)
+    gradients = torch.autograd.grad(
+        outputs, leaves, torch.from_numpy(cotangent_like(outputs))
+    )
+    actual = {"output": outputs.detach().numpy()}
+    actual |= {n: g.numpy() for n, g in zip(NAMES, gradients, strict=True)}
+    assert_close(actual, expected, dtype="float64")
+
+
+def test_auto_is_one_of_the_named_forms(rng):
+    case = CASES["2d"]
+    arrays = [jnp.asarray(array) for array in operands(case, rng)]
+    outputs = dynamic_conv(*arrays, **case.jax_geometry)
+    expected = dynamic_conv(*arrays, implementation="vmap", **case.jax_geometry)
+    assert_close({"output": outputs}, {"output": expected}, dtype="float64")
+
+
+def test_second_derivatives_equal_those_of_the_reference(rng):
+    case = CASES["2d strided"]
+    arrays = [jnp.asarray(array) for array in operands(case, rng)]
+
+    def slope(implementation):
+        def loss(x):
+            outputs = dynamic_conv(
+                x, *arrays[1:], implementation=implementation, **case.jax_geometry
+            )
+            return jnp.sin(outputs).sum()
+
+        return jax.jit(jax.grad(lambda x: jnp.sum(jax.grad(loss)(x) ** 2)))(arrays[0])
+
+    expected = {"hessian": slope("vmap")}
+    for form in ("patches", "experts"):
+        assert_close({"hessian": slope(form)}, expected, dtype="float64")
+
+
+def test_mixing_is_the_weighted_sum_of_the_experts(rng):
+    attention, kernel = rng.normal(size=(2, 3)), rng.normal(size=(3, 4, 5))
+    expected = np.stack([row @ kernel.reshape(3, -1) for row in attention])
+    expected = expected.reshape(2, 4, 5)
+    mixed = {
+        "jax": mix_kernels(jnp.asarray(attention), jnp.asarray(kernel)),
+        "torch": dynconv_torch.mix_kernels(
+            torch.from_numpy(attention), torch.from_numpy(kernel)
+        ).numpy(),
+    }
+    assert_close(mixed, dict.fromkeys(mixed, expected), dtype="float64")
+
+
+def test_mixing_keeps_the_dtype_of_the_kernels():
+    mixed = mix_kernels(jnp.ones((2, 3), jnp.float32), jnp.ones((3, 4), jnp.bfloat16))
+    assert mixed.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (3, 3), (3,), (2, 3, 1)])
+def test_attention_of_the_wrong_shape_is_refused(shape):
+    with pytest.raises(ValueError, match=r"attention.*\(2, 3\)"):
+        dynamic_conv(jnp.ones((2, 5, 4)), jnp.ones(shape), jnp.ones((3, 3, 4, 8)))
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (3,)])
+def test_mixing_another_number_of_experts_is_refused(shape):
+    with pytest.raises(ValueError, match="attention.*3 experts"):
+        mix_kernels(jnp.ones(shape), jnp.ones((3, 3, 4, 8)))
+
+
+def test_kernel_that_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="kernel.*num_experts"):
+        dynamic_conv(jnp.ones((2, 5, 4)), jnp.ones((2, 3)), jnp.ones((3, 3, 5, 8)))

@@ -1,0 +1,411 @@
+"""DynamicConv: parity, and what a user of nnx.Conv or torch.nn.Conv2d expects."""
+
+import copy
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+import dynconv_torch
+from dynconv_jax import DynamicConv, Router
+from parity_tests import reference
+from parity_tests.cases import CASES
+from parity_tests.parity import assert_close, assert_parity, run_jax, torch_state
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_layers_agree(name, rng):
+    case = CASES[name]
+    assert_parity(case.jax_layer(), case.torch_layer(), case.inputs(rng))
+
+
+@pytest.mark.parametrize("torch_form", ["loop", "experts"])
+@pytest.mark.parametrize("jax_form", ["experts", "vmap"])
+def test_layers_agree_in_every_implementation(jax_form, torch_form, rng):
+    case = CASES["2d grouped"]
+    assert_parity(
+        case.jax_layer(implementation=jax_form),
+        case.torch_layer(implementation=torch_form),
+        case.inputs(rng),
+    )
+
+
+@pytest.mark.parametrize("temperature", [1e-2, 0.6, 30.0, 1e4])
+def test_layers_agree_at_any_temperature(temperature, rng):
+    case = CASES["2d"]
+    assert_parity(
+        case.jax_layer(temperature=temperature),
+        case.torch_layer(temperature=temperature),
+        case.inputs(rng),
+    )
+
+
+def test_layers_agree_on_inputs_of_large_magnitude(rng):
+    case = CASES["2d strided"]
+    assert_parity(case.jax_layer(), case.torch_layer(), 1e4 * case.inputs(rng))
+
+
+def test_layers_agree_with_top_k(rng):
+    case = CASES["2d"]
+    assert_parity(case.jax_layer(top_k=2), case.torch_layer(top_k=2), case.inputs(rng))
+
+
+def test_layers_agree_when_the_attention_is_given(rng):
+    case = CASES["2d grouped"]
+    assert_parity(
+        case.jax_layer(),
+        case.torch_layer(),
+        case.inputs(rng),
+        attention=rng.normal(size=(case.batch, case.num_experts)),
+    )
+
+
+def test_layers_agree_with_a_router_given(rng):
+    case = CASES["2d"]
+    options = dict(in_features=case.channels, num_experts=case.num_experts, top_k=2)
+    router = Router(param_dtype="float64", rngs=nnx.Rngs(0), **options)
+    twin = dynconv_torch.Router(case.channels, case.num_experts, top_k=2)
+    assert_parity(
+        case.jax_layer(router=router), case.torch_layer(router=twin), case.inputs(rng)
+    )
+
+
+class JaxPair(nnx.Module):
+    """Two layers that share one router."""
+
+    def __init__(self, router: Router):
+        options = dict(padding=1, param_dtype="float64", router=router)
+        self.first = DynamicConv(4, 4, (3, 3), rngs=nnx.Rngs(0), **options)
+        self.second = DynamicConv(4, 6, (3, 3), rngs=nnx.Rngs(1), **options)
+
+    def __call__(self, x):
+        return self.second(self.first(x))
+
+
+class TorchPair(torch.nn.Module):
+    """The same in PyTorch."""
+
+    def __init__(self, router: dynconv_torch.Router):
+        super().__init__()
+        self.first = dynconv_torch.DynamicConv2d(4, 4, 3, padding=1, router=router)
+        self.second = dynconv_torch.DynamicConv2d(4, 6, 3, padding=1, router=router)
+
+    def forward(self, x):
+        return self.second(self.first(x))
+
+
+def test_layers_agree_with_a_router_shared(rng):
+    ours = JaxPair(Router(4, param_dtype="float64", rngs=nnx.Rngs(0)))
+    theirs = TorchPair(dynconv_torch.Router(4)).double()
+    assert_parity(ours, theirs, rng.normal(size=(2, 6, 5, 4)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_layers_agree_in_narrower_dtypes(dtype, rng):
+    options = dict(num_experts=4, param_dtype=dtype, rngs=nnx.Rngs(0))
+    ours = DynamicConv(16, 8, (3, 3), padding=1, use_bias=True, **options)
+    theirs = dynconv_torch.DynamicConv2d(16, 8, 3, padding=1, bias=True)
+    inputs = jnp.asarray(rng.normal(size=(2, 7, 6, 16)), dtype)
+    assert_parity(ours, theirs.to(getattr(torch, dtype)), np.asarray(inputs))
+
+
+def test_jitted_and_eager_agree(rng):
+    case = CASES["2d strided"]
+    layer, inputs = case.jax_layer(), case.inputs(rng)
+    cotangent = rng.normal(size=np.asarray(layer(jnp.asarray(inputs))).shape)
+    jitted, eager = (
+        run_jax(layer, inputs, cotangent, training=True, jit=jit)
+        for jit in (True, False)
+    )
+    assert_close({"output": jitted[0]}, {"output": eager[0]}, dtype="float64")
+    assert_close(jitted[1], eager[1], dtype="float64")
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("experts", [4, 5, 8])
+def test_both_agree_with_the_plain_reference(experts, groups, bias, rng):
+    plain = reference.PlainDynamicConv(
+        6, 4, (3, 2), 2, 1, groups, bias, experts, temperature=0.6
+    ).double()
+    theirs = dynconv_torch.DynamicConv2d(
+        6, 4, (3, 2), 2, 1, 1, groups, bias, experts, temperature=0.6
+    ).double()
+    theirs.load_state_dict(plain.state_dict(), strict=True)
+    ours = DynamicConv(
+        6,
+        4,
+        (3, 2),
+        2,
+        padding=1,
+        feature_group_count=groups,
+        use_bias=bias,
+        num_experts=experts,
+        temperature=0.6,
+        param_dtype="float64",
+        rngs=nnx.Rngs(0),
+    )
+    inputs = rng.normal(size=(3, 7, 9, 6))
+    assert_parity(ours, theirs, inputs)
+    x = torch.from_numpy(inputs).movedim(-1, 1)
+    expected = {"output": plain(x), "routing": plain.routing(x)}
+    actual = {"output": theirs(x), "routing": theirs.routing(x)}
+    assert_close(
+        {name: value.detach().numpy() for name, value in actual.items()},
+        {name: value.detach().numpy() for name, value in expected.items()},
+        dtype="float64",
+    )
+
+
+def test_same_padding_of_both_agrees_at_stride_one(rng):
+    ours = DynamicConv(3, 4, (4, 3), param_dtype="float64", rngs=nnx.Rngs(0))
+    theirs = dynconv_torch.DynamicConv2d(3, 4, (4, 3), padding="same").double()
+    assert_parity(ours, theirs, rng.normal(size=(2, 7, 6, 3)))
+
+
+@pytest.mark.parametrize("batch", [(), (2,), (2, 3)])
+def test_any_number_of_batch_dimensions_is_accepted(batch, rng):
+    layer = CASES["2d"].jax_layer()
+    x = jnp.asarray(rng.normal(size=(*batch, 7, 6, 3)))
+    flat = x.reshape(-1, 7, 6, 3)
+    actual = {"output": layer(x), "routing": layer.routing(x)}
+    expected = {
+        "output": layer(flat).reshape(*batch, 7, 6, 2),
+        "routing": layer.routing(flat).reshape(*batch, 3),
+    }
+    assert_close(actual, expected, dtype="float64")
+
+
+def test_unbatched_input_is_accepted_by_the_twin():
+    layer = CASES["2d"].torch_layer()
+    x = torch.randn(3, 7, 6, dtype=torch.float64)
+    assert torch.equal(layer(x), layer(x[None])[0])
+    assert torch.equal(layer.routing(x), layer.routing(x[None])[0])
+
+
+def test_an_empty_batch_gives_an_empty_output():
+    case = CASES["2d"]
+    assert case.jax_layer()(jnp.ones((0, 7, 6, 3))).shape == (0, 7, 6, 2)
+    for implementation in ("loop", "grouped", "experts"):
+        layer = case.torch_layer(implementation=implementation)
+        x = torch.ones(0, 3, 7, 6, dtype=torch.float64)
+        assert layer(x).shape == (0, 2, 7, 6)
+
+
+def test_arguments_come_in_the_order_of_nnx_conv():
+    layer = DynamicConv(3, 8, (3, 5), 2, rngs=nnx.Rngs(0))
+    assert layer.kernel.shape == (4, 3, 5, 3, 8)
+    assert layer.strides == (2, 2)
+    assert layer.bias is None
+
+
+def test_defaults_are_those_specified():
+    layer = DynamicConv(8, 8, (3, 3), rngs=nnx.Rngs(0))
+    assert layer.num_experts == 4
+    assert layer.router.fc1.kernel.shape == (8, 2)
+    assert float(layer.router.temperature[...]) == 1.0
+
+
+def test_experts_are_drawn_as_specified():
+    layer = DynamicConv(64, 64, (3, 3), use_bias=True, rngs=nnx.Rngs(0))
+    twin = dynconv_torch.DynamicConv2d(64, 64, 3, bias=True)
+    for kernel in (np.asarray(layer.kernel[...]), twin.weight.detach().numpy()):
+        assert abs(kernel.mean()) < 1e-3
+        assert 0.0195 < kernel.std() < 0.0205
+    assert not np.asarray(layer.bias[...]).any()
+    assert twin.bias is not None and not twin.bias.any()
+    assert (layer.kernel[...][0] != layer.kernel[...][1]).any()
+
+
+def test_linear_layers_are_drawn_as_pytorch_draws_them():
+    layer = DynamicConv(512, 8, (1,), reduction=1, rngs=nnx.Rngs(0))
+    bound = 512**-0.5
+    for variable in (layer.router.fc1.kernel, layer.router.fc1.bias):
+        largest = float(jnp.abs(variable[...]).max())
+        assert 0.95 * bound < largest <= bound
+
+
+def test_an_initialiser_sees_one_expert_at_a_time():
+    layer = DynamicConv(
+        64,
+        64,
+        (3, 3),
+        num_experts=8,
+        kernel_init=nnx.initializers.lecun_normal(),
+        rngs=nnx.Rngs(0),
+    )
+    deviation = float(layer.kernel[...].std())
+    assert abs(deviation / (9 * 64) ** -0.5 - 1) < 0.05
+
+
+def test_dtype_is_that_of_the_output_and_param_dtype_that_of_the_parameters():
+    layer = DynamicConv(3, 4, (3,), dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    assert layer(jnp.ones((2, 5, 3), jnp.float32)).dtype == jnp.bfloat16
+    assert layer.kernel[...].dtype == jnp.float32
+
+
+def test_metadata_and_promotion_are_those_given():
+    seen = []
+
+    def promote(arrays, /, *, dtype=None, inexact=True):
+        seen.append(len(arrays))
+        return arrays
+
+    layer = DynamicConv(
+        3,
+        4,
+        (3,),
+        use_bias=True,
+        promote_dtype=promote,
+        kernel_metadata={"role": "experts"},
+        bias_metadata={"role": "biases"},
+        rngs=nnx.Rngs(0),
+    )
+    layer(jnp.ones((2, 5, 3), jnp.float32))
+    assert seen == [3]
+    assert layer.kernel.get_metadata("role") == "experts"
+    assert layer.bias.get_metadata("role") == "biases"
+
+
+def test_preferred_element_type_is_the_dtype_of_the_output():
+    layer = DynamicConv(
+        3,
+        4,
+        (3,),
+        dtype=jnp.bfloat16,
+        preferred_element_type=jnp.float32,
+        rngs=nnx.Rngs(0),
+    )
+    assert layer(jnp.ones((2, 5, 3))).dtype == jnp.float32
+
+
+def test_layer_works_under_vmap_remat_and_export(rng):
+    layer = CASES["2d"].jax_layer()
+    graphdef, state = nnx.split(layer)
+    x = jnp.asarray(rng.normal(size=(2, 7, 6, 3)))
+
+    def forward(state, x):
+        return nnx.merge(graphdef, state)(x)
+
+    ensemble = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), state)
+    exported = jax.export.export(jax.jit(forward))(
+        state, jax.ShapeDtypeStruct(jax.export.symbolic_shape("b, 7, 6, 3"), x.dtype)
+    )
+    actual = {
+        "vmap": jax.vmap(forward, in_axes=(0, None))(ensemble, x)[1],
+        "remat": jax.checkpoint(forward)(state, x),
+        "export": exported.call(state, x),
+    }
+    assert_close(actual, dict.fromkeys(actual, layer(x)), dtype="float64")
+
+
+def test_parameter_names_of_the_twin_are_those_of_published_checkpoints():
+    layer = dynconv_torch.DynamicConv2d(8, 6, (3, 2), groups=2, bias=True)
+    shapes = {name: tuple(p.shape) for name, p in layer.named_parameters()}
+    assert shapes == {
+        "weight": (4, 6, 4, 3, 2),
+        "bias": (4, 6),
+        "fc1.weight": (2, 8),
+        "fc1.bias": (2,),
+        "fc2.weight": (4, 2),
+        "fc2.bias": (4,),
+    }
+    assert set(torch_state(layer)) == {*shapes, "temperature"}
+
+
+def test_a_state_dict_without_temperature_loads_strictly_into_the_twin():
+    layer = dynconv_torch.DynamicConv2d(3, 4, 3, temperature=7.0)
+    state = layer.state_dict()
+    del state["temperature"]
+    layer.load_state_dict(state, strict=True)
+    assert layer.temperature.item() == 7.0
+
+
+@pytest.mark.parametrize("implementation", ["loop", "grouped", "experts"])
+def test_twin_takes_any_memory_layout(implementation):
+    layer = CASES["2d"].torch_layer(implementation=implementation)
+    x = torch.randn(2, 3, 7, 6, dtype=torch.float64)
+    expected = {"output": layer(x).detach().numpy()}
+    for laid_out in (
+        x.contiguous(memory_format=torch.channels_last),
+        x.transpose(2, 3).contiguous().transpose(2, 3),
+        torch.stack([x, x], dim=-1)[..., 0],
+    ):
+        actual = {"output": layer(laid_out).detach().numpy()}
+        assert_close(actual, expected, dtype="float64")
+    layer.to(memory_format=torch.channels_last)
+    assert_close({"output": layer(x).detach().numpy()}, expected, dtype="float64")
+
+
+def test_twin_can_be_copied_and_pickled():
+    layer = CASES["2d"].torch_layer()
+    x = torch.randn(2, 3, 7, 6, dtype=torch.float64)
+    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert torch.equal(twin(x), layer(x))
+
+
+@pytest.mark.parametrize("implementation", ["loop", "grouped", "experts"])
+def test_twin_compiles_without_graph_breaks(implementation):
+    layer = CASES["2d"].torch_layer(implementation=implementation)
+    x = torch.randn(2, 3, 7, 6, dtype=torch.float64)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    actual, expected = compiled(x).detach().numpy(), layer(x).detach().numpy()
+    assert_close({"output": actual}, {"output": expected}, dtype="float64")
+
+
+def test_twin_under_autocast_convolves_in_bfloat16_and_routes_in_float32():
+    layer = dynconv_torch.DynamicConv2d(16, 8, 3, padding=1)
+    x = torch.randn(2, 16, 7, 6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs, attention = layer(x), layer.routing(x)
+    assert outputs.dtype == torch.bfloat16
+    assert torch.equal(attention, layer.routing(x))
+    actual = {"output": outputs.detach().float().numpy()}
+    assert_close(actual, {"output": layer(x).detach().numpy()}, dtype="bfloat16")
+
+
+BAD_ARGUMENTS = {
+    "bare int kernel": (dict(kernel_size=3), TypeError, r"kernel_size` \(=3\).*tuple"),
+    "no experts": (dict(num_experts=0), ValueError, r"num_experts` \(=0\)"),
+    "form": (dict(implementation="fft"), ValueError, "implementation` .*'fft'"),
+    "channels": (dict(feature_group_count=2), ValueError, r"in_features` \(=3\)"),
+    "router": (dict(router=1), TypeError, r"router` \(=1\).*callable"),
+    "router width": (
+        dict(router=Router(5, rngs=nnx.Rngs(0))),
+        ValueError,
+        r"router.*in_features` \(=5\).*3",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ARGUMENTS)
+def test_bad_arguments_are_refused_at_the_door(name):
+    changed, error, message = BAD_ARGUMENTS[name]
+    arguments = dict(in_features=3, out_features=4, kernel_size=(3, 3)) | changed
+    with pytest.raises(error, match=message):
+        DynamicConv(**arguments, rngs=nnx.Rngs(0))
+
+
+def test_bad_inputs_are_refused():
+    layer = DynamicConv(3, 4, (3, 3), rngs=nnx.Rngs(0))
+    for shape in ((2, 5, 6, 2), (5, 3)):
+        with pytest.raises(ValueError, match=r"inputs.*in_features` \(=3\)"):
+            layer(jnp.ones(shape))
+    twin = dynconv_torch.DynamicConv2d(3, 4, 3)
+    for shape in ((2, 2, 5, 6), (3, 5), (1, 2, 3, 5, 6)):
+        with pytest.raises(ValueError, match=r"in_channels` \(=3\)"):
+            twin(torch.ones(shape))
+
+
+@pytest.mark.parametrize("shape", [(2, 5), (4,), (1, 4), (3, 4)])
+def test_attention_of_the_wrong_shape_is_refused(shape):
+    layer = DynamicConv(3, 4, (3, 3), rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"attention.*\(2, 4\)"):
+        layer(jnp.ones((2, 5, 6, 3)), jnp.ones(shape))
+    with pytest.raises(ValueError, match=r"attention.*\(2, 4\)"):
+        twin = dynconv_torch.DynamicConv2d(3, 4, 3)
+        twin(torch.ones(2, 3, 5, 6), torch.ones(shape))

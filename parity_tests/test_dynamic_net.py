@@ -1,0 +1,163 @@
+"""DynamicNet: the whole network, and its training, in both frameworks."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+import dynconv_torch
+from dynconv_jax import DynamicNet
+from dynconv_jax.weights import to_torch_state_dict
+from parity_tests import reference
+from parity_tests.parity import (
+    OPTIMIZERS,
+    assert_close,
+    assert_parity,
+    assert_training_parity,
+    run_torch,
+    torch_state,
+)
+
+
+def nets(num_experts=4, temperature=1.0, in_features=3, dtype="float64", **options):
+    ours = DynamicNet(
+        in_features,
+        7,
+        num_experts=num_experts,
+        temperature=temperature,
+        param_dtype=dtype,
+        rngs=nnx.Rngs(0),
+        **options,
+    )
+    theirs = dynconv_torch.DynamicNet(
+        in_features, 7, num_experts, temperature, **options
+    )
+    return ours, theirs.to(getattr(torch, dtype))
+
+
+@pytest.mark.parametrize(
+    ("experts", "temperature", "size", "batch"),
+    [(4, 1.0, (64, 64), 2), (5, 0.6, (37, 29), 1), (8, 30.0, (33, 40), 3)],
+)
+def test_both_agree_with_the_plain_reference(experts, temperature, size, batch, rng):
+    plain = reference.PlainNet(3, 7, experts, temperature).double()
+    ours, theirs = nets(experts, temperature)
+    theirs.load_state_dict(plain.state_dict(), strict=True)
+    inputs = rng.normal(size=(batch, *size, 3))
+    cotangent = rng.normal(size=(batch, 7))
+    assert_parity(ours, theirs, inputs)
+
+    theirs.load_state_dict(plain.state_dict(), strict=True)
+    for training in (False, True):
+        actual, expected = (
+            run_torch(net, inputs, cotangent, training=training)
+            for net in (theirs, plain)
+        )
+        assert_close({"output": actual[0]}, {"output": expected[0]}, dtype="float64")
+        assert_close(actual[1], expected[1], dtype="float64")
+        state = {key: actual[2][key] for key in expected[2]}
+        assert_close(state, expected[2], dtype="float64")
+    plain.load_state_dict(
+        {key: torch.from_numpy(value) for key, value in exported(ours, plain).items()},
+        strict=True,
+    )
+
+
+def exported(net, plain):
+    """The state of a JAX net, less the temperatures that a plain one does not have."""
+    return {
+        key: value
+        for key, value in to_torch_state_dict(net).items()
+        if key in plain.state_dict()
+    }
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_nets_train_alike(optimizer, rng):
+    ours, theirs = nets(in_features=1)
+    assert_training_parity(
+        ours,
+        theirs,
+        rng.normal(size=(2, 3, 9, 8, 1)),
+        rng.integers(7, size=(2, 3)),
+        optimizer=optimizer,
+        steps=4,
+    )
+
+
+def test_nets_agree_in_float32(rng):
+    ours, theirs = nets(dtype="float32")
+    assert_parity(ours, theirs, rng.normal(size=(4, 24, 20, 3)).astype("float32"))
+
+
+def test_net_computes_in_bfloat16_from_float32_parameters(rng):
+    ours = DynamicNet(num_classes=7, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    wide = DynamicNet(num_classes=7, rngs=nnx.Rngs(0))
+    x = jnp.asarray(rng.normal(size=(4, 24, 20, 3)), jnp.float32)
+    outputs = ours(x)
+    assert outputs.dtype == jnp.bfloat16
+    assert_close({"logits": outputs}, {"logits": wide(x)}, dtype="bfloat16")
+
+
+@pytest.mark.parametrize("implementation", ["experts", "vmap"])
+def test_net_takes_an_implementation(implementation, rng):
+    ours = DynamicNet(
+        1, 7, implementation=implementation, param_dtype="float64", rngs=nnx.Rngs(0)
+    )
+    theirs = dynconv_torch.DynamicNet(1, 7, implementation="loop").double()
+    assert_parity(ours, theirs, rng.normal(size=(1, 9, 10, 1)))
+
+
+SHAPES = """\
+input: (2, 64, 64, 3)
+stem: (2, 64, 64, 32)
+s1: (2, 32, 32, 64)
+s2: (2, 16, 16, 128)
+s3: (2, 8, 8, 256)
+out: (2, 10)
+"""
+
+
+def test_verbose_prints_the_shapes_as_specified(capsys):
+    net = DynamicNet(rngs=nnx.Rngs(0))
+    net(jnp.ones((2, 64, 64, 3), jnp.float32), verbose=True)
+    assert capsys.readouterr().out == SHAPES
+
+
+def test_verbose_twin_prints_the_shapes_channels_first(capsys):
+    dynconv_torch.DynamicNet()(torch.ones(2, 3, 64, 64), verbose=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["input: (2, 3, 64, 64)", "stem: (2, 32, 64, 64)"]
+    assert lines[-2:] == ["s3: (2, 256, 8, 8)", "out: (2, 10)"]
+
+
+def test_nothing_is_printed_unasked(capsys):
+    DynamicNet(rngs=nnx.Rngs(0))(jnp.ones((1, 16, 16, 3), jnp.float32))
+    assert capsys.readouterr().out == ""
+
+
+def test_keys_are_those_of_published_checkpoints():
+    plain = reference.PlainNet(3, 10, 4, 1.0)
+    ours = to_torch_state_dict(DynamicNet(rngs=nnx.Rngs(0)))
+    theirs = torch_state(dynconv_torch.DynamicNet())
+    temperatures = {f"stage{n}.dyn.temperature" for n in (1, 2, 3)}
+    expected = {key: value.shape for key, value in plain.state_dict().items()}
+    for state in (ours, theirs):
+        assert state.keys() - expected.keys() == temperatures
+        shapes = {key: state[key].shape for key in expected}
+        assert shapes == {key: tuple(shape) for key, shape in expected.items()}
+
+
+def test_images_of_the_wrong_rank_are_refused():
+    with pytest.raises(ValueError, match="inputs.*height, width"):
+        DynamicNet(rngs=nnx.Rngs(0))(jnp.ones((16, 16, 3)))
+
+
+def test_nan_is_passed_through():
+    net = nnx.view(DynamicNet(rngs=nnx.Rngs(0)), use_running_average=True)
+    x = np.ones((2, 16, 16, 3), np.float32)
+    x[0, 4, 5, 1] = np.nan
+    logits = np.asarray(net(jnp.asarray(x)))
+    assert np.isnan(logits[0]).all()
+    assert np.isfinite(logits[1]).all()

@@ -1,0 +1,191 @@
+"""The instrument itself: it must refuse every fault, and say where it is."""
+
+import flax.nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+from flax import nnx
+
+import dynconv_torch
+from dynconv_jax import BatchNorm, DynamicConvBlock, DynamicNet
+from dynconv_jax.weights import torch_layout
+from parity_tests.parity import (
+    OPTIMIZERS,
+    TOLERANCES,
+    ParityError,
+    as_numpy,
+    as_torch,
+    assert_close,
+    assert_parity,
+    assert_training_parity,
+)
+
+
+def check_blocks():
+    """Holds the two blocks against each other; passes unless a fault is planted."""
+    options = dict(padding=1, reduction=1)
+    ours = DynamicConvBlock(
+        4, 4, (3, 3), 2, param_dtype="float64", rngs=nnx.Rngs(0), **options
+    )
+    theirs = dynconv_torch.DynamicConvBlock(4, 4, 3, 2, **options).double()
+    torch.nn.init.normal_(theirs.dyn.weight)
+    inputs = np.random.default_rng(0).normal(size=(2, 7, 6, 4))
+    assert_parity(ours, theirs, inputs)
+
+
+def test_sound_modules_pass():
+    check_blocks()
+
+
+def test_a_scaled_softmax_is_noticed(monkeypatch):
+    softmax = jax.nn.softmax
+    monkeypatch.setattr(
+        jax.nn, "softmax", lambda z, *a, **k: softmax(z, *a, **k) * (1 + 1e-6)
+    )
+    with pytest.raises(ParityError, match="eval mode.*\n  output"):
+        check_blocks()
+
+
+def test_a_stopped_gradient_of_the_softmax_is_noticed(monkeypatch):
+    softmax = jax.nn.softmax
+    monkeypatch.setattr(
+        jax.nn, "softmax", lambda *a, **k: jax.lax.stop_gradient(softmax(*a, **k))
+    )
+    with pytest.raises(ParityError, match="gradient of dyn.fc2.weight"):
+        check_blocks()
+
+
+def test_a_leaking_relu_is_noticed(monkeypatch):
+    monkeypatch.setattr(jax.nn, "relu", lambda x: jnp.maximum(x, 1e-3 * x))
+    with pytest.raises(ParityError, match="output"):
+        check_blocks()
+
+
+def test_a_convolution_that_is_off_in_pytorch_is_noticed(monkeypatch):
+    conv2d = torch.nn.functional.conv2d
+    monkeypatch.setattr(
+        torch.nn.functional, "conv2d", lambda *a, **k: conv2d(*a, **k) * (1 + 1e-8)
+    )
+    with pytest.raises(ParityError):
+        check_blocks()
+
+
+def test_a_wrong_momentum_is_noticed(monkeypatch):
+    init = flax.nnx.BatchNorm.__init__
+
+    def slower(self, *args, **kwargs):
+        init(self, *args, **kwargs)
+        self.momentum = 0.99
+
+    monkeypatch.setattr(flax.nnx.BatchNorm, "__init__", slower)
+    with pytest.raises(ParityError, match="train mode.*\n.*state bn.running_mean"):
+        check_blocks()
+
+
+def test_a_biased_running_variance_is_noticed(monkeypatch):
+    monkeypatch.setattr(
+        BatchNorm,
+        "__call__",
+        lambda self, x, **k: flax.nnx.BatchNorm.__call__(self, x, **k),
+    )
+    with pytest.raises(ParityError, match="state bn.running_var"):
+        check_blocks()
+
+
+def test_a_swapped_kernel_axis_is_noticed(monkeypatch):
+    layout = torch_layout.LAYOUT[torch_layout.DynamicConv]
+
+    def swapped(ndim):
+        axes = list(torch_layout.stacked_channels_first(ndim))
+        axes[-1], axes[-2] = axes[-2], axes[-1]
+        return tuple(axes)
+
+    monkeypatch.setitem(layout, "kernel", ("weight", swapped))
+    with pytest.raises(ParityError, match="output"):
+        check_blocks()
+
+
+def test_another_weight_decay_is_noticed(rng):
+    theirs = dynconv_torch.DynamicNet(1, 3).double()
+    ours = DynamicNet(1, 3, param_dtype="float64", rngs=nnx.Rngs(0))
+    faulty = (optax.adamw(1e-3), OPTIMIZERS["adamw"][1])  # optax decays by 1e-4
+    with pytest.raises(ParityError, match="step|steps"):
+        assert_training_parity(
+            ours,
+            theirs,
+            rng.normal(size=(1, 2, 9, 8, 1)),
+            rng.integers(3, size=(1, 2)),
+            optimizer=faulty,
+            steps=2,
+        )
+
+
+def test_the_message_gives_index_values_error_and_tolerance():
+    expected = {"weight": np.ones((2, 3)), "bias": np.ones(2)}
+    actual = {"weight": np.ones((2, 3)), "bias": np.ones(2)}
+    actual["weight"][1, 2] = 1.5
+    message = r"1 of 2 arrays.*\n  weight\[1, 2\] is 1.5, expected 1.0: .* 5.0e-01, .*"
+    with pytest.raises(ParityError, match=message + "1.0e-10"):
+        assert_close(actual, expected, dtype="float64")
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_a_value_not_finite_in_one_array_only_is_noticed(wrong):
+    for pair in (([1.0, wrong], [1.0, 2.0]), ([1.0, 2.0], [1.0, wrong])):
+        actual, expected = ({"x": np.array(values)} for values in pair)
+        with pytest.raises(ParityError, match=r"x\[1\]"):
+            assert_close(actual, expected, dtype="float64")
+
+
+def test_values_not_finite_in_both_arrays_agree():
+    array = {"x": np.array([np.nan, np.inf, 1.0])}
+    assert_close(array, array, dtype="float64")
+
+
+def test_names_and_shapes_that_differ_are_noticed():
+    one = {"x": np.ones(2)}
+    with pytest.raises(ParityError, match=r"missing \['x'\], unexpected \['y'\]"):
+        assert_close({"y": np.ones(2)}, one, dtype="float64")
+    with pytest.raises(ParityError, match=r"shape \(3,\), not \(2,\)"):
+        assert_close({"x": np.ones(3)}, one, dtype="float64")
+
+
+def test_a_difference_from_zero_is_noticed():
+    with pytest.raises(ParityError):
+        assert_close({"x": np.full(2, 1e-30)}, {"x": np.zeros(2)}, dtype="float64")
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_arrays_cross_between_the_frameworks_bit_for_bit(dtype, rng):
+    array = np.asarray(jnp.asarray(rng.normal(size=(3, 4)), dtype))
+    back = as_numpy(as_torch(array))
+    assert back.dtype == array.dtype
+    assert back.tobytes() == array.tobytes()
+
+
+def test_a_pair_of_ones_own_can_be_compared(rng):
+    class Ours(nnx.Module):
+        def __init__(self):
+            self.norm = nnx.LayerNorm(
+                3, epsilon=1e-5, param_dtype="float64", rngs=nnx.Rngs(0)
+            )
+            self.head = nnx.Linear(3, 2, param_dtype="float64", rngs=nnx.Rngs(0))
+            self.scale = nnx.Param(jnp.ones(2, "float64"))
+
+        def __call__(self, x):
+            return self.head(self.norm(x)) * self.scale
+
+    class Theirs(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = torch.nn.LayerNorm(3)
+            self.head = torch.nn.Linear(3, 2)
+            self.scale = torch.nn.Parameter(torch.tensor([2.0, 3.0]))
+
+        def forward(self, x):
+            return self.head(self.norm(x)) * self.scale
+
+    assert_parity(Ours(), Theirs().double(), rng.normal(size=(4, 3)))

@@ -1,0 +1,38 @@
+"""The README: every block of code runs, in order, and the two commands are one line."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+DEFAULT_NUMERICS = True
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def test_there_are_blocks_to_run():
+    assert len(BLOCKS) == README.count("```python") >= 4
+
+
+def test_every_code_block_runs():
+    namespace: dict[str, object] = {"__name__": "readme"}
+    for number, block in enumerate(BLOCKS):
+        exec(compile(block, f"README.md, block {number}", "exec"), namespace)
+
+
+@pytest.mark.parametrize(
+    ("extra", "program"), [("train", "python -m train"), ("dev", "pytest")]
+)
+def test_the_commands_stand_on_one_line_and_their_extra_exists(extra, program):
+    line = f'    pip install -c constraints.txt -e ".[{extra}]" && {program}\n'
+    assert line in README
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert extra in project["optional-dependencies"]
+
+
+def test_files_that_the_readme_names_exist():
+    for name in re.findall(r"`((?:dynconv_|parity_tests/)[\w/]+\.py)`", README):
+        assert (ROOT / name).is_file(), name

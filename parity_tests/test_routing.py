@@ -1,0 +1,242 @@
+"""Routers: attention, temperature, top-k, dropout, load balance, in both frameworks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+import dynconv_torch
+from dynconv_jax import (
+    DynamicConv,
+    DynamicNet,
+    Router,
+    load_balance_loss,
+    set_temperature,
+)
+from dynconv_jax.routing import attend
+from parity_tests.parity import as_numpy, assert_close, assert_parity
+
+
+def routers(in_features=9, num_experts=5, **options):
+    ours = Router(
+        in_features, num_experts, param_dtype="float64", rngs=nnx.Rngs(0), **options
+    )
+    return ours, dynconv_torch.Router(in_features, num_experts, **options).double()
+
+
+@pytest.mark.parametrize("spatial", [(6,), (5, 7), (3, 4, 5)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(),
+        dict(reduction=1),
+        dict(reduction=100),
+        dict(temperature=30.0),
+        dict(temperature=1e4),
+        dict(temperature=0.6, top_k=2),
+        dict(num_experts=1),
+        dict(top_k=5),
+    ],
+    ids=str,
+)
+def test_routers_agree(options, spatial, rng):
+    ours, theirs = routers(**options)
+    assert_parity(ours, theirs, rng.normal(size=(3, *spatial, 9)))
+
+
+@pytest.mark.parametrize("scale", [1e4, 1e-4])
+def test_routers_agree_on_inputs_of_any_magnitude(scale, rng):
+    ours, theirs = routers(temperature=30.0)
+    assert_parity(ours, theirs, scale * rng.normal(size=(3, 5, 4, 9)))
+
+
+def test_rows_sum_to_one(rng):
+    attention = routers()[0](jnp.asarray(rng.normal(size=(4, 5, 3, 9))))
+    ones = {"sum": np.ones(4)}
+    assert_close({"sum": attention.sum(axis=-1)}, ones, dtype="float64")
+
+
+def test_keeping_all_experts_is_exactly_the_plain_router(rng):
+    logits = jnp.asarray(rng.normal(size=(6, 5)))
+    assert (attend(logits, 0.7, top_k=5) == attend(logits, 0.7)).all()
+
+
+def test_top_k_keeps_the_largest_and_renormalises(rng):
+    plain = np.asarray(attend(jnp.asarray(rng.normal(size=(6, 5)))))
+    kept = np.asarray(attend(jnp.log(plain), top_k=2))
+    threshold = np.sort(plain, axis=-1)[:, -2:-1]
+    expected = np.where(plain >= threshold, plain, 0)
+    expected /= expected.sum(axis=-1, keepdims=True)
+    assert_close({"attention": kept}, {"attention": expected}, dtype="float64")
+
+
+def test_top_k_gives_no_gradient_to_the_experts_dropped(rng):
+    logits = jnp.asarray(rng.normal(size=(6, 5)))
+    weights = jnp.asarray(rng.normal(size=(6, 5)))
+    gradient = jax.grad(lambda z: jnp.sum(weights * attend(z, top_k=2)))(logits)
+    assert ((gradient != 0) == (attend(logits, top_k=2) > 0)).all()
+
+
+def test_top_k_of_equal_logits_keeps_the_first_in_both_frameworks():
+    ours = attend(jnp.zeros((1, 5)), top_k=2)
+    theirs = dynconv_torch.routing.attend(torch.zeros(1, 5), top_k=2)
+    assert ours.tolist() == theirs.tolist() == [[0.5, 0.5, 0, 0, 0]]
+
+
+def test_low_temperature_decides_and_high_temperature_evens_out():
+    logits = jnp.array([[0.0, 1.0, 0.5]])
+    assert float(attend(logits, 1e-2)[0, 1]) == 1.0
+    assert float(jnp.ptp(attend(logits, 1e6))) < 1e-6
+
+
+def test_nan_is_passed_through():
+    assert jnp.isnan(routers()[0](jnp.full((1, 4, 9), jnp.nan))).all()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_attention_is_float32_for_narrower_layers(dtype):
+    router = Router(9, dtype=dtype, param_dtype=dtype, rngs=nnx.Rngs(0))
+    assert router(jnp.ones((2, 4, 9), dtype)).dtype == jnp.float32
+    theirs = dynconv_torch.Router(9).to(getattr(torch, dtype))
+    assert theirs(torch.ones(2, 9, 4).to(getattr(torch, dtype))).dtype == torch.float32
+
+
+def test_dropout_acts_in_training_only(rng):
+    router = Router(64, dropout_rate=0.5, param_dtype="float64", rngs=nnx.Rngs(0))
+    x = jnp.asarray(rng.normal(size=(3, 5, 64)))
+    assert (router(x) != router(x)).any()
+    still = nnx.view(router, deterministic=True)
+    assert (still(x) == still(x)).all()
+    plain = Router(64, param_dtype="float64", rngs=nnx.Rngs(0))
+    assert (still(x) == plain(x)).all()
+
+
+def test_dropout_of_the_twin_acts_in_training_only():
+    router = dynconv_torch.Router(64, dropout=0.5)
+    x = torch.randn(3, 64, 5)
+    assert (router(x) != router(x)).any()
+    router.eval()
+    assert (router(x) == router(x)).all()
+
+
+def test_set_temperature_reaches_every_router_of_a_model():
+    net = DynamicNet(rngs=nnx.Rngs(0))
+    set_temperature(net, 7.0)
+    stages = (net.stage1, net.stage2, net.stage3)
+    assert [float(s.dyn.router.temperature[...]) for s in stages] == [7.0] * 3
+    twin = dynconv_torch.DynamicNet()
+    dynconv_torch.set_temperature(twin, 7.0)
+    stages = (twin.stage1, twin.stage2, twin.stage3)
+    assert [float(s.dyn.temperature) for s in stages] == [7.0] * 3
+
+
+def test_temperatures_on_one_jitted_net_compile_once_and_differ(rng):
+    net = nnx.view(
+        DynamicNet(num_classes=3, rngs=nnx.Rngs(0)), use_running_average=True
+    )
+    # At first, experts are alike; the temperature shows once they differ.
+    for stage in (net.stage1, net.stage2, net.stage3):
+        stage.dyn.kernel[...] *= 50
+        stage.dyn.router.fc2.kernel[...] *= 50
+    graphdef, state = nnx.split(net)
+    traces = []
+
+    @jax.jit
+    def forward(state, x):
+        traces.append(x)
+        return nnx.merge(graphdef, state)(x)
+
+    x = jnp.asarray(rng.normal(size=(2, 9, 8, 3)), jnp.float32)
+    outputs = []
+    for temperature in (0.5, 1.0, 4.0, 30.0):
+        set_temperature(net, temperature)
+        outputs.append(np.asarray(forward(nnx.state(net), x)))
+    assert len(traces) == 1
+    assert len({output.tobytes() for output in outputs}) == 4
+
+
+def test_temperature_may_be_traced():
+    router = Router(4, rngs=nnx.Rngs(0))
+
+    @nnx.jit
+    def anneal(router, step):
+        set_temperature(router, 30.0 - step)
+
+    anneal(router, jnp.asarray(5))
+    assert float(router.temperature[...]) == 25.0
+
+
+def test_twin_keeps_the_exact_temperature_through_casts():
+    router = dynconv_torch.Router(4, temperature=0.6)
+    for cast in (router.half, router.bfloat16, router.float, router.double):
+        assert cast().temperature.item() == 0.6
+
+
+@pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf")])
+def test_impossible_temperatures_are_refused(value):
+    layer = DynamicConv(3, 4, (3,), rngs=nnx.Rngs(0))
+    twin = dynconv_torch.DynamicConv1d(3, 4, 3)
+    for call in (
+        lambda: set_temperature(layer, value),
+        lambda: Router(4, temperature=value, rngs=nnx.Rngs(0)),
+        lambda: dynconv_torch.set_temperature(twin, value),
+        lambda: dynconv_torch.Router(4, temperature=value),
+    ):
+        with pytest.raises(ValueError, match="temperature.*positive"):
+            call()
+
+
+def test_setting_the_temperature_of_a_static_model_is_refused():
+    with pytest.raises(ValueError, match="Linear.*no router"):
+        set_temperature(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), 1.0)
+    with pytest.raises(ValueError, match="Linear.*no router"):
+        dynconv_torch.set_temperature(torch.nn.Linear(2, 3), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(num_experts=0), r"num_experts` \(=0\)"),
+        (dict(reduction=0), r"reduction` \(=0\)"),
+        (dict(top_k=0), r"top_k` \(=0\)"),
+        (dict(top_k=5), r"top_k` \(=5\).*num_experts` \(=4\)"),
+    ],
+)
+def test_impossible_options_are_refused_by_both(options, message):
+    with pytest.raises(ValueError, match=message):
+        Router(8, rngs=nnx.Rngs(0), **options)
+    with pytest.raises(ValueError, match=message):
+        dynconv_torch.Router(8, **options)
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.0])
+def test_impossible_dropout_is_refused_by_both(rate):
+    with pytest.raises(ValueError, match=rf"dropout_rate` \(={rate}\)"):
+        Router(8, dropout_rate=rate, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=rf"dropout` \(={rate}\)"):
+        dynconv_torch.Router(8, dropout=rate)
+
+
+def test_inputs_of_other_channels_are_refused_by_both():
+    with pytest.raises(ValueError, match=r"inputs.*in_features` \(=8\)"):
+        Router(8, rngs=nnx.Rngs(0))(jnp.ones((2, 5, 7)))
+    with pytest.raises(ValueError, match=r"in_channels` \(=8\)"):
+        dynconv_torch.Router(8)(torch.ones(2, 7, 5))
+
+
+def test_load_balance_is_zero_when_even_and_largest_when_one_expert_takes_all():
+    assert float(load_balance_loss(jnp.full((6, 4), 0.25))) == 0.0
+    assert float(load_balance_loss(jnp.eye(4)[jnp.zeros(6, int)])) == 3.0
+
+
+def test_load_balance_agrees_with_its_gradient(rng):
+    attention = rng.dirichlet(np.ones(4), size=6)
+    value, gradient = jax.value_and_grad(load_balance_loss)(jnp.asarray(attention))
+    leaf = torch.from_numpy(attention).requires_grad_()
+    loss = dynconv_torch.load_balance_loss(leaf)
+    loss.backward()
+    assert leaf.grad is not None
+    expected = {"loss": as_numpy(loss), "gradient": as_numpy(leaf.grad)}
+    assert_close({"loss": value, "gradient": gradient}, expected, dtype="float64")
