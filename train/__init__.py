@@ -1,0 +1,1 @@
+"""Trains a network of dynamic convolutions: `python -m train --help`."""
