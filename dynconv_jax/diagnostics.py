@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jax.scipy.special import entr
 
-from dynconv_jax.routing import iter_routers
+from dynconv_jax.routing import Attention, Router
 
 # A router that gives one expert more than this share of all attention has collapsed.
 COLLAPSE_SHARE = 0.95
@@ -17,10 +17,6 @@ COLLAPSE_SHARE = 0.95
 
 class RoutingCollapseWarning(UserWarning):
     """One expert gets nearly all the attention; the layer is all but static."""
-
-
-class _Captured(nnx.Intermediate):
-    """Marks what `capture_attention` records."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,27 +62,28 @@ def capture_attention(
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from dynconv_jax import DynamicNet
-        >>> net = DynamicNet(rngs=nnx.Rngs(0))
-        >>> _, attention = capture_attention(net, jnp.ones((2, 9, 7, 3)))
-        >>> {path: a.shape for path, a in attention.items()}["stage1.dyn.router"]
-        (2, 4)
+        >>> from dynconv_jax import DynamicConvBlock
+        >>> block = DynamicConvBlock(3, 8, rngs=nnx.Rngs(0))
+        >>> _, attention = capture_attention(block, jnp.ones((2, 9, 7, 3)))
+        >>> {path: a.shape for path, a in attention.items()}
+        {'dyn.router': (2, 4)}
     """
-    result, captured = nnx.capture(model, _Captured, method_outputs=_Captured)(
-        *args, **kwargs
-    )
+    capture = nnx.capture(model, Attention)
+    try:
+        result, captured = capture(*args, **kwargs)
+    except BaseException:
+        for _, part in nnx.iter_modules(model):  # nnx.capture leaves them behind
+            if hasattr(part, "__captures__"):
+                del part.__captures__
+        raise
     calls = dict(nnx.to_flat_state(captured))
     attention = {}
-    for path, _ in iter_routers(model):
-        key = (*_parts(path), "__call__")
-        if key in calls:
-            attention[path] = jax.numpy.concatenate(calls[key].get_value())
+    for path, part in nnx.iter_modules(model):
+        key = (*path, "attention")
+        if isinstance(part, Router) and key in calls:
+            name = ".".join(map(str, path))
+            attention[name] = jax.numpy.concatenate(calls[key].get_value())
     return result, attention
-
-
-def _parts(path: str) -> tuple[str | int, ...]:
-    parts = path.split(".") if path else []
-    return tuple(int(part) if part.isdecimal() else part for part in parts)
 
 
 def summarize(attention: jax.Array | np.ndarray) -> RouterSummary:
@@ -128,9 +125,10 @@ def diagnose(model: nnx.Module, *args: Any, **kwargs: Any) -> dict[str, RouterSu
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from dynconv_jax import DynamicNet
-        >>> summaries = diagnose(DynamicNet(rngs=nnx.Rngs(0)), jnp.ones((2, 9, 7, 3)))
-        >>> summaries["stage3.dyn.router"].mean_attention.shape
+        >>> from dynconv_jax import DynamicConvBlock
+        >>> block = DynamicConvBlock(3, 8, rngs=nnx.Rngs(0))
+        >>> summaries = diagnose(block, jnp.ones((2, 9, 7, 3)))
+        >>> summaries["dyn.router"].mean_attention.shape
         (4,)
     """
     evaluated = nnx.view(

@@ -33,6 +33,10 @@ class Temperature(nnx.Variable):
     """
 
 
+class Attention(nnx.Intermediate):
+    """The attention that a router answered; `nnx.capture` of this type records it."""
+
+
 def check_temperature(temperature: ArrayLike) -> None:
     """Raises a ValueError unless `temperature` is positive and finite, or traced."""
     if isinstance(temperature, Tracer):
@@ -180,7 +184,11 @@ class Router(nnx.Module):
         Raises:
             ValueError: If the inputs do not have `in_features` channels.
         """
-        return attend(self.logits(inputs), self.temperature[...], self.top_k)
+        attention = attend(self.logits(inputs), self.temperature[...], self.top_k)
+        # Outside of `nnx.capture`, sowing would add to the module's state.
+        if hasattr(self, "__captures__"):
+            self.sow(Attention, "attention", attention)
+        return attention
 
 
 def iter_routers(module: nnx.Module) -> Iterator[tuple[str, Router]]:

@@ -62,7 +62,9 @@ class PlainDynamicConv(nn.Module):
                 groups=self.groups,
             )
             if self.bias is not None:
-                mixed = sum(w * b for w, b in zip(weights, self.bias, strict=True))
+                mixed = torch.zeros_like(self.bias[0])
+                for weight, bias in zip(weights, self.bias, strict=True):
+                    mixed = mixed + weight * bias
                 y = y + mixed[None, :, None, None]
             outputs.append(y)
         return torch.cat(outputs)

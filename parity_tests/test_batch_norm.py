@@ -1,5 +1,7 @@
 """BatchNorm: PyTorch's running statistics, kept by flax's layer."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,7 +55,7 @@ def test_mask_counts_only_what_it_lets_through(rng):
 
 def test_statistics_over_a_mapped_axis_are_those_of_the_whole_batch(rng):
     x = jnp.asarray(rng.normal(size=(3, 4, 5)))
-    options = dict(param_dtype="float64", rngs=nnx.Rngs(0))
+    options: dict[str, Any] = dict(param_dtype="float64", rngs=nnx.Rngs(0))
     whole = BatchNorm(5, **options)
     whole(x.reshape(12, 5))
     graphdef, state = nnx.split(BatchNorm(5, axis_name="device", **options))

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +67,9 @@ def test_layers_agree_when_the_attention_is_given(rng):
 
 def test_layers_agree_with_a_router_given(rng):
     case = CASES["2d"]
-    options = dict(in_features=case.channels, num_experts=case.num_experts, top_k=2)
+    options: dict[str, Any] = dict(
+        in_features=case.channels, num_experts=case.num_experts, top_k=2
+    )
     router = Router(param_dtype="float64", rngs=nnx.Rngs(0), **options)
     twin = dynconv_torch.Router(case.channels, case.num_experts, top_k=2)
     assert_parity(
@@ -78,7 +81,7 @@ class JaxPair(nnx.Module):
     """Two layers that share one router."""
 
     def __init__(self, router: Router):
-        options = dict(padding=1, param_dtype="float64", router=router)
+        options: dict[str, Any] = dict(padding=1, param_dtype="float64", router=router)
         self.first = DynamicConv(4, 4, (3, 3), rngs=nnx.Rngs(0), **options)
         self.second = DynamicConv(4, 6, (3, 3), rngs=nnx.Rngs(1), **options)
 
@@ -106,7 +109,7 @@ def test_layers_agree_with_a_router_shared(rng):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_layers_agree_in_narrower_dtypes(dtype, rng):
-    options = dict(num_experts=4, param_dtype=dtype, rngs=nnx.Rngs(0))
+    options: dict[str, Any] = dict(num_experts=4, param_dtype=dtype, rngs=nnx.Rngs(0))
     ours = DynamicConv(16, 8, (3, 3), padding=1, use_bias=True, **options)
     theirs = dynconv_torch.DynamicConv2d(16, 8, 3, padding=1, bias=True)
     inputs = jnp.asarray(rng.normal(size=(2, 7, 6, 16)), dtype)
@@ -216,7 +219,7 @@ def test_experts_are_drawn_as_specified():
     for kernel in (np.asarray(layer.kernel[...]), twin.weight.detach().numpy()):
         assert abs(kernel.mean()) < 1e-3
         assert 0.0195 < kernel.std() < 0.0205
-    assert not np.asarray(layer.bias[...]).any()
+    assert layer.bias is not None and not np.asarray(layer.bias[...]).any()
     assert twin.bias is not None and not twin.bias.any()
     assert (layer.kernel[...][0] != layer.kernel[...][1]).any()
 
@@ -224,8 +227,8 @@ def test_experts_are_drawn_as_specified():
 def test_linear_layers_are_drawn_as_pytorch_draws_them():
     layer = DynamicConv(512, 8, (1,), reduction=1, rngs=nnx.Rngs(0))
     bound = 512**-0.5
-    for variable in (layer.router.fc1.kernel, layer.router.fc1.bias):
-        largest = float(jnp.abs(variable[...]).max())
+    for variable in jax.tree.leaves(nnx.state(layer.router.fc1)):
+        largest = float(jnp.abs(variable).max())
         assert 0.95 * bound < largest <= bound
 
 
@@ -268,6 +271,7 @@ def test_metadata_and_promotion_are_those_given():
     layer(jnp.ones((2, 5, 3), jnp.float32))
     assert seen == [3]
     assert layer.kernel.get_metadata("role") == "experts"
+    assert layer.bias is not None
     assert layer.bias.get_metadata("role") == "biases"
 
 

@@ -1,5 +1,7 @@
 """The instrument itself: it must refuse every fault, and say where it is."""
 
+from typing import Any
+
 import flax.nnx
 import jax
 import jax.numpy as jnp
@@ -26,7 +28,7 @@ from parity_tests.parity import (
 
 def check_blocks():
     """Holds the two blocks against each other; passes unless a fault is planted."""
-    options = dict(padding=1, reduction=1)
+    options: dict[str, Any] = dict(padding=1, reduction=1)
     ours = DynamicConvBlock(
         4, 4, (3, 3), 2, param_dtype="float64", rngs=nnx.Rngs(0), **options
     )

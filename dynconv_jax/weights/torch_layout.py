@@ -6,6 +6,7 @@ attributes are named as in PyTorch.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -199,8 +200,8 @@ def load_torch_state_dict(
 
     Raises:
         ValueError: If a key is missing or unexpected, or a value has the wrong shape
-            or a dtype that does not fit. All are listed in the one error, and the
-            module is unchanged.
+            or a dtype that does not fit, or a temperature is not positive. All are
+            listed in the one error, and the module is unchanged.
 
     Example:
         >>> layer = DynamicConv(3, 8, (3, 3), rngs=nnx.Rngs(0))
@@ -231,6 +232,10 @@ def load_torch_state_dict(
             problems.append(
                 f"wrong dtype: {key} is {value.dtype}, which the module's {leaf.dtype} "
                 "cannot hold; cast the value, or build the module with `param_dtype`"
+            )
+        elif isinstance(leaf.variable, Temperature) and not 0 < value < math.inf:
+            problems.append(
+                f"wrong value: {key} is {value}; a temperature is positive and finite"
             )
         else:
             first_key, _, first = accepted.setdefault(

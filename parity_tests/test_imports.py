@@ -1,0 +1,196 @@
+"""Who imports whom: the frameworks stay apart, and the arrows run one way."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# What must not be in a process that imported the package.
+FORBIDDEN = {
+    "dynconv_jax": {"torch", "dynconv_torch", "train", "benchmarks", "parity_tests"},
+    "dynconv_torch": {
+        *("jax", "jaxlib", "flax", "optax"),
+        *("dynconv_jax", "train", "benchmarks", "parity_tests"),
+    },
+    "train": {"torch", "dynconv_torch", "benchmarks", "parity_tests"},
+}
+
+# A room imports from itself and from rooms of lower rank.
+RANKS = {
+    "functional": 0,
+    "initializers": 0,
+    "routing": 1,
+    "layers": 2,
+    "models": 3,
+    "weights": 4,
+    "diagnostics": 4,
+}
+
+
+def run_python(program: str, *arguments: str) -> None:
+    """Runs a program in a fresh interpreter, from the root of the repository."""
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def modules_of(package: str) -> list[str]:
+    """Returns the dotted names of all modules of a package, from its files."""
+    names = []
+    for path in sorted((ROOT / package).rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        names.append(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
+    return names
+
+
+IMPORT_PACKAGE = """
+import importlib, sys
+importlib.import_module(sys.argv[1])
+found = set(sys.argv[2].split()) & set(sys.modules)
+assert not found, f"{sys.argv[1]} imports {found}"
+"""
+
+# Each module is the first of its package to be imported; the others are forgotten.
+IMPORT_EACH_MODULE = """
+import importlib, pkgutil, sys
+package = sys.argv[1]
+names = [package]
+root = importlib.import_module(package)
+names += [m.name for m in pkgutil.walk_packages(root.__path__, f"{package}.")]
+assert sorted(names) == sys.argv[3].split(), names
+for name in names:
+    for loaded in [m for m in sys.modules if m.partition(".")[0] == package]:
+        del sys.modules[loaded]
+    importlib.import_module(name)
+    found = set(sys.argv[2].split()) & set(sys.modules)
+    assert not found, f"{name} imports {found}"
+"""
+
+
+@pytest.mark.parametrize("package", FORBIDDEN)
+def test_package_imports_nothing_forbidden(package):
+    run_python(IMPORT_PACKAGE, package, " ".join(FORBIDDEN[package]))
+
+
+@pytest.mark.parametrize("package", FORBIDDEN)
+def test_each_module_imports_first_and_nothing_forbidden(package):
+    run_python(
+        IMPORT_EACH_MODULE,
+        package,
+        " ".join(FORBIDDEN[package]),
+        " ".join(sorted(modules_of(package))),
+    )
+
+
+def imports_of(source: str, package: str) -> set[str]:
+    """Returns the dotted names that a source imports anywhere in it.
+
+    Args:
+        source: Python source.
+        package: The dotted package that the source is in, for relative imports.
+    """
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            if node.level:
+                above = package.split(".")
+                above = above[: len(above) - node.level + 1]
+                module = ".".join([*above, module] if module else above)
+            names.update(f"{module}.{alias.name}" for alias in node.names)
+    return names
+
+
+def imports_by_module(package: str) -> dict[str, set[str]]:
+    """Returns what each module of a package imports, by the module's name."""
+    found = {}
+    for name in modules_of(package):
+        path = ROOT / Path(*name.split("."))
+        if path.is_dir():
+            path, inside = path / "__init__.py", name
+        else:
+            path, inside = path.with_suffix(".py"), name.rpartition(".")[0]
+        found[name] = imports_of(path.read_text(), inside)
+    return found
+
+
+@pytest.mark.parametrize(
+    "source, expected",
+    [
+        ("import torch.nn as nn", {"torch.nn"}),
+        ("from torch import nn, Tensor", {"torch.nn", "torch.Tensor"}),
+        ("def f():\n    import torch", {"torch"}),
+        ("from . import layers", {"package.inner.layers"}),
+        ("from .layers import Conv", {"package.inner.layers.Conv"}),
+        ("from ..routing import Router", {"package.routing.Router"}),
+        ('"""import torch"""', set()),
+    ],
+)
+def test_every_form_of_import_is_found(source, expected):
+    assert imports_of(source, "package.inner") == expected
+
+
+@pytest.mark.parametrize("package", FORBIDDEN)
+def test_no_source_imports_what_is_forbidden(package):
+    for module, imported in imports_by_module(package).items():
+        found = {name.partition(".")[0] for name in imported} & FORBIDDEN[package]
+        assert not found, f"{module} imports {found}"
+
+
+def rooms_crossed(package: str) -> list[tuple[str, str, str]]:
+    """Returns (module, its room, the room it imports from) for imports between rooms.
+
+    An import from the package's root counts as one from the room `""`.
+    """
+    crossed = []
+    for module, imported in imports_by_module(package).items():
+        room = module.removeprefix(package).lstrip(".").partition(".")[0]
+        if not room:  # the public names, from everywhere
+            continue
+        for name in sorted(imported):
+            top, _, rest = name.partition(".")
+            other = rest.partition(".")[0]
+            if top == package and other != room:
+                crossed.append((module, room, other))
+    return crossed
+
+
+@pytest.mark.parametrize("package", ["dynconv_jax", "dynconv_torch"])
+def test_every_module_is_in_a_room_with_a_rank(package):
+    inside = [name.split(".")[1] for name in modules_of(package) if "." in name]
+    assert inside and set(inside) <= RANKS.keys()
+
+
+@pytest.mark.parametrize("package", ["dynconv_jax", "dynconv_torch"])
+def test_rooms_import_only_from_rooms_below(package):
+    wrong = [
+        f"{module} imports from {other or package}"
+        for module, room, other in rooms_crossed(package)
+        if other not in RANKS or RANKS[other] >= RANKS[room]
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize("package", ["dynconv_jax", "dynconv_torch"])
+def test_layers_and_models_do_import_from_below(package):
+    rooms = {(room, other) for _, room, other in rooms_crossed(package)}
+    assert {("layers", "functional"), ("models", "layers")} <= rooms
+
+
+def test_train_imports_from_dynconv_jax_only():
+    ours = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    imported = set().union(*imports_by_module("train").values())
+    assert {name.partition(".")[0] for name in imported} & ours <= {
+        "dynconv_jax",
+        "train",
+    }
