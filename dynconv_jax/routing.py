@@ -41,19 +41,23 @@ def check_temperature(temperature: ArrayLike) -> None:
     """Raises a ValueError unless `temperature` is positive and finite, or traced."""
     if isinstance(temperature, Tracer):
         return
-    if (
-        jnp.shape(temperature) != ()
-        or not 0 < float(np.asarray(temperature)) < math.inf
-    ):
+    try:
+        is_valid = 0 < np.asarray(temperature, float).item() < math.inf
+    except (TypeError, ValueError):  # not one number
+        is_valid = False
+    if not is_valid:
         raise ValueError(
             f"`temperature` (={temperature}) must be one positive finite number: the "
             "logits are divided by it"
         )
 
 
-def at_least_float32(*dtypes: DTypeLike) -> jnp.dtype:
-    """Returns the common dtype of `dtypes`, raised to float32 where it is narrower."""
-    return jnp.promote_types(jnp.result_type(*dtypes), jnp.float32)
+def at_least_float32(dtype: DTypeLike) -> jnp.dtype:
+    """Returns `dtype`, or float32 where it is narrower or not floating."""
+    is_floating = jnp.issubdtype(dtype, jnp.floating)
+    if is_floating and jnp.finfo(dtype).bits >= 32:
+        return jnp.dtype(dtype)
+    return jnp.dtype(jnp.float32)
 
 
 def attend(
@@ -79,8 +83,9 @@ def attend(
     scaled = logits / jnp.asarray(temperature).astype(logits.dtype)
     if top_k is None or top_k == logits.shape[-1]:
         return jax.nn.softmax(scaled, axis=-1)
-    _, kept = lax.top_k(logits, top_k)
-    is_kept = jax.nn.one_hot(kept, logits.shape[-1], dtype=bool).any(axis=-2)
+    # Not by lax.top_k, which gathers a sharded batch. NaN ranks first, to be seen.
+    descending = -jnp.where(jnp.isnan(logits), jnp.inf, logits)
+    is_kept = jnp.argsort(jnp.argsort(descending, axis=-1), axis=-1) < top_k
     return jax.nn.softmax(jnp.where(is_kept, scaled, -jnp.inf), axis=-1)
 
 

@@ -24,8 +24,11 @@ from dynconv_torch.functional.per_sample import is_autocast
 
 def check_temperature(temperature: float | Tensor) -> None:
     """Raises a ValueError unless `temperature` is one positive finite number."""
-    is_scalar = tuple(getattr(temperature, "shape", ())) == ()
-    if not is_scalar or not 0 < float(temperature) < math.inf:
+    try:
+        is_valid = 0 < float(temperature) < math.inf
+    except (TypeError, ValueError, RuntimeError):  # not one number
+        is_valid = False
+    if not is_valid:
         raise ValueError(
             f"`temperature` (={temperature}) must be one positive finite number: the "
             "logits are divided by it"
@@ -140,6 +143,7 @@ class Router(nn.Module):
         self.fc1 = nn.Linear(in_channels, hidden_channels, device=device, dtype=dtype)
         self.fc2 = nn.Linear(hidden_channels, num_experts, device=device, dtype=dtype)
         self.dropout = nn.Dropout(dropout)
+        self._initial_temperature = float(temperature)
         where = self.fc1.weight.device
         self.register_buffer(
             "temperature",
@@ -204,7 +208,9 @@ class Router(nn.Module):
         device = fn(torch.zeros((), dtype=torch.float32, device=kept.device)).device
         dtype = _temperature_dtype(device)
         if kept.is_meta:  # it has no value that could move
-            self.temperature = torch.empty((), dtype=dtype, device=device)
+            self.temperature = torch.full(
+                (), self._initial_temperature, dtype=dtype, device=device
+            )
         else:
             self.temperature = kept.to(device, dtype)
         return self
@@ -216,7 +222,7 @@ class Router(nn.Module):
             state_dict, prefix, local_metadata, strict, missing_keys, *reports
         )
         key = f"{prefix}temperature"
-        if key in missing_keys:
+        if key in missing_keys and not self.temperature.is_meta:
             missing_keys.remove(key)
 
 

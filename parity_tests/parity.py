@@ -15,7 +15,8 @@ of one's own need PyTorch's names, or an entry in the table `LAYOUT` of
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 import jax
@@ -176,6 +177,21 @@ def assert_close(
         )
 
 
+_compiled: dict[str, Any] = {}
+
+
+def _compile(function: Callable, *arguments: Any) -> Callable:
+    """Compiles a function; one that lowers to a program seen before costs nothing.
+
+    Training and evaluation are the same program where nothing depends on the mode.
+    """
+    lowered = jax.jit(function).lower(*arguments)
+    program = f"{lowered.as_text()}{lowered.in_tree}{lowered.out_tree}"
+    if program not in _compiled:
+        _compiled[program] = lowered.compile()
+    return _compiled[program]
+
+
 def run_jax(
     module: nnx.Module,
     inputs: np.ndarray,
@@ -207,22 +223,29 @@ def run_jax(
     )
     graphdef, params, rest = nnx.split(module, nnx.Param, ...)
 
-    def forward(params, inputs, arguments):
+    def forward(rest, params, inputs, arguments):
         merged = nnx.merge(graphdef, params, rest, copy=True)
         outputs = merged(inputs, **arguments)
         return outputs, nnx.state(merged)
 
-    def forward_backward(params, inputs, arguments, cotangent):
+    def forward_backward(params, inputs, arguments, rest, cotangent):
         if cotangent is None:
-            return *forward(params, inputs, arguments), None
+            return *forward(rest, params, inputs, arguments), None
         outputs, pullback, state = jax.vjp(
-            forward, params, inputs, arguments, has_aux=True
+            functools.partial(forward, rest),
+            params,
+            inputs,
+            arguments,
+            has_aux=True,
         )
         return outputs, state, pullback(cotangent.astype(outputs.dtype))
 
-    run = jax.jit(forward_backward) if jit else forward_backward
-    on_device = jax.tree.map(jnp.asarray, (inputs, arguments, cotangent))
-    outputs, state, gradients = run(params, *on_device)
+    inputs, arguments, cotangent = jax.tree.map(
+        jnp.asarray, (inputs, arguments, cotangent)
+    )
+    operands = params, inputs, arguments, rest, cotangent
+    run = _compile(forward_backward, *operands) if jit else forward_backward
+    outputs, state, gradients = run(*operands)
     buffers = to_torch_state_dict(nnx.merge(graphdef, state))
     if gradients is None:
         return np.asarray(outputs), {}, buffers
@@ -261,7 +284,11 @@ def run_torch(
     outputs = module(leaf, **others)
     gradients: dict[str, np.ndarray] = {}
     if cotangent is not None:
-        names = dict(module.named_parameters(remove_duplicate=False))
+        names = {
+            name: parameter
+            for name, parameter in module.named_parameters(remove_duplicate=False)
+            if parameter.requires_grad
+        }
         wanted = [*names.values(), leaf, *others.values()]
         found = torch.autograd.grad(
             outputs,
@@ -318,7 +345,7 @@ def assert_parity(
         ...     np.random.default_rng(0).normal(size=(2, 9, 7, 3)).astype("float32"),
         ... )
     """
-    dtype = str(inputs.dtype)
+    dtype = _check_dtype(inputs)
     copy_weights(torch_module, jax_module)
     draw = np.random.default_rng(seed)
     for training in (False, True):
@@ -341,7 +368,8 @@ def assert_parity(
         try:
             assert_close({"output": actual[0]}, {"output": expected[0]}, dtype=dtype)
             assert_close(
-                _label("gradient of", actual[1]),
+                # A parameter that is frozen in PyTorch has no gradient there.
+                _label("gradient of", _only(actual[1], expected[1])),
                 _label("gradient of", expected[1]),
                 dtype=dtype,
                 floor=GRADIENT_FLOOR,
@@ -351,6 +379,25 @@ def assert_parity(
             )
         except ParityError as error:
             raise ParityError(f"in {mode} mode, {error}") from None
+
+
+def _check_dtype(inputs: np.ndarray) -> str:
+    """Returns the row of the table for `inputs`, or says how to get to one."""
+    dtype = str(inputs.dtype)
+    if dtype not in TOLERANCES:
+        raise ValueError(
+            f"`inputs` ({dtype}) must be of a dtype in TOLERANCES: {list(TOLERANCES)}"
+        )
+    if dtype == "float64" and not jax.config.read("jax_enable_x64"):
+        raise ValueError(
+            "`inputs` (float64) need `jax.config.update('jax_enable_x64', True)`, and "
+            "parameters of float64 in both modules"
+        )
+    return dtype
+
+
+def _only(arrays: Mapping[str, np.ndarray], names: Container[str]) -> dict:
+    return {name: array for name, array in arrays.items() if name in names}
 
 
 def _label(label: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -400,7 +447,13 @@ def assert_training_parity(
         ParityError: If the losses, a parameter or a buffer differ.
         ValueError: If the weights do not fit.
     """
-    dtype = str(inputs.dtype)
+    dtype = _check_dtype(inputs)
+    if isinstance(optimizer, str) and optimizer not in OPTIMIZERS:
+        raise ValueError(
+            f"`optimizer` (={optimizer!r}) must be one of {sorted(OPTIMIZERS)}, or a "
+            "pair of an optax transformation and a function from parameters to a "
+            "PyTorch optimizer"
+        )
     copy_weights(torch_net, jax_net)
     pair = OPTIMIZERS[optimizer] if isinstance(optimizer, str) else optimizer
     transformation, torch_optimizer = pair[0], pair[1](torch_net.parameters())

@@ -53,6 +53,12 @@ def test_mask_counts_only_what_it_lets_through(rng):
     assert_close(actual, expected, dtype="float64")
 
 
+def test_mask_that_leaves_one_value_keeps_the_variance_finite():
+    norm = norms()[0]
+    norm(jnp.ones((3, 5)), mask=jnp.arange(3)[:, None] < 1)
+    assert jnp.isfinite(norm.var[...]).all()
+
+
 def test_statistics_over_a_mapped_axis_are_those_of_the_whole_batch(rng):
     x = jnp.asarray(rng.normal(size=(3, 4, 5)))
     options: dict[str, Any] = dict(param_dtype="float64", rngs=nnx.Rngs(0))

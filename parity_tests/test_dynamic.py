@@ -145,3 +145,12 @@ def test_mixing_another_number_of_experts_is_refused(shape):
 def test_kernel_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="kernel.*num_experts"):
         dynamic_conv(jnp.ones((2, 5, 4)), jnp.ones((2, 3)), jnp.ones((3, 3, 5, 8)))
+
+
+def test_mixing_integers_is_refused():
+    with pytest.raises(ValueError, match="kernel.*int32.*float32"):
+        mix_kernels(jnp.full((2, 3), 0.5), jnp.ones((3, 4), jnp.int32))
+    with pytest.raises(ValueError, match="weight.*int32.*float32"):
+        dynconv_torch.mix_kernels(
+            torch.full((2, 3), 0.5), torch.ones(3, 4, dtype=torch.int32)
+        )

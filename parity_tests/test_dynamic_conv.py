@@ -192,7 +192,9 @@ def test_unbatched_input_is_accepted_by_the_twin():
 
 def test_an_empty_batch_gives_an_empty_output():
     case = CASES["2d"]
-    assert case.jax_layer()(jnp.ones((0, 7, 6, 3))).shape == (0, 7, 6, 2)
+    for implementation in ("patches", "experts", "vmap"):
+        layer = case.jax_layer(implementation=implementation)
+        assert layer(jnp.ones((0, 7, 6, 3))).shape == (0, 7, 6, 2)
     for implementation in ("loop", "grouped", "experts"):
         layer = case.torch_layer(implementation=implementation)
         x = torch.ones(0, 3, 7, 6, dtype=torch.float64)
@@ -243,6 +245,21 @@ def test_an_initialiser_sees_one_expert_at_a_time():
     )
     deviation = float(layer.kernel[...].std())
     assert abs(deviation / (9 * 64) ** -0.5 - 1) < 0.05
+
+
+def test_metadata_of_an_initialiser_is_kept():
+    init = nnx.with_metadata(nnx.initializers.normal(), role="experts")
+    layer = DynamicConv(3, 4, (3,), kernel_init=init, rngs=nnx.Rngs(0))
+    assert layer.kernel.get_metadata("role") == "experts"
+    assert layer.kernel.shape == (4, 3, 3, 4)
+
+
+def test_partitioning_of_an_initialiser_leaves_the_experts_whole():
+    init = nnx.with_partitioning(nnx.initializers.normal(), (None, None, "model"))
+    mesh = jax.make_mesh((1,), ("model",))
+    with jax.set_mesh(mesh):
+        layer = DynamicConv(3, 4, (3,), kernel_init=init, rngs=nnx.Rngs(0))
+    assert layer.kernel.get_metadata("out_sharding") == (None, None, None, "model")
 
 
 def test_dtype_is_that_of_the_output_and_param_dtype_that_of_the_parameters():
@@ -392,6 +409,20 @@ def test_bad_arguments_are_refused_at_the_door(name):
     arguments = dict(in_features=3, out_features=4, kernel_size=(3, 3)) | changed
     with pytest.raises(error, match=message):
         DynamicConv(**arguments, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("answer", [(4, 2), (2, 4, 1), (2, 5), (8,)])
+def test_a_router_that_answers_another_shape_is_refused(answer):
+    layer = DynamicConv(3, 4, (3,), router=lambda x: jnp.ones(answer), rngs=nnx.Rngs(0))
+    for call in (layer, layer.routing):
+        with pytest.raises(ValueError, match=r"router.*answered.*\(2, 4\)"):
+            call(jnp.ones((2, 5, 3)))
+
+
+def test_a_layer_as_router_of_the_twin_is_refused():
+    layer = dynconv_torch.DynamicConv2d(3, 4, 3)
+    with pytest.raises(TypeError, match="router.*one `Router` to"):
+        dynconv_torch.DynamicConv2d(3, 4, 3, router=layer)
 
 
 def test_bad_inputs_are_refused():

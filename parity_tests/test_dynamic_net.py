@@ -1,5 +1,7 @@
 """DynamicNet: the whole network, and its training, in both frameworks."""
 
+import pickle
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -149,9 +151,24 @@ def test_keys_are_those_of_published_checkpoints():
         assert shapes == {key: tuple(shape) for key, shape in expected.items()}
 
 
-def test_images_of_the_wrong_rank_are_refused():
-    with pytest.raises(ValueError, match="inputs.*height, width"):
-        DynamicNet(rngs=nnx.Rngs(0))(jnp.ones((16, 16, 3)))
+@pytest.mark.parametrize("shape", [(16, 16, 3), (2, 16, 16, 4)])
+def test_images_of_the_wrong_shape_are_refused(shape):
+    with pytest.raises(ValueError, match=r"inputs.*height, width.*\(=3\)"):
+        DynamicNet(rngs=nnx.Rngs(0))(jnp.ones(shape))
+
+
+@pytest.mark.parametrize("name", ["in_features", "num_classes"])
+def test_impossible_widths_are_refused(name):
+    with pytest.raises(ValueError, match=rf"{name}` \(=0\)"):
+        DynamicNet(
+            **({"in_features": 3, "num_classes": 7} | {name: 0}), rngs=nnx.Rngs(0)
+        )
+
+
+def test_net_can_be_pickled():
+    net = DynamicNet(rngs=nnx.Rngs(0))
+    twin = pickle.loads(pickle.dumps(net))
+    assert (twin.fc.kernel[...] == net.fc.kernel[...]).all()
 
 
 def test_nan_is_passed_through():

@@ -191,3 +191,20 @@ def test_a_pair_of_ones_own_can_be_compared(rng):
             return self.head(self.norm(x)) * self.scale
 
     assert_parity(Ours(), Theirs().double(), rng.normal(size=(4, 3)))
+
+
+def test_a_frozen_parameter_is_left_out(rng):
+    ours = DynamicConvBlock(4, 4, padding=1, param_dtype="float64", rngs=nnx.Rngs(0))
+    theirs = dynconv_torch.DynamicConvBlock(4, 4, 3, padding=1).double()
+    theirs.dyn.weight.requires_grad_(False)
+    assert_parity(ours, theirs, rng.normal(size=(2, 5, 6, 4)))
+
+
+def test_a_dtype_or_optimizer_that_is_not_in_the_tables_is_refused():
+    ours, theirs = nnx.Linear(2, 2, rngs=nnx.Rngs(0)), torch.nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="inputs.*float16.*float64"):
+        assert_parity(ours, theirs, np.ones((1, 2), np.float16))
+    with pytest.raises(ValueError, match="optimizer.*'adam'.*'adamw'"):
+        labels = np.zeros((1, 1), int)
+        inputs = np.ones((1, 1, 2), np.float32)
+        assert_training_parity(ours, theirs, inputs, labels, optimizer="adam")

@@ -17,6 +17,10 @@ def test_there_are_blocks_to_run():
     assert len(BLOCKS) == README.count("```python") >= 4
 
 
+def test_no_figure_is_left_to_fill_in():
+    assert not re.findall(r"^(?:[A-Z_]{4,}|.*\b(?:TBD|N/A)\b.*)$", README, re.MULTILINE)
+
+
 def test_every_code_block_runs():
     namespace: dict[str, object] = {"__name__": "readme"}
     for number, block in enumerate(BLOCKS):

@@ -86,6 +86,12 @@ def test_top_k_of_equal_logits_keeps_the_first_in_both_frameworks():
     assert ours.tolist() == theirs.tolist() == [[0.5, 0.5, 0, 0, 0]]
 
 
+def test_top_k_lets_nan_be_seen():
+    logits = [[0.0, float("nan"), 2.0, 1.0]]
+    assert jnp.isnan(attend(jnp.array(logits), top_k=2)).any()
+    assert torch_attend(torch.tensor(logits), top_k=2).isnan().any()
+
+
 def test_low_temperature_decides_and_high_temperature_evens_out():
     logits = jnp.array([[0.0, 1.0, 0.5]])
     assert float(attend(logits, 1e-2)[0, 1]) == 1.0
@@ -169,13 +175,24 @@ def test_temperature_may_be_traced():
     assert float(router.temperature[...]) == 25.0
 
 
+def test_twin_built_without_memory_comes_to_life_with_its_temperature():
+    with torch.device("meta"):
+        layer = dynconv_torch.DynamicConv2d(3, 4, 3, temperature=30.0)
+    state = dynconv_torch.DynamicConv2d(3, 4, 3).state_dict()
+    del state["temperature"]
+    with pytest.raises(RuntimeError, match="temperature"):
+        layer.load_state_dict(state, assign=True)
+    layer.to_empty(device="cpu").load_state_dict(state)
+    assert layer.temperature.item() == 30.0
+
+
 def test_twin_keeps_the_exact_temperature_through_casts():
     router = dynconv_torch.Router(4, temperature=0.6)
     for cast in (router.half, router.bfloat16, router.float, router.double):
         assert cast().temperature.item() == 0.6
 
 
-@pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf"), "a", None])
 def test_impossible_temperatures_are_refused(value):
     layer = DynamicConv(3, 4, (3,), rngs=nnx.Rngs(0))
     twin = dynconv_torch.DynamicConv1d(3, 4, 3)

@@ -696,3 +696,21 @@ def test_a_temperature_that_cannot_divide_is_refused(value):
     with pytest.raises(ValueError, match="wrong value: temperature.*positive"):
         load_torch_state_dict(layer, state_dict)
     assert float(layer.router.temperature[...]) == 1.0
+
+
+def test_what_a_module_has_sown_is_no_weight():
+    class Sower(nnx.Module):
+        def __init__(self):
+            self.linear = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+            self.seen = nnx.Intermediate((jnp.ones(2),))
+
+    assert set(to_torch_state_dict(Sower())) == {"linear.weight", "linear.bias"}
+
+
+def test_stacked_layers_keep_their_temperatures():
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def build(key):
+        return dynconv_jax.DynamicConv(3, 4, (3,), rngs=nnx.Rngs(key))
+
+    layers = build(jax.random.split(jax.random.key(0), 2))
+    assert to_torch_state_dict(layers)["temperature"].tolist() == [1.0, 1.0]

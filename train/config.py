@@ -220,7 +220,10 @@ def _explain(argv: Sequence[str]) -> str:
             continue  # Readable; out of range only without the flags around it.
         except SystemExit:
             flag = group[0].replace("_", "-")
-            kind = _kind(hints[flag[2:].replace("-", "_")])
+            field = flag[2:].replace("-", "_")
+            if field not in hints:  # a flag of tyro's own
+                continue
+            kind = _kind(hints[field])
             if len(group) == 1:
                 return f"{flag} needs a value: give {kind}"
             return f"{flag} (={group[1]}) must be {kind}"

@@ -43,7 +43,7 @@ def mix_kernels(
         Shape (B, ...), in the dtype of `kernel`.
 
     Raises:
-        ValueError: If the two do not agree on K.
+        ValueError: If the two do not agree on K, or the kernels are not floating.
 
     Example:
         >>> import jax.numpy as jnp
@@ -54,6 +54,11 @@ def mix_kernels(
         raise ValueError(
             f"`attention` (shape {attention.shape}) must be (batch, num_experts) with "
             f"the {kernel.shape[0]} experts of `kernel` (shape {kernel.shape})"
+        )
+    if not jnp.issubdtype(kernel.dtype, jnp.floating):
+        raise ValueError(
+            f"`kernel` ({kernel.dtype}) must be floating, to be mixed; cast it to "
+            "float32"
         )
     return jnp.tensordot(
         attention.astype(kernel.dtype), kernel, axes=1, precision=precision
@@ -72,7 +77,8 @@ def _conv_by_experts(
     groups = geometry.feature_group_count
     experts = kernel.shape[0]
     # (K, *k, C/g, g, O/g) -> (*k, C/g, g, K, O/g): a group's outputs stay together.
-    split = kernel.reshape(*kernel.shape[:-1], groups, -1)
+    width = geometry.out_features // groups
+    split = kernel.reshape(*kernel.shape[:-1], groups, width)
     stacked = jnp.moveaxis(split, 0, -2).reshape(*geometry.kernel_shape[:-1], -1)
     wide = Geometry(
         in_features=geometry.in_features,
@@ -84,7 +90,7 @@ def _conv_by_experts(
         feature_group_count=groups,
     )
     outputs = conv_by_patches(inputs, stacked, wide, precision, preferred_element_type)
-    outputs = outputs.reshape(*outputs.shape[:-1], groups, experts, -1)
+    outputs = outputs.reshape(*outputs.shape[:-1], groups, experts, width)
     weights = attention.astype(outputs.dtype).reshape(
         attention.shape[0], *(1,) * (geometry.rank + 1), experts, 1
     )
@@ -144,12 +150,6 @@ def dynamic_conv(
         (2, 10, 8)
     """
     check_implementation(implementation)
-    expected = (inputs.shape[0], kernel.shape[0])
-    if attention.shape != expected:
-        raise ValueError(
-            f"`attention` (shape {attention.shape}) must be (batch, num_experts) = "
-            f"{expected}"
-        )
     options: dict[str, Any] = dict(
         strides=strides,
         padding=padding,
@@ -157,8 +157,19 @@ def dynamic_conv(
         feature_group_count=feature_group_count,
     )
     geometry = check_operands(
-        inputs, kernel, bias, stack="num_experts", stack_size=kernel.shape[0], **options
+        inputs,
+        kernel,
+        bias,
+        stack="num_experts",
+        stack_size=kernel.shape[0] if kernel.ndim else 0,
+        **options,
     )
+    expected = (inputs.shape[0], kernel.shape[0])
+    if attention.shape != expected:
+        raise ValueError(
+            f"`attention` (shape {attention.shape}) must be (batch, num_experts) = "
+            f"{expected}"
+        )
     if bias is not None:
         bias = mix_kernels(attention, bias, precision=precision)
     if implementation == "experts":

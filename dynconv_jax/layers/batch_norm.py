@@ -136,7 +136,8 @@ class BatchNorm(nnx.BatchNorm):
         # The parent moved the variance by (1 - momentum) times the biased one, b; with
         # the unbiased one, b + b / (n - 1), it moves by this much more.
         moved = self.var[...] - self.momentum * before
-        self.var[...] += lax.stop_gradient(moved / (count - 1)).astype(before.dtype)
+        more = lax.stop_gradient(moved / jnp.maximum(count - 1, 1))
+        self.var[...] += more.astype(before.dtype)
         self.num_batches_tracked[...] += 1
         return outputs
 

@@ -1,5 +1,6 @@
 """The dynamic convolution layer."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -20,6 +21,18 @@ from dynconv_jax.routing import Router
 
 default_kernel_init = nnx.initializers.normal(0.02)
 default_bias_init = nnx.initializers.zeros_init()
+
+
+def _stack(experts: list[Any]) -> Any:
+    """Stacks what an initialiser drew for each expert, with its metadata, if any."""
+    first = experts[0]
+    if not isinstance(first, nnx.VariableMetadata):  # as of nnx.with_partitioning
+        return jnp.stack(experts)
+    metadata = dict(first.metadata)
+    if metadata.get("out_sharding") is not None:  # the axis of the experts is whole
+        metadata["out_sharding"] = (None, *metadata["out_sharding"])
+    stacked = jnp.stack([expert.raw_value for expert in experts])
+    return dataclasses.replace(first, raw_value=stacked, metadata=metadata)
 
 
 class DynamicConv(nnx.Module):
@@ -140,7 +153,7 @@ class DynamicConv(nnx.Module):
 
         def init_experts(init: Initializer, shape: tuple[int, ...]) -> jax.Array:
             keys = jax.random.split(rngs.params(), num_experts)
-            return jnp.stack([init(key, shape, param_dtype) for key in keys])
+            return _stack([init(key, shape, param_dtype) for key in keys])
 
         self.kernel = nnx.Param(
             init_experts(kernel_init, geometry.kernel_shape), **kernel_metadata
@@ -193,7 +206,7 @@ class DynamicConv(nnx.Module):
             ValueError: If the inputs do not fit the layer.
         """
         flat, batch = self._flatten_batch(inputs)
-        return self.router(flat).reshape(*batch, self.num_experts)
+        return self._route(flat).reshape(*batch, self.num_experts)
 
     def __call__(
         self, inputs: jax.Array, attention: jax.Array | None = None
@@ -213,7 +226,7 @@ class DynamicConv(nnx.Module):
         """
         flat, batch = self._flatten_batch(inputs)
         if attention is None:
-            attention = self.router(flat)
+            attention = self._route(flat)
         elif attention.shape != (*batch, self.num_experts):
             raise ValueError(
                 f"`attention` (shape {attention.shape}) must be (*batch, num_experts) "
@@ -237,6 +250,16 @@ class DynamicConv(nnx.Module):
             preferred_element_type=self.preferred_element_type,
         )
         return outputs.reshape(*batch, *outputs.shape[1:])
+
+    def _route(self, inputs: jax.Array) -> jax.Array:
+        attention = self.router(inputs)
+        expected = (inputs.shape[0], self.num_experts)
+        if jnp.shape(attention) != expected:
+            raise ValueError(
+                f"`router` (a {type(self.router).__name__}) answered the shape "
+                f"{jnp.shape(attention)}; it must be (batch, num_experts) = {expected}"
+            )
+        return attention
 
     def _flatten_batch(self, inputs: jax.Array) -> tuple[jax.Array, tuple[int, ...]]:
         """Returns the inputs with one batch dimension, and the ones they had."""

@@ -7,10 +7,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from dynconv_jax.functional.geometry import positive_int
 from dynconv_jax.initializers import torch_kernel_init, torch_linear
 from dynconv_jax.layers.batch_norm import BatchNorm
 from dynconv_jax.layers.dynamic_conv_block import DynamicConvBlock
 from dynconv_jax.routing import at_least_float32
+
+
+def _relu(x: jax.Array) -> jax.Array:
+    return jax.nn.relu(x)  # which itself cannot be pickled
 
 
 class DynamicNet(nnx.Module):
@@ -71,6 +76,8 @@ class DynamicNet(nnx.Module):
             TypeError: If a count is not an integer.
             ValueError: If a value is out of range.
         """
+        self.in_features = positive_int("in_features", in_features)
+        self.num_classes = positive_int("num_classes", num_classes)
         shared: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
         def block(in_features: int, out_features: int) -> DynamicConvBlock:
@@ -100,7 +107,7 @@ class DynamicNet(nnx.Module):
                 **shared,
             ),
             BatchNorm(32, **shared),
-            jax.nn.relu,
+            _relu,
         )
         self.stage1 = block(32, 64)
         self.stage2 = block(64, 128)
@@ -120,10 +127,10 @@ class DynamicNet(nnx.Module):
         Raises:
             ValueError: If the inputs do not fit the network.
         """
-        if inputs.ndim != 4:
+        if inputs.ndim != 4 or inputs.shape[-1] != self.in_features:
             raise ValueError(
                 f"`inputs` (shape {inputs.shape}) must be (batch, height, width, "
-                "in_features)"
+                f"in_features) with `in_features` (={self.in_features})"
             )
 
         def show(name: str, x: jax.Array) -> jax.Array:

@@ -35,6 +35,11 @@ def save_weights(module: nnx.Module, path: str | os.PathLike) -> None:
         ...     load_weights(layer, f"{folder}/layer.safetensors")
     """
     path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            f"`path` (={os.fspath(path)!r}): the folder {os.fspath(path.parent)!r} "
+            "does not exist; create it first"
+        )
     content = safetensors.numpy.save(to_torch_state_dict(module))
     handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:

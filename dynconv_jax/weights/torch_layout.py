@@ -6,7 +6,6 @@ attributes are named as in PyTorch.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -46,7 +45,10 @@ def _router_name(layer: nnx.Module) -> str:
 LAYOUT: dict[type, dict[str, tuple[str | Callable[[nnx.Module], str], Axes]]] = {
     nnx.Linear: {"kernel": ("weight", channels_first)},
     nnx.Conv: {"kernel": ("weight", channels_first)},
+    nnx.Embed: {"embedding": ("weight", same)},
+    nnx.GroupNorm: {"scale": ("weight", same)},
     nnx.LayerNorm: {"scale": ("weight", same)},
+    nnx.RMSNorm: {"scale": ("weight", same)},
     nnx.Sequential: {"layers": ("", same)},
     BatchNorm: {
         "scale": ("weight", same),
@@ -73,7 +75,8 @@ class _Leaf:
         if isinstance(self.variable, Temperature):
             # PyTorch keeps T in float64. Where JAX has only float32, the shortest
             # decimal that names it restores a T such as 0.6 exactly.
-            return np.asarray(np.float64(str(value)))
+            exact = [float(str(entry)) for entry in value.flat]
+            return np.array(exact).reshape(value.shape).copy()
         if np.issubdtype(value.dtype, np.integer):  # PyTorch counts in int64
             return value.astype(np.int64)
         # In C order, as a copy: files and `torch.from_numpy` want it so.
@@ -128,7 +131,7 @@ def _walk(part: Any, prefix: str, layout: Mapping) -> Iterator[tuple[str, _Leaf]
         if callable(name):
             name = name(part)
         key = f"{prefix}{name}"
-        if isinstance(value, nnx.RngState):
+        if isinstance(value, (nnx.RngState, nnx.Intermediate)):
             continue
         if isinstance(value, nnx.Variable):
             optional = (
@@ -233,7 +236,9 @@ def load_torch_state_dict(
                 f"wrong dtype: {key} is {value.dtype}, which the module's {leaf.dtype} "
                 "cannot hold; cast the value, or build the module with `param_dtype`"
             )
-        elif isinstance(leaf.variable, Temperature) and not 0 < value < math.inf:
+        elif isinstance(leaf.variable, Temperature) and not np.all(
+            (value > 0) & np.isfinite(value)
+        ):
             problems.append(
                 f"wrong value: {key} is {value}; a temperature is positive and finite"
             )
@@ -248,7 +253,9 @@ def load_torch_state_dict(
     if problems:
         raise ValueError(
             f"the state dict does not fit the {type(module).__name__}, which is "
-            "unchanged:\n  " + "\n  ".join(problems)
+            "unchanged:\n  " + "\n  ".join(problems) + "\nKeys follow the names of "
+            "attributes; modules that name them otherwise than PyTorch need a row in "
+            "`dynconv_jax.weights.torch_layout.LAYOUT`"
         )
     for _, leaf, value in accepted.values():
         leaf.load(value)

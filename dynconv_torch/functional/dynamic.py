@@ -35,7 +35,7 @@ def mix_kernels(attention: Tensor, weight: Tensor) -> Tensor:
         Shape (B, ...), in the dtype of `weight`.
 
     Raises:
-        ValueError: If the two do not agree on K.
+        ValueError: If the two do not agree on K, or the kernels are not floating.
 
     Example:
         >>> mix_kernels(torch.full((2, 4), 0.25), torch.ones(4, 16, 8, 3, 3)).shape
@@ -46,6 +46,11 @@ def mix_kernels(attention: Tensor, weight: Tensor) -> Tensor:
             f"`attention` (shape {tuple(attention.shape)}) must be (batch, "
             f"num_experts) with the {weight.shape[0]} experts of `weight` (shape "
             f"{tuple(weight.shape)})"
+        )
+    if not weight.is_floating_point():
+        raise ValueError(
+            f"`weight` ({weight.dtype}) must be floating, to be mixed; cast it to "
+            "float32"
         )
     mixed = attention.to(weight.dtype) @ weight.flatten(1)
     return mixed.unflatten(1, weight.shape[1:])

@@ -120,6 +120,11 @@ class _DynamicConvNd(Router):
     def _check_router(
         self, router: Callable[[Tensor], Tensor]
     ) -> Callable[[Tensor], Tensor]:
+        if isinstance(router, _DynamicConvNd):
+            raise TypeError(
+                f"`router` (a {type(router).__name__}) is a layer; give one `Router` "
+                "to both layers"
+            )
         if isinstance(router, Router):
             for name in ("in_channels", "num_experts"):
                 if getattr(router, name) != getattr(self, name):
