@@ -159,10 +159,9 @@ def test_images_of_the_wrong_shape_are_refused(shape):
 
 @pytest.mark.parametrize("name", ["in_features", "num_classes"])
 def test_impossible_widths_are_refused(name):
+    widths = {"in_features": 3, "num_classes": 7} | {name: 0}
     with pytest.raises(ValueError, match=rf"{name}` \(=0\)"):
-        DynamicNet(
-            **({"in_features": 3, "num_classes": 7} | {name: 0}), rngs=nnx.Rngs(0)
-        )
+        DynamicNet(widths["in_features"], widths["num_classes"], rngs=nnx.Rngs(0))
 
 
 def test_net_can_be_pickled():
