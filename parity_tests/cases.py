@@ -83,6 +83,7 @@ class Case:
             self.kernel_size,
             use_bias=self.bias,
             num_experts=self.num_experts,
+            reduction=1,  # a hidden layer of one unit would often be dead
             param_dtype="float64",
             rngs=nnx.Rngs(0),
             **self.jax_geometry,
@@ -98,6 +99,7 @@ class Case:
             self.kernel_size,
             bias=self.bias,
             num_experts=self.num_experts,
+            reduction=1,
             **self.torch_geometry,
             **options,
         ).double()
