@@ -1,57 +1,71 @@
 """python -m benchmarks: what a dynamic convolution costs, on this machine.
 
-Times forward and backward of single layers in all implementations, in turn, and prints
-a Markdown table a layer. Absolute times differ between machines and from run to run;
-the ratios are what to compare.
+Times layers, depthwise layers and DynamicNet against PyTorch, against the mapped
+convolution, against static convolutions and against the rate of a plain product, in
+turn, and writes a page with tables and plots. On a CPU everything is measured twice: in
+the environment as it is, and with an allocator that keeps its pages. Absolute times
+differ between machines and from run to run; the ratios are what to compare.
 """
 
 import dataclasses
+import datetime
+import json
 import os
-import platform
-from importlib.metadata import version
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 
-import jax
-import torch
 import tyro
 
-from benchmarks.layers import Shape, jax_gradient, torch_gradient
-from benchmarks.timing import interleave, table
-
-SHAPES = (
-    Shape(32, 56, 64, 64),
-    Shape(32, 14, 256, 256),
-    Shape(32, 14, 256, 256, kernel=1),
-    Shape(64, 16, 64, 128, stride=2),
-)
+from benchmarks.machine import PAGES_KEPT
+from benchmarks.report import write_report
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to time."""
+    """What to measure, and where the page goes."""
 
-    rounds: int = 5
-    """How often to time each implementation; the median is reported."""
+    quick: bool = False
+    """A few shapes and rounds, in under two minutes."""
 
-    vmap: bool = True
-    """Time the mapped convolution too. Its gradient takes about half a minute a call on
-    the largest layer."""
+    rounds: int | None = None
+    """How often to time each call; None takes 7, or 3 for a quick run."""
+
+    out: Path = Path("runs/benchmarks")
+    """The directory for `index.md`, `results.json` and the plots."""
+
+
+def run_worker(environment: dict[str, str], config: Config) -> dict:
+    """Measures in a process of its own, because allocators are chosen at its start."""
+    rounds = config.rounds or (3 if config.quick else 7)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "results.json"
+        quick = "--quick" if config.quick else "--no-quick"
+        subprocess.run(
+            [sys.executable, "-m", "benchmarks.worker", quick]
+            + ["--rounds", str(rounds), "--out", str(path)],
+            env={**os.environ, **environment},
+            check=True,
+        )
+        return json.loads(path.read_text())
 
 
 def main(config: Config) -> None:
-    """Prints the machine and a table for each layer."""
-    versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "torch"))
-    device = jax.devices()[0]
-    print(
-        f"{platform.machine()}, {os.cpu_count()} cores, JAX on {device.device_kind}, "
-        f"PyTorch with {torch.get_num_threads()} threads, {versions}, float32, K = 4"
-    )
-    for shape in SHAPES:
-        forms = ["patches", "experts"] + ["vmap"] * config.vmap
-        functions = {f"jax {form}": jax_gradient(shape, form) for form in forms}
-        for form in ("grouped", "loop", "experts"):
-            functions[f"torch {form}"] = torch_gradient(shape, form)
-        print(f"\n{shape}, forward and backward\n")
-        print(table(interleave(functions, config.rounds), "jax patches"), flush=True)
+    """Measures and writes the page."""
+    environments = {"as found": {}}
+    if sys.platform == "linux" and not Path("/dev/nvidia0").exists():
+        environments["pages kept"] = {"GLIBC_TUNABLES": PAGES_KEPT}
+    results: dict = {
+        "date": datetime.date.today().isoformat(),
+        "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
+        "environments": {},
+    }
+    for name, environment in environments.items():
+        print(f"-- {name}", flush=True)
+        results["environments"][name] = run_worker(environment, config)
+    page = write_report(results, config.out)
+    print(f"\n{page.read_text()}\nwritten to {page}")
 
 
 if __name__ == "__main__":

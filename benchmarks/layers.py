@@ -1,89 +1,154 @@
-"""One dynamic convolution: the gradient, in every implementation of both frameworks."""
+"""One convolution: forward, and forward and backward, in both frameworks."""
 
-import dataclasses
-from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import torch
 from flax import nnx
+from torch import Tensor
 
+from benchmarks.shapes import Shape
+from benchmarks.timing import Function
 from dynconv_jax import DynamicConv
 from dynconv_torch import DynamicConv2d
 
 
-@dataclasses.dataclass(frozen=True)
-class Shape:
-    """A square layer with K = 4 experts and its input.
+class Calls(NamedTuple):
+    """What is timed of a layer.
 
     Attributes:
-        batch: B.
-        size: Height and width of the input.
-        in_features: C.
-        out_features: O.
-        kernel: The side of the kernel.
-        stride: The stride.
+        forward: A call that computes the outputs.
+        gradient: A call that computes the outputs and, under a random cotangent, the
+            gradients of the input and of all parameters.
+        memory: GB that the compiled gradient needs beside its operands and results;
+            None where the framework does not say.
     """
 
-    batch: int
-    size: int
-    in_features: int
-    out_features: int
-    kernel: int = 3
-    stride: int = 1
-
-    def __str__(self) -> str:
-        return (
-            f"B {self.batch}, {self.size}×{self.size}, "
-            f"{self.in_features}→{self.out_features}, {self.kernel}×{self.kernel}, "
-            f"stride {self.stride}"
-        )
-
-    def inputs(self) -> np.ndarray:
-        """Draws a float32 input, channels last."""
-        shape = (self.batch, self.size, self.size, self.in_features)
-        return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    forward: Function
+    gradient: Function
+    memory: float | None = None
 
 
-def jax_gradient(shape: Shape, implementation: str) -> Callable[[], object]:
-    """Returns a call of forward and backward in JAX, compiled."""
+def jax_dynamic(shape: Shape, implementation: str, dtype: str = "float32") -> Calls:
+    """Returns the calls of a `DynamicConv`."""
     layer = DynamicConv(
         shape.in_features,
         shape.out_features,
         (shape.kernel, shape.kernel),
         shape.stride,
         padding=shape.kernel // 2,
+        feature_group_count=shape.groups,
+        num_experts=shape.experts,
         implementation=implementation,
+        dtype=jnp.dtype(dtype),
         rngs=nnx.Rngs(0),
     )
+    return _jax_calls(shape, layer, dtype)
+
+
+def jax_static(shape: Shape, dtype: str = "float32") -> Calls:
+    """Returns the calls of the `nnx.Conv` of a shape."""
+    layer = nnx.Conv(
+        shape.in_features,
+        shape.out_features,
+        (shape.kernel, shape.kernel),
+        shape.stride,
+        padding=shape.kernel // 2,
+        feature_group_count=shape.groups,
+        use_bias=False,
+        dtype=jnp.dtype(dtype),
+        rngs=nnx.Rngs(0),
+    )
+    return _jax_calls(shape, layer, dtype)
+
+
+def _jax_calls(shape: Shape, layer: nnx.Module, dtype: str) -> Calls:
     graphdef, params, rest = nnx.split(layer, nnx.Param, ...)
+    x = jnp.asarray(shape.inputs(), dtype)
+    cotangent = jnp.asarray(shape.cotangent(), dtype)
 
-    @jax.jit
-    def gradient(params, x):
-        def loss(params, x):
-            return jnp.square(nnx.merge(graphdef, params, rest)(x)).sum()
+    def apply(params, x):
+        return nnx.merge(graphdef, params, rest)(x)
 
-        return jax.grad(loss, argnums=(0, 1))(params, x)
+    def differentiate(params, x, cotangent):
+        outputs, pull = jax.vjp(apply, params, x)
+        return outputs, pull(cotangent)
 
-    x = jnp.asarray(shape.inputs())
-    return lambda: jax.block_until_ready(gradient(params, x))
+    forward = jax.jit(apply)
+    gradient = jax.jit(differentiate).lower(params, x, cotangent).compile()
+    analysis = gradient.memory_analysis()
+    return Calls(
+        lambda: jax.block_until_ready(forward(params, x)),
+        lambda: jax.block_until_ready(gradient(params, x, cotangent)),
+        1e-9 * analysis.temp_size_in_bytes if analysis else None,
+    )
 
 
-def torch_gradient(shape: Shape, implementation: str) -> Callable[[], object]:
-    """Returns a call of forward and backward in PyTorch, eager."""
+def torch_dynamic(
+    shape: Shape, implementation: str, dtype: str = "float32", compiled: bool = False
+) -> Calls:
+    """Returns the calls of a `DynamicConv2d`, eager or by `torch.compile`."""
     layer = DynamicConv2d(
         shape.in_features,
         shape.out_features,
         shape.kernel,
         shape.stride,
         padding=shape.kernel // 2,
+        groups=shape.groups,
+        num_experts=shape.experts,
         implementation=implementation,
     )
-    x = torch.from_numpy(shape.inputs()).movedim(-1, 1).contiguous().requires_grad_()
+    return _torch_calls(shape, layer, dtype, compiled)
 
-    def gradient():
-        loss = layer(x).square().sum()
-        return torch.autograd.grad(loss, [*layer.parameters(), x])
 
-    return gradient
+def torch_static(shape: Shape, dtype: str = "float32") -> Calls:
+    """Returns the calls of the `torch.nn.Conv2d` of a shape."""
+    layer = torch.nn.Conv2d(
+        shape.in_features,
+        shape.out_features,
+        shape.kernel,
+        shape.stride,
+        padding=shape.kernel // 2,
+        groups=shape.groups,
+        bias=False,
+    )
+    return _torch_calls(shape, layer, dtype, compiled=False)
+
+
+def _torch_calls(
+    shape: Shape, layer: torch.nn.Module, dtype: str, compiled: bool
+) -> Calls:
+    device = torch_device()
+    layer = layer.to(device, getattr(torch, dtype))
+
+    def tensor(array) -> Tensor:
+        channels_first = torch.from_numpy(array).movedim(-1, 1).contiguous()
+        return channels_first.to(device, getattr(torch, dtype))
+
+    x = tensor(shape.inputs()).requires_grad_()
+    cotangent = tensor(shape.cotangent())
+    call = torch.compile(layer) if compiled else layer
+
+    def forward() -> None:
+        with torch.no_grad():
+            call(x)
+        wait(device)
+
+    def gradient() -> None:
+        torch.autograd.grad(call(x), [*layer.parameters(), x], cotangent)
+        wait(device)
+
+    return Calls(forward, gradient)
+
+
+def torch_device() -> torch.device:
+    """Returns the device that PyTorch computes on: that of JAX, if it can."""
+    is_gpu = jax.default_backend() == "gpu" and torch.cuda.is_available()
+    return torch.device("cuda" if is_gpu else "cpu")
+
+
+def wait(device: torch.device) -> None:
+    """Returns when the device has done what it was asked to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,13 +1,39 @@
 """How things are timed: in turn, so that a noisy machine is noisy for all alike."""
 
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Mapping
 
+Function = Callable[[], object]
 
-def interleave(
-    functions: Mapping[str, Callable[[], object]], rounds: int
-) -> dict[str, list[float]]:
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """The times of one function, in milliseconds.
+
+    Attributes:
+        median: The median over the rounds.
+        low: The first quartile.
+        high: The third quartile.
+    """
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, seconds: list[float]) -> "Timing":
+        """Summarises the times of the rounds."""
+        low, median, high = (
+            statistics.quantiles(seconds, n=4, method="inclusive")
+            if len(seconds) > 1
+            else seconds * 3
+        )
+        return cls(1e3 * median, 1e3 * low, 1e3 * high)
+
+
+def interleave(functions: Mapping[str, Function], rounds: int) -> dict[str, Timing]:
     """Times functions in turn, round after round.
 
     Args:
@@ -15,11 +41,12 @@ def interleave(
         rounds: How often to call each, after one call to warm up.
 
     Returns:
-        For each name the seconds of its calls.
+        The timing of each.
 
     Example:
-        >>> [len(times) for times in interleave({"nothing": lambda: None}, 3).values()]
-        [3]
+        >>> timings = interleave({"nothing": lambda: None}, rounds=3)
+        >>> timings["nothing"].low <= timings["nothing"].median
+        True
     """
     for function in functions.values():
         function()
@@ -29,24 +56,4 @@ def interleave(
             start = time.perf_counter()
             function()
             seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def table(seconds: Mapping[str, list[float]], baseline: str) -> str:
-    """Returns a Markdown table of medians, spreads and ratios to the baseline.
-
-    The spread is the smallest and the largest time; a ratio above 1 means slower than
-    the baseline.
-    """
-    base = statistics.median(seconds[baseline])
-    lines = [
-        f"| | median, ms | spread, ms | times {baseline} |",
-        "|---|---:|---:|---:|",
-    ]
-    for name, times in seconds.items():
-        median = statistics.median(times)
-        lines.append(
-            f"| {name} | {1e3 * median:.1f} | {1e3 * min(times):.1f} to "
-            f"{1e3 * max(times):.1f} | {median / base:.2f} |"
-        )
-    return "\n".join(lines)
+    return {name: Timing.of(times) for name, times in seconds.items()}

@@ -7,7 +7,12 @@ from dynconv_jax.diagnostics import (
     diagnose,
     summarize,
 )
-from dynconv_jax.functional import dynamic_conv, mix_kernels, per_sample_conv
+from dynconv_jax.functional import (
+    dynamic_conv,
+    explain,
+    mix_kernels,
+    per_sample_conv,
+)
 from dynconv_jax.layers import BatchNorm, DynamicConv, DynamicConvBlock
 from dynconv_jax.models import DynamicNet
 from dynconv_jax.routing import (
@@ -35,6 +40,7 @@ __all__ = [
     "capture_attention",
     "diagnose",
     "dynamic_conv",
+    "explain",
     "load_balance_loss",
     "load_torch_state_dict",
     "load_weights",

@@ -22,6 +22,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike, DTypeLike
 
 from dynconv_jax.functional.geometry import positive_int
+from dynconv_jax.functional.numerics import at_least_float32
 from dynconv_jax.initializers import torch_linear
 
 
@@ -50,14 +51,6 @@ def check_temperature(temperature: ArrayLike) -> None:
             f"`temperature` (={temperature}) must be one positive finite number: the "
             "logits are divided by it"
         )
-
-
-def at_least_float32(dtype: DTypeLike) -> jnp.dtype:
-    """Returns `dtype`, or float32 where it is narrower or not floating."""
-    is_floating = jnp.issubdtype(dtype, jnp.floating)
-    if is_floating and jnp.finfo(dtype).bits >= 32:
-        return jnp.dtype(dtype)
-    return jnp.dtype(jnp.float32)
 
 
 def attend(

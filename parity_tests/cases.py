@@ -52,6 +52,11 @@ class Case:
         return self.groups * self.out_width
 
     @property
+    def is_depthwise(self) -> bool:
+        """Whether every input channel is a group of its own."""
+        return self.width == 1
+
+    @property
     def jax_geometry(self) -> dict[str, Any]:
         """The geometry as the JAX functions take it."""
         return dict(

@@ -13,6 +13,11 @@ from dynconv_jax import dynamic_conv, mix_kernels
 from parity_tests.cases import CASES
 from parity_tests.parity import assert_close
 
+FORMS_OF_CASES = [
+    (name, form)
+    for name, case in CASES.items()
+    for form in ("patches", "rows", "scan", "experts") + ("taps",) * case.is_depthwise
+]
 NAMES = ("inputs", "attention", "kernel", "bias")
 
 
@@ -53,8 +58,7 @@ def case_with_reference(name):
     return case, arrays, jax_results(case, arrays, implementation="vmap")
 
 
-@pytest.mark.parametrize("implementation", ["patches", "experts"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("name", "implementation"), FORMS_OF_CASES)
 def test_forms_equal_the_mapped_convolution(name, implementation):
     case, arrays, expected = case_with_reference(name)
     actual = jax_results(case, arrays, implementation=implementation)

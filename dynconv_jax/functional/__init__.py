@@ -1,7 +1,14 @@
 """Pure functions on arrays; they know nothing of modules."""
 
+from dynconv_jax.functional.choice import explain
 from dynconv_jax.functional.dynamic import dynamic_conv, mix_kernels
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.per_sample import per_sample_conv
 
-__all__ = ["Geometry", "dynamic_conv", "mix_kernels", "per_sample_conv"]
+__all__ = [
+    "Geometry",
+    "dynamic_conv",
+    "explain",
+    "mix_kernels",
+    "per_sample_conv",
+]

@@ -2,28 +2,26 @@
 
     W(x_i) = Σ_k a_ik W_k        b(x_i) = Σ_k a_ik b_k        y_i = conv(x_i, W(x_i))
 
-Convolution is linear in its kernel, so the mixture may be taken before the convolution
-(one kernel per sample, see `per_sample.py`) or after it (`"experts"`: one dense product
-to K·O outputs, then their weighted sum). The second does K times the arithmetic but
-never writes a kernel per sample.
+The experts are laid out as the chosen form wants them (`forms.py`), then mixed: for the
+whole batch at once, or, in a loop over the samples, for those of each step, so that
+there is never a kernel for every sample. `"experts"` mixes the outputs instead.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from dynconv_jax.functional.geometry import Geometry, PaddingLike
-from dynconv_jax.functional.per_sample import (
-    add_bias,
-    check_implementation,
-    check_operands,
-    conv_by_patches,
-    per_sample_conv,
-)
+from dynconv_jax.functional.choice import choose
+from dynconv_jax.functional.cost import Plan, Problem
+from dynconv_jax.functional.experts import conv_by_experts
+from dynconv_jax.functional.forms import FORMS
+from dynconv_jax.functional.geometry import Geometry, PaddingLike, check_operands
+from dynconv_jax.functional.numerics import Numerics
+from dynconv_jax.functional.per_sample import add_bias
+from dynconv_jax.functional.scan import map_samples
 
 
 def mix_kernels(
@@ -60,45 +58,51 @@ def mix_kernels(
             f"`kernel` ({kernel.dtype}) must be floating, to be mixed; cast it to "
             "float32"
         )
-    return jnp.tensordot(
-        attention.astype(kernel.dtype), kernel, axes=1, precision=precision
-    )
+    return _mix(attention, kernel, precision)
 
 
-def _conv_by_experts(
+def _mix(
+    attention: jax.Array, kernel: jax.Array, precision: lax.PrecisionLike
+) -> jax.Array:
+    """Mixes experts (K, ...) by attention (..., K)."""
+    # Two-dimensional, so that the transposes in its gradient fold into the products.
+    flat = attention.astype(kernel.dtype) @ kernel.reshape(kernel.shape[0], -1)
+    return flat.reshape(*attention.shape[:-1], *kernel.shape[1:])
+
+
+def dynamic_conv_by_plan(
+    plan: Plan,
     inputs: jax.Array,
     attention: jax.Array,
     kernel: jax.Array,
     geometry: Geometry,
-    precision: lax.PrecisionLike,
-    preferred_element_type: DTypeLike | None,
+    numerics: Numerics,
 ) -> jax.Array:
-    """Applies all experts (K, *k, C/g, O) to all samples, then sums by attention."""
-    groups = geometry.feature_group_count
-    experts = kernel.shape[0]
-    # (K, *k, C/g, g, O/g) -> (*k, C/g, g, K, O/g): a group's outputs stay together.
-    width = geometry.out_features // groups
-    split = kernel.reshape(*kernel.shape[:-1], groups, width)
-    stacked = jnp.moveaxis(split, 0, -2).reshape(*geometry.kernel_shape[:-1], -1)
-    wide = Geometry(
-        in_features=geometry.in_features,
-        out_features=experts * geometry.out_features,
-        kernel_size=geometry.kernel_size,
-        strides=geometry.strides,
-        padding=geometry.padding,
-        kernel_dilation=geometry.kernel_dilation,
-        feature_group_count=groups,
-    )
-    outputs = conv_by_patches(inputs, stacked, wide, precision, preferred_element_type)
-    outputs = outputs.reshape(*outputs.shape[:-1], groups, experts, width)
-    weights = attention.astype(outputs.dtype).reshape(
-        attention.shape[0], *(1,) * (geometry.rank + 1), experts, 1
-    )
-    # Slices multiplied and added fuse into one pass; an einsum would not.
-    mixed = weights[..., 0, :] * outputs[..., 0, :]
-    for expert in range(1, experts):
-        mixed += weights[..., expert, :] * outputs[..., expert, :]
-    return mixed.reshape(*mixed.shape[:-2], geometry.out_features)
+    """Computes a dynamic convolution as a plan says.
+
+    Args:
+        plan: One of those that `choice.plans` gives for the problem.
+        inputs: Shape (B, *S, C).
+        attention: Shape (B, K).
+        kernel: Shape (K, *k, C/g, O).
+        geometry: The convolution.
+        numerics: Its numerical options.
+
+    Returns:
+        Shape (B, *S_out, O).
+    """
+    if plan.form == "experts":
+        return conv_by_experts(inputs, attention, kernel, geometry, numerics)
+    form = FORMS[plan.form]
+    arranged = form.arrange(kernel, geometry)
+
+    def convolve(inputs: jax.Array, attention: jax.Array) -> jax.Array:
+        mixed = _mix(attention, arranged, numerics.precision)
+        return form.convolve(inputs, mixed, geometry, numerics)
+
+    if plan.chunk is not None:
+        return map_samples(convolve, (inputs, attention), plan.chunk)
+    return convolve(inputs, attention)
 
 
 def dynamic_conv(
@@ -128,8 +132,9 @@ def dynamic_conv(
             dimension.
         kernel_dilation: An int, or one per spatial dimension.
         feature_group_count: g; it must divide C and O.
-        implementation: `"auto"`, `"patches"`, `"experts"` or `"vmap"`. All compute the
-            same.
+        implementation: `"auto"`, `"patches"`, `"rows"`, `"scan"`, `"taps"` (depthwise),
+            `"experts"` or `"vmap"`. All compute the same; `explain` says what `"auto"`
+            chooses.
         precision: As in `jax.lax.conv_general_dilated`.
         preferred_element_type: The dtype of the output and of the sums behind it, as in
             `jax.lax.conv_general_dilated`.
@@ -140,7 +145,8 @@ def dynamic_conv(
     Raises:
         TypeError: If an argument is of the wrong kind.
         ValueError: If shapes do not fit, the kernel spans more than the padded input,
-            or the implementation is unknown.
+            or the implementation is unknown or cannot compute this, as `"taps"` a
+            convolution that is not depthwise.
 
     Example:
         >>> import jax.numpy as jnp
@@ -149,20 +155,16 @@ def dynamic_conv(
         >>> dynamic_conv(jnp.ones((2, 10, 4)), attention, experts).shape
         (2, 10, 8)
     """
-    check_implementation(implementation)
-    options: dict[str, Any] = dict(
-        strides=strides,
-        padding=padding,
-        kernel_dilation=kernel_dilation,
-        feature_group_count=feature_group_count,
-    )
     geometry = check_operands(
         inputs,
         kernel,
         bias,
         stack="num_experts",
         stack_size=kernel.shape[0] if kernel.ndim else 0,
-        **options,
+        strides=strides,
+        padding=padding,
+        kernel_dilation=kernel_dilation,
+        feature_group_count=feature_group_count,
     )
     expected = (inputs.shape[0], kernel.shape[0])
     if attention.shape != expected:
@@ -172,17 +174,7 @@ def dynamic_conv(
         )
     if bias is not None:
         bias = mix_kernels(attention, bias, precision=precision)
-    if implementation == "experts":
-        outputs = _conv_by_experts(
-            inputs, attention, kernel, geometry, precision, preferred_element_type
-        )
-        return add_bias(outputs, bias)
-    return per_sample_conv(
-        inputs,
-        mix_kernels(attention, kernel, precision=precision),
-        bias,
-        implementation=implementation,
-        precision=precision,
-        preferred_element_type=preferred_element_type,
-        **options,
-    )
+    plan = choose(Problem.of(inputs, geometry, kernel.shape[0]), implementation)
+    numerics = Numerics(precision, preferred_element_type)
+    outputs = dynamic_conv_by_plan(plan, inputs, attention, kernel, geometry, numerics)
+    return add_bias(outputs, bias)

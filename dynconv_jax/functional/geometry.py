@@ -5,6 +5,8 @@ import math
 import operator
 from collections.abc import Sequence
 
+import jax
+
 PaddingLike = str | int | Sequence[int | tuple[int, int]]
 
 
@@ -165,6 +167,11 @@ class Geometry:
         return len(self.kernel_size)
 
     @property
+    def is_depthwise(self) -> bool:
+        """Whether every input channel is a group of its own."""
+        return self.in_features == self.feature_group_count
+
+    @property
     def kernel_shape(self) -> tuple[int, ...]:
         """The shape (*kernel_size, C/g, O) of one kernel."""
         group_features = self.in_features // self.feature_group_count
@@ -222,3 +229,62 @@ class Geometry:
                 )
             sizes.append((padded - extent) // stride + 1)
         return tuple(sizes)
+
+
+def check_operands(
+    inputs: jax.Array | jax.ShapeDtypeStruct,
+    kernel: jax.Array | jax.ShapeDtypeStruct,
+    bias: jax.Array | None,
+    *,
+    stack: str,
+    stack_size: int,
+    **options,
+) -> Geometry:
+    """Checks stacked kernels against inputs and returns their common geometry.
+
+    Args:
+        inputs: Shape (B, *S, C).
+        kernel: Shape (stack_size, *k, C/g, O).
+        bias: Shape (stack_size, O), or None.
+        stack: What the leading axis of the kernel is, for the messages.
+        stack_size: The size that axis must have.
+        **options: `strides`, `padding`, `kernel_dilation`, `feature_group_count`.
+
+    Raises:
+        ValueError: If shapes or dtypes do not fit one another.
+    """
+    rank = inputs.ndim - 2
+    if not 1 <= rank <= 3:
+        raise ValueError(
+            f"`inputs` (shape {inputs.shape}) must be (batch, *spatial, features) with "
+            "1, 2 or 3 spatial dimensions"
+        )
+    if kernel.ndim != rank + 3:
+        raise ValueError(
+            f"`kernel` (shape {kernel.shape}) must be ({stack}, *kernel_size, "
+            f"in_features / feature_group_count, out_features): {rank + 3} dimensions "
+            f"for `inputs` of shape {inputs.shape}"
+        )
+    geometry = Geometry.create(
+        inputs.shape[-1], kernel.shape[-1], kernel.shape[1:-2], **options
+    )
+    if kernel.shape != (stack_size, *geometry.kernel_shape):
+        raise ValueError(
+            f"`kernel` (shape {kernel.shape}) must have the shape "
+            f"{(stack_size, *geometry.kernel_shape)}, that is ({stack}, *kernel_size, "
+            "in_features / feature_group_count, out_features), for `inputs` of shape "
+            f"{inputs.shape} and `feature_group_count` "
+            f"(={geometry.feature_group_count})"
+        )
+    if bias is not None and bias.shape != (stack_size, geometry.out_features):
+        raise ValueError(
+            f"`bias` (shape {bias.shape}) must be ({stack}, out_features) = "
+            f"{(stack_size, geometry.out_features)}"
+        )
+    if inputs.dtype != kernel.dtype:
+        raise ValueError(
+            f"`inputs` ({inputs.dtype}) and `kernel` ({kernel.dtype}) must have the "
+            "same dtype; cast one to the other"
+        )
+    geometry.output_size(inputs.shape[1:-1])
+    return geometry

@@ -1,5 +1,6 @@
 """Batch normalisation that keeps PyTorch's running statistics."""
 
+import math
 from typing import Any, TypeVar
 
 import jax
@@ -10,7 +11,7 @@ from flax.typing import PromoteDtypeFn
 from jax import lax
 from jax.typing import DTypeLike
 
-from dynconv_jax.routing import at_least_float32
+from dynconv_jax.functional.numerics import at_least_float32
 
 Arrays = TypeVar("Arrays", bound=tuple)
 
@@ -110,15 +111,41 @@ class BatchNorm(nnx.BatchNorm):
         """
         if use_running_average is None:
             use_running_average = self.use_running_average
-        if use_running_average:
-            return self._normalise(x, True, mask)
+        features = {axis % x.ndim for axis in jax.tree.leaves(self.axis)}
+        reduced = tuple(axis for axis in range(x.ndim) if axis not in features)
+        affine = [None if v is None else v[...] for v in (self.scale, self.bias)]
+        # The statistics are wide; the result is not to become so by them.
+        dtype = dtypes.canonicalize_dtype(x, *affine, dtype=self.dtype)
+        wide, mean, var, scale, bias = self.promote_dtype(
+            (x, self.mean[...], self.var[...], *affine), dtype=self.dtype
+        )
+        if not use_running_average:
+            count = self._count(x, reduced, mask)
+            mean, var = self._statistics(wide, reduced, mask)
+            # n / (n - 1), with no division by zero where the mask leaves one value
+            unbiased = var + var / jnp.maximum(count - 1, 1)
+            for running, new in ((self.mean, mean), (self.var, unbiased)):
+                new = lax.stop_gradient(new).astype(running[...].dtype)
+                running[...] = self.momentum * running[...] + (1 - self.momentum) * new
+            self.num_batches_tracked[...] += 1
+        # One multiplication and one addition a value.
+        multiplier = lax.rsqrt(var + self.epsilon)
+        if scale is not None:
+            multiplier = multiplier * scale
+        offset = -mean * multiplier
+        if bias is not None:
+            offset = offset + bias
+        multiplier, offset = (
+            jnp.expand_dims(each, reduced) for each in (multiplier, offset)
+        )
+        return (wide * multiplier + offset).astype(dtype)
 
-        axes = {axis % x.ndim for axis in jax.tree.leaves(self.axis)}
-        reduced = tuple(axis for axis in range(x.ndim) if axis not in axes)
+    def _count(
+        self, x: jax.Array, reduced: tuple[int, ...], mask: jax.Array | None
+    ) -> int | jax.Array:
+        """Returns how many values of a channel count."""
         if mask is None:
-            count = 1
-            for axis in reduced:
-                count *= x.shape[axis]
+            count = math.prod(x.shape[axis] for axis in reduced)
         else:
             count = jnp.broadcast_to(mask, x.shape).sum(reduced)
         if self.axis_name is not None:
@@ -131,21 +158,22 @@ class BatchNorm(nnx.BatchNorm):
                 "not defined; train with a larger batch, or pass "
                 "`use_running_average=True`"
             )
-        before = self.var[...]
-        outputs = self._normalise(x, False, mask)
-        # The parent moved the variance by (1 - momentum) times the biased one, b; with
-        # the unbiased one, b + b / (n - 1), it moves by this much more.
-        moved = self.var[...] - self.momentum * before
-        more = lax.stop_gradient(moved / jnp.maximum(count - 1, 1))
-        self.var[...] += more.astype(before.dtype)
-        self.num_batches_tracked[...] += 1
-        return outputs
+        return count
 
-    def _normalise(
-        self, x: jax.Array, use_running_average: bool, mask: jax.Array | None
-    ) -> jax.Array:
-        # The statistics are wide; the result is not to become so by them.
-        affine = [v[...] for v in (self.scale, self.bias) if v is not None]
-        dtype = dtypes.canonicalize_dtype(x, *affine, dtype=self.dtype)
-        outputs = super().__call__(x, use_running_average, mask=mask)
-        return outputs.astype(dtype)
+    def _statistics(
+        self, x: jax.Array, reduced: tuple[int, ...], mask: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns the mean and the biased variance of every channel."""
+
+        def mean_of(values: jax.Array) -> jax.Array:
+            mean = values.mean(reduced, where=mask)
+            if self.axis_name is None:
+                return mean
+            return lax.pmean(
+                mean, self.axis_name, axis_index_groups=self.axis_index_groups
+            )
+
+        mean = mean_of(x)
+        if self.use_fast_variance:
+            return mean, jnp.maximum(mean_of(lax.square(x)) - lax.square(mean), 0)
+        return mean, mean_of(lax.square(x - jnp.expand_dims(mean, reduced)))

@@ -14,9 +14,9 @@ from flax.typing import Initializer, PromoteDtypeFn
 from jax import lax
 from jax.typing import DTypeLike
 
+from dynconv_jax.functional.choice import check_implementation
 from dynconv_jax.functional.dynamic import dynamic_conv
 from dynconv_jax.functional.geometry import Geometry, PaddingLike, positive_int
-from dynconv_jax.functional.per_sample import check_implementation
 from dynconv_jax.routing import Router
 
 default_kernel_init = nnx.initializers.normal(0.02)
@@ -105,8 +105,9 @@ class DynamicConv(nnx.Module):
             router_dropout: The dropout rate of the router's hidden layer.
             router: A router of one's own, (B, *S, C) → (B, K), in place of the four
                 options above; one router may serve several layers.
-            implementation: How to compute it, `"auto"`, `"patches"`, `"experts"` or
-                `"vmap"`; see `dynconv_jax.dynamic_conv`.
+            implementation: How to compute it: `"auto"`, `"patches"`, `"rows"`,
+                `"scan"`, `"taps"` (depthwise), `"experts"` or `"vmap"`. All compute the
+                same; `dynconv_jax.explain` says what `"auto"` chooses.
             dtype: The dtype of the computation; None infers it from the input and the
                 parameters. The router computes in float32 at least.
             param_dtype: The dtype of the parameters.
@@ -134,7 +135,7 @@ class DynamicConv(nnx.Module):
             kernel_dilation=kernel_dilation,
             feature_group_count=feature_group_count,
         )
-        check_implementation(implementation)
+        check_implementation(implementation, geometry)
         self.in_features = geometry.in_features
         self.out_features = geometry.out_features
         self.kernel_size = geometry.kernel_size

@@ -8,10 +8,11 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from dynconv_jax.functional.geometry import positive_int
+from dynconv_jax.functional.numerics import at_least_float32
+from dynconv_jax.functional.static import few_channel_conv
 from dynconv_jax.initializers import torch_kernel_init, torch_linear
 from dynconv_jax.layers.batch_norm import BatchNorm
 from dynconv_jax.layers.dynamic_conv_block import DynamicConvBlock
-from dynconv_jax.routing import at_least_float32
 
 
 def _relu(x: jax.Array) -> jax.Array:
@@ -104,6 +105,7 @@ class DynamicNet(nnx.Module):
                 padding=1,
                 use_bias=False,
                 kernel_init=torch_kernel_init,
+                conv_general_dilated=few_channel_conv,
                 **shared,
             ),
             BatchNorm(32, **shared),

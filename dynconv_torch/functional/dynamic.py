@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dynconv_torch.functional.choice import check_implementation, choose
 from dynconv_torch.functional.geometry import Geometry, PaddingLike
 from dynconv_torch.functional.per_sample import (
     add_bias,
-    check_implementation,
     check_operands,
     conv,
     per_sample_conv,
@@ -95,7 +95,7 @@ def dynamic_conv(
         dilation: An int, or one per spatial dimension.
         groups: g; it must divide C and O.
         implementation: `"auto"`, `"loop"`, `"grouped"` or `"experts"`. All compute the
-            same.
+            same; `"auto"` takes the one that it estimates to be the fastest.
 
     Returns:
         Shape (B, O, *S_out).
@@ -126,13 +126,14 @@ def dynamic_conv(
     )
     if bias is not None:
         bias = mix_kernels(attention, bias)
-    if implementation == "experts":
+    form = choose(implementation, input, weight, geometry, weight.shape[0])
+    if form == "experts":
         output = _conv_by_experts(input, attention, weight, geometry)
         return add_bias(output, bias)
     return per_sample_conv(
         input,
         mix_kernels(attention, weight),
         bias,
-        implementation=implementation,
+        implementation=form,
         **options,
     )

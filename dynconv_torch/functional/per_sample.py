@@ -4,8 +4,8 @@
 
 Two equivalent forms. `"loop"` convolves the samples one after the other, which is how
 one would write it down. `"grouped"` folds the batch into the channels and convolves
-once, with B·g groups, so that each sample meets its own kernel only; it starts one
-convolution where the loop starts B, and so it is the form behind `"auto"`.
+once, with B·g groups, so that each sample meets its own kernel only. Which is faster
+depends on the shape; `"auto"` chooses (`choice.py`).
 """
 
 from collections.abc import Sequence
@@ -14,18 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dynconv_torch.functional.choice import check_implementation, choose
 from dynconv_torch.functional.geometry import Geometry, PaddingLike
-
-IMPLEMENTATIONS = ("auto", "loop", "grouped", "experts")
-
-
-def check_implementation(implementation: str) -> None:
-    """Raises a ValueError unless `implementation` is one of `IMPLEMENTATIONS`."""
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(
-            f"`implementation` (={implementation!r}) must be one of "
-            f"{', '.join(map(repr, IMPLEMENTATIONS))}"
-        )
 
 
 def is_autocast(device: torch.device) -> bool:
@@ -193,11 +183,6 @@ def per_sample_conv(
         torch.Size([2, 8, 5, 4])
     """
     check_implementation(implementation)
-    if implementation == "experts":
-        raise ValueError(
-            "`implementation` (='experts') sums the outputs of all experts and so "
-            "needs their attention; call `dynamic_conv`, or use 'loop' or 'grouped'"
-        )
     geometry = check_operands(
         input,
         weight,
@@ -209,10 +194,11 @@ def per_sample_conv(
         dilation=dilation,
         groups=groups,
     )
+    form = choose(implementation, input, weight, geometry)
     if input.shape[0] == 0:
         # No sample, no kernel: any serves, and the empty sum has their gradient.
         output = conv(input, weight.sum(0), geometry, geometry.groups)
-    elif implementation == "loop":
+    elif form == "loop":
         output = conv_by_loop(input, weight, geometry)
     else:
         output = conv_by_groups(input, weight, geometry)

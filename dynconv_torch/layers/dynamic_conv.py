@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from dynconv_torch.functional.choice import check_implementation
 from dynconv_torch.functional.dynamic import dynamic_conv
 from dynconv_torch.functional.geometry import Geometry, PaddingLike, positive_int
-from dynconv_torch.functional.per_sample import check_implementation
 from dynconv_torch.routing import Router
 
 

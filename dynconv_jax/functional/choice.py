@@ -1,0 +1,231 @@
+"""The choice behind `implementation="auto"`, and its explanation.
+
+Of the plans that can compute a problem, the one with the least estimated time
+(`cost.py`). All of it happens while a function is traced: nothing is left of it at run
+time.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from dynconv_jax.functional.cost import RATES, Estimate, Plan, Problem, estimate
+from dynconv_jax.functional.geometry import (
+    Geometry,
+    PaddingLike,
+    check_operands,
+    positive_int,
+)
+
+IMPLEMENTATIONS = ("auto", "patches", "rows", "scan", "taps", "experts", "vmap")
+
+# How many samples a step of a loop may take: one leaves a core idle, many leave the
+# cache.
+_CHUNKS = (2, 4, 8)
+
+
+def check_implementation(implementation: str, geometry: Geometry) -> None:
+    """Checks that there is an implementation of a name, and that the geometry suits it.
+
+    Raises:
+        ValueError: If it is unknown, or is `"taps"` and the convolution not depthwise.
+    """
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"`implementation` (={implementation!r}) must be one of "
+            f"{', '.join(map(repr, IMPLEMENTATIONS))}"
+        )
+    if implementation == "taps" and not geometry.is_depthwise:
+        raise ValueError(
+            f"`implementation` (='taps') is for depthwise convolutions, with "
+            f"`feature_group_count` (={geometry.feature_group_count}) equal to "
+            f"in_features (={geometry.in_features}); those that can compute this are "
+            f"{', '.join(repr(name) for name in IMPLEMENTATIONS if name != 'taps')}"
+        )
+
+
+def plans(problem: Problem) -> list[Plan]:
+    """Returns the plans that can compute a problem; the reference is not among them."""
+    products = ["patches"]
+    if problem.geometry.kernel_size[0] > 1:  # else rows would compute the same
+        products.append("rows")
+    found = [Plan(form) for form in products]
+    if problem.num_experts is not None:
+        found.append(Plan("experts"))
+    if problem.geometry.is_depthwise:
+        found.append(Plan("looped taps" if problem.may_loop else "taps"))
+    if problem.may_loop:
+        chunks = [chunk for chunk in _CHUNKS if chunk < problem.samples]
+        found += [Plan(form, chunk) for form in products for chunk in chunks]
+    return found
+
+
+def choose(problem: Problem, implementation: str = "auto") -> Plan:
+    """Returns the plan that computes a problem in the least time.
+
+    Args:
+        problem: What there is to compute.
+        implementation: `"auto"`, or the name of the form to use.
+
+    Returns:
+        The fastest plan of those asked for, by the estimate, that the memory of the
+        machine holds; if it holds none, the one that needs the least.
+
+    Raises:
+        ValueError: If the implementation is unknown or cannot compute the problem.
+    """
+    check_implementation(implementation, problem.geometry)
+    if implementation in ("vmap", "rows"):
+        return Plan(implementation)
+    if implementation == "scan" and problem.batch is not None:
+        # Asked for by name, it is the caller who knows where the batch lies, and a
+        # batch of one or two samples is a loop of one step.
+        samples = max(problem.batch, _CHUNKS[0] + 1)
+        problem = dataclasses.replace(problem, device_count=1, batch=samples)
+    asked = [
+        plan
+        for plan in plans(problem)
+        if implementation in ("auto", plan.implementation)
+    ]
+    if not asked:
+        raise ValueError(_refusal(problem, implementation))
+    return min((estimate(problem, plan) for plan in asked), key=_preference).plan
+
+
+def _preference(estimate: Estimate) -> tuple[bool, float]:
+    if estimate.fits:
+        return False, estimate.milliseconds
+    return True, estimate.gigabytes
+
+
+def _refusal(problem: Problem, implementation: str) -> str:
+    able = {plan.implementation: None for plan in plans(problem)}
+    reason = {
+        "scan": "loops over the samples and needs to know how many there are",
+        "experts": "sums the outputs of all experts and needs their attention, as "
+        "`dynamic_conv` has it",
+    }[implementation]
+    return (
+        f"`implementation` (={implementation!r}) {reason}; those that can compute this "
+        f"are 'auto', {', '.join(map(repr, able))}, 'vmap'"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """What `"auto"` chooses for a shape, and why; `str` of it is a table.
+
+    Attributes:
+        problem: What there is to compute, and where.
+        plan: The plan chosen.
+        estimates: An estimate for every plan that can compute it, fastest first.
+    """
+
+    problem: Problem
+    plan: Plan
+    estimates: tuple[Estimate, ...]
+
+    @property
+    def reason(self) -> str:
+        """Why the plan was chosen, in a sentence."""
+        if not any(estimate.fits for estimate in self.estimates):
+            return (
+                "no form fits the memory of this machine; this one needs the least, "
+                f"{self.estimates[0].gigabytes:.3g} GB"
+            )
+        if len(self.estimates) == 1:
+            return "nothing else can compute it here"
+        second = next(each for each in self.estimates if each.plan != self.plan)
+        reason = "it is estimated to be the fastest"
+        if not second.fits:
+            reason = "it is the only one that fits the memory of this machine"
+        if self.problem.may_loop:
+            return reason
+        return f"{reason}; loops over the samples are left out, because the batch " + (
+            f"may be sharded over {self.problem.device_count} devices"
+            if self.problem.batch is not None
+            else "has no known size"
+        )
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.plan} ({self.problem.platform}): {self.reason}",
+            f"  {'form':<34}{'forward + backward':>20}{'memory':>12}",
+        ]
+        for each in self.estimates:
+            lines.append(
+                f"  {str(each.plan):<34}{each.milliseconds:>17.3g} ms"
+                f"{each.gigabytes:>9.3g} GB{'' if each.fits else '  too much'}"
+            )
+        return "\n".join(lines)
+
+
+def explain(
+    inputs: Sequence[int],
+    kernel: Sequence[int],
+    *,
+    strides: int | Sequence[int] | None = 1,
+    padding: PaddingLike = "SAME",
+    kernel_dilation: int | Sequence[int] | None = 1,
+    feature_group_count: int = 1,
+    dtype: DTypeLike = jnp.float32,
+    platform: str | None = None,
+    device_count: int | None = None,
+) -> Explanation:
+    """Says what `implementation="auto"` chooses for a shape, and why.
+
+    Args:
+        inputs: The shape (B, *S, C) of the inputs of a dynamic convolution.
+        kernel: The shape (K, *k, C/g, O) of its experts.
+        strides: As in `dynamic_conv`.
+        padding: As in `dynamic_conv`.
+        kernel_dilation: As in `dynamic_conv`.
+        feature_group_count: As in `dynamic_conv`.
+        dtype: The dtype of both.
+        platform: `"cpu"`, `"gpu"` or `"tpu"`; None takes the one JAX runs on.
+        device_count: Over how many devices the batch may be spread; None takes those
+            that this process sees.
+
+    Returns:
+        The choice, its reason, and an estimate for every form. The rates for CPU were
+        measured, those for GPU and TPU come from data sheets; see `rates.py`.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If the shapes do not fit one another, or the platform is unknown.
+
+    Example:
+        >>> explanation = explain((32, 14, 14, 256), (4, 1, 1, 256, 64))
+        >>> explanation.plan in [each.plan for each in explanation.estimates]
+        True
+    """
+    images = jax.ShapeDtypeStruct(tuple(inputs), dtype)
+    geometry = check_operands(
+        images,
+        jax.ShapeDtypeStruct(tuple(kernel), dtype),
+        None,
+        stack="num_experts",
+        stack_size=kernel[0] if kernel else 0,
+        strides=strides,
+        padding=padding,
+        kernel_dilation=kernel_dilation,
+        feature_group_count=feature_group_count,
+    )
+    here = Problem.of(images, geometry, kernel[0])
+    platform = platform or here.platform
+    if platform not in RATES:
+        raise ValueError(
+            f"`platform` (={platform!r}) must be one of {', '.join(map(repr, RATES))}"
+        )
+    problem = dataclasses.replace(
+        here,
+        platform=platform,
+        device_count=positive_int("device_count", device_count or here.device_count),
+    )
+    estimates = (estimate(problem, plan) for plan in plans(problem))
+    return Explanation(
+        problem, choose(problem), tuple(sorted(estimates, key=_preference))
+    )

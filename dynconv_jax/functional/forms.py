@@ -1,0 +1,67 @@
+"""The forms of a per-sample convolution, by name.
+
+A form is two functions. `arrange` lays a kernel out as the form's product takes it; it
+only moves numbers, so experts are arranged once, before they are mixed, and never the
+kernels of all samples after it. `convolve` applies arranged kernels.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+from jax import lax
+
+from dynconv_jax.functional.geometry import Geometry
+from dynconv_jax.functional.numerics import Numerics
+from dynconv_jax.functional.patches import arrange_for_patches, conv_by_patches
+from dynconv_jax.functional.rows import arrange_for_rows, conv_by_rows
+from dynconv_jax.functional.taps import arrange_for_taps, conv_by_taps
+
+
+class Form(NamedTuple):
+    """How to compute a per-sample convolution.
+
+    Attributes:
+        arrange: (kernel (..., *k, C/g, O), geometry) → the kernel as `convolve` takes
+            it, with the same leading axes.
+        convolve: (inputs (..., *S, C), arranged kernel, geometry, numerics) →
+            (..., *S_out, O).
+    """
+
+    arrange: Callable[[jax.Array, Geometry], jax.Array]
+    convolve: Callable[[jax.Array, jax.Array, Geometry, Numerics], jax.Array]
+
+
+def conv_by_vmap(
+    inputs: jax.Array, kernel: jax.Array, geometry: Geometry, numerics: Numerics
+) -> jax.Array:
+    """Convolves samples (B, *S, C) with kernels (B, *k, C/g, O) by XLA's own, mapped.
+
+    It is how one would write it down, and the reference for every other form.
+    """
+    spatial = "DHW"[-geometry.rank :]
+
+    def one(sample: jax.Array, own_kernel: jax.Array) -> jax.Array:
+        return lax.conv_general_dilated(
+            sample[None],
+            own_kernel,
+            window_strides=geometry.strides,
+            padding=geometry.pads(sample.shape[:-1]),
+            rhs_dilation=geometry.kernel_dilation,
+            dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
+            feature_group_count=geometry.feature_group_count,
+            precision=numerics.precision,
+            preferred_element_type=numerics.preferred_element_type,
+        )[0]
+
+    return jax.vmap(one)(inputs, kernel)
+
+
+FORMS = {
+    "patches": Form(arrange_for_patches, conv_by_patches),
+    "rows": Form(arrange_for_rows, conv_by_rows),
+    "taps": Form(arrange_for_taps, conv_by_taps),
+    "looped taps": Form(arrange_for_taps, functools.partial(conv_by_taps, loop=True)),
+    "vmap": Form(lambda kernel, geometry: kernel, conv_by_vmap),
+}

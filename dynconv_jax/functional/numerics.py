@@ -1,0 +1,47 @@
+"""How sums are taken: the precision of products and the dtype of accumulation."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import DTypeLike
+
+
+def at_least_float32(dtype: DTypeLike) -> jnp.dtype:
+    """Returns `dtype`, or float32 where it is narrower or not floating."""
+    is_floating = jnp.issubdtype(dtype, jnp.floating)
+    if is_floating and jnp.finfo(dtype).bits >= 32:
+        return jnp.dtype(dtype)
+    return jnp.dtype(jnp.float32)
+
+
+class Numerics(NamedTuple):
+    """The numerical options of a convolution.
+
+    Attributes:
+        precision: As in `jax.lax.conv_general_dilated`.
+        preferred_element_type: The dtype of the output and of the sums behind it, as in
+            `jax.lax.conv_general_dilated`.
+    """
+
+    precision: lax.PrecisionLike = None
+    preferred_element_type: DTypeLike | None = None
+
+    def output_dtype(self, dtype: DTypeLike) -> jnp.dtype:
+        """Returns the dtype of the output for operands of `dtype`."""
+        return jnp.dtype(self.preferred_element_type or dtype)
+
+    def contract(self, subscripts: str, *operands: jax.Array) -> jax.Array:
+        """Returns `jnp.einsum` of the operands, in the dtype of the output."""
+        return jnp.einsum(
+            subscripts,
+            *operands,
+            precision=self.precision,
+            preferred_element_type=self.preferred_element_type,
+        )
+
+    def widened(self, dtype: DTypeLike) -> "Numerics":
+        """Returns the options for partial sums that are still to be added up."""
+        wide = at_least_float32(self.output_dtype(dtype))
+        return self._replace(preferred_element_type=wide)

@@ -1,0 +1,169 @@
+"""`"taps"`: shifted multiply-adds, for depthwise convolutions.
+
+With one input channel a group there is nothing to contract, so a product would be thin
+and gathering windows pure cost. Each tap multiplies the image, shifted, by one number a
+channel. Differentiation would turn that into a padded copy of the cotangent for every
+tap and a reduction over all pixels for every tap; the rule here is faster:
+
+- the gradient of the input is the same sum of taps, with the kernel flipped;
+- the gradient of the kernel adds whole rows of pixels, which is vectorised over columns
+  and channels, and then sums over the columns; a few samples at a time, so that they
+  stay in cache.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from dynconv_jax.functional.geometry import Geometry
+from dynconv_jax.functional.numerics import Numerics, at_least_float32
+from dynconv_jax.functional.windows import pad_spatial, tap_offsets, window_slice
+
+# How many rows one fused sum adds: more is faster, and compiles longer.
+_ROWS = 32
+# How many samples the gradient of the kernel takes at a time, where it may loop.
+_SAMPLES = 2
+
+
+def arrange_for_taps(kernel: jax.Array, geometry: Geometry) -> jax.Array:
+    """Lays out a kernel (..., *k, 1, O) as (..., taps, O)."""
+    batch = kernel.shape[: -geometry.rank - 2]
+    return kernel.reshape(*batch, geometry.taps, geometry.out_features)
+
+
+def conv_by_taps(
+    inputs: jax.Array,
+    kernel: jax.Array,
+    geometry: Geometry,
+    numerics: Numerics,
+    loop: bool = False,
+) -> jax.Array:
+    """Convolves depthwise, as a sum of shifted multiples of the image.
+
+    It has a gradient rule of its own, which can be differentiated again in reverse
+    mode; forward mode (`jax.jvp`) is not available, as for any `jax.custom_vjp`.
+
+    Args:
+        inputs: Shape (..., *S, C).
+        kernel: From `arrange_for_taps`, with the leading axes of `inputs`.
+        geometry: The convolution, with C groups.
+        numerics: Its numerical options. Sums are taken in float32 at least.
+        loop: Whether the gradient of the kernel may loop over the samples, which is
+            faster but gathers a batch that is sharded over devices.
+
+    Returns:
+        Shape (..., *S_out, O).
+    """
+    multiplier = geometry.out_features // geometry.in_features
+    if multiplier > 1:  # each channel once for each of its outputs
+        inputs = jnp.broadcast_to(inputs[..., None], (*inputs.shape, multiplier))
+        inputs = inputs.reshape(*inputs.shape[:-2], geometry.out_features)
+    spatial = inputs.shape[-geometry.rank - 1 : -1]
+    plane = dataclasses.replace(
+        geometry, in_features=geometry.out_features, padding=geometry.pads(spatial)
+    )
+    accumulator = at_least_float32(numerics.output_dtype(inputs.dtype))
+    outputs: jax.Array = _sum_of_taps(plane, accumulator, loop, inputs, kernel)
+    return outputs.astype(numerics.output_dtype(inputs.dtype))
+
+
+def _apply_taps(plane, accumulator, inputs, kernel):
+    spatial = inputs.shape[-plane.rank - 1 : -1]
+    size = plane.output_size(spatial)
+    padded = pad_spatial(inputs, plane.pads(spatial)).astype(accumulator)
+    per_pixel = kernel.astype(accumulator).reshape(
+        *kernel.shape[:-1], *(1,) * plane.rank, kernel.shape[-1]
+    )
+    terms = (
+        window_slice(padded, offsets, size, plane.strides)
+        * lax.index_in_dim(per_pixel, tap, -plane.rank - 2, keepdims=False)
+        for tap, offsets in enumerate(tap_offsets(plane))
+    )
+    return functools.reduce(jnp.add, terms)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _sum_of_taps(plane, accumulator, loop, inputs, kernel):
+    """Convolves (..., *S, O) with (..., taps, O), in the dtype of the accumulator."""
+    return _apply_taps(plane, accumulator, inputs, kernel)
+
+
+def _forward(plane, accumulator, loop, inputs, kernel):
+    return _apply_taps(plane, accumulator, inputs, kernel), (inputs, kernel)
+
+
+def _backward(plane, accumulator, loop, saved, cotangent):
+    inputs, kernel = saved
+    return (
+        _input_gradient(plane, accumulator, loop, inputs, kernel, cotangent),
+        _kernel_gradient(plane, loop, inputs, cotangent).astype(kernel.dtype),
+    )
+
+
+_sum_of_taps.defvjp(_forward, _backward)
+
+
+def _input_gradient(plane, accumulator, loop, inputs, kernel, cotangent):
+    if any(stride > 1 for stride in plane.strides):
+        _, pull = jax.vjp(
+            lambda inputs: _apply_taps(plane, accumulator, inputs, kernel), inputs
+        )
+        return pull(cotangent)[0]
+    pads = tuple(
+        (extent - 1 - low, extent - 1 - high)
+        for extent, (low, high) in zip(plane.extent, plane.padding, strict=True)
+    )
+    mirrored = dataclasses.replace(plane, padding=pads)
+    flipped = jnp.flip(kernel, axis=-2)  # row-major: all spatial axes at once
+    gradient: jax.Array = _sum_of_taps(mirrored, accumulator, loop, cotangent, flipped)
+    return gradient.astype(inputs.dtype)
+
+
+def _kernel_gradient(plane, loop, inputs, cotangent):
+    """Returns Σ over pixels of input times cotangent for every tap, (..., taps, O)."""
+    one = functools.partial(_kernel_gradient_of_few, plane)
+    if loop and inputs.ndim == plane.rank + 2 and inputs.shape[0] > _SAMPLES:
+        return lax.map(
+            lambda pair: one(*pair), (inputs, cotangent), batch_size=_SAMPLES
+        )
+    return one(inputs, cotangent)
+
+
+def _kernel_gradient_of_few(plane, inputs, cotangent):
+    spatial = inputs.shape[-plane.rank - 1 : -1]
+    height, *pixels = plane.output_size(spatial)
+    stride, *strides = plane.strides
+    # Rows are added `together` at a time; rows of zeros fill the last block.
+    together = min(height, _ROWS)
+    blocks = -(-height // together)
+    missing = blocks * together - height
+    (low, high), *others = plane.padding
+    padded = pad_spatial(inputs, ((low, high + missing * stride), *others))
+    cotangent = pad_spatial(cotangent, ((0, missing), *((0, 0),) * len(others)))
+    padded = padded.astype(cotangent.dtype)
+
+    def rows_of(array, begin, step, offsets, steps):
+        return window_slice(array, (begin, *offsets), (blocks, *pixels), (step, *steps))
+
+    gradients = []
+    for first, *offsets in tap_offsets(plane):
+        added = functools.reduce(
+            jnp.add,
+            (
+                rows_of(
+                    padded, first + row * stride, together * stride, offsets, strides
+                )
+                * rows_of(
+                    cotangent, row, together, (0,) * len(pixels), (1,) * len(pixels)
+                )
+                for row in range(together)
+            ),
+        )
+        # Without the barrier the sum over columns swallows the sum over rows, and
+        # neither is vectorised.
+        added = lax.optimization_barrier(added)
+        gradients.append(added.sum(axis=tuple(range(-plane.rank - 1, -1))))
+    return jnp.stack(gradients, axis=-2)

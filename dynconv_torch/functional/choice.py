@@ -1,0 +1,135 @@
+"""The choice behind `implementation="auto"`: a model of what each form costs.
+
+The time is taken to be a sum of a few kinds of work, each at a rate of its own: the
+arithmetic of the convolutions; the bytes of mixed kernels and of the experts' outputs;
+the calls of a loop. `python -m benchmarks.fit_torch` fits the rates for a CPU and
+prints the residuals. On other devices, where nothing was measured, `"auto"` is
+`"grouped"`.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dynconv_torch.functional.geometry import Geometry
+
+IMPLEMENTATIONS = ("auto", "loop", "grouped", "experts")
+
+
+def check_implementation(implementation: str) -> None:
+    """Raises a ValueError unless `implementation` is one of `IMPLEMENTATIONS`."""
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"`implementation` (={implementation!r}) must be one of "
+            f"{', '.join(map(repr, IMPLEMENTATIONS))}"
+        )
+
+
+class Work(NamedTuple):
+    """How much of each kind of work a form does, forward.
+
+    Attributes:
+        dense: Gflop of convolutions with few groups.
+        grouped: Gflop of convolutions with a group for every sample.
+        depthwise: Gflop of depthwise convolutions.
+        kernels: GB of mixed kernels.
+        outputs: GB of the outputs of all experts.
+        calls: Convolutions started.
+    """
+
+    dense: float = 0.0
+    grouped: float = 0.0
+    depthwise: float = 0.0
+    kernels: float = 0.0
+    outputs: float = 0.0
+    calls: float = 0.0
+
+    def seconds(self, rates: "Work") -> float:
+        """Returns the time that the work takes, at rates in seconds a unit."""
+        return sum(amount * rate for amount, rate in zip(self, rates, strict=True))
+
+
+# Seconds a unit, on two cores of an AMD EPYC (Zen 4), torch 2.13, float32.
+FORWARD = Work(
+    dense=4.8e-3,
+    grouped=6.3e-3,
+    depthwise=7.4e-2,
+    kernels=0.36,
+    outputs=0.31,
+    calls=8e-5,
+)
+FORWARD_AND_BACKWARD = Work(
+    dense=1.52e-2,
+    grouped=1.92e-2,
+    depthwise=0.23,
+    kernels=1.22,
+    outputs=1.11,
+    calls=2.2e-4,
+)
+
+
+def work_of(
+    form: str, input: Tensor, geometry: Geometry, num_experts: int | None
+) -> Work:
+    """Returns the work of a form on an input (B, C, *S)."""
+    batch, _, *spatial = input.shape
+    outputs = batch * geometry.out_channels * math.prod(geometry.output_size(spatial))
+    kernel = math.prod(geometry.weight_shape)
+    flops = 2e-9 * outputs * kernel / geometry.out_channels
+    gigabyte = 1e-9 * input.element_size()
+    is_depthwise = geometry.groups == geometry.in_channels
+    if form == "experts":
+        assert num_experts is not None
+        flops *= num_experts
+        work = Work(outputs=num_experts * outputs * gigabyte, calls=1)
+        kind = "depthwise" if is_depthwise else "dense"
+    else:
+        calls = batch if form == "loop" else 1
+        work = Work(kernels=batch * kernel * gigabyte, calls=calls)
+        kind = "depthwise" if is_depthwise else ("dense" if calls > 1 else "grouped")
+    return work._replace(**{kind: flops})
+
+
+def choose(
+    implementation: str,
+    input: Tensor,
+    weight: Tensor,
+    geometry: Geometry,
+    num_experts: int | None = None,
+) -> str:
+    """Returns the form that computes a convolution in the least time.
+
+    Args:
+        implementation: `"auto"`, or the form to use, which is returned.
+        input: Shape (B, C, *S).
+        weight: The kernels; whether it or the input needs a gradient counts.
+        geometry: The convolution.
+        num_experts: K, or None where every sample brings its own kernel.
+
+    Returns:
+        `"loop"`, `"grouped"` or, with experts, `"experts"`.
+
+    Raises:
+        ValueError: If the implementation needs experts and there are none.
+    """
+    if implementation == "experts" and num_experts is None:
+        raise ValueError(
+            "`implementation` (='experts') sums the outputs of all experts and so "
+            "needs their attention, as `dynamic_conv` has it; those that can compute "
+            "this are 'auto', 'loop', 'grouped'"
+        )
+    if implementation != "auto":
+        return implementation
+    if input.device.type != "cpu":
+        return "grouped"
+    forms = ("grouped", "loop") + ("experts",) * (num_experts is not None)
+    has_backward = torch.is_grad_enabled() and (
+        input.requires_grad or weight.requires_grad
+    )
+    rates = FORWARD_AND_BACKWARD if has_backward else FORWARD
+    return min(
+        forms,
+        key=lambda form: work_of(form, input, geometry, num_experts).seconds(rates),
+    )

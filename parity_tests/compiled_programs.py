@@ -1,0 +1,134 @@
+"""python -m parity_tests.compiled_programs: what 8 devices exchange.
+
+How many devices a process has is settled when it starts, so `test_sharding.py` runs
+this as a program of its own. It prints one JSON object: by the name of the program,
+what the devices exchange in it, by kind.
+"""
+
+import collections
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+DEVICES = 8
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={DEVICES}"
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import optax  # noqa: E402
+from flax import nnx  # noqa: E402
+from jax.sharding import AxisType, NamedSharding, PartitionSpec  # noqa: E402
+
+from dynconv_jax import DynamicNet, dynamic_conv  # noqa: E402
+
+# What moves a batch between devices; an all-reduce only adds up.
+MOVES = ("all-gather", "all-to-all", "collective-permute", "collective-broadcast")
+
+# name: (spatial, C, experts (K, *k, C/g, O), options of `dynamic_conv`)
+SHAPES: dict[str, tuple[tuple[int, ...], int, tuple[int, ...], dict[str, Any]]] = {
+    "dense": ((9, 7), 6, (3, 3, 3, 6, 8), {}),
+    "pointwise": ((9, 7), 6, (3, 1, 1, 6, 8), {}),
+    "strided": ((9, 7), 6, (3, 3, 3, 6, 8), {"strides": 2, "padding": 1}),
+    "few pixels": ((2, 2), 64, (3, 3, 3, 64, 64), {"strides": 2, "padding": 1}),
+    "grouped": ((9, 7), 6, (3, 3, 3, 3, 8), {"feature_group_count": 2}),
+    "depthwise": ((9, 7), 6, (3, 5, 5, 1, 6), {"feature_group_count": 6}),
+    "1-D": ((11,), 6, (3, 3, 6, 8), {}),
+    "3-D": ((5, 4, 3), 6, (3, 3, 3, 3, 6, 8), {}),
+}
+FORMS = ("auto", "patches", "rows", "experts", "taps", "vmap")
+
+
+def collectives(compiled: jax.stages.Compiled) -> dict[str, int]:
+    """Counts what the devices exchange in a compiled program, by kind."""
+    kinds = (*MOVES, "all-reduce", "reduce-scatter")
+    pattern = rf" ({'|'.join(kinds)})(?:-start)?\("
+    return dict(collections.Counter(re.findall(pattern, compiled.as_text() or "")))
+
+
+def meshes() -> Iterator[tuple[str, jax.sharding.Mesh]]:
+    """Yields a mesh over all devices, for each way to shard."""
+    for name, kind in (("automatic", AxisType.Auto), ("explicit", AxisType.Explicit)):
+        yield name, jax.make_mesh((DEVICES,), ("data",), axis_types=(kind,))
+
+
+def layer_programs(mesh: jax.sharding.Mesh) -> Iterator[tuple[str, Callable, tuple]]:
+    """Yields name, function and operands for each shape, form and direction."""
+    by_sample = NamedSharding(mesh, PartitionSpec("data"))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    for name, (spatial, features, kernel_shape, options) in SHAPES.items():
+        inputs = jnp.ones((2 * DEVICES, *spatial, features))
+        attention = jnp.ones((2 * DEVICES, kernel_shape[0]))
+        operands = (
+            *jax.device_put((inputs, attention), by_sample),
+            jax.device_put(jnp.ones(kernel_shape), everywhere),
+        )
+        for form in FORMS:
+            only_for = {"taps": "depthwise", "vmap": "dense"}
+            if only_for.get(form, name) != name:
+                continue
+
+            def forward(*operands, form=form, options=options):
+                return dynamic_conv(*operands, implementation=form, **options)
+
+            def gradient(*operands, forward=forward):
+                def loss(*operands):
+                    return jnp.square(forward(*operands)).mean()
+
+                return jax.grad(loss, argnums=(0, 1, 2))(*operands)
+
+            yield f"{name}, {form}, forward", forward, operands
+            yield f"{name}, {form}, gradient", gradient, operands
+
+
+def training_program(mesh: jax.sharding.Mesh, form: str) -> tuple[Callable, tuple]:
+    """Returns a training step of DynamicNet and its operands."""
+    net = DynamicNet(implementation=form, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(net, optax.sgd(0.1, momentum=0.9), wrt=nnx.Param)
+    graphdef, state = nnx.split((net, optimizer))
+
+    def step(state, images, labels):
+        net, optimizer = nnx.merge(graphdef, state)
+
+        def loss_of(net):
+            losses = optax.softmax_cross_entropy_with_integer_labels(
+                net(images), labels
+            )
+            return losses.mean()
+
+        loss, gradients = nnx.value_and_grad(loss_of)(net)
+        optimizer.update(net, gradients)
+        return nnx.state((net, optimizer)), loss
+
+    images = jnp.ones((2 * DEVICES, 16, 12, 3))
+    labels = jnp.zeros(2 * DEVICES, jnp.int32)
+    by_sample = NamedSharding(mesh, PartitionSpec("data"))
+    return step, (
+        jax.device_put(state, NamedSharding(mesh, PartitionSpec())),
+        *jax.device_put((images, labels), by_sample),
+    )
+
+
+def main() -> None:
+    """Compiles every program and prints what it exchanges."""
+    found: dict[str, dict[str, int] | str] = {}
+
+    def report(name: str, function: Callable, operands: tuple) -> None:
+        try:
+            found[name] = collectives(jax.jit(function).lower(*operands).compile())
+        except Exception as error:  # told to the test, which expects none
+            found[name] = f"{type(error).__name__}: {error}"
+
+    for sharding, mesh in meshes():
+        with jax.set_mesh(mesh):
+            for name, function, operands in layer_programs(mesh):
+                report(f"{sharding}, {name}", function, operands)
+            for form in ("auto", "vmap"):
+                step, operands = training_program(mesh, form)
+                report(f"{sharding}, training step, {form}", step, operands)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""Programs over a sharded batch: devices add up gradients and exchange nothing else."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from parity_tests import compiled_programs
+
+SHAPES = compiled_programs.SHAPES
+SHARDINGS = ("automatic", "explicit")
+DIRECTIONS = ("forward", "gradient")
+
+
+@pytest.fixture(scope="module")
+def exchanged() -> dict[str, dict[str, int]]:
+    """What the devices exchange in each program, by kind; see compiled_programs.py."""
+    run = subprocess.run(
+        [sys.executable, "-m", "parity_tests.compiled_programs"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout)
+
+
+def moves(kinds: dict[str, int]) -> dict[str, int]:
+    assert isinstance(kinds, dict), kinds  # else it did not compile
+    return {kind: kinds[kind] for kind in compiled_programs.MOVES if kind in kinds}
+
+
+@pytest.mark.parametrize("sharding", SHARDINGS)
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("form", ["auto", "patches", "rows", "experts"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_batch_stays_where_it_is(shape, form, direction, sharding, exchanged):
+    assert moves(exchanged[f"{sharding}, {shape}, {form}, {direction}"]) == {}
+
+
+@pytest.mark.parametrize("sharding", SHARDINGS)
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_batch_of_a_depthwise_layer_stays_where_it_is(direction, sharding, exchanged):
+    assert moves(exchanged[f"{sharding}, depthwise, taps, {direction}"]) == {}
+
+
+@pytest.mark.parametrize("sharding", SHARDINGS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_forward_exchanges_nothing(shape, sharding, exchanged):
+    assert exchanged[f"{sharding}, {shape}, auto, forward"] == {}
+
+
+@pytest.mark.parametrize("sharding", SHARDINGS)
+def test_training_step_exchanges_only_sums(sharding, exchanged):
+    kinds = exchanged[f"{sharding}, training step, auto"]
+    assert moves(kinds) == {}
+    assert kinds["all-reduce"] >= 1
+
+
+@pytest.mark.parametrize("program", ["dense, vmap, forward", "dense, vmap, gradient"])
+def test_mapped_convolution_gathers_the_batch(program, exchanged):
+    assert moves(exchanged[f"automatic, {program}"])
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_mapped_convolution_is_refused_with_explicit_axes(direction, exchanged):
+    assert "ShardingTypeError" in str(exchanged[f"explicit, dense, vmap, {direction}"])
+
+
+def test_training_step_of_mapped_convolutions_gathers_the_batch(exchanged):
+    assert moves(exchanged["automatic, training step, vmap"])
