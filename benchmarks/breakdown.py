@@ -45,7 +45,7 @@ def breakdown(call: Function) -> dict[str, float]:
 
 
 def _kind(name: str) -> str | None:
-    # Operations have names of one word with a number; the rest is Python and the runtime.
+    # Operations have names of one word and a number; the rest is Python and runtime.
     if not re.fullmatch(r"[a-z][a-z_\-]*[\w.\-]*", name) or name.startswith("while"):
         return None
     for kind, pattern in _KINDS:

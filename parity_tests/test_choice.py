@@ -1,19 +1,24 @@
 """The choice behind "auto": what is chosen, why, and that it leaves no trace."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import pytest
 import torch
+from flax import nnx
 
 import dynconv_torch
 from dynconv_jax import DynamicConv, dynamic_conv, explain, per_sample_conv
 from dynconv_jax.functional import cost
+from dynconv_torch.functional import Geometry
 from dynconv_torch.functional import choice as torch_choice
 
+Shape = tuple[int, ...]
+
 # (shape of inputs, of experts, options): one that each form is for, on a CPU.
-EXTREMES = {
+EXTREMES: dict[str, tuple[Shape, Shape, dict[str, Any]]] = {
     "scan": ((32, 56, 56, 64), (4, 3, 3, 64, 64), {"padding": 1}),
     "experts": ((64, 2, 2, 128), (4, 3, 3, 128, 256), {"padding": 1, "strides": 2}),
     "taps": ((32, 14, 14, 480), (4, 5, 5, 1, 480), {"feature_group_count": 480}),
@@ -60,7 +65,7 @@ def test_explanation_is_a_table_of_every_form():
 
 def test_forms_that_do_not_fit_the_memory_are_passed_over(monkeypatch):
     shapes = (32, 28, 28, 64), (4, 3, 3, 64, 64)
-    options = dict(platform="cpu", device_count=1)
+    options: dict[str, Any] = dict(platform="cpu", device_count=1)
     sizes = {
         each.plan: each.gigabytes for each in explain(*shapes, **options).estimates
     }
@@ -133,9 +138,7 @@ def test_forms_that_cannot_do_the_geometry_name_those_that_can():
         )
 
 
-def test_layer_refuses_a_form_that_cannot_do_its_geometry_when_it_is_built(rng):
-    from flax import nnx
-
+def test_layer_refuses_a_form_that_cannot_do_its_geometry_when_it_is_built():
     with pytest.raises(ValueError, match="'taps'.*depthwise"):
         DynamicConv(8, 6, (3, 3), implementation="taps", rngs=nnx.Rngs(0))
 
@@ -153,7 +156,7 @@ def test_each_pytorch_form_is_chosen_where_it_is_at_home(form, has_gradient):
     shape, weight_shape, groups = TORCH_EXTREMES[form]
     x = torch.empty(shape, requires_grad=has_gradient)
     weight = torch.empty(weight_shape)
-    geometry = dynconv_torch.functional.Geometry.create(
+    geometry = Geometry.create(
         shape[1], weight_shape[1], weight_shape[3:], rank=2, padding=1, groups=groups
     )
     assert torch_choice.choose("auto", x, weight, geometry, 4) == form

@@ -215,15 +215,16 @@ def explain(
         feature_group_count=feature_group_count,
     )
     here = Problem.of(images, geometry, kernel[0])
-    platform = platform or here.platform
-    if platform not in RATES:
+    if platform is not None and platform not in RATES:
         raise ValueError(
             f"`platform` (={platform!r}) must be one of {', '.join(map(repr, RATES))}"
         )
+    if device_count is not None:
+        positive_int("device_count", device_count)
     problem = dataclasses.replace(
         here,
-        platform=platform,
-        device_count=positive_int("device_count", device_count or here.device_count),
+        platform=platform or here.platform,
+        device_count=device_count or here.device_count,
     )
     estimates = (estimate(problem, plan) for plan in plans(problem))
     return Explanation(

@@ -129,7 +129,12 @@ def choose(
         input.requires_grad or weight.requires_grad
     )
     rates = FORWARD_AND_BACKWARD if has_backward else FORWARD
-    return min(
-        forms,
-        key=lambda form: work_of(form, input, geometry, num_experts).seconds(rates),
-    )
+    seconds = {
+        form: work_of(form, input, geometry, num_experts).seconds(rates)
+        for form in forms
+    }
+    fastest = forms[0]
+    for form in forms:  # not `min` with a key, which torch.compile cannot trace
+        if seconds[form] < seconds[fastest]:
+            fastest = form
+    return fastest
