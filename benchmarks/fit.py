@@ -34,7 +34,7 @@ from dynconv_jax.functional.cost import (
 from dynconv_jax.functional.dynamic import dynamic_conv_by_plan
 from dynconv_jax.functional.numerics import Numerics
 
-# A product of this many Gflop takes a second or so; no plan that does more can win.
+# So many Gflop take a second or so; all experts on all samples then cannot win.
 _TOO_MUCH = 100.0
 
 # The milliseconds of each plan, by its name.
@@ -73,7 +73,11 @@ def plans_of(shape: Shape) -> list[Plan]:
     if problem.geometry.is_depthwise and math.prod(shape.output_shape) > 3e5:
         # As a product it would take seconds.
         found = [plan for plan in found if plan.implementation == "taps"]
-    return [plan for plan in found if work_of(problem, plan, 0).arithmetic < _TOO_MUCH]
+    return [
+        plan
+        for plan in found
+        if plan.form != "experts" or shape.gigaflops * shape.experts < _TOO_MUCH
+    ]
 
 
 def gradient_by_plan(shape: Shape, plan: Plan) -> Function:

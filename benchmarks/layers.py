@@ -128,7 +128,7 @@ def _torch_calls(
 
     x = tensor(shape.inputs()).requires_grad_()
     cotangent = tensor(shape.cotangent())
-    call = torch.compile(layer) if compiled else layer
+    call = torch.compile(layer, dynamic=False) if compiled else layer
 
     def forward() -> None:
         with torch.no_grad():

@@ -17,6 +17,8 @@ from benchmarks.timing import Function, Timing, interleave
 
 # A mapped convolution of more Gflop would take minutes in the gradient.
 _SMALL_FOR_VMAP = 2.0
+# Compiling each of the others by PyTorch takes half a minute, on a CPU for nothing.
+_COMPILED = (LAYERS[0], LAYERS[4], DEPTHWISE[1])
 _FLOOR = "1024³ product"
 
 Record = dict[str, Any]
@@ -89,7 +91,10 @@ def _layer(shape: Shape, settings: Settings, say: Callable[[str], None]) -> Reco
         forms = ("taps",) if is_depthwise else ("patches", "rows", "scan", "experts")
         for form in forms:
             calls[f"jax {form}"] = layers.jax_dynamic(shape, form, dtype)
-        calls["torch compiled"] = layers.torch_dynamic(shape, "grouped", dtype, True)
+        if shape in _COMPILED or jax.default_backend() == "gpu":
+            calls["torch compiled"] = layers.torch_dynamic(
+                shape, "grouped", dtype, compiled=True
+            )
         if not is_depthwise and is_small:
             calls["jax vmap"] = layers.jax_dynamic(shape, "vmap", dtype)
     forward = _timed({name: call.forward for name, call in calls.items()}, settings)

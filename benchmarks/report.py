@@ -96,7 +96,7 @@ def _net_goals(
 
 
 def write_report(results: Record, folder: Path) -> Path:
-    """Writes `index.md`, `results.json` and the plots into a folder.
+    """Writes `index.md`, `summary.md`, `results.json` and the plots into a folder.
 
     Args:
         results: What the workers measured, by environment and dtype.
@@ -111,6 +111,7 @@ def write_report(results: Record, folder: Path) -> Path:
     first = next(iter(results["environments"].values()))["float32"]
     if "scaling" in first:
         plots.append(plot_growth(first["scaling"], folder / "growth.png"))
+    _write(folder / "summary.md", "\n".join(summary(results)) + "\n")
     page = folder / "index.md"
     _write(page, "\n".join(_page(results, plots)) + "\n")
     return page
@@ -150,6 +151,34 @@ def _page(results: Record, plots: list[Path]) -> Iterator[str]:
         if "scaling" in record:
             yield f"\n## How cost grows, {dtype}, forward + backward\n"
             yield from _growth_table(record["scaling"])
+
+
+def summary(results: Record) -> Iterator[str]:
+    """Yields a table of how many times faster than PyTorch `"auto"` is."""
+    environments = results["environments"]
+    records = [by_dtype["float32"] for by_dtype in environments.values()]
+    columns = [(subject, record) for subject in SUBJECTS for record in records]
+    header = [f"{SUBJECTS[s]}, {e}" for s in SUBJECTS for e in environments]
+    rows = []
+    for kind in ("layers", "depthwise"):
+        ratios = [
+            [ratio(each[subject]) for each in record[kind]]
+            for subject, record in columns
+        ]
+        for index, each in enumerate(records[0][kind]):
+            rows.append([each["shape"]] + [f"{column[index]:.2f}" for column in ratios])
+        means = [statistics.geometric_mean(column) for column in ratios]
+        rows.append([f"{kind}, geometric mean"] + [f"{mean:.2f}" for mean in means])
+    for index, net in enumerate(records[0]["nets"]):
+        cells = []
+        for subject, record in columns:
+            timings = record["nets"][index][
+                "step" if subject == "gradient" else subject
+            ]
+            ours = _median(timings, "jax auto")
+            cells.append(f"{_median(timings, 'torch grouped') / ours:.2f}")
+        rows.append([f"DynamicNet, B {net['batch']} (a step of training)", *cells])
+    yield from _table(["", *header], rows)
 
 
 def _cell(timings: Record, name: str) -> str:

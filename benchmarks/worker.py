@@ -16,11 +16,11 @@ class Config:
     rounds: int
     """How often to time each call."""
 
-    quick: bool
-    """Leave out what takes long."""
-
     out: Path
     """The file that the measurements are written to (JSON)."""
+
+    quick: bool = False
+    """Leave out what takes long."""
 
 
 def main(config: Config) -> None:

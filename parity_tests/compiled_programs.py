@@ -7,21 +7,24 @@ what the devices exchange in it, by kind.
 
 import collections
 import json
-import os
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from dynconv_jax import DynamicNet, dynamic_conv
+
 DEVICES = 8
-os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={DEVICES}"
-
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import optax  # noqa: E402
-from flax import nnx  # noqa: E402
-from jax.sharding import AxisType, NamedSharding, PartitionSpec  # noqa: E402
-
-from dynconv_jax import DynamicNet, dynamic_conv  # noqa: E402
+# What the process must be started with.
+ENVIRONMENT = {
+    "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES}",
+    "JAX_PLATFORMS": "cpu",
+}
 
 # What moves a batch between devices; an all-reduce only adds up.
 MOVES = ("all-gather", "all-to-all", "collective-permute", "collective-broadcast")
@@ -41,8 +44,8 @@ FORMS = ("auto", "patches", "rows", "experts", "taps", "vmap")
 
 
 def collectives(compiled: jax.stages.Compiled) -> dict[str, int]:
-    """Counts what the devices exchange in a compiled program, by kind."""
-    kinds = (*MOVES, "all-reduce", "reduce-scatter")
+    """Counts what the devices exchange in a program, and its loops, by kind."""
+    kinds = (*MOVES, "all-reduce", "reduce-scatter", "while")
     pattern = rf" ({'|'.join(kinds)})(?:-start)?\("
     return dict(collections.Counter(re.findall(pattern, compiled.as_text() or "")))
 
@@ -82,6 +85,37 @@ def layer_programs(mesh: jax.sharding.Mesh) -> Iterator[tuple[str, Callable, tup
             yield f"{name}, {form}, gradient", gradient, operands
 
 
+def local_programs(mesh: jax.sharding.Mesh) -> Iterator[tuple[str, Callable, tuple]]:
+    """Yields gradients of layers inside of `jax.shard_map`, by the automatic form."""
+    by_sample, everywhere = PartitionSpec("data"), PartitionSpec()
+    for name, features, kernel_shape in (
+        ("dense", 64, (4, 3, 3, 64, 64)),
+        ("depthwise", 64, (4, 5, 5, 1, 64)),
+    ):
+        groups = features // kernel_shape[-2]
+        inputs = jnp.ones((16 * DEVICES, 28, 28, features))
+        attention = jnp.ones((16 * DEVICES, 4))
+
+        def loss(*operands, groups=groups):
+            outputs = jax.shard_map(
+                lambda *operands: dynamic_conv(*operands, feature_group_count=groups),
+                mesh=mesh,
+                in_specs=(by_sample, by_sample, everywhere),
+                out_specs=by_sample,
+            )(*operands)
+            return jnp.square(outputs).mean()
+
+        gradient = jax.grad(loss, argnums=(0, 1, 2))
+        arrays = (inputs, attention, jnp.ones(kernel_shape))
+        operands = tuple(
+            jax.device_put(array, NamedSharding(mesh, spec))
+            for array, spec in zip(
+                arrays, (by_sample, by_sample, everywhere), strict=True
+            )
+        )
+        yield name, gradient, operands
+
+
 def training_program(mesh: jax.sharding.Mesh, form: str) -> tuple[Callable, tuple]:
     """Returns a training step of DynamicNet and its operands."""
     net = DynamicNet(implementation=form, rngs=nnx.Rngs(0))
@@ -112,6 +146,7 @@ def training_program(mesh: jax.sharding.Mesh, form: str) -> tuple[Callable, tupl
 
 def main() -> None:
     """Compiles every program and prints what it exchanges."""
+    assert jax.device_count() == DEVICES, f"start it with {ENVIRONMENT}"
     found: dict[str, dict[str, int] | str] = {}
 
     def report(name: str, function: Callable, operands: tuple) -> None:
@@ -124,6 +159,8 @@ def main() -> None:
         with jax.set_mesh(mesh):
             for name, function, operands in layer_programs(mesh):
                 report(f"{sharding}, {name}", function, operands)
+            for name, function, operands in local_programs(mesh):
+                report(f"{sharding}, local, {name}", function, operands)
             for form in ("auto", "vmap"):
                 step, operands = training_program(mesh, form)
                 report(f"{sharding}, training step, {form}", step, operands)

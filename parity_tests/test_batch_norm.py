@@ -34,6 +34,26 @@ def test_variance_survives_a_mean_far_from_zero(rng):
     assert_parity(ours, theirs, 1e4 + rng.normal(size=(4, 7, 6, 5)))
 
 
+def test_float32_gradients_survive_a_mean_of_a_hundred_deviations(rng):
+    x = (100 + rng.normal(size=(8, 16, 12, 5))).astype(np.float32)
+    narrow = BatchNorm(5, rngs=nnx.Rngs(0))
+    wide = BatchNorm(5, param_dtype="float64", rngs=nnx.Rngs(0))
+    cotangent = rng.normal(size=x.shape)
+
+    def scale_gradient(norm, x):
+        graphdef, params, rest = nnx.split(norm, nnx.Param, ...)
+
+        def loss(params):
+            outputs = nnx.merge(graphdef, params, rest, copy=True)(x)
+            return jnp.sum(outputs * cotangent.astype(x.dtype))
+
+        return {"scale": jax.grad(loss)(params)["scale"][...]}
+
+    actual = scale_gradient(narrow, jnp.asarray(x))
+    expected = scale_gradient(wide, jnp.asarray(x, "float64"))
+    assert_close(actual, expected, dtype="float32")
+
+
 def test_batches_are_counted(rng):
     norm, _ = norms()
     for _ in range(3):

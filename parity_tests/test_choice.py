@@ -110,6 +110,14 @@ def test_layers_say_what_they_would_do():
     )  # the same as patches
 
 
+def test_an_unknown_platform_is_taken_for_a_gpu(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "METAL")
+    found = explain((32, 14, 14, 64), (4, 3, 3, 64, 64), device_count=1)
+    assert found.problem.platform == "METAL"
+    gpu = explain((32, 14, 14, 64), (4, 3, 3, 64, 64), platform="gpu", device_count=1)
+    assert found.plan == gpu.plan
+
+
 REFUSED = {
     "unknown platform": (dict(platform="npu"), "platform.*'npu'.*'cpu'"),
     "no device": (dict(device_count=0), "device_count.*at least 1"),
@@ -125,17 +133,12 @@ def test_explain_refuses(name):
 
 
 def test_forms_that_cannot_do_the_geometry_name_those_that_can():
-    with pytest.raises(ValueError, match="'taps'.*depthwise.*'patches', 'rows'"):
-        dynamic_conv(
-            jnp.ones((2, 9, 8)),
-            jnp.ones((2, 2)),
-            jnp.ones((2, 3, 8, 6)),
-            implementation="taps",
-        )
-    with pytest.raises(ValueError, match="'experts'.*attention.*'patches', 'rows'"):
-        per_sample_conv(
-            jnp.ones((2, 9, 8)), jnp.ones((2, 3, 8, 6)), implementation="experts"
-        )
+    inputs, kernel = jnp.ones((2, 9, 8)), jnp.ones((2, 3, 8, 6))
+    able = "are 'auto', 'patches', 'rows', 'scan', "
+    with pytest.raises(ValueError, match=f"'taps'.*depthwise.*{able}'experts', 'vmap'"):
+        dynamic_conv(inputs, jnp.ones((2, 2)), kernel, implementation="taps")
+    with pytest.raises(ValueError, match=f"'experts'.*attention.*{able}'vmap'"):
+        per_sample_conv(inputs, kernel, implementation="experts")
 
 
 def test_layer_refuses_a_form_that_cannot_do_its_geometry_when_it_is_built():
@@ -159,7 +162,7 @@ def test_each_pytorch_form_is_chosen_where_it_is_at_home(form, has_gradient):
     geometry = Geometry.create(
         shape[1], weight_shape[1], weight_shape[3:], rank=2, padding=1, groups=groups
     )
-    assert torch_choice.choose("auto", x, weight, geometry, 4) == form
+    assert torch_choice.choose("auto", geometry, x, weight, num_experts=4) == form
 
 
 @pytest.mark.parametrize("implementation", ["auto", "loop", "grouped", "experts"])

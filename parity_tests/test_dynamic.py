@@ -1,5 +1,6 @@
 """dynamic_conv and mix_kernels: the mixture before and after the convolution."""
 
+import dataclasses
 import functools
 
 import jax
@@ -44,7 +45,8 @@ def jax_results(case, arrays, **options):
             lambda *arrays: dynamic_conv(*arrays, **case.jax_geometry, **options),
             *arrays,
         )
-        return outputs, pullback(jnp.asarray(cotangent_like(outputs)))
+        cotangent = jnp.asarray(cotangent_like(outputs), outputs.dtype)
+        return outputs, pullback(cotangent)
 
     outputs, gradients = run(*map(jnp.asarray, arrays))
     return {"output": outputs, **dict(zip(NAMES, gradients, strict=True))}
@@ -88,6 +90,55 @@ def test_pytorch_forms_equal_the_jax_reference(name, implementation):
     actual = {"output": outputs.detach().numpy()}
     actual |= {n: g.numpy() for n, g in zip(NAMES, gradients, strict=True)}
     assert_close(actual, expected, dtype="float64")
+
+
+# Batches of several steps of a loop and a rest; planes of several blocks of rows.
+LOOPED = {
+    "scan": dataclasses.replace(CASES["2d strided"], batch=9),
+    "scan, 3d": dataclasses.replace(CASES["3d"], batch=5),
+    "taps": dataclasses.replace(CASES["2d depthwise"], batch=5),
+    "taps, tall": dataclasses.replace(CASES["2d depthwise"], spatial=(70, 3), batch=3),
+    "taps, multiplied": dataclasses.replace(
+        CASES["2d depthwise, multiplied"], spatial=(69, 3), batch=4
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LOOPED)
+def test_loops_equal_the_mapped_convolution(name, rng):
+    case = LOOPED[name]
+    arrays = operands(case, rng)
+    actual = jax_results(case, arrays, implementation=name.split(",")[0])
+    expected = jax_results(case, arrays, implementation="vmap")
+    assert_close(actual, expected, dtype="float64")
+
+
+def test_infinite_pixel_reaches_only_the_taps_that_see_it(rng):
+    case = LOOPED["taps, tall"]
+    arrays = operands(case, rng)
+    arrays[0][0, -1] = np.inf
+
+    def is_finite(implementation):
+        found = jax_results(case, arrays, implementation=implementation)
+        return {"kernel": np.isfinite(found["kernel"]).astype(float)}
+
+    assert_close(is_finite("taps"), is_finite("vmap"), dtype="float64")
+
+
+NARROW = [(form, "2d strided") for form in ("patches", "rows", "scan", "experts")]
+NARROW += [("taps", "2d depthwise"), ("rows", "2d grouped"), ("scan", "3d")]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("implementation", "name"), NARROW)
+def test_forms_in_narrow_dtypes_agree_with_float64(implementation, name, dtype, rng):
+    case = CASES[name]
+    narrow = [jnp.asarray(array, dtype) for array in operands(case, rng)]
+    actual = jax_results(case, narrow, implementation=implementation)
+    assert all(value.dtype == dtype for value in actual.values())
+    exact = [array.astype("float64") for array in narrow]
+    expected = jax_results(case, exact, implementation="vmap")
+    assert_close(actual, expected, dtype=dtype)
 
 
 def test_auto_is_one_of_the_named_forms(rng):

@@ -57,6 +57,18 @@ def test_patches_equal_the_mapped_convolution(name):
     assert_close(jax_results(case, arrays, "patches"), expected, dtype="float64")
 
 
+OTHER_FORMS = [
+    (name, form) for name in ("2d uneven", "3d") for form in ("rows", "scan")
+]
+OTHER_FORMS += [("2d grouped", "rows"), ("2d depthwise, multiplied", "taps")]
+
+
+@pytest.mark.parametrize(("name", "form"), OTHER_FORMS)
+def test_other_forms_equal_the_mapped_convolution(name, form):
+    case, arrays, expected = case_with_reference(name)
+    assert_close(jax_results(case, arrays, form), expected, dtype="float64")
+
+
 @pytest.mark.parametrize("implementation", ["loop", "grouped"])
 @pytest.mark.parametrize("name", CASES)
 def test_pytorch_forms_equal_the_jax_reference(name, implementation):
@@ -86,7 +98,7 @@ def test_narrow_dtypes_stay_and_agree_with_float64(name, dtype, rng):
     assert_close({"output": outputs}, {"output": expected}, dtype=dtype)
 
 
-@pytest.mark.parametrize("implementation", ["patches", "vmap"])
+@pytest.mark.parametrize("implementation", ["patches", "rows", "scan", "vmap"])
 def test_preferred_element_type_is_the_dtype_of_the_output(implementation, rng):
     x, kernel, _ = operands(CASES["2d"], rng, "float32")
     outputs = per_sample_conv(
@@ -98,13 +110,20 @@ def test_preferred_element_type_is_the_dtype_of_the_output(implementation, rng):
     assert outputs.dtype == jnp.float32
 
 
-def test_an_empty_batch_gives_an_empty_output():
-    assert per_sample_conv(jnp.ones((0, 5, 4, 3)), jnp.ones((0, 3, 3, 3, 2))).shape == (
-        0,
-        5,
-        4,
-        2,
+@pytest.mark.parametrize("implementation", ["auto", "patches", "rows", "scan"])
+def test_an_empty_batch_gives_an_empty_output(implementation):
+    outputs = per_sample_conv(
+        jnp.ones((0, 5, 4, 3)),
+        jnp.ones((0, 3, 3, 3, 2)),
+        implementation=implementation,
     )
+    assert outputs.shape == (0, 5, 4, 2)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "complex64"])
+def test_dtypes_that_are_not_floating_are_refused(dtype):
+    with pytest.raises(ValueError, match=f"kernel.*{dtype}.*floating.*float32"):
+        per_sample_conv(jnp.ones((2, 5, 3), dtype), jnp.ones((2, 3, 3, 2), dtype))
 
 
 def test_nan_reaches_the_output_of_its_own_sample_only(rng):

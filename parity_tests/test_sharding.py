@@ -1,8 +1,10 @@
 """Programs over a sharded batch: devices add up gradients and exchange nothing else."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +23,8 @@ def exchanged() -> dict[str, dict[str, int]]:
         capture_output=True,
         text=True,
         check=False,
+        cwd=Path(__file__).parent.parent,
+        env={**os.environ, **compiled_programs.ENVIRONMENT},
     )
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout)
@@ -49,6 +53,14 @@ def test_batch_of_a_depthwise_layer_stays_where_it_is(direction, sharding, excha
 @pytest.mark.parametrize("shape", SHAPES)
 def test_forward_exchanges_nothing(shape, sharding, exchanged):
     assert exchanged[f"{sharding}, {shape}, auto, forward"] == {}
+
+
+@pytest.mark.parametrize("sharding", SHARDINGS)
+@pytest.mark.parametrize("shape", ["dense", "depthwise"])
+def test_devices_loop_over_their_own_samples_in_shard_map(shape, sharding, exchanged):
+    kinds = exchanged[f"{sharding}, local, {shape}"]
+    assert moves(kinds) == {}
+    assert kinds["while"] >= 1
 
 
 @pytest.mark.parametrize("sharding", SHARDINGS)

@@ -93,6 +93,18 @@ def test_forward_mode(form, rng):
     assert_close(actual, expected, dtype="float64")
 
 
+def test_forward_mode_over_the_gradient_of_taps(rng):
+    case = CASES["2d depthwise"]
+    arrays, tangents = operands(case, rng), operands(case, rng)
+
+    def product(form):
+        gradient = jax.grad(loss_by(case, form), argnums=(0, 1, 2))
+        _, pushed = jax.jit(lambda *a: jax.jvp(gradient, a, tangents))(*arrays)
+        return dict(zip(NAMES, pushed, strict=True))
+
+    assert_close(product("taps"), product("vmap"), dtype="float64")
+
+
 def test_taps_refuse_forward_mode(rng):
     case = CASES["2d depthwise"]
     arrays = operands(case, rng)

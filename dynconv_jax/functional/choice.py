@@ -27,23 +27,49 @@ IMPLEMENTATIONS = ("auto", "patches", "rows", "scan", "taps", "experts", "vmap")
 _CHUNKS = (2, 4, 8)
 
 
-def check_implementation(implementation: str, geometry: Geometry) -> None:
-    """Checks that there is an implementation of a name, and that the geometry suits it.
+def check_implementation(
+    implementation: str,
+    geometry: Geometry,
+    *,
+    has_experts: bool = True,
+    has_batch: bool = True,
+) -> None:
+    """Checks that an implementation is known and can compute a convolution.
+
+    Args:
+        implementation: The name asked for.
+        geometry: The convolution.
+        has_experts: Whether there are experts and their attention, or only kernels.
+        has_batch: Whether the size of the batch is known.
 
     Raises:
-        ValueError: If it is unknown, or is `"taps"` and the convolution not depthwise.
+        ValueError: If it is unknown, or cannot; the message names those that can.
     """
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(
             f"`implementation` (={implementation!r}) must be one of "
             f"{', '.join(map(repr, IMPLEMENTATIONS))}"
         )
-    if implementation == "taps" and not geometry.is_depthwise:
+    refused = {}
+    if not has_batch:
+        refused["scan"] = "loops over the samples and must know how many there are"
+        refused["vmap"] = "makes a group for every sample and must know how many"
+    if not geometry.is_depthwise:
+        refused["taps"] = (
+            "is for depthwise convolutions, with `feature_group_count` "
+            f"(={geometry.feature_group_count}) equal to in_features "
+            f"(={geometry.in_features})"
+        )
+    if not has_experts:
+        refused["experts"] = (
+            "sums the outputs of all experts and needs their attention, as "
+            "`dynamic_conv` has it"
+        )
+    if implementation in refused:
+        able = [repr(name) for name in IMPLEMENTATIONS if name not in refused]
         raise ValueError(
-            f"`implementation` (='taps') is for depthwise convolutions, with "
-            f"`feature_group_count` (={geometry.feature_group_count}) equal to "
-            f"in_features (={geometry.in_features}); those that can compute this are "
-            f"{', '.join(repr(name) for name in IMPLEMENTATIONS if name != 'taps')}"
+            f"`implementation` (={implementation!r}) {refused[implementation]}; those "
+            f"that can compute this are {', '.join(able)}"
         )
 
 
@@ -77,41 +103,29 @@ def choose(problem: Problem, implementation: str = "auto") -> Plan:
     Raises:
         ValueError: If the implementation is unknown or cannot compute the problem.
     """
-    check_implementation(implementation, problem.geometry)
+    check_implementation(
+        implementation,
+        problem.geometry,
+        has_experts=problem.num_experts is not None,
+        has_batch=problem.batch is not None,
+    )
     if implementation in ("vmap", "rows"):
         return Plan(implementation)
-    if implementation == "scan" and problem.batch is not None:
-        # Asked for by name, it is the caller who knows where the batch lies, and a
-        # batch of one or two samples is a loop of one step.
-        samples = max(problem.batch, _CHUNKS[0] + 1)
+    if implementation == "scan":
+        # Asked for by name, it is the caller who knows where the batch lies, and even
+        # one or two samples are taken in the way of a loop.
+        samples = max(problem.samples, _CHUNKS[0] + 1)
         problem = dataclasses.replace(problem, device_count=1, batch=samples)
     asked = [
         plan
         for plan in plans(problem)
         if implementation in ("auto", plan.implementation)
     ]
-    if not asked:
-        raise ValueError(_refusal(problem, implementation))
     return min((estimate(problem, plan) for plan in asked), key=_preference).plan
 
 
-def _preference(estimate: Estimate) -> tuple[bool, float]:
-    if estimate.fits:
-        return False, estimate.milliseconds
-    return True, estimate.gigabytes
-
-
-def _refusal(problem: Problem, implementation: str) -> str:
-    able = {plan.implementation: None for plan in plans(problem)}
-    reason = {
-        "scan": "loops over the samples and needs to know how many there are",
-        "experts": "sums the outputs of all experts and needs their attention, as "
-        "`dynamic_conv` has it",
-    }[implementation]
-    return (
-        f"`implementation` (={implementation!r}) {reason}; those that can compute this "
-        f"are 'auto', {', '.join(map(repr, able))}, 'vmap'"
-    )
+def _preference(each: Estimate) -> tuple[bool, float]:
+    return (False, each.milliseconds) if each.fits else (True, each.gigabytes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,13 +134,17 @@ class Explanation:
 
     Attributes:
         problem: What there is to compute, and where.
-        plan: The plan chosen.
-        estimates: An estimate for every plan that can compute it, fastest first.
+        estimates: An estimate for every plan that can compute it: those that fit the
+            memory, fastest first, then the others, leanest first.
     """
 
     problem: Problem
-    plan: Plan
     estimates: tuple[Estimate, ...]
+
+    @property
+    def plan(self) -> Plan:
+        """The plan that is chosen."""
+        return self.estimates[0].plan
 
     @property
     def reason(self) -> str:
@@ -136,11 +154,8 @@ class Explanation:
                 "no form fits the memory of this machine; this one needs the least, "
                 f"{self.estimates[0].gigabytes:.3g} GB"
             )
-        if len(self.estimates) == 1:
-            return "nothing else can compute it here"
-        second = next(each for each in self.estimates if each.plan != self.plan)
         reason = "it is estimated to be the fastest"
-        if not second.fits:
+        if not self.estimates[1].fits:
             reason = "it is the only one that fits the memory of this machine"
         if self.problem.may_loop:
             return reason
@@ -190,8 +205,9 @@ def explain(
             that this process sees.
 
     Returns:
-        The choice, its reason, and an estimate for every form. The rates for CPU were
-        measured, those for GPU and TPU come from data sheets; see `rates.py`.
+        The choice of `dynamic_conv`, its reason, and an estimate for every form. The
+        rates for CPU were measured, those for GPU and TPU come from data sheets; see
+        `cost.py`.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
@@ -227,6 +243,4 @@ def explain(
         device_count=device_count or here.device_count,
     )
     estimates = (estimate(problem, plan) for plan in plans(problem))
-    return Explanation(
-        problem, choose(problem), tuple(sorted(estimates, key=_preference))
-    )
+    return Explanation(problem, tuple(sorted(estimates, key=_preference)))

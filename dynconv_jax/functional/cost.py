@@ -95,6 +95,11 @@ RATES = {
 }
 
 
+def rates_of(platform: str) -> Rates:
+    """Returns the rates of a platform; one that is not known is taken for a GPU."""
+    return RATES.get(platform, RATES["gpu"])
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """One way to compute a dynamic convolution.
@@ -173,10 +178,9 @@ class Problem:
         return self.device_count == 1 and self.batch is not None
 
     @property
-    def samples(self) -> float:
-        """How many samples a device has, as far as is known."""
-        batch = _TYPICAL_BATCH if self.batch is None else self.batch
-        return batch / self.device_count
+    def samples(self) -> int:
+        """The batch size, or a typical one."""
+        return _TYPICAL_BATCH if self.batch is None else self.batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,7 +243,7 @@ class Estimate:
 
 def estimate(problem: Problem, plan: Plan) -> Estimate:
     """Estimates a plan of `choice.plans(problem)`."""
-    rates = RATES[problem.platform]
+    rates = rates_of(problem.platform)
     work = work_of(problem, plan, rates.cache)
     limit = memory_of_machine(problem.platform)
     return Estimate(
@@ -249,12 +253,15 @@ def estimate(problem: Problem, plan: Plan) -> Estimate:
 
 @functools.cache
 def memory_of_machine(platform: str) -> float:
-    """Returns the bytes of memory of a device, or infinity where there is none."""
+    """Returns the bytes of memory of a device, or infinity where it is not known."""
     if platform != jax.default_backend():  # a program for another machine
         return math.inf
-    if platform == "cpu":
-        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    stats = jax.local_devices()[0].memory_stats() or {}
+    try:
+        if platform == "cpu":
+            return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+        stats = jax.local_devices()[0].memory_stats() or {}
+    except (AttributeError, OSError, RuntimeError, ValueError):
+        return math.inf  # each system and each plugin says differently that it cannot
     return stats.get("bytes_limit", math.inf)
 
 
@@ -267,12 +274,12 @@ def work_of(problem: Problem, plan: Plan, cache: float) -> Work:
         cache: The GB of cache.
     """
     geometry, batch = problem.geometry, problem.samples
-    experts = problem.num_experts or 1
-    gigabyte = 1e-9 * problem.itemsize  # of one number
+    experts = problem.num_experts or 0  # none: every sample brings its own kernel
+    each = 1e-9 * problem.itemsize  # GB of a number
     inputs = math.prod(problem.spatial) * geometry.in_features
     outputs = math.prod(geometry.output_size(problem.spatial)) * geometry.out_features
-    kernel = math.prod(geometry.kernel_shape) * gigabyte
-    images = batch * (inputs + outputs) * gigabyte
+    kernel = math.prod(geometry.kernel_shape) * each
+    images = batch * (inputs + outputs) * each
 
     if plan.form in ("taps", "looped taps"):
         # Without the loop every tap reads the images from memory, not from the cache.
@@ -282,13 +289,13 @@ def work_of(problem: Problem, plan: Plan, cache: float) -> Work:
             windows=reads,
             kernels=6 * batch * kernel,
             images=3 * images,
-            memory=2 * images,
+            memory=2 * images + 2 * batch * kernel,
         )
     flops, elements = _product_of_one(geometry, problem.spatial, plan.form == "rows")
-    arithmetic, windows = 3e-9 * batch * flops, elements * gigabyte
+    arithmetic, windows = 3e-9 * batch * flops, elements * each
     if plan.form == "experts":
         arithmetic *= experts
-        wide = batch * experts * outputs * gigabyte
+        wide = batch * experts * outputs * each
         memory = images + 2 * (batch * windows + wide + experts * kernel)
         work = Work(
             windows=5 * batch * windows,
@@ -300,6 +307,7 @@ def work_of(problem: Problem, plan: Plan, cache: float) -> Work:
         steps = 0.0 if plan.chunk is None else batch / plan.chunk
         memory = images + 2 * at_once * (windows + kernel)
         memory += 2 * experts * kernel if steps else 0
+        memory += 0 if experts else 2 * batch * kernel
         # Written, and read by the products; the same for the gradients.
         window_bytes, kernel_bytes = 5 * batch * windows, 6 * batch * kernel
         are_windows_cached = 2 * at_once * windows <= cache

@@ -35,7 +35,7 @@ def mix_kernels(
     Args:
         attention: Shape (B, K). It is cast to the dtype of `kernel`.
         kernel: Shape (K, ...): kernels, or biases.
-        precision: As in `jax.numpy.tensordot`.
+        precision: As in `jax.numpy.matmul`.
 
     Returns:
         Shape (B, ...), in the dtype of `kernel`.
@@ -66,7 +66,11 @@ def _mix(
 ) -> jax.Array:
     """Mixes experts (K, ...) by attention (..., K)."""
     # Two-dimensional, so that the transposes in its gradient fold into the products.
-    flat = attention.astype(kernel.dtype) @ kernel.reshape(kernel.shape[0], -1)
+    flat = jnp.matmul(
+        attention.astype(kernel.dtype),
+        kernel.reshape(kernel.shape[0], -1),
+        precision=precision,
+    )
     return flat.reshape(*attention.shape[:-1], *kernel.shape[1:])
 
 
@@ -134,7 +138,8 @@ def dynamic_conv(
         feature_group_count: g; it must divide C and O.
         implementation: `"auto"`, `"patches"`, `"rows"`, `"scan"`, `"taps"` (depthwise),
             `"experts"` or `"vmap"`. All compute the same; `explain` says what `"auto"`
-            chooses.
+            chooses, on the platform of the process that traces. Where it is `"taps"`,
+            use `"patches"` to differentiate in forward mode (`jax.jvp`).
         precision: As in `jax.lax.conv_general_dilated`.
         preferred_element_type: The dtype of the output and of the sums behind it, as in
             `jax.lax.conv_general_dilated`.

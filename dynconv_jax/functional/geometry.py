@@ -6,6 +6,7 @@ import operator
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 
 PaddingLike = str | int | Sequence[int | tuple[int, int]]
 
@@ -251,7 +252,8 @@ def check_operands(
         **options: `strides`, `padding`, `kernel_dilation`, `feature_group_count`.
 
     Raises:
-        ValueError: If shapes or dtypes do not fit one another.
+        ValueError: If shapes or dtypes do not fit one another, are not floating, or
+            there are no experts.
     """
     rank = inputs.ndim - 2
     if not 1 <= rank <= 3:
@@ -280,6 +282,13 @@ def check_operands(
         raise ValueError(
             f"`bias` (shape {bias.shape}) must be ({stack}, out_features) = "
             f"{(stack_size, geometry.out_features)}"
+        )
+    if stack_size == 0 and stack == "num_experts":
+        raise ValueError(f"`kernel` (shape {kernel.shape}) has no experts to mix")
+    if not jnp.issubdtype(kernel.dtype, jnp.floating):
+        raise ValueError(
+            f"`kernel` ({kernel.dtype}) must be floating, for the forms sum in "
+            "different orders; cast it to float32"
         )
     if inputs.dtype != kernel.dtype:
         raise ValueError(

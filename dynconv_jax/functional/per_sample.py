@@ -57,7 +57,8 @@ def per_sample_conv(
         kernel_dilation: An int, or one per spatial dimension.
         feature_group_count: g; it must divide C and O.
         implementation: `"auto"`, `"patches"`, `"rows"`, `"scan"`, `"taps"` (depthwise)
-            or `"vmap"`. All compute the same; `explain` says what `"auto"` chooses.
+            or `"vmap"`. All compute the same. Where `"auto"` is `"taps"`, use
+            `"patches"` to differentiate in forward mode (`jax.jvp`).
         precision: As in `jax.lax.conv_general_dilated`.
         preferred_element_type: The dtype of the output and of the sums behind it, as in
             `jax.lax.conv_general_dilated`.

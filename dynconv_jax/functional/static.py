@@ -28,8 +28,9 @@ def few_channel_conv(
 ) -> jax.Array:
     """Convolves all samples with one kernel, as `jax.lax.conv_general_dilated` does.
 
-    It is for the `conv_general_dilated` of an `nnx.Conv` that reads images. On a CPU,
-    and with up to four channels, it is a product; otherwise XLA's convolution.
+    It is for the `conv_general_dilated` of an `nnx.Conv` that reads images. Traced on a
+    CPU, with up to four channels and no unusual option, it is a product; otherwise
+    XLA's convolution.
 
     Args:
         inputs: Shape (B, *S, C).
@@ -47,15 +48,24 @@ def few_channel_conv(
         >>> few_channel_conv(images, kernel, (2, 2), "VALID").shape
         (2, 4, 3, 8)
     """
-    dilations = [options.get(name) or (1,) for name in ("lhs_dilation", "rhs_dilation")]
-    is_plain = (
-        max(map(max, dilations)) == 1 and options.get("feature_group_count", 1) == 1
+    spatial = "DHW"[-(inputs.ndim - 2) :]
+    numbers = (f"N{spatial}C", f"{spatial}IO", f"N{spatial}C")
+
+    def resolved(numbers: Any) -> lax.ConvDimensionNumbers:
+        return lax.conv_dimension_numbers(inputs.shape, kernel.shape, numbers)
+
+    usual = dict(
+        dimension_numbers=resolved(numbers),
+        lhs_dilation=(1,) * len(spatial),
+        rhs_dilation=(1,) * len(spatial),
+        feature_group_count=1,
     )
+    options = {**usual, **options}
+    options["dimension_numbers"] = resolved(options["dimension_numbers"])
+    numerics = Numerics(options.get("precision"), options.get("preferred_element_type"))
+    is_usual = {**options, **numerics._asdict()} == {**usual, **numerics._asdict()}
     channels = inputs.shape[-1]
-    if jax.default_backend() != "cpu" or channels > _FEW_CHANNELS or not is_plain:
-        spatial = "DHW"[-(inputs.ndim - 2) :]
-        numbers = (f"N{spatial}C", f"{spatial}IO", f"N{spatial}C")
-        options.setdefault("dimension_numbers", numbers)
+    if jax.default_backend() != "cpu" or channels > _FEW_CHANNELS or not is_usual:
         return lax.conv_general_dilated(
             inputs, kernel, window_strides, padding, **options
         )

@@ -43,8 +43,8 @@ def conv_by_taps(
 ) -> jax.Array:
     """Convolves depthwise, as a sum of shifted multiples of the image.
 
-    It has a gradient rule of its own, which can be differentiated again in reverse
-    mode; forward mode (`jax.jvp`) is not available, as for any `jax.custom_vjp`.
+    It has a gradient rule of its own, which can be differentiated again, in either
+    mode; the form itself in reverse mode only, as any `jax.custom_vjp`.
 
     Args:
         inputs: Shape (..., *S, C).
@@ -57,17 +57,19 @@ def conv_by_taps(
     Returns:
         Shape (..., *S_out, O).
     """
+    output_dtype = numerics.output_dtype(inputs.dtype)
+    accumulator = at_least_float32(output_dtype)
     multiplier = geometry.out_features // geometry.in_features
     if multiplier > 1:  # each channel once for each of its outputs
-        inputs = jnp.broadcast_to(inputs[..., None], (*inputs.shape, multiplier))
+        wide = inputs.astype(accumulator)[..., None]
+        inputs = jnp.broadcast_to(wide, (*inputs.shape, multiplier))
         inputs = inputs.reshape(*inputs.shape[:-2], geometry.out_features)
     spatial = inputs.shape[-geometry.rank - 1 : -1]
     plane = dataclasses.replace(
         geometry, in_features=geometry.out_features, padding=geometry.pads(spatial)
     )
-    accumulator = at_least_float32(numerics.output_dtype(inputs.dtype))
     outputs: jax.Array = _sum_of_taps(plane, accumulator, loop, inputs, kernel)
-    return outputs.astype(numerics.output_dtype(inputs.dtype))
+    return outputs.astype(output_dtype)
 
 
 def _apply_taps(plane, accumulator, inputs, kernel):
@@ -98,7 +100,7 @@ def _forward(plane, accumulator, loop, inputs, kernel):
 def _backward(plane, accumulator, loop, saved, cotangent):
     inputs, kernel = saved
     return (
-        _input_gradient(plane, accumulator, loop, inputs, kernel, cotangent),
+        _input_gradient(plane, accumulator, inputs, kernel, cotangent),
         _kernel_gradient(plane, loop, inputs, cotangent).astype(kernel.dtype),
     )
 
@@ -106,7 +108,7 @@ def _backward(plane, accumulator, loop, saved, cotangent):
 _sum_of_taps.defvjp(_forward, _backward)
 
 
-def _input_gradient(plane, accumulator, loop, inputs, kernel, cotangent):
+def _input_gradient(plane, accumulator, inputs, kernel, cotangent):
     if any(stride > 1 for stride in plane.strides):
         _, pull = jax.vjp(
             lambda inputs: _apply_taps(plane, accumulator, inputs, kernel), inputs
@@ -118,7 +120,8 @@ def _input_gradient(plane, accumulator, loop, inputs, kernel, cotangent):
     )
     mirrored = dataclasses.replace(plane, padding=pads)
     flipped = jnp.flip(kernel, axis=-2)  # row-major: all spatial axes at once
-    gradient: jax.Array = _sum_of_taps(mirrored, accumulator, loop, cotangent, flipped)
+    # Not by the rule itself, so that forward mode can differentiate this gradient.
+    gradient = _apply_taps(mirrored, accumulator, cotangent, flipped)
     return gradient.astype(inputs.dtype)
 
 
@@ -136,34 +139,46 @@ def _kernel_gradient_of_few(plane, inputs, cotangent):
     spatial = inputs.shape[-plane.rank - 1 : -1]
     height, *pixels = plane.output_size(spatial)
     stride, *strides = plane.strides
-    # Rows are added `together` at a time; rows of zeros fill the last block.
-    together = min(height, _ROWS)
-    blocks = -(-height // together)
-    missing = blocks * together - height
-    (low, high), *others = plane.padding
-    padded = pad_spatial(inputs, ((low, high + missing * stride), *others))
-    cotangent = pad_spatial(cotangent, ((0, missing), *((0, 0),) * len(others)))
-    padded = padded.astype(cotangent.dtype)
+    padded = pad_spatial(inputs, plane.padding).astype(cotangent.dtype)
+    # Rows are added so many at a time, in as many blocks as there are whole ones, and
+    # then those that are left: (the first row, rows, blocks).
+    blocks, left = divmod(height, _ROWS)
+    parts = [(0, _ROWS, blocks)] * (blocks > 0)
+    parts += [(height - left, left, 1)] * (left > 0)
 
-    def rows_of(array, begin, step, offsets, steps):
+    def rows_of(array, begin, step, offsets, steps, blocks):
         return window_slice(array, (begin, *offsets), (blocks, *pixels), (step, *steps))
 
-    gradients = []
-    for first, *offsets in tap_offsets(plane):
-        added = functools.reduce(
-            jnp.add,
-            (
-                rows_of(
-                    padded, first + row * stride, together * stride, offsets, strides
-                )
-                * rows_of(
-                    cotangent, row, together, (0,) * len(pixels), (1,) * len(pixels)
-                )
-                for row in range(together)
-            ),
-        )
-        # Without the barrier the sum over columns swallows the sum over rows, and
-        # neither is vectorised.
-        added = lax.optimization_barrier(added)
-        gradients.append(added.sum(axis=tuple(range(-plane.rank - 1, -1))))
+    def gradient_of_tap(begin, *offsets):
+        sums = []
+        for first, together, count in parts:
+            added = functools.reduce(
+                jnp.add,
+                (
+                    rows_of(
+                        padded,
+                        begin + (first + row) * stride,
+                        together * stride,
+                        offsets,
+                        strides,
+                        count,
+                    )
+                    * rows_of(
+                        cotangent,
+                        first + row,
+                        together,
+                        (0,) * len(pixels),
+                        (1,) * len(pixels),
+                        count,
+                    )
+                    for row in range(together)
+                ),
+            )
+            # Without the barrier the sum over columns swallows the sum over rows, and
+            # neither is vectorised.
+            added = lax.optimization_barrier(added)
+            sums.append(added.sum(axis=tuple(range(-plane.rank - 1, -1))))
+        return functools.reduce(jnp.add, sums)
+
+    gradients = [gradient_of_tap(*offsets) for offsets in tap_offsets(plane)]
     return jnp.stack(gradients, axis=-2)

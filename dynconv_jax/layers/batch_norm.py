@@ -128,17 +128,16 @@ class BatchNorm(nnx.BatchNorm):
                 new = lax.stop_gradient(new).astype(running[...].dtype)
                 running[...] = self.momentum * running[...] + (1 - self.momentum) * new
             self.num_batches_tracked[...] += 1
-        # One multiplication and one addition a value.
+        # Not `wide * multiplier + (bias - mean * multiplier)`, which loses digits where
+        # the mean is far from zero.
         multiplier = lax.rsqrt(var + self.epsilon)
         if scale is not None:
             multiplier = multiplier * scale
-        offset = -mean * multiplier
+        outputs = wide - jnp.expand_dims(mean, reduced)
+        outputs = outputs * jnp.expand_dims(multiplier, reduced)
         if bias is not None:
-            offset = offset + bias
-        multiplier, offset = (
-            jnp.expand_dims(each, reduced) for each in (multiplier, offset)
-        )
-        return (wide * multiplier + offset).astype(dtype)
+            outputs = outputs + jnp.expand_dims(bias, reduced)
+        return outputs.astype(dtype)
 
     def _count(
         self, x: jax.Array, reduced: tuple[int, ...], mask: jax.Array | None

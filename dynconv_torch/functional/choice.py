@@ -79,7 +79,7 @@ def work_of(
     kernel = math.prod(geometry.weight_shape)
     flops = 2e-9 * outputs * kernel / geometry.out_channels
     gigabyte = 1e-9 * input.element_size()
-    is_depthwise = geometry.groups == geometry.in_channels
+    is_depthwise = geometry.groups == geometry.in_channels > 1
     if form == "experts":
         assert num_experts is not None
         flops *= num_experts
@@ -94,18 +94,19 @@ def work_of(
 
 def choose(
     implementation: str,
-    input: Tensor,
-    weight: Tensor,
     geometry: Geometry,
+    input: Tensor,
+    *operands: Tensor,
     num_experts: int | None = None,
 ) -> str:
     """Returns the form that computes a convolution in the least time.
 
     Args:
         implementation: `"auto"`, or the form to use, which is returned.
-        input: Shape (B, C, *S).
-        weight: The kernels; whether it or the input needs a gradient counts.
         geometry: The convolution.
+        input: Shape (B, C, *S).
+        *operands: What else the outputs depend on: whether any of them needs a
+            gradient counts.
         num_experts: K, or None where every sample brings its own kernel.
 
     Returns:
@@ -125,8 +126,8 @@ def choose(
     if input.device.type != "cpu":
         return "grouped"
     forms = ("grouped", "loop") + ("experts",) * (num_experts is not None)
-    has_backward = torch.is_grad_enabled() and (
-        input.requires_grad or weight.requires_grad
+    has_backward = torch.is_grad_enabled() and any(
+        tensor.requires_grad for tensor in (input, *operands)
     )
     rates = FORWARD_AND_BACKWARD if has_backward else FORWARD
     seconds = {

@@ -126,7 +126,14 @@ def dynamic_conv(
     )
     if bias is not None:
         bias = mix_kernels(attention, bias)
-    form = choose(implementation, input, weight, geometry, weight.shape[0])
+    form = choose(
+        implementation,
+        geometry,
+        input,
+        attention,
+        weight,
+        num_experts=weight.shape[0],
+    )
     if form == "experts":
         output = _conv_by_experts(input, attention, weight, geometry)
         return add_bias(output, bias)

@@ -194,7 +194,7 @@ def per_sample_conv(
         dilation=dilation,
         groups=groups,
     )
-    form = choose(implementation, input, weight, geometry)
+    form = choose(implementation, geometry, input, weight)
     if input.shape[0] == 0:
         # No sample, no kernel: any serves, and the empty sum has their gradient.
         output = conv(input, weight.sum(0), geometry, geometry.groups)

@@ -1,0 +1,67 @@
+"""few_channel_conv: a product where that is faster, and always XLA's convolution."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+
+from dynconv_jax.functional.static import few_channel_conv
+from parity_tests.parity import assert_close
+
+# (spatial, channels, kernel size, strides, padding, further options)
+CASES = {
+    "image": ((9, 7), 3, (3, 3), (1, 1), [(1, 1), (1, 1)], {}),
+    "strided": ((9, 7), 1, (5, 3), (2, 1), [(2, 2), (0, 1)], {}),
+    "SAME": ((8, 7), 4, (3, 2), (2, 2), "SAME", {}),
+    "VALID": ((8, 7), 2, (3, 2), (1, 1), "VALID", {}),
+    "1-D": ((11,), 3, (3,), (2,), "SAME", {}),
+    "3-D": ((4, 5, 3), 2, (2, 3, 1), (1, 1, 1), "SAME", {}),
+    "many channels": ((9, 7), 6, (3, 3), (1, 1), "SAME", {}),
+    "dilated": ((9, 7), 3, (3, 3), (1, 1), "SAME", {"rhs_dilation": (2, 1)}),
+    "transposed": (
+        (5, 4),
+        3,
+        (3, 3),
+        (1, 1),
+        [(1, 1), (2, 1)],
+        {"lhs_dilation": (2, 2)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_equals_the_convolution_of_xla(name, rng):
+    spatial, channels, size, strides, padding, options = CASES[name]
+    inputs = jnp.asarray(rng.normal(size=(2, *spatial, channels)))
+    kernel = jnp.asarray(rng.normal(size=(*size, channels, 5)))
+    letters = "DHW"[-len(spatial) :]
+    numbers = (f"N{letters}C", f"{letters}IO", f"N{letters}C")
+
+    def results(conv, **options) -> dict[str, jax.Array]:
+        outputs, pull = jax.vjp(
+            lambda *operands: conv(*operands, strides, padding, **options),
+            inputs,
+            kernel,
+        )
+        gradients = pull(jnp.cos(outputs))
+        return {"y": outputs, "x": gradients[0], "kernel": gradients[1]}
+
+    actual = results(few_channel_conv, **options)
+    expected = results(lax.conv_general_dilated, dimension_numbers=numbers, **options)
+    assert_close(actual, expected, dtype="float64")
+
+
+@pytest.mark.parametrize(("channels", "is_product"), [(4, True), (5, False)])
+def test_few_channels_are_a_product_on_a_cpu(channels, is_product, monkeypatch):
+    inputs, kernel = jnp.ones((2, 9, 7, channels)), jnp.ones((3, 3, channels, 8))
+
+    def program():
+        def apply(inputs, kernel):
+            return few_channel_conv(inputs, kernel, (1, 1), "SAME")
+
+        return jax.jit(apply).lower(inputs, kernel).as_text()
+
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    assert ("stablehlo.convolution" not in program()) == is_product
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert "stablehlo.convolution" in program()
