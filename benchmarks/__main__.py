@@ -2,9 +2,10 @@
 
 Times layers, depthwise layers and DynamicNet against PyTorch, against the mapped
 convolution, against static convolutions and against the rate of a plain product, in
-turn, and writes a page with tables and plots. On a CPU everything is measured twice: in
-the environment as it is, and with an allocator that keeps its pages. Absolute times
-differ between machines and from run to run; the ratios are what to compare.
+turn, each subject in a process of its own, and writes a page with tables and plots. On
+a CPU everything is measured twice: in the environment as it is, and with an allocator
+that keeps its pages. Absolute times differ between machines and from run to run; the
+ratios are what to compare.
 """
 
 import dataclasses
@@ -19,6 +20,7 @@ from pathlib import Path
 import tyro
 
 from benchmarks.machine import PAGES_KEPT
+from benchmarks.measure import subjects
 from benchmarks.report import write_report
 
 
@@ -36,19 +38,33 @@ class Config:
     """The directory for `index.md`, `results.json` and the plots."""
 
 
-def run_worker(environment: dict[str, str], config: Config) -> dict:
-    """Measures in a process of its own, because allocators are chosen at its start."""
+def run_worker(index: int, environment: dict[str, str], config: Config) -> dict:
+    """Measures one subject in its own process, which chooses its allocator at start."""
     rounds = config.rounds or (3 if config.quick else 7)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "results.json"
-        quick = "--quick" if config.quick else "--no-quick"
+        options = dict(index=index, rounds=rounds, out=path)
+        flags = [f"--{name}={value}" for name, value in options.items()]
+        if config.quick:
+            flags.append("--quick")
         subprocess.run(
-            [sys.executable, "-m", "benchmarks.worker", quick]
-            + ["--rounds", str(rounds), "--out", str(path)],
+            [sys.executable, "-m", "benchmarks.worker", *flags],
             env={**os.environ, **environment},
             check=True,
         )
         return json.loads(path.read_text())
+
+
+def run_environment(environment: dict[str, str], config: Config) -> dict:
+    """Measures all subjects, one after the other; returns them by dtype and part."""
+    measured: dict[str, dict] = {}
+    for index, (part, subject) in enumerate(subjects(config.quick)):
+        print(f"{part}: {subject}", flush=True)
+        found = run_worker(index, environment, config)
+        for dtype, record in found["results"].items():
+            by_part = measured.setdefault(dtype, {"machine": found["machine"]})
+            by_part.setdefault(part, []).append(record)
+    return measured
 
 
 def main(config: Config) -> None:
@@ -63,7 +79,7 @@ def main(config: Config) -> None:
     }
     for name, environment in environments.items():
         print(f"-- {name}", flush=True)
-        results["environments"][name] = run_worker(environment, config)
+        results["environments"][name] = run_environment(environment, config)
     page = write_report(results, config.out)
     print(f"\n{page.read_text()}\nwritten to {page}")
 

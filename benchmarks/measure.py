@@ -1,11 +1,10 @@
-"""Everything that is measured in one process, under one allocator.
+"""What is measured of each subject.
 
 The times of a subject are taken in turn with each other and with a product of two
 1024×1024 matrices, whose rate is the floor that they are compared with.
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -40,30 +39,36 @@ class Settings:
     dtype: str
 
 
-def measure(settings: Settings, say: Callable[[str], None]) -> Record:
-    """Measures every subject.
+def subjects(quick: bool) -> list[tuple[str, Any]]:
+    """Returns what is measured: the part of the page, and what of it.
 
-    Args:
-        settings: What to measure.
-        say: Told about each subject that is begun.
-
-    Returns:
-        Timings and memory by subject, ready for JSON.
+    Each is measured in a process of its own, so that none finds what another has left
+    in the allocator.
     """
-    shapes, depthwise, batches = LAYERS, DEPTHWISE, (32, 128)
-    if settings.quick:
-        shapes, depthwise, batches = LAYERS[4:7], DEPTHWISE[2:3], (32,)
-    result: Record = {
-        "machine": machine.describe(),
-        "layers": [_layer(shape, settings, say) for shape in shapes],
-        "depthwise": [_layer(shape, settings, say) for shape in depthwise],
-        "nets": [_net(batch, settings, say) for batch in batches],
-    }
-    if not settings.quick:
-        result["scaling"] = [
-            _growth(name, values, settings, say) for name, values in SCALING.items()
+    if quick:
+        return [
+            ("layers", LAYERS[4]),
+            ("layers", LAYERS[6]),
+            ("depthwise", DEPTHWISE[2]),
+            ("nets", 32),
         ]
-    return result
+    return [
+        *(("layers", shape) for shape in LAYERS),
+        *(("depthwise", shape) for shape in DEPTHWISE),
+        *(("nets", batch) for batch in (32, 128)),
+        *(("scaling", name) for name in SCALING),
+    ]
+
+
+def measure(part: str, subject: Any, settings: Settings) -> Record:
+    """Measures one of `subjects`; returns timings and memory, ready for JSON."""
+    measured = {
+        "layers": _layer,
+        "depthwise": _layer,
+        "nets": _net,
+        "scaling": _growth,
+    }
+    return measured[part](subject, settings)
 
 
 def _timed(functions: dict[str, Function], settings: Settings) -> dict[str, Timing]:
@@ -75,8 +80,7 @@ def _gigaflops_a_second(timings: dict[str, Timing]) -> float:
     return 1e3 * machine.PRODUCT_GIGAFLOPS / timings[_FLOOR].median
 
 
-def _layer(shape: Shape, settings: Settings, say: Callable[[str], None]) -> Record:
-    say(str(shape))
+def _layer(shape: Shape, settings: Settings) -> Record:
     dtype, is_depthwise = settings.dtype, shape.groups > 1
     calls = {
         "jax auto": layers.jax_dynamic(shape, "auto", dtype),
@@ -112,14 +116,13 @@ def _layer(shape: Shape, settings: Settings, say: Callable[[str], None]) -> Reco
     }
 
 
-def _net(batch: int, settings: Settings, say: Callable[[str], None]) -> Record:
-    say(f"DynamicNet, B {batch}")
+def _net(batch: int, settings: Settings) -> Record:
     calls = {
         "jax auto": nets.jax_net(batch, "auto", settings.dtype),
         "torch grouped": nets.torch_net(batch, "grouped", settings.dtype),
         "torch auto": nets.torch_net(batch, "auto", settings.dtype),
     }
-    if batch <= 32:  # the others take minutes
+    if batch <= 32 and not settings.quick:  # they take minutes
         calls["torch loop"] = nets.torch_net(batch, "loop", settings.dtype)
         calls["jax vmap"] = nets.jax_net(batch, "vmap", settings.dtype)
     subjects = {
@@ -148,15 +151,9 @@ SCALING: dict[str, dict[int, Shape]] = {
 }
 
 
-def _growth(
-    name: str,
-    shapes: dict[int, Shape],
-    settings: Settings,
-    say: Callable[[str], None],
-) -> Record:
-    say(f"growth with {name}")
+def _growth(name: str, settings: Settings) -> Record:
     points = []
-    for value, shape in shapes.items():
+    for value, shape in SCALING[name].items():
         calls = {
             "jax auto": layers.jax_dynamic(shape, "auto", settings.dtype),
             "torch grouped": layers.torch_dynamic(shape, "grouped", settings.dtype),

@@ -1,6 +1,7 @@
 """The page: tables and plots of what was measured, and which goals were met."""
 
 import json
+import math
 import os
 import statistics
 from collections.abc import Iterator, Mapping
@@ -131,7 +132,8 @@ def _page(results: Record, plots: list[Path]) -> Iterator[str]:
     yield from (f"- {name}: {value}" for name, value in described.items())
     yield (
         "\nTimes are medians in milliseconds, with the quartiles in brackets, of calls "
-        "taken in turn. Ratios above 1 are in favour of dynconv_jax. The floor is the "
+        "taken in turn, each subject in a process of its own. Ratios above 1 are in "
+        "favour of dynconv_jax. The floor is the "
         "arithmetic of a static convolution of the shape, at the rate of a 1024³ "
         "product in the same run.\n"
     )
@@ -281,6 +283,9 @@ def plot_ratios(results: Record, path: Path) -> Path:
     axes.invert_yaxis()
     axes.set_xscale("log")
     axes.margins(x=0.12)
+    ticks = (0.5, 0.7, 1, 1.5, 2, 3, 4)
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.minorticks_off()
     axes.set_xlabel("times faster than PyTorch's best form, forward + backward")
     axes.legend(title="allocator")
     return _save(figure, path)
@@ -300,6 +305,8 @@ def plot_growth(scaling: list[Record], path: Path) -> Path:
         axes.set(xscale="log", yscale="log", xlabel=growth["name"], ylabel="ms")
         axes.set_xticks(values, [str(value) for value in values])
         axes.minorticks_off()
+        decades = [math.log10(value) for value in axes.get_ylim()]  # whole ones
+        axes.set_ylim(10 ** math.floor(decades[0]), 10 ** math.ceil(decades[1]))
     grid.flat[0].legend()
     figure.suptitle("Forward + backward of one layer, as each size grows")
     return _save(figure, path)

@@ -6,12 +6,16 @@ from pathlib import Path
 
 import tyro
 
-from benchmarks.measure import Settings, default_dtypes, measure
+from benchmarks import machine
+from benchmarks.measure import Settings, default_dtypes, measure, subjects
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """What one process measures."""
+
+    index: int
+    """Which of the subjects."""
 
     rounds: int
     """How often to time each call."""
@@ -24,12 +28,14 @@ class Config:
 
 
 def main(config: Config) -> None:
-    """Measures, for every dtype, and writes what came out."""
-    results = {}
-    for dtype in default_dtypes():
-        settings = Settings(config.rounds, config.quick, dtype)
-        results[dtype] = measure(settings, lambda subject: print(subject, flush=True))
-    config.out.write_text(json.dumps(results))
+    """Measures one subject, for every dtype, and writes what came out."""
+    part, subject = subjects(config.quick)[config.index]
+    results = {
+        dtype: measure(part, subject, Settings(config.rounds, config.quick, dtype))
+        for dtype in default_dtypes()
+    }
+    found = {"machine": machine.describe(), "part": part, "results": results}
+    config.out.write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,10 @@ def test_no_figure_is_left_to_fill_in():
     assert not re.findall(r"^(?:[A-Z_]{4,}|.*\b(?:TBD|N/A)\b.*)$", README, re.MULTILINE)
 
 
+def test_figures_are_those_that_the_benchmark_wrote():
+    assert (ROOT / "docs/benchmarks/summary.md").read_text() in README
+
+
 def test_every_code_block_runs():
     namespace: dict[str, object] = {"__name__": "readme"}
     for number, block in enumerate(BLOCKS):
