@@ -41,6 +41,14 @@ SHAPES: dict[str, tuple[tuple[int, ...], int, tuple[int, ...], dict[str, Any]]] 
     "3-D": ((5, 4, 3), 6, (3, 3, 3, 3, 6, 8), {}),
 }
 FORMS = ("auto", "patches", "rows", "experts", "taps", "vmap")
+# The automatic form is compiled for every shape, each of the others for some.
+ONLY_FOR = {
+    "patches": ("strided", "grouped"),
+    "rows": ("strided", "grouped"),
+    "experts": ("strided", "grouped"),
+    "taps": ("depthwise",),
+    "vmap": ("dense",),
+}
 
 
 def collectives(compiled: jax.stages.Compiled) -> dict[str, int]:
@@ -68,8 +76,7 @@ def layer_programs(mesh: jax.sharding.Mesh) -> Iterator[tuple[str, Callable, tup
             jax.device_put(jnp.ones(kernel_shape), everywhere),
         )
         for form in FORMS:
-            only_for = {"taps": "depthwise", "vmap": "dense"}
-            if only_for.get(form, name) != name:
+            if name not in ONLY_FOR.get(form, (name,)):
                 continue
 
             def forward(*operands, form=form, options=options):

@@ -8,6 +8,9 @@ from flax import nnx
 from jax import export
 
 from dynconv_jax import DynamicNet, dynamic_conv, per_sample_conv
+from dynconv_jax.functional import Geometry
+from dynconv_jax.functional.forms import conv_by_vmap
+from dynconv_jax.functional.numerics import Numerics
 from parity_tests.cases import CASES
 from parity_tests.parity import assert_close
 
@@ -100,14 +103,20 @@ def test_scan_needs_to_know_the_batch_and_says_what_does_not():
         )
 
 
-def test_mapped_convolution_cannot_be_exported():
-    with pytest.raises(Exception, match="(?i)feature_group_count|symbolic|dimension"):
+def test_mapped_convolution_cannot_be_exported_and_says_so():
+    shapes = "b, 5, 4, 3", "b, 3, 3, 3, 2"
+    with pytest.raises(ValueError, match="'vmap'.*how many.*'patches', 'rows'"):
         exported(
             lambda inputs, kernel: per_sample_conv(
                 inputs, kernel, implementation="vmap"
             ),
-            "b, 5, 4, 3",
-            "b, 3, 3, 3, 2",
+            *shapes,
+        )
+    geometry = Geometry.create(3, 2, (3, 3))
+    with pytest.raises(Exception, match="(?i)feature_group_count"):
+        exported(
+            lambda inputs, kernel: conv_by_vmap(inputs, kernel, geometry, Numerics()),
+            *shapes,
         )
 
 

@@ -13,6 +13,13 @@ from parity_tests import compiled_programs
 SHAPES = compiled_programs.SHAPES
 SHARDINGS = ("automatic", "explicit")
 DIRECTIONS = ("forward", "gradient")
+PROGRAMS = [(shape, "auto") for shape in SHAPES]
+PROGRAMS += [
+    (shape, form)
+    for form, shapes in compiled_programs.ONLY_FOR.items()
+    for shape in shapes
+    if form != "vmap"
+]
 
 
 @pytest.fixture(scope="module")
@@ -37,16 +44,9 @@ def moves(kinds: dict[str, int]) -> dict[str, int]:
 
 @pytest.mark.parametrize("sharding", SHARDINGS)
 @pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("form", ["auto", "patches", "rows", "experts"])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("shape", "form"), PROGRAMS)
 def test_batch_stays_where_it_is(shape, form, direction, sharding, exchanged):
     assert moves(exchanged[f"{sharding}, {shape}, {form}, {direction}"]) == {}
-
-
-@pytest.mark.parametrize("sharding", SHARDINGS)
-@pytest.mark.parametrize("direction", DIRECTIONS)
-def test_batch_of_a_depthwise_layer_stays_where_it_is(direction, sharding, exchanged):
-    assert moves(exchanged[f"{sharding}, depthwise, taps, {direction}"]) == {}
 
 
 @pytest.mark.parametrize("sharding", SHARDINGS)
