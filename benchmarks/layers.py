@@ -1,6 +1,6 @@
 """One convolution: forward, and forward and backward, in both frameworks."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,34 +33,30 @@ class Calls(NamedTuple):
 def jax_dynamic(shape: Shape, implementation: str, dtype: str = "float32") -> Calls:
     """Returns the calls of a `DynamicConv`."""
     layer = DynamicConv(
-        shape.in_features,
-        shape.out_features,
-        (shape.kernel, shape.kernel),
-        shape.stride,
-        padding=shape.kernel // 2,
-        feature_group_count=shape.groups,
+        **_jax_arguments(shape, dtype),
         num_experts=shape.experts,
         implementation=implementation,
-        dtype=jnp.dtype(dtype),
-        rngs=nnx.Rngs(0),
     )
     return _jax_calls(shape, layer, dtype)
 
 
 def jax_static(shape: Shape, dtype: str = "float32") -> Calls:
     """Returns the calls of the `nnx.Conv` of a shape."""
-    layer = nnx.Conv(
-        shape.in_features,
-        shape.out_features,
-        (shape.kernel, shape.kernel),
-        shape.stride,
+    layer = nnx.Conv(**_jax_arguments(shape, dtype), use_bias=False)
+    return _jax_calls(shape, layer, dtype)
+
+
+def _jax_arguments(shape: Shape, dtype: str) -> dict[str, Any]:
+    return dict(
+        in_features=shape.in_features,
+        out_features=shape.out_features,
+        kernel_size=(shape.kernel, shape.kernel),
+        strides=shape.stride,
         padding=shape.kernel // 2,
         feature_group_count=shape.groups,
-        use_bias=False,
         dtype=jnp.dtype(dtype),
         rngs=nnx.Rngs(0),
     )
-    return _jax_calls(shape, layer, dtype)
 
 
 def _jax_calls(shape: Shape, layer: nnx.Module, dtype: str) -> Calls:
@@ -90,12 +86,7 @@ def torch_dynamic(
 ) -> Calls:
     """Returns the calls of a `DynamicConv2d`, eager or by `torch.compile`."""
     layer = DynamicConv2d(
-        shape.in_features,
-        shape.out_features,
-        shape.kernel,
-        shape.stride,
-        padding=shape.kernel // 2,
-        groups=shape.groups,
+        **_torch_arguments(shape),
         num_experts=shape.experts,
         implementation=implementation,
     )
@@ -104,16 +95,19 @@ def torch_dynamic(
 
 def torch_static(shape: Shape, dtype: str = "float32") -> Calls:
     """Returns the calls of the `torch.nn.Conv2d` of a shape."""
-    layer = torch.nn.Conv2d(
-        shape.in_features,
-        shape.out_features,
-        shape.kernel,
-        shape.stride,
+    layer = torch.nn.Conv2d(**_torch_arguments(shape), bias=False)
+    return _torch_calls(shape, layer, dtype, compiled=False)
+
+
+def _torch_arguments(shape: Shape) -> dict[str, Any]:
+    return dict(
+        in_channels=shape.in_features,
+        out_channels=shape.out_features,
+        kernel_size=shape.kernel,
+        stride=shape.stride,
         padding=shape.kernel // 2,
         groups=shape.groups,
-        bias=False,
     )
-    return _torch_calls(shape, layer, dtype, compiled=False)
 
 
 def _torch_calls(
