@@ -7,7 +7,7 @@ attributes are named as in PyTorch.
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,23 +17,39 @@ from flax import nnx
 from dynconv_jax.layers import BatchNorm, DynamicConv
 from dynconv_jax.scheduled import Scheduled
 
-# From the number of axes to the PyTorch array's axes, as positions in the JAX array.
-Axes = Callable[[int], tuple[int, ...]]
+
+class Arrangement(NamedTuple):
+    """How an attribute's array lies in PyTorch; the two undo one another.
+
+    Attributes:
+        to_torch: (JAX array, the module that has it) → PyTorch array.
+        from_torch: (PyTorch array, the module that has it) → JAX array.
+    """
+
+    to_torch: Callable[[np.ndarray, Any], np.ndarray]
+    from_torch: Callable[[np.ndarray, Any], np.ndarray]
 
 
-def same(ndim: int) -> tuple[int, ...]:
-    """Leaves the axes as they are."""
-    return tuple(range(ndim))
+def permuted(axes: Callable[[int], tuple[int, ...]]) -> Arrangement:
+    """Permutes axes.
+
+    Args:
+        axes: From the number of axes to the PyTorch array's, as positions in the JAX
+            array.
+    """
+    return Arrangement(
+        lambda array, _: array.transpose(axes(array.ndim)),
+        lambda array, _: array.transpose(np.argsort(axes(array.ndim))),
+    )
 
 
-def channels_first(ndim: int) -> tuple[int, ...]:
-    """(*k, I, O) → (O, I, *k); without spatial axes the transpose (I, O) → (O, I)."""
-    return (ndim - 1, ndim - 2, *range(ndim - 2))
-
-
-def stacked_channels_first(ndim: int) -> tuple[int, ...]:
-    """(K, *k, I, O) → (K, O, I, *k)."""
-    return (0, ndim - 1, ndim - 2, *range(1, ndim - 2))
+same = permuted(lambda ndim: tuple(range(ndim)))
+# (*k, I, O) → (O, I, *k); without spatial axes the transpose (I, O) → (O, I).
+channels_first = permuted(lambda ndim: (ndim - 1, ndim - 2, *range(ndim - 2)))
+# (K, *k, I, O) → (K, O, I, *k).
+stacked_channels_first = permuted(
+    lambda ndim: (0, ndim - 1, ndim - 2, *range(1, ndim - 2))
+)
 
 
 def _router_name(layer: nnx.Module) -> str:
@@ -41,8 +57,9 @@ def _router_name(layer: nnx.Module) -> str:
     return "" if getattr(layer, "owns_router", False) else "router"
 
 
-# JAX module: {JAX attribute: (PyTorch name, axes)}. An empty name leaves the level out.
-LAYOUT: dict[type, dict[str, tuple[str | Callable[[nnx.Module], str], Axes]]] = {
+# JAX module: {JAX attribute: (PyTorch name, arrangement)}. An empty name leaves the
+# level out.
+LAYOUT: dict[type, dict[str, tuple[str | Callable[[nnx.Module], str], Arrangement]]] = {
     nnx.Linear: {"kernel": ("weight", channels_first)},
     nnx.Conv: {"kernel": ("weight", channels_first)},
     nnx.Embed: {"embedding": ("weight", same)},
@@ -67,7 +84,8 @@ class _Leaf:
     """One array of a module, under its PyTorch key."""
 
     variable: nnx.Variable
-    axes: Axes
+    arrangement: Arrangement
+    owner: Any
     optional: bool
 
     def to_torch(self) -> np.ndarray:
@@ -80,7 +98,7 @@ class _Leaf:
         if np.issubdtype(value.dtype, np.integer):  # PyTorch counts in int64
             return value.astype(np.int64)
         # In C order, as a copy: files and `torch.from_numpy` want it so.
-        return np.array(value.transpose(self.axes(value.ndim)), order="C")
+        return np.array(self.arrangement.to_torch(value, self.owner), order="C")
 
     # `get_value()`, not `[...]`, from here on: an abstract module holds no arrays.
     @property
@@ -89,8 +107,9 @@ class _Leaf:
 
     @property
     def torch_shape(self) -> tuple[int, ...]:
-        shape = self.variable.get_value().shape
-        return tuple(shape[axis] for axis in self.axes(len(shape)))
+        # One bit, seen as an array of the shape.
+        stand_in = np.broadcast_to(False, self.variable.get_value().shape)
+        return self.arrangement.to_torch(stand_in, self.owner).shape
 
     @property
     def dtype(self) -> np.dtype:
@@ -105,7 +124,7 @@ class _Leaf:
         return not np.can_cast(value.dtype, self.dtype)
 
     def load(self, value: np.ndarray) -> None:
-        value = value.transpose(np.argsort(self.axes(value.ndim))).astype(self.dtype)
+        value = self.arrangement.from_torch(value, self.owner).astype(self.dtype)
         old = self.variable.get_value()
         # An array that nobody placed stays so, free to follow others to their devices.
         is_placed = getattr(old, "committed", self.is_abstract)
@@ -127,7 +146,7 @@ def _walk(part: Any, prefix: str, layout: Mapping) -> Iterator[tuple[str, _Leaf]
     for attribute, value in attributes.items():
         if attribute.startswith("_"):
             continue
-        name, axes = layout.get(attribute, (attribute, same))
+        name, arrangement = layout.get(attribute, (attribute, same))
         if callable(name):
             name = name(part)
         key = f"{prefix}{name}"
@@ -137,7 +156,7 @@ def _walk(part: Any, prefix: str, layout: Mapping) -> Iterator[tuple[str, _Leaf]
             optional = (
                 isinstance(value, Scheduled) or attribute == "num_batches_tracked"
             )
-            yield key, _Leaf(value, axes, optional)
+            yield key, _Leaf(value, arrangement, part, optional)
         else:
             yield from _walk(value, f"{key}." if name else prefix, _layout_of(value))
 
