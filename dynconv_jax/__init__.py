@@ -15,6 +15,7 @@ from dynconv_jax.functional import (
 )
 from dynconv_jax.layers import BatchNorm, DynamicConv, DynamicConvBlock
 from dynconv_jax.models import DynamicNet
+from dynconv_jax.multiply_adds import count_multiply_adds, count_parameters
 from dynconv_jax.routing import (
     Router,
     Temperature,
@@ -38,6 +39,8 @@ __all__ = [
     "RoutingCollapseWarning",
     "Temperature",
     "capture_attention",
+    "count_multiply_adds",
+    "count_parameters",
     "diagnose",
     "dynamic_conv",
     "explain",
