@@ -8,7 +8,7 @@ from flax import nnx
 from torch.utils.flop_counter import FlopCounterMode
 
 import dynconv_torch
-from dynconv_jax import DynamicConv, DynamicNet
+from dynconv_jax import DynamicConv, DynamicNet, Router
 from dynconv_jax.multiply_adds import count_multiply_adds, count_parameters
 
 
@@ -77,10 +77,10 @@ def test_the_counted_module_is_left_as_it_was():
 
 
 def test_parameters_that_two_layers_share_count_once():
-    router = dict(router=DynamicConv(3, 4, (1,), rngs=nnx.Rngs(0)).router)
-    pair = nnx.List(
-        [DynamicConv(3, 4, (1,), rngs=nnx.Rngs(seed), **router) for seed in (0, 1)]
+    router = Router(3, rngs=nnx.Rngs(0))
+    first, second = (
+        DynamicConv(3, 4, (1,), router=router, rngs=nnx.Rngs(seed)) for seed in (0, 1)
     )
-    alone = count_parameters(pair[0])
-    shared = count_parameters(router["router"])
-    assert count_parameters(pair) == 2 * alone - shared
+    both = nnx.Sequential(first, second)
+    alone, shared = count_parameters(first), count_parameters(router)
+    assert count_parameters(both) == 2 * alone - shared
