@@ -7,7 +7,7 @@ form that trades arithmetic for memory spends. Mixing kernels is a product and c
 """
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import jax
 from flax import nnx
@@ -55,6 +55,7 @@ def count_multiply_adds(module: nnx.Module, *args: Any, **kwargs: Any) -> int:
 
     def forward(state: Any, args: Any, kwargs: Any) -> Any:
         model = nnx.merge(graphdef, state)
+        part: Any
         for _, part in nnx.iter_modules(model):
             if hasattr(part, "implementation"):
                 part.implementation = "vmap"
@@ -69,23 +70,24 @@ def _count(jaxpr: Jaxpr) -> int:
 
 def _count_equation(equation: JaxprEqn) -> int:
     name, parameters = equation.primitive.name, equation.params
-    if name == "dot_general":
-        (contracted, _), _ = parameters["dimension_numbers"]
-        inputs = equation.invars[0].aval.shape
-        summed = math.prod(inputs[axis] for axis in contracted)
-        return equation.outvars[0].aval.size * summed
-    if name == "conv_general_dilated":
+    if name in ("dot_general", "conv_general_dilated"):
+        inputs, kernel, outputs = (
+            cast(jax.ShapeDtypeStruct, variable.aval)
+            for variable in (*equation.invars, *equation.outvars)
+        )
         numbers = parameters["dimension_numbers"]
-        inputs, kernel = (variable.aval for variable in equation.invars)
+        if name == "dot_general":
+            (contracted, _), _ = numbers
+            summed = math.prod(inputs.shape[axis] for axis in contracted)
+            return outputs.size * summed
+        filters = kernel.shape[numbers.rhs_spec[0]]
         if max(parameters["lhs_dilation"], default=1) > 1:
             # Transposed: every input meets every tap of its group; zeros between the
             # inputs meet none.
-            outputs = kernel.shape[numbers.rhs_spec[0]]
             spatial = math.prod(kernel.shape[axis] for axis in numbers.rhs_spec[2:])
             groups = parameters["feature_group_count"]
-            return inputs.size * spatial * outputs // groups
-        of_each = kernel.size // kernel.shape[numbers.rhs_spec[0]]
-        return equation.outvars[0].aval.size * of_each
+            return inputs.size * spatial * filters // groups
+        return outputs.size * kernel.size // filters
     if name == "while":
         raise NotImplementedError(
             "the program has a `while` loop, whose number of steps is not known before "
