@@ -9,9 +9,11 @@ from dynconv_jax.diagnostics import (
 )
 from dynconv_jax.functional import (
     dynamic_conv,
+    dynamic_conv_transpose,
     explain,
     mix_kernels,
     per_sample_conv,
+    per_sample_conv_transpose,
 )
 from dynconv_jax.layers import BatchNorm, DynamicConv, DynamicConvBlock
 from dynconv_jax.models import DynamicNet
@@ -40,12 +42,14 @@ __all__ = [
     "capture_attention",
     "diagnose",
     "dynamic_conv",
+    "dynamic_conv_transpose",
     "explain",
     "load_balance_loss",
     "load_torch_state_dict",
     "load_weights",
     "mix_kernels",
     "per_sample_conv",
+    "per_sample_conv_transpose",
     "save_weights",
     "set_temperature",
     "summarize",

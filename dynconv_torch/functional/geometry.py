@@ -18,9 +18,13 @@ def positive_int(name: str, value: object) -> int:
         TypeError: If `value` is not an integer.
         ValueError: If `value` is below 1.
     """
+    return _int_from(name, value, 1)
+
+
+def _int_from(name: str, value: object, least: int) -> int:
     number = _integer(name, value)
-    if number < 1:
-        raise ValueError(f"`{name}` (={number}) must be at least 1")
+    if number < least:
+        raise ValueError(f"`{name}` (={number}) must be at least {least}")
     return number
 
 
@@ -33,16 +37,29 @@ def _integer(name: str, value: object) -> int:
         raise TypeError(f"`{name}` (={value!r}) must be an integer") from None
 
 
-def _per_dimension(name: str, value: object, rank: int) -> tuple[int, ...]:
-    """One positive int per spatial dimension; a single int counts for all of them."""
+def per_dimension(
+    name: str, value: object, rank: int, least: int = 1
+) -> tuple[int, ...]:
+    """Returns one int per spatial dimension; a single int counts for all of them.
+
+    Args:
+        name: What the caller calls the value; it opens the error message.
+        value: An int, or `rank` of them.
+        rank: The number of spatial dimensions.
+        least: The smallest int that is accepted.
+
+    Raises:
+        TypeError: If an entry is not an integer.
+        ValueError: If there is another number of entries, or one is too small.
+    """
     if not isinstance(value, Sequence):
-        return (positive_int(name, value),) * rank
+        return (_int_from(name, value, least),) * rank
     if len(value) != rank:
         raise ValueError(
             f"`{name}` (={value!r}) has {len(value)} entries for {rank} spatial "
             f"dimension(s); give an int, or {rank} of them"
         )
-    return tuple(positive_int(name, entry) for entry in value)
+    return tuple(_int_from(name, entry, least) for entry in value)
 
 
 def _normalise_padding(
@@ -144,9 +161,9 @@ class Geometry:
                     f"`{name}` (={channels}) must be divisible by `groups` "
                     f"(={group_count})"
                 )
-        size = _per_dimension("kernel_size", kernel_size, rank)
-        steps = _per_dimension("stride", stride, rank)
-        spacing = _per_dimension("dilation", dilation, rank)
+        size = per_dimension("kernel_size", kernel_size, rank)
+        steps = per_dimension("stride", stride, rank)
+        spacing = per_dimension("dilation", dilation, rank)
         return cls(
             in_channels=operator.index(in_channels),
             out_channels=operator.index(out_channels),
