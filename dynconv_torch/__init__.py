@@ -1,6 +1,12 @@
 """Dynamic convolution for PyTorch: the reference twin of the JAX library."""
 
-from dynconv_torch.functional import dynamic_conv, mix_kernels, per_sample_conv
+from dynconv_torch.functional import (
+    dynamic_conv,
+    dynamic_conv_transpose,
+    mix_kernels,
+    per_sample_conv,
+    per_sample_conv_transpose,
+)
 from dynconv_torch.layers import (
     DynamicConv1d,
     DynamicConv2d,
@@ -18,8 +24,10 @@ __all__ = [
     "DynamicNet",
     "Router",
     "dynamic_conv",
+    "dynamic_conv_transpose",
     "load_balance_loss",
     "mix_kernels",
     "per_sample_conv",
+    "per_sample_conv_transpose",
     "set_temperature",
 ]

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import operator
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -144,7 +144,7 @@ class Geometry:
         padding: PaddingLike = "SAME",
         kernel_dilation: int | Sequence[int] | None = 1,
         feature_group_count: int = 1,
-    ) -> "Geometry":
+    ) -> Self:
         """Normalises the arguments of a convolution, or says what is wrong with them.
 
         Raises:

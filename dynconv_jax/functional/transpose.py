@@ -145,7 +145,9 @@ def _conv_by_phases(
     )
     phases = [outputs_of(phases) for phases in itertools.product(*along)]
     stacked = jnp.stack(phases, axis=-2)
-    stacked = stacked.reshape(*stacked.shape[:-2], *geometry.strides, -1)
+    stacked = stacked.reshape(
+        *stacked.shape[:-2], *geometry.strides, geometry.out_features
+    )
     # (B, *rows, *strides, O): each remainder goes to the right of its row.
     pairs = ((1 + axis, 1 + axis + rank) for axis in range(rank))
     interleaved = stacked.transpose(0, *itertools.chain(*pairs), 2 * rank + 1)

@@ -6,6 +6,7 @@ stride - 1 zeros between any two pixels: `pads` is the padding of that.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Self
 
 from dynconv_jax.functional.geometry import Geometry, per_dimension
 
@@ -32,7 +33,7 @@ class TransposeGeometry(Geometry):
         *,
         output_padding: int | Sequence[int] = 0,
         **options,
-    ) -> "TransposeGeometry":
+    ) -> Self:
         """Normalises the arguments, or says what is wrong with them.
 
         Raises:
@@ -45,7 +46,7 @@ class TransposeGeometry(Geometry):
             >>> TransposeGeometry.create(3, 8, (3, 3), strides=2).output_size((5, 4))
             (10, 8)
         """
-        plain = Geometry.create(in_features, out_features, kernel_size, **options)
+        plain = super().create(in_features, out_features, kernel_size, **options)
         extra = per_dimension("output_padding", output_padding, plain.rank, least=0)
         for entry, stride, dilation in zip(
             extra, plain.strides, plain.kernel_dilation, strict=True
@@ -54,14 +55,11 @@ class TransposeGeometry(Geometry):
                 raise ValueError(
                     f"`output_padding` (={extra}) must be smaller than `strides` "
                     f"(={plain.strides}) or `kernel_dilation` "
-                    f"(={plain.kernel_dilation}) in every dimension; to append more "
-                    "zeros, give a negative `padding`"
+                    f"(={plain.kernel_dilation}) in every dimension; for a larger "
+                    "output, crop less: `padding` may be (low, high) pairs, and "
+                    "negative"
                 )
-        fields = {
-            field.name: getattr(plain, field.name)
-            for field in dataclasses.fields(plain)
-        }
-        return cls(**fields, output_padding=extra)
+        return dataclasses.replace(plain, output_padding=extra)
 
     def pads(self, spatial: Sequence[int]) -> tuple[tuple[int, int], ...]:
         """Returns the (low, high) padding of the spread input."""

@@ -1,8 +1,10 @@
 """The geometry of a convolution: normalised and refused here, once, for everyone."""
 
 import dataclasses
+import math
 import operator
 from collections.abc import Sequence
+from typing import ClassVar, Self
 
 PaddingLike = str | int | Sequence[int | tuple[int, int]]
 
@@ -119,6 +121,8 @@ class Geometry:
         groups: g, the number of channel groups.
     """
 
+    weight_axes: ClassVar[str] = "out_channels, in_channels / groups, *kernel_size"
+
     in_channels: int
     out_channels: int
     kernel_size: tuple[int, ...]
@@ -139,7 +143,7 @@ class Geometry:
         padding: PaddingLike = 0,
         dilation: int | Sequence[int] = 1,
         groups: int = 1,
-    ) -> "Geometry":
+    ) -> Self:
         """Normalises the arguments of a convolution, or says what is wrong with them.
 
         Raises:
@@ -183,6 +187,25 @@ class Geometry:
     def weight_shape(self) -> tuple[int, ...]:
         """The shape (O, C/g, *kernel_size) of one kernel."""
         return (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
+
+    @classmethod
+    def of_weight(
+        cls, in_channels: int, weight_shape: Sequence[int], **options
+    ) -> Self:
+        """Creates the geometry that a kernel of a shape has, as far as it fits.
+
+        Args:
+            in_channels: C.
+            weight_shape: As `weight_shape` has it.
+            **options: As in `create`, without the `kernel_size` and its `rank`.
+        """
+        out_channels, _, *size = weight_shape
+        return cls.create(in_channels, out_channels, size, rank=len(size), **options)
+
+    def multiply_adds(self, spatial: Sequence[int]) -> int:
+        """Returns how many products the output of one sample sums."""
+        pixels = math.prod(self.output_size(spatial))
+        return pixels * math.prod(self.weight_shape)
 
     @property
     def extent(self) -> tuple[int, ...]:
