@@ -15,42 +15,39 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax import lax
-from jax.core import Tracer
 from jax.typing import ArrayLike, DTypeLike
 
 from dynconv_jax.functional.geometry import positive_int
 from dynconv_jax.functional.numerics import at_least_float32
 from dynconv_jax.initializers import torch_linear
+from dynconv_jax.scheduled import Scheduled, set_scheduled
 
 
-class Temperature(nnx.Variable):
-    """The temperature of a softmax: state that a schedule writes and checkpoints keep.
+class Temperature(Scheduled):
+    """The temperature of a softmax or sigmoid; `set_temperature` writes it."""
 
-    It is held in the widest float that JAX is configured for, whatever the dtype of the
-    parameters: rounding it would change the function.
-    """
+    name = "temperature"
+    requirement = "one positive finite number: the logits are divided by it"
+
+    @classmethod
+    def accepts(cls, value: float) -> bool:
+        """Whether `value` is positive and finite."""
+        return 0 < value < math.inf
 
 
 class Attention(nnx.Intermediate):
     """The attention that a router answered; `nnx.capture` of this type records it."""
 
 
-def check_temperature(temperature: ArrayLike) -> None:
-    """Raises a ValueError unless `temperature` is positive and finite, or traced."""
-    if isinstance(temperature, Tracer):
-        return
-    try:
-        is_valid = 0 < np.asarray(temperature, float).item() < math.inf
-    except (TypeError, ValueError):  # not one number
-        is_valid = False
-    if not is_valid:
-        raise ValueError(
-            f"`temperature` (={temperature}) must be one positive finite number: the "
-            "logits are divided by it"
-        )
+def record_attention(
+    module: nnx.Module, attention: jax.Array, name: str = "attention"
+) -> None:
+    """Records what `module` answered, where `nnx.capture` is listening."""
+    # Outside of `nnx.capture`, sowing would add to the module's state.
+    if hasattr(module, "__captures__"):
+        module.sow(Attention, name, attention)
 
 
 def attend(
@@ -139,7 +136,7 @@ class Router(nnx.Module):
         self.in_features = positive_int("in_features", in_features)
         self.num_experts = positive_int("num_experts", num_experts)
         self.reduction = positive_int("reduction", reduction)
-        check_temperature(temperature)
+        Temperature.check(temperature)
         if top_k is not None and positive_int("top_k", top_k) > num_experts:
             raise ValueError(
                 f"`top_k` (={top_k}) must not exceed `num_experts` (={num_experts})"
@@ -156,7 +153,7 @@ class Router(nnx.Module):
         self.fc2 = torch_linear(hidden_features, num_experts, **options)
         # Without dropout there is no random state to carry through every jit.
         self.dropout = nnx.Dropout(dropout_rate, rngs=rngs if dropout_rate else None)
-        self.temperature = Temperature(jnp.asarray(temperature, dtype=float))
+        self.temperature = Temperature.create(temperature)
 
     def logits(self, inputs: jax.Array) -> jax.Array:
         """Returns the logits z (B, K) of inputs (B, *S, C), before the temperature."""
@@ -183,9 +180,7 @@ class Router(nnx.Module):
             ValueError: If the inputs do not have `in_features` channels.
         """
         attention = attend(self.logits(inputs), self.temperature[...], self.top_k)
-        # Outside of `nnx.capture`, sowing would add to the module's state.
-        if hasattr(self, "__captures__"):
-            self.sow(Attention, "attention", attention)
+        record_attention(self, attention)
         return attention
 
 
@@ -204,7 +199,7 @@ def iter_routers(module: nnx.Module) -> Iterator[tuple[str, Router]]:
 
 
 def set_temperature(module: nnx.Module, value: ArrayLike) -> None:
-    """Sets the temperature of every router in `module`, in place.
+    """Sets every temperature in `module`, in place.
 
     The value may be traced, so that a schedule inside a jitted step causes no
     recompilation.
@@ -223,13 +218,8 @@ def set_temperature(module: nnx.Module, value: ArrayLike) -> None:
         >>> float(layer.router.temperature[...])
         30.0
     """
-    check_temperature(value)
-    routers = [router for _, router in iter_routers(module)]
-    if not routers:
+    if not set_scheduled(module, Temperature, value):
         raise ValueError(f"`module` (a {type(module).__name__}) contains no router")
-    for router in routers:
-        dtype = router.temperature[...].dtype
-        router.temperature[...] = jnp.asarray(value).astype(dtype)
 
 
 def load_balance_loss(attention: jax.Array) -> jax.Array:

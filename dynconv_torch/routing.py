@@ -20,19 +20,7 @@ from torch import Tensor, nn
 
 from dynconv_torch.functional.geometry import positive_int
 from dynconv_torch.functional.per_sample import is_autocast
-
-
-def check_temperature(temperature: float | Tensor) -> None:
-    """Raises a ValueError unless `temperature` is one positive finite number."""
-    try:
-        is_valid = 0 < float(temperature) < math.inf
-    except (TypeError, ValueError, RuntimeError):  # not one number
-        is_valid = False
-    if not is_valid:
-        raise ValueError(
-            f"`temperature` (={temperature}) must be one positive finite number: the "
-            "logits are divided by it"
-        )
+from dynconv_torch.scheduled import HoldsScheduled, Scheduled, set_scheduled
 
 
 def at_least_float32(*dtypes: torch.dtype) -> torch.dtype:
@@ -71,19 +59,23 @@ def attend(
     return torch.softmax(scaled.masked_fill(is_dropped, -math.inf), dim=-1)
 
 
-def _temperature_dtype(device: torch.device) -> torch.dtype:
-    return torch.float32 if device.type == "mps" else torch.float64  # MPS has no other
+class Temperature(Scheduled):
+    """The temperature of a softmax or sigmoid; `set_temperature` writes it."""
+
+    name = "temperature"
+    requirement = "one positive finite number: the logits are divided by it"
+
+    @classmethod
+    def accepts(cls, value: float) -> bool:
+        """Whether `value` is positive and finite."""
+        return 0 < value < math.inf
 
 
-class Router(nn.Module):
+class Router(HoldsScheduled):
     """The router of a dynamic convolution.
 
     Chen et al., "Dynamic Convolution: Attention over Convolution Kernels", CVPR 2020,
     section 3.2; the linear layers have biases.
-
-    The temperature is a float64 buffer whatever the dtype of the parameters, and casts
-    of the module leave it so: rounding it would change the function. A state dict
-    without it loads, and keeps the value set.
 
     Attributes:
         fc1: The linear layer C → H.
@@ -131,7 +123,7 @@ class Router(nn.Module):
         self.in_channels = positive_int("in_channels", in_channels)
         self.num_experts = positive_int("num_experts", num_experts)
         self.reduction = positive_int("reduction", reduction)
-        check_temperature(temperature)
+        Temperature.check(temperature)
         if top_k is not None and positive_int("top_k", top_k) > num_experts:
             raise ValueError(
                 f"`top_k` (={top_k}) must not exceed `num_experts` (={num_experts})"
@@ -143,14 +135,7 @@ class Router(nn.Module):
         self.fc1 = nn.Linear(in_channels, hidden_channels, device=device, dtype=dtype)
         self.fc2 = nn.Linear(hidden_channels, num_experts, device=device, dtype=dtype)
         self.dropout = nn.Dropout(dropout)
-        self._initial_temperature = float(temperature)
-        where = self.fc1.weight.device
-        self.register_buffer(
-            "temperature",
-            torch.tensor(
-                float(temperature), dtype=_temperature_dtype(where), device=where
-            ),
-        )
+        self.hold_scheduled(Temperature, temperature, self.fc1.weight.device)
 
     def logits(self, x: Tensor) -> Tensor:
         """Returns the logits z (B, K) of `x` (B, C, *S), before the temperature."""
@@ -195,36 +180,6 @@ class Router(nn.Module):
             f"reduction={self.reduction}, top_k={self.top_k}"
         )
 
-    def _apply(self, fn, recurse=True):
-        """Casts and moves the module, but only moves the temperature."""
-        if "temperature" not in self._buffers:
-            return super()._apply(fn, recurse)
-        kept = self.temperature
-        del self._buffers["temperature"]
-        try:
-            super()._apply(fn, recurse)
-        finally:
-            self._buffers["temperature"] = kept
-        device = fn(torch.zeros((), dtype=torch.float32, device=kept.device)).device
-        dtype = _temperature_dtype(device)
-        if kept.is_meta:  # it has no value that could move
-            self.temperature = torch.full(
-                (), self._initial_temperature, dtype=dtype, device=device
-            )
-        else:
-            self.temperature = kept.to(device, dtype)
-        return self
-
-    def _load_from_state_dict(
-        self, state_dict, prefix, local_metadata, strict, missing_keys, *reports
-    ):
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, *reports
-        )
-        key = f"{prefix}temperature"
-        if key in missing_keys and not self.temperature.is_meta:
-            missing_keys.remove(key)
-
 
 def iter_routers(module: nn.Module) -> Iterator[tuple[str, Router]]:
     """Yields the path and the router for every router in `module`, each once.
@@ -243,7 +198,7 @@ def iter_routers(module: nn.Module) -> Iterator[tuple[str, Router]]:
 
 
 def set_temperature(module: nn.Module, value: float | Tensor) -> None:
-    """Sets the temperature of every router in `module`, in place.
+    """Sets every temperature in `module`, in place.
 
     Args:
         module: A router, a layer or a whole model.
@@ -259,13 +214,8 @@ def set_temperature(module: nn.Module, value: float | Tensor) -> None:
         >>> float(layer.temperature)
         30.0
     """
-    check_temperature(value)
-    routers = [router for _, router in iter_routers(module)]
-    if not routers:
+    if not set_scheduled(module, Temperature, value):
         raise ValueError(f"`module` (a {type(module).__name__}) contains no router")
-    with torch.no_grad():
-        for router in routers:
-            router.temperature.fill_(value)
 
 
 def load_balance_loss(attention: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ FORBIDDEN = {
 RANKS = {
     "functional": 0,
     "initializers": 0,
+    "scheduled": 0,
     "routing": 1,
     "layers": 2,
     "models": 3,

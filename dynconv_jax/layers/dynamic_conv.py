@@ -1,7 +1,5 @@
 """The dynamic convolution layer."""
 
-import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -14,28 +12,16 @@ from flax.typing import Initializer, PromoteDtypeFn
 from jax import lax
 from jax.typing import DTypeLike
 
-from dynconv_jax.functional.choice import check_implementation
-from dynconv_jax.functional.dynamic import dynamic_conv
-from dynconv_jax.functional.geometry import Geometry, PaddingLike, positive_int
+from dynconv_jax.functional.geometry import PaddingLike
+from dynconv_jax.layers.expert_conv import (
+    ExpertConv,
+    default_bias_init,
+    default_kernel_init,
+)
 from dynconv_jax.routing import Router
 
-default_kernel_init = nnx.initializers.normal(0.02)
-default_bias_init = nnx.initializers.zeros_init()
 
-
-def _stack(experts: list[Any]) -> Any:
-    """Stacks what an initialiser drew for each expert, with its metadata, if any."""
-    first = experts[0]
-    if not isinstance(first, nnx.VariableMetadata):  # as of nnx.with_partitioning
-        return jnp.stack(experts)
-    metadata = dict(first.metadata)
-    if metadata.get("out_sharding") is not None:  # the axis of the experts is whole
-        metadata["out_sharding"] = (None, *metadata["out_sharding"])
-    stacked = jnp.stack([expert.raw_value for expert in experts])
-    return dataclasses.replace(first, raw_value=stacked, metadata=metadata)
-
-
-class DynamicConv(nnx.Module):
+class DynamicConv(ExpertConv):
     """A convolution whose kernel is mixed, for every sample, from K experts.
 
     Takes the place of `nnx.Conv`, with its argument names, for 1, 2 or 3 spatial
@@ -127,47 +113,28 @@ class DynamicConv(nnx.Module):
                 `kernel_size`.
             ValueError: If a value is out of range or does not fit the others.
         """
-        geometry = Geometry.create(
+        super().__init__(
             in_features,
             out_features,
             kernel_size,
-            strides=strides,
+            strides,
             padding=padding,
             kernel_dilation=kernel_dilation,
             feature_group_count=feature_group_count,
+            use_bias=use_bias,
+            num_experts=num_experts,
+            implementation=implementation,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            precision=precision,
+            kernel_init=kernel_init,
+            bias_init=bias_init,
+            promote_dtype=promote_dtype,
+            preferred_element_type=preferred_element_type,
+            kernel_metadata=kernel_metadata,
+            bias_metadata=bias_metadata,
+            rngs=rngs,
         )
-        check_implementation(implementation, geometry)
-        self.in_features = geometry.in_features
-        self.out_features = geometry.out_features
-        self.kernel_size = geometry.kernel_size
-        self.strides = geometry.strides
-        self.padding = geometry.padding
-        self.kernel_dilation = geometry.kernel_dilation
-        self.feature_group_count = geometry.feature_group_count
-        self.use_bias = use_bias
-        self.num_experts = positive_int("num_experts", num_experts)
-        self.implementation = implementation
-        self.dtype = dtype
-        self.param_dtype = param_dtype
-        self.precision = precision
-        self.promote_dtype = promote_dtype
-        self.preferred_element_type = preferred_element_type
-
-        def init_experts(init: Initializer, shape: tuple[int, ...]) -> jax.Array:
-            keys = jax.random.split(rngs.params(), num_experts)
-            return _stack([init(key, shape, param_dtype) for key in keys])
-
-        self.kernel = nnx.Param(
-            init_experts(kernel_init, geometry.kernel_shape), **kernel_metadata
-        )
-        self.bias: nnx.Param[jax.Array] | None
-        if use_bias:
-            self.bias = nnx.Param(
-                init_experts(bias_init, (out_features,)), **bias_metadata
-            )
-        else:
-            self.bias = nnx.data(None)
-
         self.owns_router = router is None
         if router is None:
             router = Router(
@@ -207,7 +174,7 @@ class DynamicConv(nnx.Module):
         Raises:
             ValueError: If the inputs do not fit the layer.
         """
-        flat, batch = self._flatten_batch(inputs)
+        flat, batch = self.flatten_batch(inputs)
         return self._route(flat).reshape(*batch, self.num_experts)
 
     def __call__(
@@ -226,31 +193,12 @@ class DynamicConv(nnx.Module):
         Raises:
             ValueError: If the inputs or the attention do not fit the layer.
         """
-        flat, batch = self._flatten_batch(inputs)
+        flat, batch = self.flatten_batch(inputs)
         if attention is None:
             attention = self._route(flat)
-        elif attention.shape != (*batch, self.num_experts):
-            raise ValueError(
-                f"`attention` (shape {attention.shape}) must be (*batch, num_experts) "
-                f"= {(*batch, self.num_experts)}"
-            )
-        bias = None if self.bias is None else self.bias[...]
-        flat, kernel, bias = self.promote_dtype(
-            (flat, self.kernel[...], bias), dtype=self.dtype
-        )
-        outputs = dynamic_conv(
-            flat,
-            attention.reshape(flat.shape[0], self.num_experts),
-            kernel,
-            bias,
-            strides=self.strides,
-            padding=self.padding,
-            kernel_dilation=self.kernel_dilation,
-            feature_group_count=self.feature_group_count,
-            implementation=self.implementation,
-            precision=self.precision,
-            preferred_element_type=self.preferred_element_type,
-        )
+        else:
+            attention = self.flatten_attention(attention, batch)
+        outputs = self.convolve(flat, attention)
         return outputs.reshape(*batch, *outputs.shape[1:])
 
     def _route(self, inputs: jax.Array) -> jax.Array:
@@ -262,17 +210,3 @@ class DynamicConv(nnx.Module):
                 f"{jnp.shape(attention)}; it must be (batch, num_experts) = {expected}"
             )
         return attention
-
-    def _flatten_batch(self, inputs: jax.Array) -> tuple[jax.Array, tuple[int, ...]]:
-        """Returns the inputs with one batch dimension, and the ones they had."""
-        rank = len(self.kernel_size)
-        if inputs.ndim < rank + 1 or inputs.shape[-1] != self.in_features:
-            raise ValueError(
-                f"`inputs` (shape {inputs.shape}) must be (*batch, *spatial, "
-                f"in_features) with {rank} spatial dimension(s) and `in_features` "
-                f"(={self.in_features})"
-            )
-        batch = inputs.shape[: -rank - 1]
-        if len(batch) == 1:
-            return inputs, batch
-        return inputs.reshape(math.prod(batch), *inputs.shape[-rank - 1 :]), batch

@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from dynconv_jax.layers import BatchNorm, DynamicConv
-from dynconv_jax.routing import Temperature
+from dynconv_jax.scheduled import Scheduled
 
 # From the number of axes to the PyTorch array's axes, as positions in the JAX array.
 Axes = Callable[[int], tuple[int, ...]]
@@ -117,8 +117,8 @@ class _Leaf:
 
     def to_torch(self) -> np.ndarray:
         value = np.asarray(self.variable[...])
-        if isinstance(self.variable, Temperature):
-            # PyTorch keeps T in float64. Where JAX has only float32, the shortest
+        if isinstance(self.variable, Scheduled):
+            # PyTorch keeps it in float64. Where JAX has only float32, the shortest
             # decimal that names it restores a T such as 0.6 exactly.
             exact = [float(str(entry)) for entry in value.flat]
             return np.array(exact).reshape(value.shape).copy()
@@ -143,7 +143,7 @@ class _Leaf:
 
     def loses(self, value: np.ndarray) -> bool:
         """Whether the module's dtype cannot hold every value of the array's dtype."""
-        if isinstance(self.variable, Temperature):
+        if isinstance(self.variable, Scheduled):
             return not jnp.issubdtype(value.dtype, jnp.floating)
         if np.issubdtype(self.dtype, np.integer):
             return bool(np.any(value.astype(self.dtype) != value))
@@ -184,7 +184,7 @@ def _walk(part: Any, prefix: str, layout: Mapping) -> Iterator[tuple[str, _Leaf]
             continue
         if isinstance(value, nnx.Variable):
             optional = (
-                isinstance(value, Temperature) or attribute == "num_batches_tracked"
+                isinstance(value, Scheduled) or attribute == "num_batches_tracked"
             )
             yield key, _Leaf(value, part, axes, optional)
         else:
@@ -241,9 +241,9 @@ def load_torch_state_dict(
     """Loads a PyTorch state dict into `module`, in place, strictly.
 
     Parameters keep the dtype of the module; a value of a narrower dtype is widened, one
-    that the module's dtype cannot hold is refused. Temperatures and
-    `num_batches_tracked` may be absent and then keep their values. Arrays keep their
-    sharding.
+    that the module's dtype cannot hold is refused. Temperatures, whatever else a
+    schedule moves, and `num_batches_tracked` may be absent and then keep their values.
+    Arrays keep their sharding.
 
     Args:
         module: A layer or a model; an abstract one (`nnx.eval_shape`) becomes real.
@@ -285,11 +285,11 @@ def load_torch_state_dict(
                 f"wrong dtype: {key} is {value.dtype}, which the module's {leaf.dtype} "
                 "cannot hold; cast the value, or build the module with `param_dtype`"
             )
-        elif isinstance(leaf.variable, Temperature) and not np.all(
-            (value > 0) & np.isfinite(value)
+        elif isinstance(leaf.variable, Scheduled) and not all(
+            map(leaf.variable.accepts, value.flat)
         ):
             problems.append(
-                f"wrong value: {key} is {value}; a temperature is positive and finite"
+                f"wrong value: {key} is {value}; it must be {leaf.variable.requirement}"
             )
         else:
             first_key, _, first = accepted.setdefault(

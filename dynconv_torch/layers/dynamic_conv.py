@@ -5,22 +5,18 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from dynconv_torch.functional.choice import check_implementation
-from dynconv_torch.functional.dynamic import dynamic_conv
-from dynconv_torch.functional.geometry import Geometry, PaddingLike, positive_int
+from dynconv_torch.functional.geometry import PaddingLike
+from dynconv_torch.layers.expert_conv import ExpertConvNd
 from dynconv_torch.routing import Router
 
 
-class _DynamicConvNd(Router):
+class DynamicConvNd(ExpertConvNd, Router):
     """What the dynamic convolutions of all ranks share.
 
     The layer is its own router, by inheritance, because published checkpoints name the
     router's linear layers as the layer's own (`fc1.weight`, not `router.fc1.weight`).
     With a router given, none of that is built, and the given one is `self.router`.
     """
-
-    rank: int
-    bias: nn.Parameter | None
 
     def __init__(
         self,
@@ -72,19 +68,9 @@ class _DynamicConvNd(Router):
             TypeError: If an argument is of the wrong kind.
             ValueError: If a value is out of range or does not fit the others.
         """
-        geometry = Geometry.create(
-            in_channels,
-            out_channels,
-            kernel_size,
-            rank=self.rank,
-            stride=stride,
-            padding=padding,
-            dilation=dilation,
-            groups=groups,
-        )
-        check_implementation(implementation)
         if router is None:
-            super().__init__(
+            Router.__init__(
+                self,
                 in_channels,
                 num_experts,
                 reduction=reduction,
@@ -96,31 +82,28 @@ class _DynamicConvNd(Router):
             )
         else:
             nn.Module.__init__(self)
-        self.in_channels = geometry.in_channels
-        self.out_channels = geometry.out_channels
-        self.kernel_size = geometry.kernel_size
-        self.stride = geometry.stride
-        self.padding = geometry.padding
-        self.dilation = geometry.dilation
-        self.groups = geometry.groups
-        self.num_experts = positive_int("num_experts", num_experts)
-        self.implementation = implementation
+        self.build_experts(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            num_experts,
+            implementation,
+            device,
+            dtype,
+        )
         self.owns_router = router is None
         if router is not None:
             self.router = self._check_router(router)
 
-        def experts(*shape: int) -> nn.Parameter:
-            stack = torch.empty(self.num_experts, *shape, device=device, dtype=dtype)
-            return nn.Parameter(stack)
-
-        self.weight = experts(*geometry.weight_shape)
-        self.register_parameter("bias", experts(self.out_channels) if bias else None)
-        self.reset_parameters()
-
     def _check_router(
         self, router: Callable[[Tensor], Tensor]
     ) -> Callable[[Tensor], Tensor]:
-        if isinstance(router, _DynamicConvNd):
+        if isinstance(router, DynamicConvNd):
             raise TypeError(
                 f"`router` (a {type(router).__name__}) is a layer; give one `Router` "
                 "to both layers"
@@ -138,12 +121,6 @@ class _DynamicConvNd(Router):
             )
         return router
 
-    def reset_parameters(self) -> None:
-        """Draws the experts from N(0, 0.02²) and zeroes their biases."""
-        nn.init.normal_(self.weight, std=0.02)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
-
     def routing(self, x: Tensor) -> Tensor:
         """Returns the attention over the experts.
 
@@ -156,7 +133,7 @@ class _DynamicConvNd(Router):
         Raises:
             ValueError: If the input does not fit the layer.
         """
-        if self._is_unbatched(x):
+        if self.is_unbatched(x):
             return self._route(x[None])[0]
         return self._route(x)
 
@@ -174,79 +151,26 @@ class _DynamicConvNd(Router):
         Raises:
             ValueError: If the input or the attention does not fit the layer.
         """
-        is_unbatched = self._is_unbatched(x)
+        is_unbatched = self.is_unbatched(x)
         if attention is not None:
-            expected = (*x.shape[: -self.rank - 1], self.num_experts)
-            if attention.shape != expected:
-                raise ValueError(
-                    f"`attention` (shape {tuple(attention.shape)}) must be (batch, "
-                    f"num_experts), without batch for one sample: {expected}"
-                )
+            self.check_attention(attention, x)
         if is_unbatched:
             attention = None if attention is None else attention[None]
             return self.forward(x[None], attention)[0]
-        return dynamic_conv(
-            x,
-            self._route(x) if attention is None else attention,
-            self.weight,
-            self.bias,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            groups=self.groups,
-            implementation=self.implementation,
-        )
+        return self.convolve(x, self._route(x) if attention is None else attention)
 
     def _route(self, x: Tensor) -> Tensor:
-        return super().forward(x) if self.owns_router else self.router(x)
-
-    def _is_unbatched(self, x: Tensor) -> bool:
-        channel_axis = x.ndim - self.rank - 1
-        if channel_axis not in (0, 1) or x.shape[channel_axis] != self.in_channels:
-            raise ValueError(
-                f"`x` (shape {tuple(x.shape)}) must be (batch, in_channels, *spatial) "
-                f"or (in_channels, *spatial) with {self.rank} spatial dimension(s) and "
-                f"`in_channels` (={self.in_channels})"
-            )
-        return channel_axis == 0
+        return Router.forward(self, x) if self.owns_router else self.router(x)
 
     def extra_repr(self) -> str:
         """Returns the arguments of the layer, for its `repr`."""
-        parts = [
-            f"{self.in_channels}, {self.out_channels}",
-            f"kernel_size={self.kernel_size}, stride={self.stride}",
-            f"padding={self.padding}",
-        ]
-        if any(step != 1 for step in self.dilation):
-            parts.append(f"dilation={self.dilation}")
-        if self.groups != 1:
-            parts.append(f"groups={self.groups}")
-        if self.bias is not None:
-            parts.append("bias=True")
-        parts.append(f"num_experts={self.num_experts}")
+        parts = ExpertConvNd.extra_repr(self)
         if self.owns_router and self.top_k is not None:
-            parts.append(f"top_k={self.top_k}")
-        if self.implementation != "auto":
-            parts.append(f"implementation={self.implementation!r}")
-        return ", ".join(parts)
-
-    def _apply(self, fn, recurse=True):
-        """Shows `fn` the experts as one kernel with K·O outputs.
-
-        A memory format is for tensors of a certain number of dimensions, and the stack
-        has one more than a kernel of its rank.
-        """
-        shape = self.weight.shape
-
-        def apply(tensor: Tensor) -> Tensor:
-            if tensor.shape != shape:  # also true of the gradient
-                return fn(tensor)
-            return fn(tensor.flatten(0, 1)).unflatten(0, shape[:2])
-
-        return super()._apply(apply, recurse)
+            parts += f", top_k={self.top_k}"
+        return parts
 
 
-class DynamicConv1d(_DynamicConvNd):
+class DynamicConv1d(DynamicConvNd):
     """A 1-D convolution whose kernel is mixed, for every sample, from K experts.
 
     Takes the place of `torch.nn.Conv1d`; see `DynamicConv2d`.
@@ -259,7 +183,7 @@ class DynamicConv1d(_DynamicConvNd):
     rank = 1
 
 
-class DynamicConv2d(_DynamicConvNd):
+class DynamicConv2d(DynamicConvNd):
     """A 2-D convolution whose kernel is mixed, for every sample, from K experts.
 
     Takes the place of `torch.nn.Conv2d`, with its argument names. Yang et al.,
@@ -284,7 +208,7 @@ class DynamicConv2d(_DynamicConvNd):
     rank = 2
 
 
-class DynamicConv3d(_DynamicConvNd):
+class DynamicConv3d(DynamicConvNd):
     """A 3-D convolution whose kernel is mixed, for every sample, from K experts.
 
     Takes the place of `torch.nn.Conv3d`; see `DynamicConv2d`.

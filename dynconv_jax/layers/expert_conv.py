@@ -1,0 +1,197 @@
+"""What layers with K expert kernels share: the experts and their convolution."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, TypedDict
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.nnx.nn import dtypes
+from flax.typing import Initializer, PromoteDtypeFn
+from jax import lax
+from jax.typing import DTypeLike
+
+from dynconv_jax.functional.choice import check_implementation
+from dynconv_jax.functional.dynamic import dynamic_conv
+from dynconv_jax.functional.geometry import Geometry, PaddingLike, positive_int
+
+default_kernel_init = nnx.initializers.normal(0.02)
+default_bias_init = nnx.initializers.zeros_init()
+
+
+class ExpertOptions(TypedDict, total=False):
+    """The options of `ExpertConv`, for layers that pass them on."""
+
+    padding: PaddingLike
+    kernel_dilation: int | Sequence[int] | None
+    feature_group_count: int
+    use_bias: bool
+    num_experts: int
+    implementation: str
+    dtype: DTypeLike | None
+    param_dtype: DTypeLike
+    precision: lax.PrecisionLike
+    kernel_init: Initializer
+    bias_init: Initializer
+    promote_dtype: PromoteDtypeFn
+    preferred_element_type: DTypeLike | None
+    kernel_metadata: Mapping[str, Any]
+    bias_metadata: Mapping[str, Any]
+
+
+def _stack(experts: list[Any]) -> Any:
+    """Stacks what an initialiser drew for each expert, with its metadata, if any."""
+    first = experts[0]
+    if not isinstance(first, nnx.VariableMetadata):  # as of nnx.with_partitioning
+        return jnp.stack(experts)
+    metadata = dict(first.metadata)
+    if metadata.get("out_sharding") is not None:  # the axis of the experts is whole
+        metadata["out_sharding"] = (None, *metadata["out_sharding"])
+    stacked = jnp.stack([expert.raw_value for expert in experts])
+    return dataclasses.replace(first, raw_value=stacked, metadata=metadata)
+
+
+class ExpertConv(nnx.Module):
+    """K expert kernels, and the convolution of each sample with its mixture of them.
+
+    The base of the layers that differ in where the attention comes from.
+
+    Attributes:
+        kernel: The experts, shape (K, *kernel_size, C/g, O).
+        bias: Their biases, shape (K, O), or None.
+
+    Example:
+        >>> layer = ExpertConv(3, 8, (3, 3), 2, padding=1, rngs=nnx.Rngs(0))
+        >>> layer.convolve(jnp.ones((2, 9, 7, 3)), jnp.full((2, 4), 0.25)).shape
+        (2, 5, 4, 8)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: Sequence[int],
+        strides: int | Sequence[int] | None = 1,
+        *,
+        padding: PaddingLike = "SAME",
+        kernel_dilation: int | Sequence[int] | None = 1,
+        feature_group_count: int = 1,
+        use_bias: bool = False,
+        num_experts: int = 4,
+        implementation: str = "auto",
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        precision: lax.PrecisionLike = None,
+        kernel_init: Initializer = default_kernel_init,
+        bias_init: Initializer = default_bias_init,
+        promote_dtype: PromoteDtypeFn = dtypes.promote_dtype,
+        preferred_element_type: DTypeLike | None = None,
+        kernel_metadata: Mapping[str, Any] = MappingProxyType({}),
+        bias_metadata: Mapping[str, Any] = MappingProxyType({}),
+        rngs: nnx.Rngs,
+    ):
+        """Draws the experts; `DynamicConv` explains the arguments.
+
+        Raises:
+            TypeError: If an argument is of the wrong kind, such as a bare int as
+                `kernel_size`.
+            ValueError: If a value is out of range or does not fit the others.
+        """
+        geometry = Geometry.create(
+            in_features,
+            out_features,
+            kernel_size,
+            strides=strides,
+            padding=padding,
+            kernel_dilation=kernel_dilation,
+            feature_group_count=feature_group_count,
+        )
+        check_implementation(implementation, geometry)
+        self.in_features = geometry.in_features
+        self.out_features = geometry.out_features
+        self.kernel_size = geometry.kernel_size
+        self.strides = geometry.strides
+        self.padding = geometry.padding
+        self.kernel_dilation = geometry.kernel_dilation
+        self.feature_group_count = geometry.feature_group_count
+        self.use_bias = use_bias
+        self.num_experts = positive_int("num_experts", num_experts)
+        self.implementation = implementation
+        self.dtype = dtype
+        self.param_dtype = param_dtype
+        self.precision = precision
+        self.promote_dtype = promote_dtype
+        self.preferred_element_type = preferred_element_type
+
+        def init_experts(init: Initializer, shape: tuple[int, ...]) -> jax.Array:
+            keys = jax.random.split(rngs.params(), num_experts)
+            return _stack([init(key, shape, param_dtype) for key in keys])
+
+        self.kernel = nnx.Param(
+            init_experts(kernel_init, geometry.kernel_shape), **kernel_metadata
+        )
+        self.bias: nnx.Param[jax.Array] | None
+        if use_bias:
+            self.bias = nnx.Param(
+                init_experts(bias_init, (out_features,)), **bias_metadata
+            )
+        else:
+            self.bias = nnx.data(None)
+
+    def convolve(self, inputs: jax.Array, attention: jax.Array) -> jax.Array:
+        """Convolves inputs (B, *S, C) with experts mixed by attention (B, K)."""
+        bias = None if self.bias is None else self.bias[...]
+        inputs, kernel, bias = self.promote_dtype(
+            (inputs, self.kernel[...], bias), dtype=self.dtype
+        )
+        return dynamic_conv(
+            inputs,
+            attention,
+            kernel,
+            bias,
+            strides=self.strides,
+            padding=self.padding,
+            kernel_dilation=self.kernel_dilation,
+            feature_group_count=self.feature_group_count,
+            implementation=self.implementation,
+            precision=self.precision,
+            preferred_element_type=self.preferred_element_type,
+        )
+
+    def flatten_batch(self, inputs: jax.Array) -> tuple[jax.Array, tuple[int, ...]]:
+        """Returns the inputs with one batch dimension, and the ones they had.
+
+        Raises:
+            ValueError: If the inputs do not fit the layer.
+        """
+        rank = len(self.kernel_size)
+        if inputs.ndim < rank + 1 or inputs.shape[-1] != self.in_features:
+            raise ValueError(
+                f"`inputs` (shape {inputs.shape}) must be (*batch, *spatial, "
+                f"in_features) with {rank} spatial dimension(s) and `in_features` "
+                f"(={self.in_features})"
+            )
+        batch = inputs.shape[: -rank - 1]
+        if len(batch) == 1:
+            return inputs, batch
+        return inputs.reshape(math.prod(batch), *inputs.shape[-rank - 1 :]), batch
+
+    def flatten_attention(
+        self, attention: jax.Array, batch: tuple[int, ...]
+    ) -> jax.Array:
+        """Returns attention (*batch, K) with one batch dimension.
+
+        Raises:
+            ValueError: If it has another shape.
+        """
+        if attention.shape != (*batch, self.num_experts):
+            raise ValueError(
+                f"`attention` (shape {attention.shape}) must be (*batch, num_experts) "
+                f"= {(*batch, self.num_experts)}"
+            )
+        if len(batch) == 1:
+            return attention
+        return attention.reshape(math.prod(batch), self.num_experts)
