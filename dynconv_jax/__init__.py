@@ -15,7 +15,12 @@ from dynconv_jax.functional import (
     per_sample_conv,
     per_sample_conv_transpose,
 )
-from dynconv_jax.layers import BatchNorm, DynamicConv, DynamicConvBlock
+from dynconv_jax.layers import (
+    BatchNorm,
+    DynamicConv,
+    DynamicConvBlock,
+    DynamicConvTranspose,
+)
 from dynconv_jax.models import DynamicNet
 from dynconv_jax.routing import (
     Router,
@@ -34,6 +39,7 @@ __all__ = [
     "BatchNorm",
     "DynamicConv",
     "DynamicConvBlock",
+    "DynamicConvTranspose",
     "DynamicNet",
     "Router",
     "RouterSummary",

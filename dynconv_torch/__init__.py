@@ -12,6 +12,9 @@ from dynconv_torch.layers import (
     DynamicConv2d,
     DynamicConv3d,
     DynamicConvBlock,
+    DynamicConvTranspose1d,
+    DynamicConvTranspose2d,
+    DynamicConvTranspose3d,
 )
 from dynconv_torch.models import DynamicNet
 from dynconv_torch.routing import Router, load_balance_loss, set_temperature
@@ -21,6 +24,9 @@ __all__ = [
     "DynamicConv2d",
     "DynamicConv3d",
     "DynamicConvBlock",
+    "DynamicConvTranspose1d",
+    "DynamicConvTranspose2d",
+    "DynamicConvTranspose3d",
     "DynamicNet",
     "Router",
     "dynamic_conv",

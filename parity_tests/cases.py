@@ -242,7 +242,8 @@ def transposed_convolutions(draw: st.DrawFn) -> TransposeCase:
     def per_dimension(low: int, high: int) -> tuple[int, ...]:
         return tuple(draw(st.integers(low, high)) for _ in range(rank))
 
-    strides, dilation = per_dimension(1, 4), per_dimension(1, 4)
+    strides = per_dimension(1, (4, 3, 2)[rank - 1])
+    dilation = per_dimension(1, 4)
     largest = (6, 4, 3)[rank - 1]
     return TransposeCase(
         spatial=per_dimension(1, largest),

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dynconv_jax.layers import BatchNorm, DynamicConv
+from dynconv_jax.layers import BatchNorm, DynamicConv, DynamicConvTranspose
 from dynconv_jax.scheduled import Scheduled
 
 # From the number of axes to the PyTorch array's axes, as positions in the JAX array.
@@ -96,6 +96,10 @@ LAYOUT: dict[
     },
     DynamicConv: {
         "kernel": ("weight", stacked_channels_first),
+        "router": (_router_name, same),
+    },
+    DynamicConvTranspose: {
+        "kernel": ("weight", stacked_transposed),
         "router": (_router_name, same),
     },
 }
