@@ -9,11 +9,18 @@ from dynconv_jax.diagnostics import (
 )
 from dynconv_jax.functional import (
     dynamic_conv,
+    dynamic_conv_transpose,
     explain,
     mix_kernels,
     per_sample_conv,
+    per_sample_conv_transpose,
 )
-from dynconv_jax.layers import BatchNorm, DynamicConv, DynamicConvBlock
+from dynconv_jax.layers import (
+    BatchNorm,
+    DynamicConv,
+    DynamicConvBlock,
+    DynamicConvTranspose,
+)
 from dynconv_jax.models import DynamicNet
 from dynconv_jax.multiply_adds import count_multiply_adds, count_parameters
 from dynconv_jax.routing import (
@@ -33,6 +40,7 @@ __all__ = [
     "BatchNorm",
     "DynamicConv",
     "DynamicConvBlock",
+    "DynamicConvTranspose",
     "DynamicNet",
     "Router",
     "RouterSummary",
@@ -43,12 +51,14 @@ __all__ = [
     "count_parameters",
     "diagnose",
     "dynamic_conv",
+    "dynamic_conv_transpose",
     "explain",
     "load_balance_loss",
     "load_torch_state_dict",
     "load_weights",
     "mix_kernels",
     "per_sample_conv",
+    "per_sample_conv_transpose",
     "save_weights",
     "set_temperature",
     "summarize",

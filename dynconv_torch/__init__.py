@@ -1,11 +1,20 @@
 """Dynamic convolution for PyTorch: the reference twin of the JAX library."""
 
-from dynconv_torch.functional import dynamic_conv, mix_kernels, per_sample_conv
+from dynconv_torch.functional import (
+    dynamic_conv,
+    dynamic_conv_transpose,
+    mix_kernels,
+    per_sample_conv,
+    per_sample_conv_transpose,
+)
 from dynconv_torch.layers import (
     DynamicConv1d,
     DynamicConv2d,
     DynamicConv3d,
     DynamicConvBlock,
+    DynamicConvTranspose1d,
+    DynamicConvTranspose2d,
+    DynamicConvTranspose3d,
 )
 from dynconv_torch.models import DynamicNet
 from dynconv_torch.routing import Router, load_balance_loss, set_temperature
@@ -15,11 +24,16 @@ __all__ = [
     "DynamicConv2d",
     "DynamicConv3d",
     "DynamicConvBlock",
+    "DynamicConvTranspose1d",
+    "DynamicConvTranspose2d",
+    "DynamicConvTranspose3d",
     "DynamicNet",
     "Router",
     "dynamic_conv",
+    "dynamic_conv_transpose",
     "load_balance_loss",
     "mix_kernels",
     "per_sample_conv",
+    "per_sample_conv_transpose",
     "set_temperature",
 ]

@@ -109,6 +109,16 @@ def dynamic_conv_by_plan(
     return convolve(inputs, attention)
 
 
+def check_attention(attention: jax.Array, batch: int, num_experts: int) -> None:
+    """Raises a ValueError unless `attention` has the shape (B, K)."""
+    expected = (batch, num_experts)
+    if attention.shape != expected:
+        raise ValueError(
+            f"`attention` (shape {attention.shape}) must be (batch, num_experts) = "
+            f"{expected}"
+        )
+
+
 def dynamic_conv(
     inputs: jax.Array,
     attention: jax.Array,
@@ -171,12 +181,7 @@ def dynamic_conv(
         kernel_dilation=kernel_dilation,
         feature_group_count=feature_group_count,
     )
-    expected = (inputs.shape[0], kernel.shape[0])
-    if attention.shape != expected:
-        raise ValueError(
-            f"`attention` (shape {attention.shape}) must be (batch, num_experts) = "
-            f"{expected}"
-        )
+    check_attention(attention, inputs.shape[0], kernel.shape[0])
     if bias is not None:
         bias = mix_kernels(attention, bias, precision=precision)
     plan = choose(Problem.of(inputs, geometry, kernel.shape[0]), implementation)

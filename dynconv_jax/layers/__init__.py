@@ -3,5 +3,6 @@
 from dynconv_jax.layers.batch_norm import BatchNorm
 from dynconv_jax.layers.dynamic_conv import DynamicConv
 from dynconv_jax.layers.dynamic_conv_block import DynamicConvBlock
+from dynconv_jax.layers.dynamic_conv_transpose import DynamicConvTranspose
 
-__all__ = ["BatchNorm", "DynamicConv", "DynamicConvBlock"]
+__all__ = ["BatchNorm", "DynamicConv", "DynamicConvBlock", "DynamicConvTranspose"]

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dynconv_jax.layers import BatchNorm, DynamicConv
+from dynconv_jax.layers import BatchNorm, DynamicConv, DynamicConvTranspose
 from dynconv_jax.scheduled import Scheduled
 
 
@@ -52,6 +52,29 @@ stacked_channels_first = permuted(
 )
 
 
+def _transposed_to_torch(kernel: np.ndarray, layer: Any) -> np.ndarray:
+    """(K, *k, C/g, O) → (K, C, O/g, *k)."""
+    experts, *size, width, outputs = kernel.shape
+    groups = layer.feature_group_count
+    split = kernel.reshape(experts, *size, width, groups, outputs // groups)
+    rank = len(size)
+    # (K, g, C/g, O/g, *k)
+    ordered = split.transpose(0, rank + 2, rank + 1, rank + 3, *range(1, rank + 1))
+    return ordered.reshape(experts, groups * width, outputs // groups, *size)
+
+
+def _transposed_from_torch(weight: np.ndarray, layer: Any) -> np.ndarray:
+    """(K, C, O/g, *k) → (K, *k, C/g, O)."""
+    experts, inputs, width, *size = weight.shape
+    groups = layer.feature_group_count
+    split = weight.reshape(experts, groups, inputs // groups, width, *size)
+    ordered = split.transpose(0, *range(4, split.ndim), 2, 1, 3)  # (K, *k, C/g, g, O/g)
+    return ordered.reshape(experts, *size, inputs // groups, groups * width)
+
+
+stacked_transposed = Arrangement(_transposed_to_torch, _transposed_from_torch)
+
+
 def _router_name(layer: nnx.Module) -> str:
     """A router of the layer's own has its names on the layer, a given one does not."""
     return "" if getattr(layer, "owns_router", False) else "router"
@@ -74,6 +97,10 @@ LAYOUT: dict[type, dict[str, tuple[str | Callable[[nnx.Module], str], Arrangemen
     },
     DynamicConv: {
         "kernel": ("weight", stacked_channels_first),
+        "router": (_router_name, same),
+    },
+    DynamicConvTranspose: {
+        "kernel": ("weight", stacked_transposed),
         "router": (_router_name, same),
     },
 }

@@ -17,6 +17,7 @@ from torch import Tensor
 from dynconv_torch.functional.choice import check_implementation, choose
 from dynconv_torch.functional.geometry import Geometry, PaddingLike
 from dynconv_torch.functional.per_sample import (
+    Convolve,
     add_bias,
     check_operands,
     conv,
@@ -56,17 +57,47 @@ def mix_kernels(attention: Tensor, weight: Tensor) -> Tensor:
     return mixed.unflatten(1, weight.shape[1:])
 
 
-def _conv_by_experts(
-    input: Tensor, attention: Tensor, weight: Tensor, geometry: Geometry
+def _merge_experts(weight: Tensor, groups: int) -> Tensor:
+    """Makes of experts (K, O, C/g, *k) one kernel with g·K·O/g outputs, in that order.
+
+    A group's outputs stay together.
+    """
+    return weight.unflatten(1, (groups, -1)).transpose(0, 1).flatten(0, 2)
+
+
+def conv_by_experts(
+    input: Tensor,
+    attention: Tensor,
+    merged: Tensor,
+    geometry: Geometry,
+    convolve: Convolve = conv,
 ) -> Tensor:
-    """Applies all experts (K, O, C/g, *k) to all samples, then sums by attention."""
-    groups, experts = geometry.groups, weight.shape[0]
-    # (K, g, O/g, C/g, *k) -> (g, K, O/g, C/g, *k): a group's outputs stay together.
-    stacked = weight.unflatten(1, (groups, -1)).transpose(0, 1).flatten(0, 2)
-    output = conv(input, stacked, geometry, groups)
-    output = output.unflatten(1, (groups, experts, -1))
+    """Applies all experts to all samples, then sums by attention.
+
+    Args:
+        input: Shape (B, C, *S).
+        attention: Shape (B, K).
+        merged: The experts as one kernel, whose outputs are (g, K, O/g).
+        geometry: The convolution.
+        convolve: What convolves with one kernel.
+
+    Returns:
+        Shape (B, O, *S_out).
+    """
+    output = convolve(input, merged, geometry, geometry.groups)
+    output = output.unflatten(1, (geometry.groups, attention.shape[1], -1))
     mixed = torch.einsum("bk,bgk...->bg...", attention.to(output.dtype), output)
     return mixed.flatten(1, 2)
+
+
+def check_attention(attention: Tensor, batch: int, num_experts: int) -> None:
+    """Raises a ValueError unless `attention` has the shape (B, K)."""
+    expected = (batch, num_experts)
+    if attention.shape != expected:
+        raise ValueError(
+            f"`attention` (shape {tuple(attention.shape)}) must be (batch, "
+            f"num_experts) = {expected}"
+        )
 
 
 def dynamic_conv(
@@ -112,12 +143,7 @@ def dynamic_conv(
         torch.Size([2, 8, 10])
     """
     check_implementation(implementation)
-    expected = (input.shape[0], weight.shape[0])
-    if attention.shape != expected:
-        raise ValueError(
-            f"`attention` (shape {tuple(attention.shape)}) must be (batch, "
-            f"num_experts) = {expected}"
-        )
+    check_attention(attention, input.shape[0], weight.shape[0])
     options: dict[str, Any] = dict(
         stride=stride, padding=padding, dilation=dilation, groups=groups
     )
@@ -135,7 +161,8 @@ def dynamic_conv(
         num_experts=weight.shape[0],
     )
     if form == "experts":
-        output = _conv_by_experts(input, attention, weight, geometry)
+        merged = _merge_experts(weight, geometry.groups)
+        output = conv_by_experts(input, attention, merged, geometry)
         return add_bias(output, bias)
     return per_sample_conv(
         input,

@@ -1,8 +1,10 @@
 """The geometry of a convolution: normalised and refused here, once, for everyone."""
 
 import dataclasses
+import math
 import operator
 from collections.abc import Sequence
+from typing import ClassVar, Self
 
 PaddingLike = str | int | Sequence[int | tuple[int, int]]
 
@@ -18,9 +20,13 @@ def positive_int(name: str, value: object) -> int:
         TypeError: If `value` is not an integer.
         ValueError: If `value` is below 1.
     """
+    return _int_from(name, value, 1)
+
+
+def _int_from(name: str, value: object, least: int) -> int:
     number = _integer(name, value)
-    if number < 1:
-        raise ValueError(f"`{name}` (={number}) must be at least 1")
+    if number < least:
+        raise ValueError(f"`{name}` (={number}) must be at least {least}")
     return number
 
 
@@ -33,16 +39,29 @@ def _integer(name: str, value: object) -> int:
         raise TypeError(f"`{name}` (={value!r}) must be an integer") from None
 
 
-def _per_dimension(name: str, value: object, rank: int) -> tuple[int, ...]:
-    """One positive int per spatial dimension; a single int counts for all of them."""
+def per_dimension(
+    name: str, value: object, rank: int, least: int = 1
+) -> tuple[int, ...]:
+    """Returns one int per spatial dimension; a single int counts for all of them.
+
+    Args:
+        name: What the caller calls the value; it opens the error message.
+        value: An int, or `rank` of them.
+        rank: The number of spatial dimensions.
+        least: The smallest int that is accepted.
+
+    Raises:
+        TypeError: If an entry is not an integer.
+        ValueError: If there is another number of entries, or one is too small.
+    """
     if not isinstance(value, Sequence):
-        return (positive_int(name, value),) * rank
+        return (_int_from(name, value, least),) * rank
     if len(value) != rank:
         raise ValueError(
             f"`{name}` (={value!r}) has {len(value)} entries for {rank} spatial "
             f"dimension(s); give an int, or {rank} of them"
         )
-    return tuple(positive_int(name, entry) for entry in value)
+    return tuple(_int_from(name, entry, least) for entry in value)
 
 
 def _normalise_padding(
@@ -102,6 +121,8 @@ class Geometry:
         groups: g, the number of channel groups.
     """
 
+    weight_axes: ClassVar[str] = "out_channels, in_channels / groups, *kernel_size"
+
     in_channels: int
     out_channels: int
     kernel_size: tuple[int, ...]
@@ -122,7 +143,7 @@ class Geometry:
         padding: PaddingLike = 0,
         dilation: int | Sequence[int] = 1,
         groups: int = 1,
-    ) -> "Geometry":
+    ) -> Self:
         """Normalises the arguments of a convolution, or says what is wrong with them.
 
         Raises:
@@ -144,9 +165,9 @@ class Geometry:
                     f"`{name}` (={channels}) must be divisible by `groups` "
                     f"(={group_count})"
                 )
-        size = _per_dimension("kernel_size", kernel_size, rank)
-        steps = _per_dimension("stride", stride, rank)
-        spacing = _per_dimension("dilation", dilation, rank)
+        size = per_dimension("kernel_size", kernel_size, rank)
+        steps = per_dimension("stride", stride, rank)
+        spacing = per_dimension("dilation", dilation, rank)
         return cls(
             in_channels=operator.index(in_channels),
             out_channels=operator.index(out_channels),
@@ -166,6 +187,25 @@ class Geometry:
     def weight_shape(self) -> tuple[int, ...]:
         """The shape (O, C/g, *kernel_size) of one kernel."""
         return (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
+
+    @classmethod
+    def of_weight(
+        cls, in_channels: int, weight_shape: Sequence[int], **options
+    ) -> Self:
+        """Creates the geometry that a kernel of a shape has, as far as it fits.
+
+        Args:
+            in_channels: C.
+            weight_shape: As `weight_shape` has it.
+            **options: As in `create`, without the `kernel_size` and its `rank`.
+        """
+        out_channels, _, *size = weight_shape
+        return cls.create(in_channels, out_channels, size, rank=len(size), **options)
+
+    def multiply_adds(self, spatial: Sequence[int]) -> int:
+        """Returns how many products the output of one sample sums."""
+        pixels = math.prod(self.output_size(spatial))
+        return pixels * math.prod(self.weight_shape)
 
     @property
     def extent(self) -> tuple[int, ...]:

@@ -6,5 +6,18 @@ from dynconv_torch.layers.dynamic_conv import (
     DynamicConv3d,
 )
 from dynconv_torch.layers.dynamic_conv_block import DynamicConvBlock
+from dynconv_torch.layers.dynamic_conv_transpose import (
+    DynamicConvTranspose1d,
+    DynamicConvTranspose2d,
+    DynamicConvTranspose3d,
+)
 
-__all__ = ["DynamicConv1d", "DynamicConv2d", "DynamicConv3d", "DynamicConvBlock"]
+__all__ = [
+    "DynamicConv1d",
+    "DynamicConv2d",
+    "DynamicConv3d",
+    "DynamicConvBlock",
+    "DynamicConvTranspose1d",
+    "DynamicConvTranspose2d",
+    "DynamicConvTranspose3d",
+]
