@@ -22,6 +22,7 @@ from dynconv_jax.layers import (
     DynamicConvTranspose,
 )
 from dynconv_jax.models import DynamicNet
+from dynconv_jax.multiply_adds import count_multiply_adds, count_parameters
 from dynconv_jax.routing import (
     Router,
     Temperature,
@@ -46,6 +47,8 @@ __all__ = [
     "RoutingCollapseWarning",
     "Temperature",
     "capture_attention",
+    "count_multiply_adds",
+    "count_parameters",
     "diagnose",
     "dynamic_conv",
     "dynamic_conv_transpose",

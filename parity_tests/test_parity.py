@@ -100,11 +100,9 @@ def test_a_biased_running_variance_is_noticed(monkeypatch):
 def test_a_swapped_kernel_axis_is_noticed(monkeypatch):
     layout = torch_layout.LAYOUT[torch_layout.DynamicConv]
 
-    def swapped(ndim):
-        axes = list(torch_layout.stacked_channels_first(ndim))
-        axes[-1], axes[-2] = axes[-2], axes[-1]
-        return tuple(axes)
-
+    swapped = torch_layout.permuted(
+        lambda ndim: (0, ndim - 1, ndim - 2, ndim - 3, *range(1, ndim - 3))
+    )
     monkeypatch.setitem(layout, "kernel", ("weight", swapped))
     with pytest.raises(ParityError, match="output"):
         check_blocks()

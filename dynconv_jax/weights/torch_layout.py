@@ -2,8 +2,7 @@
 
 A module is walked attribute by attribute. An attribute keeps its name and its axes
 unless `LAYOUT` says otherwise, so modules of one's own need no entry where their
-attributes are named as in PyTorch. Where the arrays are not a permutation of each
-other's axes, an entry has a `Conversion` in the place of the axes.
+attributes are named as in PyTorch.
 """
 
 import dataclasses
@@ -18,59 +17,63 @@ from flax import nnx
 from dynconv_jax.layers import BatchNorm, DynamicConv, DynamicConvTranspose
 from dynconv_jax.scheduled import Scheduled
 
-# From the number of axes to the PyTorch array's axes, as positions in the JAX array.
-Axes = Callable[[int], tuple[int, ...]]
 
-
-def same(ndim: int) -> tuple[int, ...]:
-    """Leaves the axes as they are."""
-    return tuple(range(ndim))
-
-
-def channels_first(ndim: int) -> tuple[int, ...]:
-    """(*k, I, O) → (O, I, *k); without spatial axes the transpose (I, O) → (O, I)."""
-    return (ndim - 1, ndim - 2, *range(ndim - 2))
-
-
-def stacked_channels_first(ndim: int) -> tuple[int, ...]:
-    """(K, *k, I, O) → (K, O, I, *k)."""
-    return (0, ndim - 1, ndim - 2, *range(1, ndim - 2))
-
-
-class Conversion(NamedTuple):
-    """How an array changes between the two layouts, other than by its axes' order.
+class Arrangement(NamedTuple):
+    """How an attribute's array lies in PyTorch; the two undo one another.
 
     Attributes:
-        to_torch: (the array in JAX, its module) → the array in PyTorch.
-        to_jax: The inverse.
+        to_torch: (JAX array, the module that has it) → PyTorch array.
+        from_torch: (PyTorch array, the module that has it) → JAX array.
     """
 
     to_torch: Callable[[np.ndarray, Any], np.ndarray]
-    to_jax: Callable[[np.ndarray, Any], np.ndarray]
+    from_torch: Callable[[np.ndarray, Any], np.ndarray]
+
+
+def permuted(axes: Callable[[int], tuple[int, ...]]) -> Arrangement:
+    """Permutes axes.
+
+    Args:
+        axes: From the number of axes to the PyTorch array's, as positions in the JAX
+            array.
+    """
+    return Arrangement(
+        lambda array, _: array.transpose(axes(array.ndim)),
+        lambda array, _: array.transpose(np.argsort(axes(array.ndim))),
+    )
+
+
+same = permuted(lambda ndim: tuple(range(ndim)))
+# (*k, I, O) → (O, I, *k); without spatial axes the transpose (I, O) → (O, I).
+channels_first = permuted(lambda ndim: (ndim - 1, ndim - 2, *range(ndim - 2)))
+# (K, *k, I, O) → (K, O, I, *k).
+stacked_channels_first = permuted(
+    lambda ndim: (0, ndim - 1, ndim - 2, *range(1, ndim - 2))
+)
 
 
 def _transposed_to_torch(kernel: np.ndarray, layer: Any) -> np.ndarray:
-    """(K, *k, C/g, O) → (K, C, O/g, *k)."""
     experts, *size, width, outputs = kernel.shape
-    groups = layer.feature_group_count
+    groups, rank = layer.feature_group_count, len(size)
     split = kernel.reshape(experts, *size, width, groups, outputs // groups)
-    rank = len(size)
-    ordered = split.transpose(
-        0, rank + 2, rank + 1, rank + 3, *range(1, rank + 1)
-    )  # (K, g, C/g, O/g, *k)
-    return ordered.reshape(experts, groups * width, outputs // groups, *size)
+    # (K, *k, C/g, g, O/g) → (K, g, C/g, O/g, *k)
+    order = (0, rank + 2, rank + 1, rank + 3, *range(1, rank + 1))
+    inputs = groups * width
+    return split.transpose(order).reshape(experts, inputs, outputs // groups, *size)
 
 
-def _transposed_to_jax(weight: np.ndarray, layer: Any) -> np.ndarray:
-    """(K, C, O/g, *k) → (K, *k, C/g, O)."""
-    experts, inputs, width, *size = weight.shape
+def _transposed_from_torch(weight: np.ndarray, layer: Any) -> np.ndarray:
+    experts, inputs, outputs, *size = weight.shape
     groups = layer.feature_group_count
-    split = weight.reshape(experts, groups, inputs // groups, width, *size)
-    ordered = split.transpose(0, *range(4, split.ndim), 2, 1, 3)  # (K, *k, C/g, g, O/g)
-    return ordered.reshape(experts, *size, inputs // groups, groups * width)
+    split = weight.reshape(experts, groups, inputs // groups, outputs, *size)
+    # (K, g, C/g, O/g, *k) → (K, *k, C/g, g, O/g)
+    order = (0, *range(4, split.ndim), 2, 1, 3)
+    width = inputs // groups
+    return split.transpose(order).reshape(experts, *size, width, groups * outputs)
 
 
-stacked_transposed = Conversion(_transposed_to_torch, _transposed_to_jax)
+# (K, *k, C/g, O) → (K, C, O/g, *k), as transposed convolutions of PyTorch have it.
+stacked_transposed = Arrangement(_transposed_to_torch, _transposed_from_torch)
 
 
 def _router_name(layer: nnx.Module) -> str:
@@ -78,10 +81,9 @@ def _router_name(layer: nnx.Module) -> str:
     return "" if getattr(layer, "owns_router", False) else "router"
 
 
-# JAX module: {JAX attribute: (PyTorch name, axes)}. An empty name leaves the level out.
-LAYOUT: dict[
-    type, dict[str, tuple[str | Callable[[nnx.Module], str], Axes | Conversion]]
-] = {
+# JAX module: {JAX attribute: (PyTorch name, arrangement)}. An empty name leaves the
+# level out.
+LAYOUT: dict[type, dict[str, tuple[str | Callable[[nnx.Module], str], Arrangement]]] = {
     nnx.Linear: {"kernel": ("weight", channels_first)},
     nnx.Conv: {"kernel": ("weight", channels_first)},
     nnx.Embed: {"embedding": ("weight", same)},
@@ -110,14 +112,9 @@ class _Leaf:
     """One array of a module, under its PyTorch key."""
 
     variable: nnx.Variable
-    module: Any
-    layout: Axes | Conversion
+    arrangement: Arrangement
+    owner: Any
     optional: bool
-
-    def _convert(self, array: np.ndarray) -> np.ndarray:
-        if isinstance(self.layout, Conversion):
-            return self.layout.to_torch(array, self.module)
-        return array.transpose(self.layout(array.ndim))
 
     def to_torch(self) -> np.ndarray:
         value = np.asarray(self.variable[...])
@@ -129,7 +126,7 @@ class _Leaf:
         if np.issubdtype(value.dtype, np.integer):  # PyTorch counts in int64
             return value.astype(np.int64)
         # In C order, as a copy: files and `torch.from_numpy` want it so.
-        return np.array(self._convert(value), order="C")
+        return np.array(self.arrangement.to_torch(value, self.owner), order="C")
 
     # `get_value()`, not `[...]`, from here on: an abstract module holds no arrays.
     @property
@@ -138,8 +135,9 @@ class _Leaf:
 
     @property
     def torch_shape(self) -> tuple[int, ...]:
-        shape = self.variable.get_value().shape
-        return self._convert(np.broadcast_to(np.zeros((), bool), shape)).shape
+        # One bit, seen as an array of the shape.
+        stand_in = np.broadcast_to(False, self.variable.get_value().shape)
+        return self.arrangement.to_torch(stand_in, self.owner).shape
 
     @property
     def dtype(self) -> np.dtype:
@@ -154,11 +152,7 @@ class _Leaf:
         return not np.can_cast(value.dtype, self.dtype)
 
     def load(self, value: np.ndarray) -> None:
-        if isinstance(self.layout, Conversion):
-            value = self.layout.to_jax(value, self.module)
-        else:
-            value = value.transpose(np.argsort(self.layout(value.ndim)))
-        value = value.astype(self.dtype)
+        value = self.arrangement.from_torch(value, self.owner).astype(self.dtype)
         old = self.variable.get_value()
         # An array that nobody placed stays so, free to follow others to their devices.
         is_placed = getattr(old, "committed", self.is_abstract)
@@ -180,7 +174,7 @@ def _walk(part: Any, prefix: str, layout: Mapping) -> Iterator[tuple[str, _Leaf]
     for attribute, value in attributes.items():
         if attribute.startswith("_"):
             continue
-        name, axes = layout.get(attribute, (attribute, same))
+        name, arrangement = layout.get(attribute, (attribute, same))
         if callable(name):
             name = name(part)
         key = f"{prefix}{name}"
@@ -190,7 +184,7 @@ def _walk(part: Any, prefix: str, layout: Mapping) -> Iterator[tuple[str, _Leaf]
             optional = (
                 isinstance(value, Scheduled) or attribute == "num_batches_tracked"
             )
-            yield key, _Leaf(value, part, axes, optional)
+            yield key, _Leaf(value, arrangement, part, optional)
         else:
             yield from _walk(value, f"{key}." if name else prefix, _layout_of(value))
 
