@@ -12,7 +12,6 @@ form of `per_sample.py` and `dynamic.py` is asked for, or fastest. Shi et al., "
 deconvolution layer the same as a convolutional layer?", 2016, for a static kernel.
 """
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -134,27 +133,31 @@ def _conv_by_phases(
         ]
         return pad_spatial(convolve(inputs, part, plain), missing)
 
-    along = map(
-        _phases_along,
-        spatial,
-        sizes,
-        geometry.kernel_size,
-        geometry.strides,
-        geometry.kernel_dilation,
-        (low for low, _ in geometry.pads(spatial)),
+    along = list(
+        map(
+            _phases_along,
+            spatial,
+            sizes,
+            geometry.kernel_size,
+            geometry.strides,
+            geometry.kernel_dilation,
+            (low for low, _ in geometry.pads(spatial)),
+        )
     )
-    phases = [outputs_of(phases) for phases in itertools.product(*along)]
-    stacked = jnp.stack(phases, axis=-2)
-    stacked = stacked.reshape(
-        *stacked.shape[:-2], *geometry.strides, geometry.out_features
-    )
-    # (B, *rows, *strides, O): each remainder goes to the right of its row.
-    pairs = ((1 + axis, 1 + axis + rank) for axis in range(rank))
-    interleaved = stacked.transpose(0, *itertools.chain(*pairs), 2 * rank + 1)
-    full = tuple(a * b for a, b in zip(rows, geometry.strides, strict=True))
-    outputs = interleaved.reshape(*inputs.shape[:1], *full, geometry.out_features)
-    surplus = [(0, size - whole) for size, whole in zip(sizes, full, strict=True)]
-    return pad_spatial(outputs, surplus)
+
+    def interleaved(chosen: tuple[_Phase | None, ...]) -> jax.Array:
+        """Returns the outputs of the phases that begin like this."""
+        axis = len(chosen)
+        if axis == rank:
+            return outputs_of(chosen)
+        parts = [interleaved((*chosen, phase)) for phase in along[axis]]
+        stacked = jnp.stack(parts, axis=axis + 2)
+        shape = list(parts[0].shape)
+        shape[axis + 1] *= len(parts)
+        outputs = stacked.reshape(shape)
+        return lax.slice_in_dim(outputs, 0, sizes[axis], axis=axis + 1)
+
+    return interleaved(())
 
 
 def conv_transpose_by_vmap(

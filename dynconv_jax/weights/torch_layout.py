@@ -53,25 +53,26 @@ stacked_channels_first = permuted(
 
 
 def _transposed_to_torch(kernel: np.ndarray, layer: Any) -> np.ndarray:
-    """(K, *k, C/g, O) → (K, C, O/g, *k)."""
     experts, *size, width, outputs = kernel.shape
-    groups = layer.feature_group_count
+    groups, rank = layer.feature_group_count, len(size)
     split = kernel.reshape(experts, *size, width, groups, outputs // groups)
-    rank = len(size)
-    # (K, g, C/g, O/g, *k)
-    ordered = split.transpose(0, rank + 2, rank + 1, rank + 3, *range(1, rank + 1))
-    return ordered.reshape(experts, groups * width, outputs // groups, *size)
+    # (K, *k, C/g, g, O/g) → (K, g, C/g, O/g, *k)
+    order = (0, rank + 2, rank + 1, rank + 3, *range(1, rank + 1))
+    inputs = groups * width
+    return split.transpose(order).reshape(experts, inputs, outputs // groups, *size)
 
 
 def _transposed_from_torch(weight: np.ndarray, layer: Any) -> np.ndarray:
-    """(K, C, O/g, *k) → (K, *k, C/g, O)."""
-    experts, inputs, width, *size = weight.shape
+    experts, inputs, outputs, *size = weight.shape
     groups = layer.feature_group_count
-    split = weight.reshape(experts, groups, inputs // groups, width, *size)
-    ordered = split.transpose(0, *range(4, split.ndim), 2, 1, 3)  # (K, *k, C/g, g, O/g)
-    return ordered.reshape(experts, *size, inputs // groups, groups * width)
+    split = weight.reshape(experts, groups, inputs // groups, outputs, *size)
+    # (K, g, C/g, O/g, *k) → (K, *k, C/g, g, O/g)
+    order = (0, *range(4, split.ndim), 2, 1, 3)
+    width = inputs // groups
+    return split.transpose(order).reshape(experts, *size, width, groups * outputs)
 
 
+# (K, *k, C/g, O) → (K, C, O/g, *k), as transposed convolutions of PyTorch have it.
 stacked_transposed = Arrangement(_transposed_to_torch, _transposed_from_torch)
 
 
