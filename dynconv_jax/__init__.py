@@ -13,7 +13,7 @@ from dynconv_jax.functional import (
     mix_kernels,
     per_sample_conv,
 )
-from dynconv_jax.layers import BatchNorm, DynamicConv, DynamicConvBlock
+from dynconv_jax.layers import BatchNorm, DynamicConv, DynamicConvBlock, ODConv
 from dynconv_jax.models import DynamicNet
 from dynconv_jax.routing import (
     Router,
@@ -33,6 +33,7 @@ __all__ = [
     "DynamicConv",
     "DynamicConvBlock",
     "DynamicNet",
+    "ODConv",
     "Router",
     "RouterSummary",
     "RoutingCollapseWarning",

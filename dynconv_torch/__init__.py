@@ -6,6 +6,9 @@ from dynconv_torch.layers import (
     DynamicConv2d,
     DynamicConv3d,
     DynamicConvBlock,
+    ODConv1d,
+    ODConv2d,
+    ODConv3d,
 )
 from dynconv_torch.models import DynamicNet
 from dynconv_torch.routing import Router, load_balance_loss, set_temperature
@@ -16,6 +19,9 @@ __all__ = [
     "DynamicConv3d",
     "DynamicConvBlock",
     "DynamicNet",
+    "ODConv1d",
+    "ODConv2d",
+    "ODConv3d",
     "Router",
     "dynamic_conv",
     "load_balance_loss",

@@ -141,8 +141,16 @@ class ExpertConv(nnx.Module):
         else:
             self.bias = nnx.data(None)
 
-    def convolve(self, inputs: jax.Array, attention: jax.Array) -> jax.Array:
-        """Convolves inputs (B, *S, C) with experts mixed by attention (B, K)."""
+    def convolve(
+        self,
+        inputs: jax.Array,
+        attention: jax.Array | None,
+        spatial_attention: jax.Array | None = None,
+    ) -> jax.Array:
+        """Convolves inputs (B, *S, C) with experts mixed by attention (B, K).
+
+        Spatial attention (B, *k) weighs the taps; `dynamic_conv` explains both.
+        """
         bias = None if self.bias is None else self.bias[...]
         inputs, kernel, bias = self.promote_dtype(
             (inputs, self.kernel[...], bias), dtype=self.dtype
@@ -152,6 +160,7 @@ class ExpertConv(nnx.Module):
             attention,
             kernel,
             bias,
+            spatial_attention=spatial_attention,
             strides=self.strides,
             padding=self.padding,
             kernel_dilation=self.kernel_dilation,

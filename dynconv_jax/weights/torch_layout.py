@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dynconv_jax.layers import BatchNorm, DynamicConv
+from dynconv_jax.layers import BatchNorm, DynamicConv, ODConv, PooledLinear
 from dynconv_jax.scheduled import Scheduled
 
 
@@ -52,6 +52,13 @@ stacked_channels_first = permuted(
 )
 
 
+# (I, O) → (O, I, 1, ...), the weight of a 1×1 convolution.
+pointwise = Arrangement(
+    lambda kernel, layer: kernel.T.reshape(*kernel.T.shape, *(1,) * layer.rank),
+    lambda weight, layer: weight.reshape(weight.shape[:2]).T,
+)
+
+
 def _router_name(layer: nnx.Module) -> str:
     """A router of the layer's own has its names on the layer, a given one does not."""
     return "" if getattr(layer, "owns_router", False) else "router"
@@ -72,6 +79,8 @@ LAYOUT: dict[type, dict[str, tuple[str | Callable[[nnx.Module], str], Arrangemen
         "mean": ("running_mean", same),
         "var": ("running_var", same),
     },
+    PooledLinear: {"kernel": ("weight", pointwise)},
+    ODConv: {"kernel": ("weight", stacked_channels_first)},
     DynamicConv: {
         "kernel": ("weight", stacked_channels_first),
         "router": (_router_name, same),

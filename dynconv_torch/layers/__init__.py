@@ -6,5 +6,14 @@ from dynconv_torch.layers.dynamic_conv import (
     DynamicConv3d,
 )
 from dynconv_torch.layers.dynamic_conv_block import DynamicConvBlock
+from dynconv_torch.layers.od_conv import ODConv1d, ODConv2d, ODConv3d
 
-__all__ = ["DynamicConv1d", "DynamicConv2d", "DynamicConv3d", "DynamicConvBlock"]
+__all__ = [
+    "DynamicConv1d",
+    "DynamicConv2d",
+    "DynamicConv3d",
+    "DynamicConvBlock",
+    "ODConv1d",
+    "ODConv2d",
+    "ODConv3d",
+]

@@ -81,13 +81,22 @@ class ExpertConvNd(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def convolve(self, x: Tensor, attention: Tensor) -> Tensor:
-        """Convolves `x` (B, C, *S) with experts mixed by attention (B, K)."""
+    def convolve(
+        self,
+        x: Tensor,
+        attention: Tensor | None,
+        spatial_attention: Tensor | None = None,
+    ) -> Tensor:
+        """Convolves `x` (B, C, *S) with experts mixed by attention (B, K).
+
+        Spatial attention (B, *k) weighs the taps; `dynamic_conv` explains both.
+        """
         return dynamic_conv(
             x,
             attention,
             self.weight,
             self.bias,
+            spatial_attention=spatial_attention,
             stride=self.stride,
             padding=self.padding,
             dilation=self.dilation,
