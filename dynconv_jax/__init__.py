@@ -20,6 +20,7 @@ from dynconv_jax.layers import (
     DynamicConv,
     DynamicConvBlock,
     DynamicConvTranspose,
+    ODConv,
 )
 from dynconv_jax.models import DynamicNet
 from dynconv_jax.multiply_adds import count_multiply_adds, count_parameters
@@ -42,6 +43,7 @@ __all__ = [
     "DynamicConvBlock",
     "DynamicConvTranspose",
     "DynamicNet",
+    "ODConv",
     "Router",
     "RouterSummary",
     "RoutingCollapseWarning",

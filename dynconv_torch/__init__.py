@@ -15,6 +15,9 @@ from dynconv_torch.layers import (
     DynamicConvTranspose1d,
     DynamicConvTranspose2d,
     DynamicConvTranspose3d,
+    ODConv1d,
+    ODConv2d,
+    ODConv3d,
 )
 from dynconv_torch.models import DynamicNet
 from dynconv_torch.routing import Router, load_balance_loss, set_temperature
@@ -28,6 +31,9 @@ __all__ = [
     "DynamicConvTranspose2d",
     "DynamicConvTranspose3d",
     "DynamicNet",
+    "ODConv1d",
+    "ODConv2d",
+    "ODConv3d",
     "Router",
     "dynamic_conv",
     "dynamic_conv_transpose",

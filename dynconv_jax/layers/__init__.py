@@ -4,5 +4,14 @@ from dynconv_jax.layers.batch_norm import BatchNorm
 from dynconv_jax.layers.dynamic_conv import DynamicConv
 from dynconv_jax.layers.dynamic_conv_block import DynamicConvBlock
 from dynconv_jax.layers.dynamic_conv_transpose import DynamicConvTranspose
+from dynconv_jax.layers.od_conv import ODConv
+from dynconv_jax.layers.pooled_linear import PooledLinear
 
-__all__ = ["BatchNorm", "DynamicConv", "DynamicConvBlock", "DynamicConvTranspose"]
+__all__ = [
+    "BatchNorm",
+    "DynamicConv",
+    "DynamicConvBlock",
+    "DynamicConvTranspose",
+    "ODConv",
+    "PooledLinear",
+]

@@ -150,8 +150,16 @@ class ExpertConv(nnx.Module):
         """Computes the layer, from the arguments of `dynamic_conv`."""
         return dynamic_conv(*operands, **options)
 
-    def convolve(self, inputs: jax.Array, attention: jax.Array) -> jax.Array:
-        """Convolves inputs (B, *S, C) with experts mixed by attention (B, K)."""
+    def convolve(
+        self,
+        inputs: jax.Array,
+        attention: jax.Array | None,
+        **options: Any,
+    ) -> jax.Array:
+        """Convolves inputs (B, *S, C) with experts mixed by attention (B, K).
+
+        Further options are those of `apply_experts`.
+        """
         bias = None if self.bias is None else self.bias[...]
         inputs, kernel, bias = self.promote_dtype(
             (inputs, self.kernel[...], bias), dtype=self.dtype
@@ -168,6 +176,7 @@ class ExpertConv(nnx.Module):
             implementation=self.implementation,
             precision=self.precision,
             preferred_element_type=self.preferred_element_type,
+            **options,
         )
 
     def flatten_batch(self, inputs: jax.Array) -> tuple[jax.Array, tuple[int, ...]]:

@@ -14,7 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dynconv_jax.layers import BatchNorm, DynamicConv, DynamicConvTranspose
+from dynconv_jax.layers import (
+    BatchNorm,
+    DynamicConv,
+    DynamicConvTranspose,
+    ODConv,
+    PooledLinear,
+)
 from dynconv_jax.scheduled import Scheduled
 
 
@@ -74,6 +80,11 @@ def _transposed_from_torch(weight: np.ndarray, layer: Any) -> np.ndarray:
 
 # (K, *k, C/g, O) → (K, C, O/g, *k), as transposed convolutions of PyTorch have it.
 stacked_transposed = Arrangement(_transposed_to_torch, _transposed_from_torch)
+# (I, O) → (O, I, 1, ...), the weight of a 1×1 convolution.
+pointwise = Arrangement(
+    lambda kernel, layer: kernel.T.reshape(*kernel.T.shape, *(1,) * layer.rank),
+    lambda weight, layer: weight.reshape(weight.shape[:2]).T,
+)
 
 
 def _router_name(layer: nnx.Module) -> str:
@@ -96,6 +107,8 @@ LAYOUT: dict[type, dict[str, tuple[str | Callable[[nnx.Module], str], Arrangemen
         "mean": ("running_mean", same),
         "var": ("running_var", same),
     },
+    PooledLinear: {"kernel": ("weight", pointwise)},
+    ODConv: {"kernel": ("weight", stacked_channels_first)},
     DynamicConv: {
         "kernel": ("weight", stacked_channels_first),
         "router": (_router_name, same),

@@ -11,6 +11,7 @@ from dynconv_torch.layers.dynamic_conv_transpose import (
     DynamicConvTranspose2d,
     DynamicConvTranspose3d,
 )
+from dynconv_torch.layers.od_conv import ODConv1d, ODConv2d, ODConv3d
 
 __all__ = [
     "DynamicConv1d",
@@ -20,4 +21,7 @@ __all__ = [
     "DynamicConvTranspose1d",
     "DynamicConvTranspose2d",
     "DynamicConvTranspose3d",
+    "ODConv1d",
+    "ODConv2d",
+    "ODConv3d",
 ]

@@ -91,8 +91,11 @@ class ExpertConvNd(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def convolve(self, x: Tensor, attention: Tensor) -> Tensor:
-        """Convolves `x` (B, C, *S) with experts mixed by attention (B, K)."""
+    def convolve(self, x: Tensor, attention: Tensor | None, **options: Any) -> Tensor:
+        """Convolves `x` (B, C, *S) with experts mixed by attention (B, K).
+
+        Further options are those of `apply_experts`.
+        """
         return self.apply_experts(
             x,
             attention,
@@ -103,6 +106,7 @@ class ExpertConvNd(nn.Module):
             dilation=self.dilation,
             groups=self.groups,
             implementation=self.implementation,
+            **options,
         )
 
     def is_unbatched(self, x: Tensor) -> bool:
