@@ -13,10 +13,11 @@ from dynconv_jax.functional import (
     mix_kernels,
     per_sample_conv,
 )
-from dynconv_jax.layers import BatchNorm, DynamicConv, DynamicConvBlock
+from dynconv_jax.layers import BatchNorm, CondConv, DynamicConv, DynamicConvBlock
 from dynconv_jax.models import DynamicNet
 from dynconv_jax.routing import (
     Router,
+    SigmoidRouter,
     Temperature,
     load_balance_loss,
     set_temperature,
@@ -30,12 +31,14 @@ from dynconv_jax.weights import (
 
 __all__ = [
     "BatchNorm",
+    "CondConv",
     "DynamicConv",
     "DynamicConvBlock",
     "DynamicNet",
     "Router",
     "RouterSummary",
     "RoutingCollapseWarning",
+    "SigmoidRouter",
     "Temperature",
     "capture_attention",
     "diagnose",

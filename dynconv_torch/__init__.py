@@ -2,21 +2,33 @@
 
 from dynconv_torch.functional import dynamic_conv, mix_kernels, per_sample_conv
 from dynconv_torch.layers import (
+    CondConv1d,
+    CondConv2d,
+    CondConv3d,
     DynamicConv1d,
     DynamicConv2d,
     DynamicConv3d,
     DynamicConvBlock,
 )
 from dynconv_torch.models import DynamicNet
-from dynconv_torch.routing import Router, load_balance_loss, set_temperature
+from dynconv_torch.routing import (
+    Router,
+    SigmoidRouter,
+    load_balance_loss,
+    set_temperature,
+)
 
 __all__ = [
+    "CondConv1d",
+    "CondConv2d",
+    "CondConv3d",
     "DynamicConv1d",
     "DynamicConv2d",
     "DynamicConv3d",
     "DynamicConvBlock",
     "DynamicNet",
     "Router",
+    "SigmoidRouter",
     "dynamic_conv",
     "load_balance_loss",
     "mix_kernels",

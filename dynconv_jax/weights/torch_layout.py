@@ -2,19 +2,20 @@
 
 A module is walked attribute by attribute. An attribute keeps its name and its axes
 unless `LAYOUT` says otherwise, so modules of one's own need no entry where their
-attributes are named as in PyTorch.
+attributes are named as in PyTorch. Where the arrays are not a permutation of each
+other's axes, an entry has a `Conversion` in the place of the axes.
 """
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dynconv_jax.layers import BatchNorm, DynamicConv
+from dynconv_jax.layers import BatchNorm, CondConv, DynamicConv
 from dynconv_jax.scheduled import Scheduled
 
 # From the number of axes to the PyTorch array's axes, as positions in the JAX array.
@@ -36,13 +37,43 @@ def stacked_channels_first(ndim: int) -> tuple[int, ...]:
     return (0, ndim - 1, ndim - 2, *range(1, ndim - 2))
 
 
+class Conversion(NamedTuple):
+    """How an array changes between the two layouts, other than by its axes' order.
+
+    Attributes:
+        to_torch: (the array in JAX, its module) → the array in PyTorch.
+        to_jax: The inverse.
+    """
+
+    to_torch: Callable[[np.ndarray, Any], np.ndarray]
+    to_jax: Callable[[np.ndarray, Any], np.ndarray]
+
+
+def _flattened_to_torch(kernel: np.ndarray, layer: Any) -> np.ndarray:
+    """(K, *k, I, O) → (K, O·I·k)."""
+    ordered = kernel.transpose(stacked_channels_first(kernel.ndim))
+    return ordered.reshape(len(kernel), -1)
+
+
+def _flattened_to_jax(weight: np.ndarray, layer: Any) -> np.ndarray:
+    """(K, O·I·k) → (K, *k, I, O)."""
+    width = layer.in_features // layer.feature_group_count
+    ordered = weight.reshape(-1, layer.out_features, width, *layer.kernel_size)
+    return ordered.transpose(np.argsort(stacked_channels_first(ordered.ndim)))
+
+
+stacked_flattened = Conversion(_flattened_to_torch, _flattened_to_jax)
+
+
 def _router_name(layer: nnx.Module) -> str:
     """A router of the layer's own has its names on the layer, a given one does not."""
     return "" if getattr(layer, "owns_router", False) else "router"
 
 
 # JAX module: {JAX attribute: (PyTorch name, axes)}. An empty name leaves the level out.
-LAYOUT: dict[type, dict[str, tuple[str | Callable[[nnx.Module], str], Axes]]] = {
+LAYOUT: dict[
+    type, dict[str, tuple[str | Callable[[nnx.Module], str], Axes | Conversion]]
+] = {
     nnx.Linear: {"kernel": ("weight", channels_first)},
     nnx.Conv: {"kernel": ("weight", channels_first)},
     nnx.Embed: {"embedding": ("weight", same)},
@@ -55,6 +86,7 @@ LAYOUT: dict[type, dict[str, tuple[str | Callable[[nnx.Module], str], Axes]]] = 
         "mean": ("running_mean", same),
         "var": ("running_var", same),
     },
+    CondConv: {"kernel": ("weight", stacked_flattened)},
     DynamicConv: {
         "kernel": ("weight", stacked_channels_first),
         "router": (_router_name, same),
@@ -67,8 +99,14 @@ class _Leaf:
     """One array of a module, under its PyTorch key."""
 
     variable: nnx.Variable
-    axes: Axes
+    module: Any
+    layout: Axes | Conversion
     optional: bool
+
+    def _convert(self, array: np.ndarray) -> np.ndarray:
+        if isinstance(self.layout, Conversion):
+            return self.layout.to_torch(array, self.module)
+        return array.transpose(self.layout(array.ndim))
 
     def to_torch(self) -> np.ndarray:
         value = np.asarray(self.variable[...])
@@ -80,7 +118,7 @@ class _Leaf:
         if np.issubdtype(value.dtype, np.integer):  # PyTorch counts in int64
             return value.astype(np.int64)
         # In C order, as a copy: files and `torch.from_numpy` want it so.
-        return np.array(value.transpose(self.axes(value.ndim)), order="C")
+        return np.array(self._convert(value), order="C")
 
     # `get_value()`, not `[...]`, from here on: an abstract module holds no arrays.
     @property
@@ -90,7 +128,7 @@ class _Leaf:
     @property
     def torch_shape(self) -> tuple[int, ...]:
         shape = self.variable.get_value().shape
-        return tuple(shape[axis] for axis in self.axes(len(shape)))
+        return self._convert(np.broadcast_to(np.zeros((), bool), shape)).shape
 
     @property
     def dtype(self) -> np.dtype:
@@ -105,7 +143,11 @@ class _Leaf:
         return not np.can_cast(value.dtype, self.dtype)
 
     def load(self, value: np.ndarray) -> None:
-        value = value.transpose(np.argsort(self.axes(value.ndim))).astype(self.dtype)
+        if isinstance(self.layout, Conversion):
+            value = self.layout.to_jax(value, self.module)
+        else:
+            value = value.transpose(np.argsort(self.layout(value.ndim)))
+        value = value.astype(self.dtype)
         old = self.variable.get_value()
         # An array that nobody placed stays so, free to follow others to their devices.
         is_placed = getattr(old, "committed", self.is_abstract)
@@ -137,7 +179,7 @@ def _walk(part: Any, prefix: str, layout: Mapping) -> Iterator[tuple[str, _Leaf]
             optional = (
                 isinstance(value, Scheduled) or attribute == "num_batches_tracked"
             )
-            yield key, _Leaf(value, axes, optional)
+            yield key, _Leaf(value, part, axes, optional)
         else:
             yield from _walk(value, f"{key}." if name else prefix, _layout_of(value))
 

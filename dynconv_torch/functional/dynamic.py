@@ -90,8 +90,9 @@ def dynamic_conv(
         weight: Shape (K, O, C/g, *k), of the dtype of `input`.
         bias: Shape (K, O), or None.
         stride: An int, or one per spatial dimension.
-        padding: `"same"` (with a stride of 1), `"valid"`, an int, or one int or
-            (low, high) pair per spatial dimension.
+        padding: `"same"` (with a stride of 1), `"valid"`, `"tf_same"` (for any stride,
+            as TensorFlow pads), an int, or one int or (low, high) pair per spatial
+            dimension.
         dilation: An int, or one per spatial dimension.
         groups: g; it must divide C and O.
         implementation: `"auto"`, `"loop"`, `"grouped"` or `"experts"`. All compute the

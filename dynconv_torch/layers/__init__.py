@@ -1,5 +1,6 @@
 """Layers: thin modules over `functional` and `routing`, one family a file."""
 
+from dynconv_torch.layers.cond_conv import CondConv1d, CondConv2d, CondConv3d
 from dynconv_torch.layers.dynamic_conv import (
     DynamicConv1d,
     DynamicConv2d,
@@ -7,4 +8,12 @@ from dynconv_torch.layers.dynamic_conv import (
 )
 from dynconv_torch.layers.dynamic_conv_block import DynamicConvBlock
 
-__all__ = ["DynamicConv1d", "DynamicConv2d", "DynamicConv3d", "DynamicConvBlock"]
+__all__ = [
+    "CondConv1d",
+    "CondConv2d",
+    "CondConv3d",
+    "DynamicConv1d",
+    "DynamicConv2d",
+    "DynamicConv3d",
+    "DynamicConvBlock",
+]

@@ -46,8 +46,9 @@ class DynamicConvNd(ExpertConvNd, Router):
             out_channels: O, the number of output channels.
             kernel_size: An int, or one per spatial dimension.
             stride: An int, or one per spatial dimension.
-            padding: `"same"` (with a stride of 1), `"valid"`, an int, or one int or
-                (low, high) pair per spatial dimension.
+            padding: `"same"` (with a stride of 1), `"valid"`, `"tf_same"` (for any
+                stride, as TensorFlow pads), an int, or one int or (low, high) pair per
+                spatial dimension.
             dilation: An int, or one per spatial dimension.
             groups: g; it must divide C and O.
             bias: Whether every expert has a bias, mixed as the kernels are.

@@ -81,12 +81,17 @@ class ExpertConvNd(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
+    @property
+    def experts(self) -> Tensor:
+        """The experts as kernels, shape (K, O, C/g, *kernel_size)."""
+        return self.weight
+
     def convolve(self, x: Tensor, attention: Tensor) -> Tensor:
         """Convolves `x` (B, C, *S) with experts mixed by attention (B, K)."""
         return dynamic_conv(
             x,
             attention,
-            self.weight,
+            self.experts,
             self.bias,
             stride=self.stride,
             padding=self.padding,
