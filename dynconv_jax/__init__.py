@@ -23,6 +23,7 @@ from dynconv_jax.routing import (
     set_temperature,
 )
 from dynconv_jax.weights import (
+    chen_options,
     load_torch_state_dict,
     load_weights,
     save_weights,
@@ -41,6 +42,7 @@ __all__ = [
     "SigmoidRouter",
     "Temperature",
     "capture_attention",
+    "chen_options",
     "diagnose",
     "dynamic_conv",
     "explain",

@@ -124,6 +124,8 @@ class Router(nnx.Module):
         temperature: float = 1.0,
         top_k: int | None = None,
         dropout_rate: float = 0.0,
+        hidden_features: int | None = None,
+        use_hidden_bias: bool = True,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         precision: lax.PrecisionLike = None,
@@ -139,6 +141,8 @@ class Router(nnx.Module):
             top_k: Keep this many of the largest logits of each sample; None keeps all.
             dropout_rate: The share of hidden units dropped in training. The keys come
                 from the stream `dropout` of `rngs`.
+            hidden_features: H, in place of what `reduction` gives.
+            use_hidden_bias: Whether the first linear layer has a bias.
             dtype: The dtype of the computation, raised to float32 where it is
                 narrower; None infers it from the input and the parameters.
             param_dtype: The dtype of the parameters.
@@ -161,11 +165,15 @@ class Router(nnx.Module):
             raise ValueError(f"`dropout_rate` (={dropout_rate}) must be in [0, 1)")
         self.top_k = top_k
         self.dtype = dtype
-        hidden_features = max(1, in_features // reduction)
+        if hidden_features is None:
+            hidden_features = max(1, in_features // reduction)
+        positive_int("hidden_features", hidden_features)
         options: dict[str, Any] = dict(
             param_dtype=param_dtype, precision=precision, rngs=rngs
         )
-        self.fc1 = torch_linear(in_features, hidden_features, **options)
+        self.fc1 = torch_linear(
+            in_features, hidden_features, use_bias=use_hidden_bias, **options
+        )
         self.fc2 = torch_linear(hidden_features, num_experts, **options)
         # Without dropout there is no random state to carry through every jit.
         self.dropout = nnx.Dropout(dropout_rate, rngs=rngs if dropout_rate else None)

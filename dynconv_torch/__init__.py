@@ -9,6 +9,8 @@ from dynconv_torch.layers import (
     DynamicConv2d,
     DynamicConv3d,
     DynamicConvBlock,
+    chen_options,
+    to_chen_layout,
 )
 from dynconv_torch.models import DynamicNet
 from dynconv_torch.routing import (
@@ -29,9 +31,11 @@ __all__ = [
     "DynamicNet",
     "Router",
     "SigmoidRouter",
+    "chen_options",
     "dynamic_conv",
     "load_balance_loss",
     "mix_kernels",
     "per_sample_conv",
     "set_temperature",
+    "to_chen_layout",
 ]

@@ -129,6 +129,8 @@ class Router(HoldsScheduled):
         temperature: float = 1.0,
         top_k: int | None = None,
         dropout: float = 0.0,
+        hidden_channels: int | None = None,
+        hidden_bias: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
@@ -141,6 +143,8 @@ class Router(HoldsScheduled):
             temperature: The initial T.
             top_k: Keep this many of the largest logits of each sample; None keeps all.
             dropout: The share of hidden units dropped in training.
+            hidden_channels: H, in place of what `reduction` gives.
+            hidden_bias: Whether the first linear layer has a bias.
             device: Where the parameters are.
             dtype: The dtype of the parameters.
 
@@ -160,8 +164,12 @@ class Router(HoldsScheduled):
         if not 0 <= dropout < 1:
             raise ValueError(f"`dropout` (={dropout}) must be in [0, 1)")
         self.top_k = top_k
-        hidden_channels = max(1, in_channels // reduction)
-        self.fc1 = nn.Linear(in_channels, hidden_channels, device=device, dtype=dtype)
+        if hidden_channels is None:
+            hidden_channels = max(1, in_channels // reduction)
+        positive_int("hidden_channels", hidden_channels)
+        self.fc1 = nn.Linear(
+            in_channels, hidden_channels, hidden_bias, device=device, dtype=dtype
+        )
         self.fc2 = nn.Linear(hidden_channels, num_experts, device=device, dtype=dtype)
         self.dropout = nn.Dropout(dropout)
         self.hold_scheduled(Temperature, temperature, self.fc1.weight.device)

@@ -90,7 +90,7 @@ def test_layers_agree_with_same_padding_and_any_stride(kernel_size, strides, rng
     )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     size=st.integers(1, 12),
     extent=st.integers(1, 6),

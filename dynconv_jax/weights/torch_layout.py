@@ -8,7 +8,7 @@ other's axes, an entry has a `Conversion` in the place of the axes.
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from flax import nnx
 
 from dynconv_jax.layers import BatchNorm, CondConv, DynamicConv
 from dynconv_jax.scheduled import Scheduled
+from dynconv_jax.weights.chen_layout import from_chen_layout, to_chen_layout
 
 # From the number of axes to the PyTorch array's axes, as positions in the JAX array.
 Axes = Callable[[int], tuple[int, ...]]
@@ -206,7 +207,9 @@ def torch_variables(module: nnx.Module) -> dict[str, nnx.Variable]:
     return {key: leaf.variable for key, leaf in _leaves(module)}
 
 
-def to_torch_state_dict(module: nnx.Module) -> dict[str, np.ndarray]:
+def to_torch_state_dict(
+    module: nnx.Module, *, layout: Literal["dynconv", "chen"] = "dynconv"
+) -> dict[str, np.ndarray]:
     """Returns the state of `module` under PyTorch's keys, in PyTorch's layout.
 
     Nothing is lost: dtypes are kept (bfloat16 as `ml_dtypes.bfloat16`), and what is
@@ -215,9 +218,15 @@ def to_torch_state_dict(module: nnx.Module) -> dict[str, np.ndarray]:
 
     Args:
         module: A layer or a model.
+        layout: `"dynconv"`, the keys of `dynconv_torch`; or `"chen"`, where every
+            `DynamicConv` is as the checkpoints of Chen et al.'s port have it (see
+            `chen_options`), without its temperature.
 
     Returns:
         NumPy arrays by key, in the order of the module's attributes.
+
+    Raises:
+        ValueError: If the layout is not known, or cannot hold a router.
 
     Example:
         >>> layer = DynamicConv(3, 8, (5, 3), rngs=nnx.Rngs(0))
@@ -225,7 +234,10 @@ def to_torch_state_dict(module: nnx.Module) -> dict[str, np.ndarray]:
         >>> state_dict["weight"].shape, state_dict["fc2.weight"].shape
         ((4, 8, 3, 5, 3), (4, 1))
     """
-    return {key: leaf.to_torch() for key, leaf in _leaves(module)}
+    if layout not in ("dynconv", "chen"):
+        raise ValueError(f"`layout` (={layout!r}) must be 'dynconv' or 'chen'")
+    state_dict = {key: leaf.to_torch() for key, leaf in _leaves(module)}
+    return to_chen_layout(state_dict) if layout == "chen" else state_dict
 
 
 def load_torch_state_dict(
@@ -236,7 +248,8 @@ def load_torch_state_dict(
     Parameters keep the dtype of the module; a value of a narrower dtype is widened, one
     that the module's dtype cannot hold is refused. Temperatures, whatever else a
     schedule moves, and `num_batches_tracked` may be absent and then keep their values.
-    Arrays keep their sharding.
+    Arrays keep their sharding. The layout of Chen et al.'s port (see `chen_options`) is
+    recognised.
 
     Args:
         module: A layer or a model; an abstract one (`nnx.eval_shape`) becomes real.
@@ -256,7 +269,8 @@ def load_torch_state_dict(
         True
     """
     leaves = _leaves(module)
-    known = {key for key, _ in leaves}
+    known = {key: leaf.torch_shape for key, leaf in leaves}
+    state_dict = from_chen_layout(state_dict, known)
     problems = [f"unexpected key: {key}" for key in state_dict if key not in known]
     accepted: dict[int, tuple[str, _Leaf, np.ndarray]] = {}
     for key, leaf in leaves:
