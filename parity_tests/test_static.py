@@ -12,7 +12,8 @@ from parity_tests.parity import assert_close
 # (spatial, channels, kernel size, strides, padding, further options)
 CASES = {
     "image": ((9, 7), 3, (3, 3), (1, 1), [(1, 1), (1, 1)], {}),
-    "strided": ((9, 7), 1, (5, 3), (2, 1), [(2, 2), (0, 1)], {}),
+    "strided": ((9, 7), 1, (4, 2), (2, 1), [(2, 2), (0, 1)], {}),
+    "large window": ((9, 7), 1, (5, 3), (2, 1), [(2, 2), (0, 1)], {}),
     "SAME": ((8, 7), 4, (3, 2), (2, 2), "SAME", {}),
     "VALID": ((8, 7), 2, (3, 2), (1, 1), "VALID", {}),
     "1-D": ((11,), 3, (3,), (2,), "SAME", {}),

@@ -18,7 +18,7 @@ from dynconv_jax.functional.patches import arrange_for_patches, conv_by_patches
 
 # Windows of more channels cost more memory than the product gains.
 _FEW_CHANNELS = 4
-# Nor do larger windows pay: of 7×7 pixels (ResNet's stem) the product is the slower one.
+# Nor do large windows pay: of 7×7 pixels (ResNet's stem) the product is slower.
 _FEW_TAPS = 9
 
 
@@ -32,8 +32,8 @@ def few_channel_conv(
     """Convolves all samples with one kernel, as `jax.lax.conv_general_dilated` does.
 
     It is for the `conv_general_dilated` of an `nnx.Conv` that reads images. Traced on a
-    CPU, with up to four channels, windows of up to nine pixels and no unusual option, it
-    is a product; otherwise XLA's convolution.
+    CPU, with up to four channels, windows of up to nine pixels and no unusual option,
+    it is a product; otherwise XLA's convolution.
 
     Args:
         inputs: Shape (B, *S, C).
