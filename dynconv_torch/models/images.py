@@ -1,6 +1,5 @@
 """What the classifiers of images share: the check of their input, and pooling."""
 
-import torch
 from torch import Tensor
 
 from dynconv_torch.routing import at_least_float32
@@ -25,6 +24,7 @@ def global_average_pool(x: Tensor) -> Tensor:
         Shape (B, C).
 
     Example:
+        >>> import torch
         >>> global_average_pool(torch.arange(6.0).reshape(1, 1, 2, 3)).tolist()
         [[2.5]]
     """
