@@ -7,7 +7,13 @@ from dynconv_torch.layers import (
     DynamicConv3d,
     DynamicConvBlock,
 )
-from dynconv_torch.models import DynamicNet
+from dynconv_torch.models import (
+    DynamicNet,
+    MobileNetV2,
+    ResNet,
+    create_model,
+    list_models,
+)
 from dynconv_torch.routing import Router, load_balance_loss, set_temperature
 
 __all__ = [
@@ -16,8 +22,12 @@ __all__ = [
     "DynamicConv3d",
     "DynamicConvBlock",
     "DynamicNet",
+    "MobileNetV2",
+    "ResNet",
     "Router",
+    "create_model",
     "dynamic_conv",
+    "list_models",
     "load_balance_loss",
     "mix_kernels",
     "per_sample_conv",

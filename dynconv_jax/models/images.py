@@ -29,8 +29,8 @@ def max_pool(inputs: jax.Array) -> jax.Array:
         Shape (B, (H + 1) // 2, (W + 1) // 2, C).
 
     Example:
-        >>> max_pool(-jnp.arange(6.0).reshape(1, 2, 3, 1)).ravel().tolist()
-        [0.0, -1.0]
+        >>> max_pool(jnp.arange(6.0).reshape(1, 2, 3, 1)).ravel().tolist()
+        [4.0, 5.0]
     """
     return nnx.max_pool(inputs, (3, 3), (2, 2), ((1, 1), (1, 1)))
 

@@ -1,6 +1,6 @@
 """MobileNetV2, with static or dynamic convolutions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ from dynconv_jax.functional.geometry import positive_int
 from dynconv_jax.models.convolutions import Convolutions, RoutedSequential, route
 from dynconv_jax.models.images import check_images, global_average_pool
 
-# Of each stage: expansion, output channels, blocks, stride of the first block.
+# The paper's: expansion, output channels, blocks, stride of the first block.
 STAGES = (
     (1, 16, 1, 1),
     (6, 24, 2, 2),
@@ -116,9 +116,9 @@ class MobileNetV2(nnx.Module):
         classifier: Dropout and the linear head.
 
     Example:
-        >>> net = MobileNetV2(10, width_mult=0.25, rngs=nnx.Rngs(0))
-        >>> net = nnx.view(net, deterministic=True, use_running_average=True)
-        >>> net(jnp.ones((2, 40, 33, 3))).shape
+        >>> def logits(images):
+        ...     return MobileNetV2(10, width_mult=0.25, rngs=nnx.Rngs(0))(images)
+        >>> jax.eval_shape(logits, jnp.ones((2, 40, 33, 3))).shape
         (2, 10)
     """
 
@@ -126,6 +126,7 @@ class MobileNetV2(nnx.Module):
         self,
         num_classes: int = 1000,
         *,
+        stages: Sequence[tuple[int, int, int, int]] = STAGES,
         conv: Callable[..., Any] | None = None,
         dynamic: str | int = "paper",
         width_mult: float = 1.0,
@@ -139,6 +140,8 @@ class MobileNetV2(nnx.Module):
 
         Args:
             num_classes: The number of logits.
+            stages: Of each stage the expansion, the output channels, the number of
+                blocks, and the stride of the first.
             conv: Builds the dynamic convolutions, with the signature of `nnx.Conv`,
                 such as `DynamicConv` or `functools.partial(DynamicConv, num_experts=8)`
                 (also one without a router, that takes the attention of its block);
@@ -166,7 +169,7 @@ class MobileNetV2(nnx.Module):
         make = Convolutions(
             conv,
             dynamic,
-            stages=len(STAGES),
+            stages=len(stages),
             dtype=dtype,
             param_dtype=param_dtype,
             rngs=rngs,
@@ -176,7 +179,7 @@ class MobileNetV2(nnx.Module):
         features: list[Any] = [
             conv_norm_relu6(make, in_features, width, 3, 2, role="stem")
         ]
-        for stage, (expansion, channels, depth, first) in enumerate(STAGES, start=1):
+        for stage, (expansion, channels, depth, first) in enumerate(stages, start=1):
             channels = make_divisible(channels * width_mult)
             for index in range(depth):
                 strides = first if index == 0 else 1

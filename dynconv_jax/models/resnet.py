@@ -128,8 +128,9 @@ class ResNet(nnx.Module):
         fc: The linear head.
 
     Example:
-        >>> net = ResNet(BasicBlock, [1, 1, 1, 1], 10, rngs=nnx.Rngs(0))
-        >>> net(jnp.ones((2, 40, 33, 3))).shape
+        >>> def logits(images):
+        ...     return ResNet(BasicBlock, [1, 1, 1, 1], 10, rngs=nnx.Rngs(0))(images)
+        >>> jax.eval_shape(logits, jnp.ones((2, 40, 33, 3))).shape
         (2, 10)
     """
 

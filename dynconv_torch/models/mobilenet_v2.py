@@ -1,6 +1,6 @@
 """MobileNetV2, with static or dynamic convolutions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from dynconv_torch.functional.geometry import positive_int
 from dynconv_torch.models.convolutions import Convolutions, RoutedSequential, route
 from dynconv_torch.models.images import check_images, global_average_pool
 
-# Of each stage: expansion, output channels, blocks, stride of the first block.
+# The paper's: expansion, output channels, blocks, stride of the first block.
 STAGES = (
     (1, 16, 1, 1),
     (6, 24, 2, 2),
@@ -112,6 +112,7 @@ class MobileNetV2(nn.Module):
         self,
         num_classes: int = 1000,
         *,
+        stages: Sequence[tuple[int, int, int, int]] = STAGES,
         conv: Callable[..., Any] | None = None,
         dynamic: str | int = "paper",
         width_mult: float = 1.0,
@@ -124,6 +125,8 @@ class MobileNetV2(nn.Module):
 
         Args:
             num_classes: The number of logits.
+            stages: Of each stage the expansion, the output channels, the number of
+                blocks, and the stride of the first.
             conv: Builds the dynamic convolutions, with the signature of `nn.Conv2d`,
                 such as `DynamicConv2d` or `functools.partial(DynamicConv2d,
                 num_experts=8)` (also one without a router, that takes the attention of
@@ -148,14 +151,14 @@ class MobileNetV2(nn.Module):
         if not width_mult > 0:
             raise ValueError(f"`width_mult` (={width_mult}) must be positive")
         make = Convolutions(
-            conv, dynamic, stages=len(STAGES), device=device, dtype=dtype
+            conv, dynamic, stages=len(stages), device=device, dtype=dtype
         )
 
         width = make_divisible(32 * width_mult)
         features: list[nn.Module] = [
             conv_norm_relu6(make, in_channels, width, 3, 2, role="stem")
         ]
-        for stage, (expansion, channels, depth, first) in enumerate(STAGES, start=1):
+        for stage, (expansion, channels, depth, first) in enumerate(stages, start=1):
             channels = make_divisible(channels * width_mult)
             for index in range(depth):
                 stride = first if index == 0 else 1
