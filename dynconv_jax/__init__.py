@@ -14,7 +14,13 @@ from dynconv_jax.functional import (
     per_sample_conv,
 )
 from dynconv_jax.layers import BatchNorm, CondConv, DynamicConv, DynamicConvBlock
-from dynconv_jax.models import DynamicNet
+from dynconv_jax.models import (
+    DynamicNet,
+    MobileNetV2,
+    ResNet,
+    create_model,
+    list_models,
+)
 from dynconv_jax.routing import (
     Router,
     SigmoidRouter,
@@ -36,6 +42,8 @@ __all__ = [
     "DynamicConv",
     "DynamicConvBlock",
     "DynamicNet",
+    "MobileNetV2",
+    "ResNet",
     "Router",
     "RouterSummary",
     "RoutingCollapseWarning",
@@ -44,8 +52,10 @@ __all__ = [
     "capture_attention",
     "chen_options",
     "diagnose",
+    "create_model",
     "dynamic_conv",
     "explain",
+    "list_models",
     "load_balance_loss",
     "load_torch_state_dict",
     "load_weights",

@@ -12,7 +12,13 @@ from dynconv_torch.layers import (
     chen_options,
     to_chen_layout,
 )
-from dynconv_torch.models import DynamicNet
+from dynconv_torch.models import (
+    DynamicNet,
+    MobileNetV2,
+    ResNet,
+    create_model,
+    list_models,
+)
 from dynconv_torch.routing import (
     Router,
     SigmoidRouter,
@@ -29,10 +35,14 @@ __all__ = [
     "DynamicConv3d",
     "DynamicConvBlock",
     "DynamicNet",
+    "MobileNetV2",
+    "ResNet",
     "Router",
     "SigmoidRouter",
     "chen_options",
+    "create_model",
     "dynamic_conv",
+    "list_models",
     "load_balance_loss",
     "mix_kernels",
     "per_sample_conv",

@@ -240,6 +240,17 @@ def to_torch_state_dict(
     return to_chen_layout(state_dict) if layout == "chen" else state_dict
 
 
+def torch_shapes(module: nnx.Module) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes that `to_torch_state_dict` would give, also if abstract.
+
+    Example:
+        >>> layer = nnx.eval_shape(lambda: DynamicConv(3, 8, (5, 3), rngs=nnx.Rngs(0)))
+        >>> torch_shapes(layer)["weight"]
+        (4, 8, 3, 5, 3)
+    """
+    return {key: leaf.torch_shape for key, leaf in _leaves(module)}
+
+
 def load_torch_state_dict(
     module: nnx.Module, state_dict: Mapping[str, np.ndarray]
 ) -> None:
@@ -259,7 +270,8 @@ def load_torch_state_dict(
     Raises:
         ValueError: If a key is missing or unexpected, or a value has the wrong shape
             or a dtype that does not fit, or a temperature is not positive. All are
-            listed in the one error, and the module is unchanged.
+            listed in the one error, with the name of the model that the state dict is
+            of, if that is known; the module is unchanged.
 
     Example:
         >>> layer = DynamicConv(3, 8, (3, 3), rngs=nnx.Rngs(0))
@@ -307,11 +319,15 @@ def load_torch_state_dict(
                     f"{first_key} and {key} are one array of the module, but differ"
                 )
     if problems:
+        from dynconv_jax.weights.recognize import describe  # it reads the layout
+
+        description = describe(state_dict)
+        looks = f"\nThe state dict looks like {description}." if description else ""
         raise ValueError(
             f"the state dict does not fit the {type(module).__name__}, which is "
             "unchanged:\n  " + "\n  ".join(problems) + "\nKeys follow the names of "
             "attributes; modules that name them otherwise than PyTorch need a row in "
-            "`dynconv_jax.weights.torch_layout.LAYOUT`"
+            f"`dynconv_jax.weights.torch_layout.LAYOUT`{looks}"
         )
     for _, leaf, value in accepted.values():
         leaf.load(value)
