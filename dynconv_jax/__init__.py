@@ -17,20 +17,29 @@ from dynconv_jax.functional import (
 )
 from dynconv_jax.layers import (
     BatchNorm,
+    CondConv,
     DynamicConv,
     DynamicConvBlock,
     DynamicConvTranspose,
     ODConv,
 )
-from dynconv_jax.models import DynamicNet
+from dynconv_jax.models import (
+    DynamicNet,
+    MobileNetV2,
+    ResNet,
+    create_model,
+    list_models,
+)
 from dynconv_jax.multiply_adds import count_multiply_adds, count_parameters
 from dynconv_jax.routing import (
     Router,
+    SigmoidRouter,
     Temperature,
     load_balance_loss,
     set_temperature,
 )
 from dynconv_jax.weights import (
+    chen_options,
     load_torch_state_dict,
     load_weights,
     save_weights,
@@ -39,22 +48,29 @@ from dynconv_jax.weights import (
 
 __all__ = [
     "BatchNorm",
+    "CondConv",
     "DynamicConv",
     "DynamicConvBlock",
     "DynamicConvTranspose",
     "DynamicNet",
     "ODConv",
+    "MobileNetV2",
+    "ResNet",
     "Router",
     "RouterSummary",
     "RoutingCollapseWarning",
+    "SigmoidRouter",
     "Temperature",
     "capture_attention",
     "count_multiply_adds",
     "count_parameters",
+    "chen_options",
     "diagnose",
+    "create_model",
     "dynamic_conv",
     "dynamic_conv_transpose",
     "explain",
+    "list_models",
     "load_balance_loss",
     "load_torch_state_dict",
     "load_weights",

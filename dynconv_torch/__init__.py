@@ -8,6 +8,9 @@ from dynconv_torch.functional import (
     per_sample_conv_transpose,
 )
 from dynconv_torch.layers import (
+    CondConv1d,
+    CondConv2d,
+    CondConv3d,
     DynamicConv1d,
     DynamicConv2d,
     DynamicConv3d,
@@ -18,11 +21,27 @@ from dynconv_torch.layers import (
     ODConv1d,
     ODConv2d,
     ODConv3d,
+    chen_options,
+    to_chen_layout,
 )
-from dynconv_torch.models import DynamicNet
-from dynconv_torch.routing import Router, load_balance_loss, set_temperature
+from dynconv_torch.models import (
+    DynamicNet,
+    MobileNetV2,
+    ResNet,
+    create_model,
+    list_models,
+)
+from dynconv_torch.routing import (
+    Router,
+    SigmoidRouter,
+    load_balance_loss,
+    set_temperature,
+)
 
 __all__ = [
+    "CondConv1d",
+    "CondConv2d",
+    "CondConv3d",
     "DynamicConv1d",
     "DynamicConv2d",
     "DynamicConv3d",
@@ -34,12 +53,19 @@ __all__ = [
     "ODConv1d",
     "ODConv2d",
     "ODConv3d",
+    "MobileNetV2",
+    "ResNet",
     "Router",
+    "SigmoidRouter",
+    "chen_options",
+    "create_model",
     "dynamic_conv",
     "dynamic_conv_transpose",
+    "list_models",
     "load_balance_loss",
     "mix_kernels",
     "per_sample_conv",
     "per_sample_conv_transpose",
     "set_temperature",
+    "to_chen_layout",
 ]

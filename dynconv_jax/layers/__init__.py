@@ -1,6 +1,7 @@
 """Layers: thin modules over `functional` and `routing`, one family a file."""
 
 from dynconv_jax.layers.batch_norm import BatchNorm
+from dynconv_jax.layers.cond_conv import CondConv
 from dynconv_jax.layers.dynamic_conv import DynamicConv
 from dynconv_jax.layers.dynamic_conv_block import DynamicConvBlock
 from dynconv_jax.layers.dynamic_conv_transpose import DynamicConvTranspose
@@ -9,6 +10,7 @@ from dynconv_jax.layers.pooled_linear import PooledLinear
 
 __all__ = [
     "BatchNorm",
+    "CondConv",
     "DynamicConv",
     "DynamicConvBlock",
     "DynamicConvTranspose",

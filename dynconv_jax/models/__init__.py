@@ -1,5 +1,18 @@
 """Networks, one architecture a file."""
 
 from dynconv_jax.models.dynamic_net import DynamicNet
+from dynconv_jax.models.mobilenet_v2 import MobileNetV2, mobilenet_v2
+from dynconv_jax.models.registry import create_model, list_models
+from dynconv_jax.models.resnet import ResNet, resnet18, resnet34, resnet50
 
-__all__ = ["DynamicNet"]
+__all__ = [
+    "DynamicNet",
+    "MobileNetV2",
+    "ResNet",
+    "create_model",
+    "list_models",
+    "mobilenet_v2",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+]

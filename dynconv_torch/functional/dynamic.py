@@ -126,8 +126,9 @@ def dynamic_conv(
             multiplies the mixed kernel; None is 1. With neither attention the kernel is
             the same for all samples, and it is a convolution like any other.
         stride: An int, or one per spatial dimension.
-        padding: `"same"` (with a stride of 1), `"valid"`, an int, or one int or
-            (low, high) pair per spatial dimension.
+        padding: `"same"` (with a stride of 1), `"valid"`, `"tf_same"` (for any stride,
+            as TensorFlow pads), an int, or one int or (low, high) pair per spatial
+            dimension.
         dilation: An int, or one per spatial dimension.
         groups: g; it must divide C and O.
         implementation: `"auto"`, `"loop"`, `"grouped"` or, without spatial attention,

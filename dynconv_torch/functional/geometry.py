@@ -66,15 +66,18 @@ def per_dimension(
 
 def _normalise_padding(
     padding: object, extent: tuple[int, ...], stride: tuple[int, ...]
-) -> tuple[tuple[int, int], ...]:
+) -> str | tuple[tuple[int, int], ...]:
     rank = len(extent)
     refusal = (
-        f"`padding` (={padding!r}) must be 'same', 'valid', an int, or {rank} entries "
-        "(one per spatial dimension), each an int or a (low, high) pair of ints"
+        f"`padding` (={padding!r}) must be 'same', 'valid', 'tf_same', an int, or "
+        f"{rank} entries (one per spatial dimension), each an int or a (low, high) "
+        "pair of ints"
     )
     if isinstance(padding, str):
         if padding.lower() == "valid":
             return ((0, 0),) * rank
+        if padding.lower() == "tf_same":
+            return "tf_same"
         if padding.lower() != "same":
             raise ValueError(
                 f"{refusal}; for any other boundary, pad the input with "
@@ -83,7 +86,8 @@ def _normalise_padding(
         if any(step != 1 for step in stride):
             raise ValueError(
                 f"`padding` (={padding!r}) is defined for a stride of 1 only, not for "
-                f"`stride` (={stride}), as in torch.nn.Conv2d; give the padding as ints"
+                f"`stride` (={stride}), as in torch.nn.Conv2d; give the padding as "
+                "ints, or 'tf_same' to pad as TensorFlow does"
             )
         return tuple(((span - 1) // 2, span // 2) for span in extent)
     if not isinstance(padding, Sequence):
@@ -115,8 +119,8 @@ class Geometry:
         out_channels: O, the number of output channels.
         kernel_size: The spatial extent of the kernel; its length is the rank.
         stride: The step between windows.
-        padding: (low, high) pairs. A negative entry crops, as in
-            `torch.nn.functional.pad`.
+        padding: (low, high) pairs, or `"tf_same"`, which depends on the size of the
+            input. A negative entry crops, as in `torch.nn.functional.pad`.
         dilation: The step between the taps of a window.
         groups: g, the number of channel groups.
     """
@@ -127,7 +131,7 @@ class Geometry:
     out_channels: int
     kernel_size: tuple[int, ...]
     stride: tuple[int, ...]
-    padding: tuple[tuple[int, int], ...]
+    padding: str | tuple[tuple[int, int], ...]
     dilation: tuple[int, ...]
     groups: int
 
@@ -212,6 +216,25 @@ class Geometry:
         """The span of a window on the input, dilation included."""
         return _extent(self.kernel_size, self.dilation)
 
+    def pads(self, spatial: Sequence[int]) -> tuple[tuple[int, int], ...]:
+        """Returns the (low, high) padding of an input of size `spatial`.
+
+        `"tf_same"` gives the output ceil(size / stride), with the odd zero on the high
+        side, as TensorFlow and XLA do. With a stride of 1 it is `"same"`.
+
+        Example:
+            >>> same = Geometry.create(3, 8, 3, rank=2, stride=2, padding="tf_same")
+            >>> same.pads((8, 7))
+            ((0, 1), (1, 1))
+        """
+        if not isinstance(self.padding, str):
+            return self.padding
+        pairs = []
+        for size, extent, step in zip(spatial, self.extent, self.stride, strict=True):
+            total = max((-(-size // step) - 1) * step + extent - size, 0)
+            pairs.append((total // 2, total - total // 2))
+        return tuple(pairs)
+
     def output_size(self, spatial: Sequence[int]) -> tuple[int, ...]:
         """Returns the spatial size of the output for an input of size `spatial`.
 
@@ -225,7 +248,7 @@ class Geometry:
             )
         sizes = []
         for size, (low, high), extent, step in zip(
-            spatial, self.padding, self.extent, self.stride, strict=True
+            spatial, self.pads(spatial), self.extent, self.stride, strict=True
         ):
             padded = size + low + high
             if padded < extent:

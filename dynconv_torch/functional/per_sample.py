@@ -110,9 +110,10 @@ def conv(input: Tensor, weight: Tensor, geometry: Geometry, groups: int) -> Tens
     Returns:
         Shape (B, O', *S_out).
     """
-    padding = tuple(low for low, _ in geometry.padding)
-    if any(not 0 <= low == high for low, high in geometry.padding):
-        input, padding = pad(input, geometry.padding), (0,) * geometry.rank
+    pairs = geometry.pads(input.shape[2:])
+    padding = tuple(low for low, _ in pairs)
+    if any(not 0 <= low == high for low, high in pairs):
+        input, padding = pad(input, pairs), (0,) * geometry.rank
     # By name, at the time of the call: whoever replaces F.conv2d is heard.
     function = getattr(F, f"conv{geometry.rank}d")
     return function(
@@ -199,8 +200,9 @@ def per_sample_conv(
         weight: Shape (B, O, C/g, *k), of the same dtype.
         bias: Shape (B, O), or None.
         stride: An int, or one per spatial dimension.
-        padding: `"same"` (with a stride of 1), `"valid"`, an int, or one int or
-            (low, high) pair per spatial dimension.
+        padding: `"same"` (with a stride of 1), `"valid"`, `"tf_same"` (for any stride,
+            as TensorFlow pads), an int, or one int or (low, high) pair per spatial
+            dimension.
         dilation: An int, or one per spatial dimension.
         groups: g; it must divide C and O.
         implementation: `"auto"`, `"loop"` or `"grouped"`; the module's docstring says

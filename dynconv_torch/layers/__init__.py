@@ -1,5 +1,7 @@
 """Layers: thin modules over `functional` and `routing`, one family a file."""
 
+from dynconv_torch.layers.chen_layout import chen_options, to_chen_layout
+from dynconv_torch.layers.cond_conv import CondConv1d, CondConv2d, CondConv3d
 from dynconv_torch.layers.dynamic_conv import (
     DynamicConv1d,
     DynamicConv2d,
@@ -14,6 +16,9 @@ from dynconv_torch.layers.dynamic_conv_transpose import (
 from dynconv_torch.layers.od_conv import ODConv1d, ODConv2d, ODConv3d
 
 __all__ = [
+    "CondConv1d",
+    "CondConv2d",
+    "CondConv3d",
     "DynamicConv1d",
     "DynamicConv2d",
     "DynamicConv3d",
@@ -24,4 +29,6 @@ __all__ = [
     "ODConv1d",
     "ODConv2d",
     "ODConv3d",
+    "chen_options",
+    "to_chen_layout",
 ]

@@ -91,6 +91,11 @@ class ExpertConvNd(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
+    @property
+    def experts(self) -> Tensor:
+        """The experts as kernels, shape (K, O, C/g, *kernel_size)."""
+        return self.weight
+
     def convolve(self, x: Tensor, attention: Tensor | None, **options: Any) -> Tensor:
         """Convolves `x` (B, C, *S) with experts mixed by attention (B, K).
 
@@ -99,7 +104,7 @@ class ExpertConvNd(nn.Module):
         return self.apply_experts(
             x,
             attention,
-            self.weight,
+            self.experts,
             self.bias,
             stride=self.stride,
             padding=self.padding,
