@@ -165,7 +165,8 @@ class Convolutions:
                 "share one attention, so `num_experts` must be the same for all"
             )
         for num_experts in counts:
-            return routing.SigmoidRouter(in_features, num_experts, **self.shared)
+            router = routing.SigmoidRouter  # pyright: ignore[reportAttributeAccessIssue]
+            return router(in_features, num_experts, **self.shared)
         return None
 
     def check_used(self) -> None:

@@ -107,7 +107,9 @@ def _look_up(argument: str, name: str, table: Mapping[str, Any]) -> Any:
 
 
 def _takes_conv(build: Callable[..., Any]) -> bool:
-    parameters = inspect.signature(build).parameters.values()
+    # Of the constructor, for the classes of Flax answer with their metaclass's.
+    signed = build.__init__ if inspect.isclass(build) else build
+    parameters = inspect.signature(signed).parameters.values()
     return any(
         parameter.name == "conv" or parameter.kind is parameter.VAR_KEYWORD
         for parameter in parameters
