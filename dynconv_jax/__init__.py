@@ -16,6 +16,7 @@ from dynconv_jax.functional import (
 from dynconv_jax.layers import BatchNorm, CondConv, DynamicConv, DynamicConvBlock
 from dynconv_jax.models import (
     DynamicNet,
+    EfficientNet,
     MobileNetV2,
     ResNet,
     create_model,
@@ -42,6 +43,7 @@ __all__ = [
     "DynamicConv",
     "DynamicConvBlock",
     "DynamicNet",
+    "EfficientNet",
     "MobileNetV2",
     "ResNet",
     "Router",

@@ -14,6 +14,7 @@ from dynconv_torch.layers import (
 )
 from dynconv_torch.models import (
     DynamicNet,
+    EfficientNet,
     MobileNetV2,
     ResNet,
     create_model,
@@ -35,6 +36,7 @@ __all__ = [
     "DynamicConv3d",
     "DynamicConvBlock",
     "DynamicNet",
+    "EfficientNet",
     "MobileNetV2",
     "ResNet",
     "Router",

@@ -8,13 +8,27 @@ from typing import Any
 
 from flax import nnx
 
-from dynconv_jax.layers import DynamicConv
+from dynconv_jax.layers import CondConv, DynamicConv
 from dynconv_jax.models.dynamic_net import DynamicNet
+from dynconv_jax.models.efficientnet_cc import (
+    efficientnet_cc_b0_4e,
+    efficientnet_cc_b0_8e,
+    efficientnet_cc_b1_8e,
+    tf_efficientnet_cc_b0_4e,
+    tf_efficientnet_cc_b0_8e,
+    tf_efficientnet_cc_b1_8e,
+)
 from dynconv_jax.models.mobilenet_v2 import mobilenet_v2
 from dynconv_jax.models.resnet import resnet18, resnet34, resnet50
 
 MODELS: dict[str, Callable[..., Any]] = {
     "dynamic_net": DynamicNet,
+    "efficientnet_cc_b0_4e": efficientnet_cc_b0_4e,
+    "efficientnet_cc_b0_8e": efficientnet_cc_b0_8e,
+    "efficientnet_cc_b1_8e": efficientnet_cc_b1_8e,
+    "tf_efficientnet_cc_b0_4e": tf_efficientnet_cc_b0_4e,
+    "tf_efficientnet_cc_b0_8e": tf_efficientnet_cc_b0_8e,
+    "tf_efficientnet_cc_b1_8e": tf_efficientnet_cc_b1_8e,
     "mobilenet_v2": mobilenet_v2,
     "resnet18": resnet18,
     "resnet34": resnet34,
@@ -24,6 +38,7 @@ MODELS: dict[str, Callable[..., Any]] = {
 # A new convolution needs a row here, and nothing else.
 CONVOLUTIONS: dict[str, Callable[..., Any] | None] = {
     "static": None,
+    "cond": CondConv,
     "dynamic": DynamicConv,
 }
 
