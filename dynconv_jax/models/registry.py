@@ -66,8 +66,8 @@ def create_model(
     Args:
         name: One of `list_models()`.
         num_classes: The number of logits; None leaves it to the model.
-        conv: What its dynamic convolutions are: `"static"` (or None), `"dynamic"`, or a
-            callable with the signature of `nnx.Conv`.
+        conv: What its convolutions are: `"static"`, `"dynamic"`, `"cond"`, or a
+            callable with the signature of `nnx.Conv`; None leaves it to the model.
         conv_options: Options of the convolution, such as `{"num_experts": 8}`.
         **options: Options of the model; `rngs` among them.
 
@@ -93,6 +93,8 @@ def create_model(
     build = _look_up("name", name, MODELS)
     if num_classes is not None:
         options["num_classes"] = num_classes
+    if conv == "static" and _takes_conv(build):
+        options["conv"] = None  # also where the model has others by default
     if isinstance(conv, str):
         conv = _look_up("conv", conv, CONVOLUTIONS)
     if conv is None and conv_options:

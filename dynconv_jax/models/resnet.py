@@ -174,6 +174,7 @@ class ResNet(nnx.Module):
         """
         if len(depths) != 4:
             raise ValueError(f"`depths` (={depths!r}) must have four entries")
+        depths = [positive_int("depths", depth) for depth in depths]
         self.in_features = positive_int("in_features", in_features)
         self.num_classes = positive_int("num_classes", num_classes)
         make = Convolutions(
@@ -188,7 +189,7 @@ class ResNet(nnx.Module):
         for stage, depth in enumerate(depths, start=1):
             features = 32 * 2**stage
             blocks = []
-            for index in range(positive_int("depths", depth)):
+            for index in range(depth):
                 strides = 2 if stage > 1 and index == 0 else 1
                 blocks.append(block(width, features, strides, stage=stage, make=make))
                 width = features * block.expansion

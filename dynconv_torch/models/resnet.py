@@ -176,6 +176,7 @@ class ResNet(nn.Module):
         super().__init__()
         if len(depths) != 4:
             raise ValueError(f"`depths` (={depths!r}) must have four entries")
+        depths = [positive_int("depths", depth) for depth in depths]
         self.in_channels = positive_int("in_channels", in_channels)
         positive_int("num_classes", num_classes)
         make = Convolutions(conv, dynamic, stages=4, device=device, dtype=dtype)
@@ -188,7 +189,7 @@ class ResNet(nn.Module):
         for stage, depth in enumerate(depths, start=1):
             channels = 32 * 2**stage
             blocks = []
-            for index in range(positive_int("depths", depth)):
+            for index in range(depth):
                 stride = 2 if stage > 1 and index == 0 else 1
                 blocks.append(block(width, channels, stride, stage=stage, make=make))
                 width = channels * block.expansion
