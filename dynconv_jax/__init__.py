@@ -25,6 +25,7 @@ from dynconv_jax.layers import (
 )
 from dynconv_jax.models import (
     DynamicNet,
+    EfficientNet,
     MobileNetV2,
     ResNet,
     create_model,
@@ -54,6 +55,7 @@ __all__ = [
     "DynamicConvTranspose",
     "DynamicNet",
     "ODConv",
+    "EfficientNet",
     "MobileNetV2",
     "ResNet",
     "Router",

@@ -26,6 +26,7 @@ from dynconv_torch.layers import (
 )
 from dynconv_torch.models import (
     DynamicNet,
+    EfficientNet,
     MobileNetV2,
     ResNet,
     create_model,
@@ -53,6 +54,7 @@ __all__ = [
     "ODConv1d",
     "ODConv2d",
     "ODConv3d",
+    "EfficientNet",
     "MobileNetV2",
     "ResNet",
     "Router",

@@ -5,7 +5,8 @@ for each convolution, its role. Some members of the family take their attention 
 outside (`needs_attention`); all such layers of a block share the block's `routing_fn`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Literal
 
 import jax
@@ -19,6 +20,15 @@ from dynconv_jax.layers.batch_norm import BatchNorm
 
 # As torchvision draws the convolutions of its networks.
 kaiming_normal = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+# U(±1/√(fan_in + fan_out)), as the routers of CondConv's networks are drawn.
+router_kernel_init = nnx.initializers.variance_scaling(1 / 6, "fan_avg", "uniform")
+
+
+def fan_out_of_a_group(groups: int) -> nnx.Initializer:
+    """Returns N(0, 2 / fan_out) for a fan-out of one of so many groups of channels."""
+    return nnx.initializers.variance_scaling(2.0 * groups, "fan_out", "normal")
+
 
 Role = Literal["stem", "body", "downsample", "head"]
 
@@ -52,6 +62,9 @@ class Convolutions:
         dynamic: str | int,
         *,
         stages: int,
+        padding: Any = None,
+        norm_options: Mapping[str, Any] = MappingProxyType({}),
+        init: Literal["torchvision", "efficientnet"] = "torchvision",
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -63,6 +76,13 @@ class Convolutions:
                 makes all static.
             dynamic: Which convolutions `conv` builds.
             stages: How many stages the network has.
+            padding: Of convolutions that do not say theirs, as in `nnx.Conv`; None pads
+                by kernel_size // 2 on every side.
+            norm_options: Of every batch norm.
+            init: How kernels are drawn that are static: from N(0, 2 / fan_out), where
+                the fan-out is that of all groups or, for `"efficientnet"`, of one. The
+                latter holds for CondConv too, expert by expert, and draws its routers
+                from U(±1/√(fan_in + fan_out)).
             dtype: The dtype of the computation of every layer; None infers it.
             param_dtype: The dtype of every parameter.
             rngs: Where the initial parameters come from.
@@ -88,6 +108,9 @@ class Convolutions:
         self.shared: dict[str, Any] = dict(
             dtype=dtype, param_dtype=param_dtype, rngs=rngs
         )
+        self.padding = padding
+        self.norm_options = norm_options
+        self.init = init
         self.num_dynamic = 0
 
     def is_dynamic(self, kernel_size: int, role: Role, stage: int) -> bool:
@@ -119,28 +142,38 @@ class Convolutions:
             out_features: O, the number of output channels.
             kernel_size: The side of the kernel.
             strides: The step between windows.
-            padding: As in `nnx.Conv`; None pads by kernel_size // 2 on every side.
+            padding: As in `nnx.Conv`; None takes that of the network.
             groups: The number of channel groups.
             role: What the convolution is to the network.
             stage: Which stage it is in, from 1.
         """
+        if padding is None:
+            padding = kernel_size // 2 if self.padding is None else self.padding
         options: dict[str, Any] = dict(
-            padding=kernel_size // 2 if padding is None else padding,
+            padding=padding,
             feature_group_count=groups,
             use_bias=False,
             **self.shared,
         )
         place = in_features, out_features, (kernel_size, kernel_size), strides
+        is_efficient = self.init == "efficientnet"
+        kernel_init = fan_out_of_a_group(groups) if is_efficient else kaiming_normal
         if self.conv is not None and self.is_dynamic(kernel_size, role, stage):
             self.num_dynamic += 1
+            # Whoever builds the layers may have wrapped the class in a partial.
+            is_routed = getattr(
+                getattr(self.conv, "func", self.conv), "needs_attention", False
+            )
+            if is_efficient and is_routed:
+                options["kernel_init"] = kernel_init
             return self.conv(*place, **options)
         if role == "stem":
             options["conv_general_dilated"] = few_channel_conv
-        return nnx.Conv(*place, kernel_init=kaiming_normal, **options)
+        return nnx.Conv(*place, kernel_init=kernel_init, **options)
 
     def norm(self, features: int, **options) -> BatchNorm:
         """Builds a batch norm; the options are those of `BatchNorm`."""
-        return BatchNorm(features, **options, **self.shared)
+        return BatchNorm(features, **{**self.norm_options, **options}, **self.shared)
 
     def router(self, in_features: int, *layers: Any) -> nnx.Module | None:
         """Builds the `routing_fn` that those of `layers` share which need one, if any.
@@ -164,9 +197,13 @@ class Convolutions:
                 f"the convolutions of a block have {sorted(counts)} experts; they "
                 "share one attention, so `num_experts` must be the same for all"
             )
+        options: dict[str, Any] = dict(self.shared)
+        if self.init == "efficientnet":
+            options.update(
+                kernel_init=router_kernel_init, bias_init=nnx.initializers.zeros
+            )
         for num_experts in counts:
-            router = routing.SigmoidRouter  # pyright: ignore[reportAttributeAccessIssue]
-            return router(in_features, num_experts, **self.shared)
+            return routing.SigmoidRouter(in_features, num_experts, **options)
         return None
 
     def check_used(self) -> None:

@@ -5,13 +5,15 @@ for each convolution, its role. Some members of the family take their attention 
 outside (`needs_attention`); all such layers of a block share the block's `routing_fn`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from dynconv_torch import routing
+from dynconv_torch.layers.same_conv import SameConv2d
 
 Role = Literal["stem", "body", "downsample", "head"]
 
@@ -45,6 +47,9 @@ class Convolutions:
         dynamic: str | int,
         *,
         stages: int,
+        padding: Any = None,
+        norm_options: Mapping[str, Any] = MappingProxyType({}),
+        init: Literal["torchvision", "efficientnet"] = "torchvision",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
@@ -55,6 +60,13 @@ class Convolutions:
                 makes all static.
             dynamic: Which convolutions `conv` builds.
             stages: How many stages the network has.
+            padding: Of convolutions that do not say theirs, as in `nn.Conv2d`, or
+                `"tf_same"`; None pads by kernel_size // 2 on every side.
+            norm_options: Of every batch norm.
+            init: How kernels are drawn that are static: from N(0, 2 / fan_out), where
+                the fan-out is that of all groups or, for `"efficientnet"`, of one. The
+                latter holds for CondConv too, expert by expert, and draws its routers
+                from U(±1/√(fan_in + fan_out)).
             device: Where the parameters are.
             dtype: The dtype of every parameter.
 
@@ -77,6 +89,9 @@ class Convolutions:
         self.dynamic = dynamic
         self.stages = stages
         self.shared: dict[str, Any] = dict(device=device, dtype=dtype)
+        self.padding = padding
+        self.norm_options = norm_options
+        self.init = init
         self.num_dynamic = 0
 
     def is_dynamic(self, kernel_size: int, role: Role, stage: int) -> bool:
@@ -108,29 +123,39 @@ class Convolutions:
             out_channels: O, the number of output channels.
             kernel_size: The side of the kernel.
             stride: The step between windows.
-            padding: As in `nn.Conv2d`; None pads by kernel_size // 2 on every side.
+            padding: As in `nn.Conv2d`, or `"tf_same"`; None takes that of the network.
             groups: The number of channel groups.
             role: What the convolution is to the network.
             stage: Which stage it is in, from 1.
         """
+        if padding is None:
+            padding = kernel_size // 2 if self.padding is None else self.padding
         options: dict[str, Any] = dict(
             stride=stride,
-            padding=kernel_size // 2 if padding is None else padding,
+            padding=padding,
             groups=groups,
             bias=False,
             **self.shared,
         )
         if self.conv is not None and self.is_dynamic(kernel_size, role, stage):
             self.num_dynamic += 1
-            return self.conv(in_channels, out_channels, kernel_size, **options)
-        layer = nn.Conv2d(in_channels, out_channels, kernel_size, **options)
-        # As torchvision draws the convolutions of its networks.
-        nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            layer = self.conv(in_channels, out_channels, kernel_size, **options)
+            is_drawn = self.init == "efficientnet" and is_routed(layer)
+        else:
+            layer = static_conv(in_channels, out_channels, kernel_size, **options)
+            is_drawn = True
+        if is_drawn:
+            fan_out = kernel_size**2 * out_channels
+            if self.init == "efficientnet":
+                fan_out //= groups
+            nn.init.normal_(layer.weight, std=(2 / fan_out) ** 0.5)
         return layer
 
     def norm(self, channels: int, **options) -> nn.BatchNorm2d:
         """Builds a batch norm; the options are those of `nn.BatchNorm2d`."""
-        return nn.BatchNorm2d(channels, **options, **self.shared)
+        return nn.BatchNorm2d(
+            channels, **{**self.norm_options, **options}, **self.shared
+        )
 
     def router(self, in_channels: int, *layers: nn.Module | None) -> nn.Module | None:
         """Builds the `routing_fn` that those of `layers` share which need one, if any.
@@ -147,7 +172,7 @@ class Convolutions:
             for layer in layers
             if layer is not None
             for part in layer.modules()
-            if getattr(part, "needs_attention", False)
+            if is_routed(part)
         }
         if len(counts) > 1:
             raise ValueError(
@@ -155,8 +180,12 @@ class Convolutions:
                 "share one attention, so `num_experts` must be the same for all"
             )
         for num_experts in counts:
-            router = routing.SigmoidRouter  # pyright: ignore[reportAttributeAccessIssue]
-            return router(in_channels, num_experts, **self.shared)
+            router = routing.SigmoidRouter(in_channels, num_experts, **self.shared)
+            if self.init == "efficientnet":
+                bound = (in_channels + num_experts) ** -0.5
+                nn.init.uniform_(router.weight, -bound, bound)
+                nn.init.zeros_(router.bias)
+            return router
         return None
 
     def check_used(self) -> None:
@@ -166,6 +195,25 @@ class Convolutions:
                 f"`dynamic` (={self.dynamic!r}) makes no convolution of this network "
                 "dynamic; choose another, or leave `conv` out"
             )
+
+
+def is_routed(layer: Any) -> bool:
+    """Returns whether a layer takes its attention from outside."""
+    return getattr(layer, "needs_attention", False)
+
+
+def static_conv(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int,
+    *,
+    padding: Any,
+    **options,
+) -> nn.Conv2d:
+    """Returns an `nn.Conv2d`, or one that pads as TensorFlow does."""
+    if padding == "tf_same":
+        return SameConv2d(in_channels, out_channels, kernel_size, **options)
+    return nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding, **options)
 
 
 def route(routing_fn: nn.Module | None, x: Tensor) -> Tensor | None:
@@ -180,7 +228,7 @@ def apply(layer: Any, x: Tensor, attention: Tensor | None) -> Tensor:
         >>> apply(nn.ReLU(), torch.tensor([-1.0, 2.0]), None).tolist()
         [0.0, 2.0]
     """
-    if isinstance(layer, RoutedSequential) or getattr(layer, "needs_attention", False):
+    if isinstance(layer, RoutedSequential) or is_routed(layer):
         return layer(x, attention)
     return layer(x)
 

@@ -8,13 +8,27 @@ from typing import Any
 
 from torch import nn
 
-from dynconv_torch.layers import DynamicConv2d
+from dynconv_torch.layers import CondConv2d, DynamicConv2d
 from dynconv_torch.models.dynamic_net import DynamicNet
+from dynconv_torch.models.efficientnet_cc import (
+    efficientnet_cc_b0_4e,
+    efficientnet_cc_b0_8e,
+    efficientnet_cc_b1_8e,
+    tf_efficientnet_cc_b0_4e,
+    tf_efficientnet_cc_b0_8e,
+    tf_efficientnet_cc_b1_8e,
+)
 from dynconv_torch.models.mobilenet_v2 import mobilenet_v2
 from dynconv_torch.models.resnet import resnet18, resnet34, resnet50
 
 MODELS: dict[str, Callable[..., Any]] = {
     "dynamic_net": DynamicNet,
+    "efficientnet_cc_b0_4e": efficientnet_cc_b0_4e,
+    "efficientnet_cc_b0_8e": efficientnet_cc_b0_8e,
+    "efficientnet_cc_b1_8e": efficientnet_cc_b1_8e,
+    "tf_efficientnet_cc_b0_4e": tf_efficientnet_cc_b0_4e,
+    "tf_efficientnet_cc_b0_8e": tf_efficientnet_cc_b0_8e,
+    "tf_efficientnet_cc_b1_8e": tf_efficientnet_cc_b1_8e,
     "mobilenet_v2": mobilenet_v2,
     "resnet18": resnet18,
     "resnet34": resnet34,
@@ -24,6 +38,7 @@ MODELS: dict[str, Callable[..., Any]] = {
 # A new convolution needs a row here, and nothing else.
 CONVOLUTIONS: dict[str, Callable[..., Any] | None] = {
     "static": None,
+    "cond": CondConv2d,
     "dynamic": DynamicConv2d,
 }
 
@@ -51,8 +66,8 @@ def create_model(
     Args:
         name: One of `list_models()`.
         num_classes: The number of logits; None leaves it to the model.
-        conv: What its dynamic convolutions are: `"static"` (or None), `"dynamic"`, or a
-            callable with the signature of `nn.Conv2d`.
+        conv: What its convolutions are: `"static"`, `"dynamic"`, `"cond"`, or a
+            callable with the signature of `nn.Conv2d`; None leaves it to the model.
         conv_options: Options of the convolution, such as `{"num_experts": 8}`.
         **options: Options of the model.
 
@@ -76,6 +91,8 @@ def create_model(
     build = _look_up("name", name, MODELS)
     if num_classes is not None:
         options["num_classes"] = num_classes
+    if conv == "static" and _takes_conv(build):
+        options["conv"] = None  # also where the model has others by default
     if isinstance(conv, str):
         conv = _look_up("conv", conv, CONVOLUTIONS)
     if conv is None and conv_options:
