@@ -13,7 +13,15 @@ from dynconv_jax.functional import (
     mix_kernels,
     per_sample_conv,
 )
-from dynconv_jax.layers import BatchNorm, DynamicConv, DynamicConvBlock
+from dynconv_jax.layers import (
+    Assignment,
+    BatchNorm,
+    DynamicConv,
+    DynamicConvBlock,
+    KernelWarehouse,
+    WarehouseConv,
+    set_assignment,
+)
 from dynconv_jax.models import DynamicNet
 from dynconv_jax.routing import (
     Router,
@@ -29,14 +37,17 @@ from dynconv_jax.weights import (
 )
 
 __all__ = [
+    "Assignment",
     "BatchNorm",
     "DynamicConv",
     "DynamicConvBlock",
     "DynamicNet",
+    "KernelWarehouse",
     "Router",
     "RouterSummary",
     "RoutingCollapseWarning",
     "Temperature",
+    "WarehouseConv",
     "capture_attention",
     "diagnose",
     "dynamic_conv",
@@ -47,6 +58,7 @@ __all__ = [
     "mix_kernels",
     "per_sample_conv",
     "save_weights",
+    "set_assignment",
     "set_temperature",
     "summarize",
     "to_torch_state_dict",

@@ -6,6 +6,11 @@ from dynconv_torch.layers import (
     DynamicConv2d,
     DynamicConv3d,
     DynamicConvBlock,
+    KernelWarehouse,
+    WarehouseConv1d,
+    WarehouseConv2d,
+    WarehouseConv3d,
+    set_assignment,
 )
 from dynconv_torch.models import DynamicNet
 from dynconv_torch.routing import Router, load_balance_loss, set_temperature
@@ -16,10 +21,15 @@ __all__ = [
     "DynamicConv3d",
     "DynamicConvBlock",
     "DynamicNet",
+    "KernelWarehouse",
     "Router",
+    "WarehouseConv1d",
+    "WarehouseConv2d",
+    "WarehouseConv3d",
     "dynamic_conv",
     "load_balance_loss",
     "mix_kernels",
     "per_sample_conv",
+    "set_assignment",
     "set_temperature",
 ]

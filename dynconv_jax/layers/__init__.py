@@ -3,5 +3,19 @@
 from dynconv_jax.layers.batch_norm import BatchNorm
 from dynconv_jax.layers.dynamic_conv import DynamicConv
 from dynconv_jax.layers.dynamic_conv_block import DynamicConvBlock
+from dynconv_jax.layers.kernel_warehouse import (
+    Assignment,
+    KernelWarehouse,
+    WarehouseConv,
+    set_assignment,
+)
 
-__all__ = ["BatchNorm", "DynamicConv", "DynamicConvBlock"]
+__all__ = [
+    "Assignment",
+    "BatchNorm",
+    "DynamicConv",
+    "DynamicConvBlock",
+    "KernelWarehouse",
+    "WarehouseConv",
+    "set_assignment",
+]

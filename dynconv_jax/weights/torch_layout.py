@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dynconv_jax.layers import BatchNorm, DynamicConv
+from dynconv_jax.layers import BatchNorm, DynamicConv, KernelWarehouse
 from dynconv_jax.scheduled import Scheduled
 
 # From the number of axes to the PyTorch array's axes, as positions in the JAX array.
@@ -59,6 +59,7 @@ LAYOUT: dict[type, dict[str, tuple[str | Callable[[nnx.Module], str], Axes]]] = 
         "kernel": ("weight", stacked_channels_first),
         "router": (_router_name, same),
     },
+    KernelWarehouse: {"cells": ("cells", stacked_channels_first)},
 }
 
 
