@@ -22,7 +22,7 @@ from dynconv_jax.layers import (
     WarehouseConv,
     set_assignment,
 )
-from dynconv_jax.models import DynamicNet
+from dynconv_jax.models import DynamicNet, with_warehouses
 from dynconv_jax.routing import (
     Router,
     Temperature,
@@ -62,4 +62,5 @@ __all__ = [
     "set_temperature",
     "summarize",
     "to_torch_state_dict",
+    "with_warehouses",
 ]

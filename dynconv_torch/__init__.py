@@ -12,7 +12,7 @@ from dynconv_torch.layers import (
     WarehouseConv3d,
     set_assignment,
 )
-from dynconv_torch.models import DynamicNet
+from dynconv_torch.models import DynamicNet, with_warehouses
 from dynconv_torch.routing import Router, load_balance_loss, set_temperature
 
 __all__ = [
@@ -32,4 +32,5 @@ __all__ = [
     "per_sample_conv",
     "set_assignment",
     "set_temperature",
+    "with_warehouses",
 ]

@@ -33,7 +33,12 @@ default_bias_init = nnx.initializers.zeros_init()
 
 
 class Assignment(Scheduled):
-    """τ, how much of each tile is its assigned cell; `set_assignment` writes it."""
+    """τ, how much of each tile is its assigned cell; `set_assignment` writes it.
+
+    Example:
+        >>> float(Assignment.create(0.5)[...])
+        0.5
+    """
 
     name = "assignment"
     requirement = "one number in [0, 1]: 0 takes the attention, 1 the assigned cells"
