@@ -16,12 +16,16 @@ from dynconv_jax.functional import (
     per_sample_conv_transpose,
 )
 from dynconv_jax.layers import (
+    Assignment,
     BatchNorm,
     CondConv,
     DynamicConv,
     DynamicConvBlock,
     DynamicConvTranspose,
+    KernelWarehouse,
     ODConv,
+    WarehouseConv,
+    set_assignment,
 )
 from dynconv_jax.models import (
     DynamicNet,
@@ -30,6 +34,7 @@ from dynconv_jax.models import (
     ResNet,
     create_model,
     list_models,
+    with_warehouses,
 )
 from dynconv_jax.multiply_adds import count_multiply_adds, count_parameters
 from dynconv_jax.routing import (
@@ -48,27 +53,30 @@ from dynconv_jax.weights import (
 )
 
 __all__ = [
+    "Assignment",
     "BatchNorm",
     "CondConv",
     "DynamicConv",
     "DynamicConvBlock",
     "DynamicConvTranspose",
     "DynamicNet",
-    "ODConv",
     "EfficientNet",
+    "KernelWarehouse",
     "MobileNetV2",
+    "ODConv",
     "ResNet",
     "Router",
     "RouterSummary",
     "RoutingCollapseWarning",
     "SigmoidRouter",
     "Temperature",
+    "WarehouseConv",
     "capture_attention",
+    "chen_options",
     "count_multiply_adds",
     "count_parameters",
-    "chen_options",
-    "diagnose",
     "create_model",
+    "diagnose",
     "dynamic_conv",
     "dynamic_conv_transpose",
     "explain",
@@ -80,7 +88,9 @@ __all__ = [
     "per_sample_conv",
     "per_sample_conv_transpose",
     "save_weights",
+    "set_assignment",
     "set_temperature",
     "summarize",
     "to_torch_state_dict",
+    "with_warehouses",
 ]

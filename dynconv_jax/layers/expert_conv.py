@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 from dynconv_jax.functional.choice import check_implementation
 from dynconv_jax.functional.dynamic import dynamic_conv
 from dynconv_jax.functional.geometry import Geometry, PaddingLike, positive_int
+from dynconv_jax.layers.convolution import Convolution
 
 default_kernel_init = nnx.initializers.normal(0.02)
 default_bias_init = nnx.initializers.zeros_init()
@@ -54,7 +55,7 @@ def _stack(experts: list[Any]) -> Any:
     return dataclasses.replace(first, raw_value=stacked, metadata=metadata)
 
 
-class ExpertConv(nnx.Module):
+class ExpertConv(Convolution):
     """K expert kernels, and the convolution of each sample with its mixture of them.
 
     The base of the layers that differ in where the attention comes from.
@@ -110,13 +111,7 @@ class ExpertConv(nnx.Module):
             feature_group_count=feature_group_count,
         )
         check_implementation(implementation, geometry)
-        self.in_features = geometry.in_features
-        self.out_features = geometry.out_features
-        self.kernel_size = geometry.kernel_size
-        self.strides = geometry.strides
-        self.padding = geometry.padding
-        self.kernel_dilation = geometry.kernel_dilation
-        self.feature_group_count = geometry.feature_group_count
+        self.take_geometry(geometry)
         self.use_bias = use_bias
         self.num_experts = positive_int("num_experts", num_experts)
         self.implementation = implementation
@@ -178,24 +173,6 @@ class ExpertConv(nnx.Module):
             preferred_element_type=self.preferred_element_type,
             **options,
         )
-
-    def flatten_batch(self, inputs: jax.Array) -> tuple[jax.Array, tuple[int, ...]]:
-        """Returns the inputs with one batch dimension, and the ones they had.
-
-        Raises:
-            ValueError: If the inputs do not fit the layer.
-        """
-        rank = len(self.kernel_size)
-        if inputs.ndim < rank + 1 or inputs.shape[-1] != self.in_features:
-            raise ValueError(
-                f"`inputs` (shape {inputs.shape}) must be (*batch, *spatial, "
-                f"in_features) with {rank} spatial dimension(s) and `in_features` "
-                f"(={self.in_features})"
-            )
-        batch = inputs.shape[: -rank - 1]
-        if len(batch) == 1:
-            return inputs, batch
-        return inputs.reshape(math.prod(batch), *inputs.shape[-rank - 1 :]), batch
 
     def flatten_attention(
         self, attention: jax.Array, batch: tuple[int, ...]

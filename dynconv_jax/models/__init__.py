@@ -13,6 +13,7 @@ from dynconv_jax.models.efficientnet_cc import (
 from dynconv_jax.models.mobilenet_v2 import MobileNetV2, mobilenet_v2
 from dynconv_jax.models.registry import create_model, list_models
 from dynconv_jax.models.resnet import ResNet, resnet18, resnet34, resnet50
+from dynconv_jax.models.warehouses import with_warehouses
 
 __all__ = [
     "DynamicNet",
@@ -31,4 +32,5 @@ __all__ = [
     "tf_efficientnet_cc_b0_4e",
     "tf_efficientnet_cc_b0_8e",
     "tf_efficientnet_cc_b1_8e",
+    "with_warehouses",
 ]

@@ -19,6 +19,7 @@ from dynconv_jax.layers import (
     CondConv,
     DynamicConv,
     DynamicConvTranspose,
+    KernelWarehouse,
     ODConv,
     PooledLinear,
 )
@@ -66,6 +67,7 @@ LAYOUT: dict[type, dict[str, tuple[str | Callable[[nnx.Module], str], Arrangemen
         "kernel": ("weight", stacked_transposed),
         "router": (_router_name, same),
     },
+    KernelWarehouse: {"cells": ("cells", stacked_channels_first)},
 }
 
 

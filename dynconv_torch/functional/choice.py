@@ -18,12 +18,26 @@ from dynconv_torch.functional.geometry import Geometry
 IMPLEMENTATIONS = ("auto", "loop", "grouped", "experts")
 
 
-def check_implementation(implementation: str) -> None:
-    """Raises a ValueError unless `implementation` is one of `IMPLEMENTATIONS`."""
+def check_implementation(implementation: str, *, has_experts: bool = True) -> None:
+    """Checks that an implementation is known and can compute a convolution.
+
+    Args:
+        implementation: The name asked for.
+        has_experts: Whether there are experts and their attention, or only kernels.
+
+    Raises:
+        ValueError: If it is unknown, or cannot; the message names those that can.
+    """
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(
             f"`implementation` (={implementation!r}) must be one of "
             f"{', '.join(map(repr, IMPLEMENTATIONS))}"
+        )
+    if implementation == "experts" and not has_experts:
+        raise ValueError(
+            "`implementation` (='experts') sums the outputs of all experts and so "
+            "needs their attention, as `dynamic_conv` has it; those that can compute "
+            "this are 'auto', 'loop', 'grouped'"
         )
 
 
@@ -115,12 +129,7 @@ def choose(
     Raises:
         ValueError: If the implementation needs experts and there are none.
     """
-    if implementation == "experts" and num_experts is None:
-        raise ValueError(
-            "`implementation` (='experts') sums the outputs of all experts and so "
-            "needs their attention, as `dynamic_conv` has it; those that can compute "
-            "this are 'auto', 'loop', 'grouped'"
-        )
+    check_implementation(implementation, has_experts=num_experts is not None)
     if implementation != "auto":
         return implementation
     if input.device.type != "cpu":

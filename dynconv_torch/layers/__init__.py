@@ -13,6 +13,13 @@ from dynconv_torch.layers.dynamic_conv_transpose import (
     DynamicConvTranspose2d,
     DynamicConvTranspose3d,
 )
+from dynconv_torch.layers.kernel_warehouse import (
+    KernelWarehouse,
+    WarehouseConv1d,
+    WarehouseConv2d,
+    WarehouseConv3d,
+    set_assignment,
+)
 from dynconv_torch.layers.od_conv import ODConv1d, ODConv2d, ODConv3d
 
 __all__ = [
@@ -26,9 +33,14 @@ __all__ = [
     "DynamicConvTranspose1d",
     "DynamicConvTranspose2d",
     "DynamicConvTranspose3d",
+    "KernelWarehouse",
     "ODConv1d",
     "ODConv2d",
     "ODConv3d",
+    "WarehouseConv1d",
+    "WarehouseConv2d",
+    "WarehouseConv3d",
     "chen_options",
+    "set_assignment",
     "to_chen_layout",
 ]

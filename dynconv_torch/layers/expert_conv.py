@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from dynconv_torch.functional.choice import check_implementation
 from dynconv_torch.functional.dynamic import dynamic_conv
 from dynconv_torch.functional.geometry import Geometry, PaddingLike, positive_int
+from dynconv_torch.layers.convolution import ConvolutionNd, as_one_kernel
 
 
-class ExpertConvNd(nn.Module):
+class ExpertConvNd(ConvolutionNd):
     """K expert kernels, and the convolution of each sample with its mixture of them.
 
     The base of the layers that differ in where the attention comes from. A subclass has
@@ -22,9 +23,7 @@ class ExpertConvNd(nn.Module):
         bias: Their biases, shape (K, O), or None.
     """
 
-    rank: int
     weight: nn.Parameter
-    bias: nn.Parameter | None
 
     def build_experts(
         self,
@@ -58,13 +57,7 @@ class ExpertConvNd(nn.Module):
             groups=groups,
         )
         check_implementation(implementation)
-        self.in_channels = geometry.in_channels
-        self.out_channels = geometry.out_channels
-        self.kernel_size = geometry.kernel_size
-        self.stride = geometry.stride
-        self.padding = geometry.padding
-        self.dilation = geometry.dilation
-        self.groups = geometry.groups
+        self.take_geometry(geometry)
         self.num_experts = positive_int("num_experts", num_experts)
         self.implementation = implementation
 
@@ -114,21 +107,6 @@ class ExpertConvNd(nn.Module):
             **options,
         )
 
-    def is_unbatched(self, x: Tensor) -> bool:
-        """Whether `x` is one sample without a batch.
-
-        Raises:
-            ValueError: If the input does not fit the layer.
-        """
-        channel_axis = x.ndim - self.rank - 1
-        if channel_axis not in (0, 1) or x.shape[channel_axis] != self.in_channels:
-            raise ValueError(
-                f"`x` (shape {tuple(x.shape)}) must be (batch, in_channels, *spatial) "
-                f"or (in_channels, *spatial) with {self.rank} spatial dimension(s) and "
-                f"`in_channels` (={self.in_channels})"
-            )
-        return channel_axis == 0
-
     def check_attention(self, attention: Tensor, x: Tensor) -> None:
         """Raises a ValueError unless there is attention for every sample of `x`."""
         expected = (*x.shape[: -self.rank - 1], self.num_experts)
@@ -140,33 +118,7 @@ class ExpertConvNd(nn.Module):
 
     def extra_repr(self) -> str:
         """Returns the arguments of the layer, for its `repr`."""
-        parts = [
-            f"{self.in_channels}, {self.out_channels}",
-            f"kernel_size={self.kernel_size}, stride={self.stride}",
-            f"padding={self.padding}",
-        ]
-        if any(step != 1 for step in self.dilation):
-            parts.append(f"dilation={self.dilation}")
-        if self.groups != 1:
-            parts.append(f"groups={self.groups}")
-        if self.bias is not None:
-            parts.append("bias=True")
-        parts.append(f"num_experts={self.num_experts}")
-        if self.implementation != "auto":
-            parts.append(f"implementation={self.implementation!r}")
-        return ", ".join(parts)
+        return f"{super().extra_repr()}, num_experts={self.num_experts}"
 
     def _apply(self, fn, recurse=True):
-        """Shows `fn` the experts as one kernel with K·O outputs.
-
-        A memory format is for tensors of a certain number of dimensions, and the stack
-        has one more than a kernel of its rank.
-        """
-        shape = self.weight.shape
-
-        def apply(tensor: Tensor) -> Tensor:
-            if tensor.shape != shape:  # also true of the gradient
-                return fn(tensor)
-            return fn(tensor.flatten(0, 1)).unflatten(0, shape[:2])
-
-        return super()._apply(apply, recurse)
+        return super()._apply(as_one_kernel(fn, self.weight.shape), recurse)
