@@ -13,7 +13,13 @@ from dynconv_jax.functional import (
     mix_kernels,
     per_sample_conv,
 )
-from dynconv_jax.layers import BatchNorm, DynamicConv, DynamicConvBlock, ODConv
+from dynconv_jax.layers import (
+    BatchNorm,
+    DecomposedConv,
+    DynamicConv,
+    DynamicConvBlock,
+    ODConv,
+)
 from dynconv_jax.models import DynamicNet
 from dynconv_jax.routing import (
     Router,
@@ -30,6 +36,7 @@ from dynconv_jax.weights import (
 
 __all__ = [
     "BatchNorm",
+    "DecomposedConv",
     "DynamicConv",
     "DynamicConvBlock",
     "DynamicNet",

@@ -2,6 +2,9 @@
 
 from dynconv_torch.functional import dynamic_conv, mix_kernels, per_sample_conv
 from dynconv_torch.layers import (
+    DecomposedConv1d,
+    DecomposedConv2d,
+    DecomposedConv3d,
     DynamicConv1d,
     DynamicConv2d,
     DynamicConv3d,
@@ -14,6 +17,9 @@ from dynconv_torch.models import DynamicNet
 from dynconv_torch.routing import Router, load_balance_loss, set_temperature
 
 __all__ = [
+    "DecomposedConv1d",
+    "DecomposedConv2d",
+    "DecomposedConv3d",
     "DynamicConv1d",
     "DynamicConv2d",
     "DynamicConv3d",

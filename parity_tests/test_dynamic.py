@@ -97,9 +97,7 @@ def test_pytorch_forms_equal_the_jax_reference(name, implementation):
     assert_close(actual, expected, dtype="float64")
 
 
-SPATIAL = (
-    *("2d strided", "2d grouped", "3d", "2d depthwise, multiplied"),
-)
+SPATIAL = (*("2d strided", "2d grouped", "3d", "2d depthwise, multiplied"),)
 SPATIAL_FORMS = [
     (name, form)
     for name, form in FORMS_OF_CASES

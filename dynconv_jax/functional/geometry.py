@@ -297,3 +297,28 @@ def check_operands(
         )
     geometry.output_size(inputs.shape[1:-1])
     return geometry
+
+
+def flatten_batch(
+    inputs: jax.Array, in_features: int, rank: int
+) -> tuple[jax.Array, tuple[int, ...]]:
+    """Returns inputs (*batch, *S, C) with one batch dimension, and those they had.
+
+    Args:
+        inputs: Any number of batch dimensions, also none.
+        in_features: C.
+        rank: The number of spatial dimensions.
+
+    Raises:
+        ValueError: If there are fewer dimensions, or other than C channels.
+    """
+    if inputs.ndim < rank + 1 or inputs.shape[-1] != in_features:
+        raise ValueError(
+            f"`inputs` (shape {inputs.shape}) must be (*batch, *spatial, "
+            f"in_features) with {rank} spatial dimension(s) and `in_features` "
+            f"(={in_features})"
+        )
+    batch = inputs.shape[: -rank - 1]
+    if len(batch) == 1:
+        return inputs, batch
+    return inputs.reshape(math.prod(batch), *inputs.shape[-rank - 1 :]), batch

@@ -1,9 +1,17 @@
 """Layers: thin modules over `functional` and `routing`, one family a file."""
 
 from dynconv_jax.layers.batch_norm import BatchNorm
+from dynconv_jax.layers.decomposed_conv import DecomposedConv
 from dynconv_jax.layers.dynamic_conv import DynamicConv
 from dynconv_jax.layers.dynamic_conv_block import DynamicConvBlock
 from dynconv_jax.layers.od_conv import ODConv
 from dynconv_jax.layers.pooled_linear import PooledLinear
 
-__all__ = ["BatchNorm", "DynamicConv", "DynamicConvBlock", "ODConv", "PooledLinear"]
+__all__ = [
+    "BatchNorm",
+    "DecomposedConv",
+    "DynamicConv",
+    "DynamicConvBlock",
+    "ODConv",
+    "PooledLinear",
+]

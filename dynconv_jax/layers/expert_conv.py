@@ -16,7 +16,12 @@ from jax.typing import DTypeLike
 
 from dynconv_jax.functional.choice import check_implementation
 from dynconv_jax.functional.dynamic import dynamic_conv
-from dynconv_jax.functional.geometry import Geometry, PaddingLike, positive_int
+from dynconv_jax.functional.geometry import (
+    Geometry,
+    PaddingLike,
+    flatten_batch,
+    positive_int,
+)
 
 default_kernel_init = nnx.initializers.normal(0.02)
 default_bias_init = nnx.initializers.zeros_init()
@@ -176,17 +181,7 @@ class ExpertConv(nnx.Module):
         Raises:
             ValueError: If the inputs do not fit the layer.
         """
-        rank = len(self.kernel_size)
-        if inputs.ndim < rank + 1 or inputs.shape[-1] != self.in_features:
-            raise ValueError(
-                f"`inputs` (shape {inputs.shape}) must be (*batch, *spatial, "
-                f"in_features) with {rank} spatial dimension(s) and `in_features` "
-                f"(={self.in_features})"
-            )
-        batch = inputs.shape[: -rank - 1]
-        if len(batch) == 1:
-            return inputs, batch
-        return inputs.reshape(math.prod(batch), *inputs.shape[-rank - 1 :]), batch
+        return flatten_batch(inputs, self.in_features, len(self.kernel_size))
 
     def flatten_attention(
         self, attention: jax.Array, batch: tuple[int, ...]

@@ -4,6 +4,8 @@ import dataclasses
 import operator
 from collections.abc import Sequence
 
+from torch import Tensor
+
 PaddingLike = str | int | Sequence[int | tuple[int, int]]
 
 
@@ -197,3 +199,24 @@ class Geometry:
                 )
             sizes.append((padded - extent) // step + 1)
         return tuple(sizes)
+
+
+def is_unbatched(x: Tensor, in_channels: int, rank: int) -> bool:
+    """Returns whether `x` is one sample (C, *S) without a batch.
+
+    Args:
+        x: Shape (B, C, *S) or (C, *S).
+        in_channels: C.
+        rank: The number of spatial dimensions.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    channel_axis = x.ndim - rank - 1
+    if channel_axis not in (0, 1) or x.shape[channel_axis] != in_channels:
+        raise ValueError(
+            f"`x` (shape {tuple(x.shape)}) must be (batch, in_channels, *spatial) "
+            f"or (in_channels, *spatial) with {rank} spatial dimension(s) and "
+            f"`in_channels` (={in_channels})"
+        )
+    return channel_axis == 0

@@ -7,7 +7,12 @@ from torch import Tensor, nn
 
 from dynconv_torch.functional.choice import check_implementation
 from dynconv_torch.functional.dynamic import dynamic_conv
-from dynconv_torch.functional.geometry import Geometry, PaddingLike, positive_int
+from dynconv_torch.functional.geometry import (
+    Geometry,
+    PaddingLike,
+    is_unbatched,
+    positive_int,
+)
 
 
 class ExpertConvNd(nn.Module):
@@ -110,14 +115,7 @@ class ExpertConvNd(nn.Module):
         Raises:
             ValueError: If the input does not fit the layer.
         """
-        channel_axis = x.ndim - self.rank - 1
-        if channel_axis not in (0, 1) or x.shape[channel_axis] != self.in_channels:
-            raise ValueError(
-                f"`x` (shape {tuple(x.shape)}) must be (batch, in_channels, *spatial) "
-                f"or (in_channels, *spatial) with {self.rank} spatial dimension(s) and "
-                f"`in_channels` (={self.in_channels})"
-            )
-        return channel_axis == 0
+        return is_unbatched(x, self.in_channels, self.rank)
 
     def check_attention(self, attention: Tensor, x: Tensor) -> None:
         """Raises a ValueError unless there is attention for every sample of `x`."""
