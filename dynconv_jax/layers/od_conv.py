@@ -337,9 +337,11 @@ class ODConv(ExpertConv):
         """
         flat, batch = self.flatten_batch(inputs)
         attentions = self.attention(flat)
-        # Raised before the channels are weighed, not after: bfloat16 inputs beside
-        # float32 experts are to be rounded once.
+        # Promoted before the channels are weighed, not after: bfloat16 inputs beside
+        # float32 experts are not to be rounded in between.
         flat, *_ = self.promote_dtype((flat, self.kernel[...], None), dtype=self.dtype)
+        # The two act on activations, where XLA fuses them with what reads or writes
+        # these; on kernels they would be two more factors of each sample's C·O·k².
         outputs = self.convolve(
             scale_channels(flat, attentions.channel),
             attentions.kernel,
