@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from dynconv_torch.layers import CondConv2d, DynamicConv2d
+from dynconv_torch.layers import CondConv2d, DecomposedConv2d, DynamicConv2d, ODConv2d
 from dynconv_torch.models.dynamic_net import DynamicNet
 from dynconv_torch.models.efficientnet_cc import (
     efficientnet_cc_b0_4e,
@@ -20,6 +20,7 @@ from dynconv_torch.models.efficientnet_cc import (
 )
 from dynconv_torch.models.mobilenet_v2 import mobilenet_v2
 from dynconv_torch.models.resnet import resnet18, resnet34, resnet50
+from dynconv_torch.models.warehouses import with_warehouses
 
 MODELS: dict[str, Callable[..., Any]] = {
     "dynamic_net": DynamicNet,
@@ -35,12 +36,24 @@ MODELS: dict[str, Callable[..., Any]] = {
     "resnet50": resnet50,
 }
 
-# A new convolution needs a row here, and nothing else.
 CONVOLUTIONS: dict[str, Callable[..., Any] | None] = {
     "static": None,
-    "cond": CondConv2d,
+    "condconv": CondConv2d,
+    "decomposed": DecomposedConv2d,
     "dynamic": DynamicConv2d,
+    "kernel_warehouse": with_warehouses,  # which builds the model, not a layer
+    "odconv": ODConv2d,
 }
+
+
+def list_convolutions() -> list[str]:
+    """Returns the names that `create_model` knows for `conv`.
+
+    Example:
+        >>> "odconv" in list_convolutions()
+        True
+    """
+    return sorted(CONVOLUTIONS)
 
 
 def list_models() -> list[str]:
@@ -66,9 +79,10 @@ def create_model(
     Args:
         name: One of `list_models()`.
         num_classes: The number of logits; None leaves it to the model.
-        conv: What its convolutions are: `"static"`, `"dynamic"`, `"cond"`, or a
+        conv: What its convolutions are: one of `list_convolutions()`, or a
             callable with the signature of `nn.Conv2d`; None leaves it to the model.
-        conv_options: Options of the convolution, such as `{"num_experts": 8}`.
+        conv_options: Options of the convolution, such as `{"num_experts": 8}`; of
+            `"kernel_warehouse"` those of `with_warehouses`.
         **options: Options of the model.
 
     Raises:
@@ -106,6 +120,9 @@ def create_model(
                 f"`conv` (={conv!r}): the convolutions of {name!r} cannot be chosen; "
                 "leave `conv` out, and give their options to the model itself"
             )
+        if conv is with_warehouses:
+            build = functools.partial(build, **options)
+            return with_warehouses(build, **conv_options or {})
         options["conv"] = functools.partial(conv, **conv_options or {})
     return build(**options)
 
