@@ -191,7 +191,7 @@ class EfficientNet(nnx.Module):
 
     Example:
         >>> def logits(images):
-        ...     return EfficientNet(10, stages=STAGES[:2], rngs=nnx.Rngs(0))(images)
+        ...     return EfficientNet(10, stages=STAGES[:3], rngs=nnx.Rngs(0))(images)
         >>> jax.eval_shape(logits, jnp.ones((2, 40, 33, 3))).shape
         (2, 10)
     """

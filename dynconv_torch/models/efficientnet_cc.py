@@ -190,7 +190,7 @@ class EfficientNet(nn.Module):
         classifier: The linear head.
 
     Example:
-        >>> net = EfficientNet(10, stages=STAGES[:2]).eval()
+        >>> net = EfficientNet(10, stages=STAGES[:3]).eval()
         >>> net(torch.ones(2, 3, 40, 33)).shape
         torch.Size([2, 10])
     """
