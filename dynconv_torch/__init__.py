@@ -1,36 +1,85 @@
 """Dynamic convolution for PyTorch: the reference twin of the JAX library."""
 
-from dynconv_torch.functional import dynamic_conv, mix_kernels, per_sample_conv
+from dynconv_torch.functional import (
+    dynamic_conv,
+    dynamic_conv_transpose,
+    mix_kernels,
+    per_sample_conv,
+    per_sample_conv_transpose,
+)
 from dynconv_torch.layers import (
+    CondConv1d,
+    CondConv2d,
+    CondConv3d,
     DynamicConv1d,
     DynamicConv2d,
     DynamicConv3d,
     DynamicConvBlock,
+    DynamicConvTranspose1d,
+    DynamicConvTranspose2d,
+    DynamicConvTranspose3d,
     KernelWarehouse,
+    ODConv1d,
+    ODConv2d,
+    ODConv3d,
     WarehouseConv1d,
     WarehouseConv2d,
     WarehouseConv3d,
+    chen_options,
     set_assignment,
+    to_chen_layout,
 )
-from dynconv_torch.models import DynamicNet, with_warehouses
-from dynconv_torch.routing import Router, load_balance_loss, set_temperature
+from dynconv_torch.models import (
+    DynamicNet,
+    EfficientNet,
+    MobileNetV2,
+    ResNet,
+    create_model,
+    list_models,
+    with_warehouses,
+)
+from dynconv_torch.routing import (
+    Router,
+    SigmoidRouter,
+    load_balance_loss,
+    set_temperature,
+)
 
 __all__ = [
+    "CondConv1d",
+    "CondConv2d",
+    "CondConv3d",
     "DynamicConv1d",
     "DynamicConv2d",
     "DynamicConv3d",
     "DynamicConvBlock",
+    "DynamicConvTranspose1d",
+    "DynamicConvTranspose2d",
+    "DynamicConvTranspose3d",
     "DynamicNet",
+    "EfficientNet",
     "KernelWarehouse",
+    "MobileNetV2",
+    "ODConv1d",
+    "ODConv2d",
+    "ODConv3d",
+    "ResNet",
     "Router",
+    "SigmoidRouter",
     "WarehouseConv1d",
     "WarehouseConv2d",
     "WarehouseConv3d",
+    "chen_options",
+    "create_model",
     "dynamic_conv",
+    "dynamic_conv_transpose",
+    "list_models",
     "load_balance_loss",
     "mix_kernels",
     "per_sample_conv",
+    "per_sample_conv_transpose",
     "set_assignment",
     "set_temperature",
+    "to_chen_layout",
     "with_warehouses",
 ]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import dynconv_torch
-from dynconv_jax import dynamic_conv, mix_kernels
+from dynconv_jax import dynamic_conv, mix_kernels, per_sample_conv
 from parity_tests.cases import CASES
 from parity_tests.parity import assert_close
 
@@ -19,7 +19,7 @@ FORMS_OF_CASES = [
     for name, case in CASES.items()
     for form in ("patches", "rows", "scan", "experts") + ("taps",) * case.is_depthwise
 ]
-NAMES = ("inputs", "attention", "kernel", "bias")
+NAMES = ("inputs", "attention", "kernel", "bias", "spatial attention")
 
 
 def operands(case, rng):
@@ -36,20 +36,42 @@ def cotangent_like(outputs):
     return np.random.default_rng(1).normal(size=tuple(outputs.shape))
 
 
-def jax_results(case, arrays, **options):
+def jax_results(case, arrays, function=dynamic_conv, **options):
     """Outputs and gradients of `dynamic_conv` under a random cotangent."""
 
     @jax.jit
     def run(*arrays):
         outputs, pullback = jax.vjp(
-            lambda *arrays: dynamic_conv(*arrays, **case.jax_geometry, **options),
+            lambda *arrays: function(*arrays, **case.jax_geometry, **options),
             *arrays,
         )
         cotangent = jnp.asarray(cotangent_like(outputs), outputs.dtype)
         return outputs, pullback(cotangent)
 
     outputs, gradients = run(*map(jnp.asarray, arrays))
-    return {"output": outputs, **dict(zip(NAMES, gradients, strict=True))}
+    return {"output": outputs, **dict(zip(NAMES, gradients, strict=False))}
+
+
+def torch_results(case, arrays, function=dynconv_torch.dynamic_conv, **options):
+    """The same of PyTorch's, arrays in JAX's layout."""
+    rank = len(case.spatial)
+    # (K, *k, C/g, O) -> (K, O, C/g, *k); autograd takes the gradient back.
+    to_torch = (0, rank + 2, rank + 1, *range(1, rank + 1))
+    leaves = [torch.from_numpy(array).requires_grad_() for array in arrays]
+    x, attention, kernel, *others = leaves
+    outputs = function(
+        x.movedim(-1, 1),
+        attention,
+        kernel.permute(to_torch),
+        *others,
+        **case.torch_geometry,
+        **options,
+    ).movedim(1, -1)
+    gradients = torch.autograd.grad(
+        outputs, leaves, torch.from_numpy(cotangent_like(outputs))
+    )
+    named = zip(NAMES, (gradient.numpy() for gradient in gradients), strict=False)
+    return {"output": outputs.detach().numpy(), **dict(named)}
 
 
 @functools.cache
@@ -71,25 +93,154 @@ def test_forms_equal_the_mapped_convolution(name, implementation):
 @pytest.mark.parametrize("name", CASES)
 def test_pytorch_forms_equal_the_jax_reference(name, implementation):
     case, arrays, expected = case_with_reference(name)
-    rank = len(case.spatial)
-    # (K, *k, C/g, O) -> (K, O, C/g, *k); autograd takes the gradient back.
-    to_torch = (0, rank + 2, rank + 1, *range(1, rank + 1))
-    leaves = [torch.from_numpy(array).requires_grad_() for array in arrays]
-    x, attention, kernel, bias = leaves
-    outputs = dynconv_torch.dynamic_conv(
-        x.movedim(-1, 1),
-        attention,
-        kernel.permute(to_torch),
-        bias,
-        implementation=implementation,
-        **case.torch_geometry,
-    ).movedim(1, -1)
-    gradients = torch.autograd.grad(
-        outputs, leaves, torch.from_numpy(cotangent_like(outputs))
-    )
-    actual = {"output": outputs.detach().numpy()}
-    actual |= {n: g.numpy() for n, g in zip(NAMES, gradients, strict=True)}
+    actual = torch_results(case, arrays, implementation=implementation)
     assert_close(actual, expected, dtype="float64")
+
+
+SPATIAL = (*("2d strided", "2d grouped", "3d", "2d depthwise, multiplied"),)
+SPATIAL_FORMS = [
+    (name, form)
+    for name, form in FORMS_OF_CASES
+    if name in SPATIAL and (form != "scan" or not CASES[name].is_depthwise)
+]
+
+
+def with_spatial_attention(function):
+    """Calls with the last operand as the spatial attention, which is differentiated."""
+
+    def call(*operands, **options):
+        *operands, spatial = operands
+        return function(*operands, spatial_attention=spatial, **options)
+
+    return call
+
+
+@functools.cache
+def spatial_case_with_reference(name):
+    """As `case_with_reference`, with spatial attention; kernels multiplied by hand."""
+    case = dataclasses.replace(CASES[name], batch=3)
+    rng = np.random.default_rng(2)
+    arrays = (*operands(case, rng), rng.normal(size=(case.batch, *case.kernel_size)))
+
+    def multiplied(inputs, attention, kernel, bias, spatial, **options):
+        return per_sample_conv(
+            inputs,
+            mix_kernels(attention, kernel) * spatial[..., None, None],
+            mix_kernels(attention, bias),
+            **options,
+        )
+
+    expected = jax_results(case, arrays, multiplied, implementation="vmap")
+    return case, arrays, expected
+
+
+@pytest.mark.parametrize(("name", "implementation"), SPATIAL_FORMS)
+def test_spatial_attention_weighs_the_taps_in_every_form(name, implementation):
+    case, arrays, expected = spatial_case_with_reference(name)
+    actual = jax_results(
+        case,
+        arrays,
+        with_spatial_attention(dynamic_conv),
+        implementation=implementation,
+    )
+    assert_close(actual, expected, dtype="float64")
+
+
+@pytest.mark.parametrize("implementation", ["loop", "grouped", "auto"])
+@pytest.mark.parametrize("name", ["2d strided", "2d grouped", "3d"])
+def test_spatial_attention_weighs_the_taps_in_pytorch(name, implementation):
+    case, arrays, expected = spatial_case_with_reference(name)
+    actual = torch_results(
+        case,
+        arrays,
+        with_spatial_attention(dynconv_torch.dynamic_conv),
+        implementation=implementation,
+    )
+    assert_close(actual, expected, dtype="float64")
+
+
+@pytest.mark.parametrize("form", ["patches", "scan", "experts"])
+def test_without_attention_one_expert_counts_fully(form, rng):
+    case = dataclasses.replace(CASES["one expert"], batch=3)
+    inputs, _, kernel, bias = map(jnp.asarray, operands(case, rng))
+    taps = jnp.asarray(rng.normal(size=(3, *case.kernel_size)))
+    for spatial in (taps, None):
+        outputs, expected = (
+            dynamic_conv(
+                inputs,
+                attention,
+                kernel,
+                bias,
+                spatial_attention=spatial,
+                implementation=form,
+                **case.jax_geometry,
+            )
+            for attention in (None, jnp.ones((3, 1)))
+        )
+        assert_close({"output": outputs}, {"output": expected}, dtype="float64")
+
+
+def test_without_attention_one_expert_counts_fully_in_pytorch(rng):
+    x, weight = torch.randn(3, 4, 6, 5), torch.randn(1, 8, 2, 3, 3)
+    for spatial in (torch.randn(3, 3, 3), None):
+        outputs, expected = (
+            dynconv_torch.dynamic_conv(
+                x,
+                attention,
+                weight,
+                torch.ones(1, 8),
+                spatial_attention=spatial,
+                groups=2,
+            ).numpy()
+            for attention in (None, torch.ones(3, 1))
+        )
+        assert_close({"output": outputs}, {"output": expected}, dtype="float32")
+
+
+def test_without_any_attention_a_pointwise_kernel_is_one_product():
+    def convolve(inputs, kernel):
+        return dynamic_conv(inputs, None, kernel, strides=2)
+
+    operands = jnp.ones((5, 7, 6, 3)), jnp.ones((1, 1, 1, 3, 4))
+    program = jax.jit(convolve).lower(*operands).as_text()
+    assert "dot_general" in program and "convolution" not in program
+    assert "5x1x1x3x4" not in program and "tensor<5x3x4x" not in program
+
+
+def test_attention_that_is_missing_for_several_experts_is_refused():
+    with pytest.raises(ValueError, match=r"attention` \(=None\).*\(2, 3\)"):
+        dynamic_conv(jnp.ones((2, 5, 4)), None, jnp.ones((3, 3, 4, 8)))
+    with pytest.raises(ValueError, match=r"attention` \(=None\).*\(2, 3\)"):
+        dynconv_torch.dynamic_conv(torch.ones(2, 4, 5), None, torch.ones(3, 8, 4, 3))
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (1, 3), (3,), (2, 3, 1)])
+def test_spatial_attention_of_the_wrong_shape_is_refused(shape):
+    with pytest.raises(ValueError, match=r"spatial_attention.*\(2, 3\)"):
+        dynamic_conv(
+            jnp.ones((2, 5, 4)),
+            jnp.ones((2, 3)),
+            jnp.ones((3, 3, 4, 8)),
+            spatial_attention=jnp.ones(shape),
+        )
+    with pytest.raises(ValueError, match=r"spatial_attention.*\(2, 3\)"):
+        dynconv_torch.dynamic_conv(
+            torch.ones(2, 4, 5),
+            torch.ones(2, 3),
+            torch.ones(3, 8, 4, 3),
+            spatial_attention=torch.ones(shape),
+        )
+
+
+def test_experts_of_pytorch_refuse_spatial_attention():
+    with pytest.raises(ValueError, match="'experts'.*spatial_attention.*'grouped'"):
+        dynconv_torch.dynamic_conv(
+            torch.ones(2, 4, 5),
+            torch.ones(2, 3),
+            torch.ones(3, 8, 4, 3),
+            spatial_attention=torch.ones(2, 3),
+            implementation="experts",
+        )
 
 
 # Batches of several steps of a loop and a rest; planes of several blocks of rows.

@@ -4,10 +4,11 @@
 
 The experts are laid out as the chosen form wants them (`forms.py`), then mixed: for the
 whole batch at once, or, in a loop over the samples, for those of each step, so that
-there is never a kernel for every sample. `"experts"` mixes the outputs instead.
+there is never a kernel for every sample. `"experts"` mixes the outputs instead. With
+spatial attention s_i the kernel is s_i ⊙ W(x_i), each tap weighted as a whole.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +18,12 @@ from jax.typing import DTypeLike
 from dynconv_jax.functional.choice import choose
 from dynconv_jax.functional.cost import Plan, Problem
 from dynconv_jax.functional.experts import conv_by_experts
-from dynconv_jax.functional.forms import FORMS
+from dynconv_jax.functional.forms import FORMS, Form
 from dynconv_jax.functional.geometry import Geometry, PaddingLike, check_operands
 from dynconv_jax.functional.numerics import Numerics
 from dynconv_jax.functional.per_sample import add_bias
 from dynconv_jax.functional.scan import map_samples
+from dynconv_jax.functional.static import conv_by_one_kernel
 
 
 def mix_kernels(
@@ -77,44 +79,88 @@ def _mix(
 def dynamic_conv_by_plan(
     plan: Plan,
     inputs: jax.Array,
-    attention: jax.Array,
+    attention: jax.Array | None,
     kernel: jax.Array,
     geometry: Geometry,
     numerics: Numerics,
+    spatial_attention: jax.Array | None = None,
 ) -> jax.Array:
     """Computes a dynamic convolution as a plan says.
 
     Args:
         plan: One of those that `choice.plans` gives for the problem.
         inputs: Shape (B, *S, C).
-        attention: Shape (B, K).
+        attention: Shape (B, K), or None for a single expert with the weight 1.
         kernel: Shape (K, *k, C/g, O).
         geometry: The convolution.
         numerics: Its numerical options.
+        spatial_attention: Shape (B, *k), or None. There must be one of the two.
 
     Returns:
         Shape (B, *S_out, O).
     """
     if plan.form == "experts":
-        return conv_by_experts(inputs, attention, kernel, geometry, numerics)
+        return conv_by_experts(
+            inputs, attention, kernel, geometry, numerics, spatial_attention
+        )
     form = FORMS[plan.form]
-    arranged = form.arrange(kernel, geometry)
+    mixed_kernel = _mixer(form, kernel, geometry, numerics.precision)
 
-    def convolve(inputs: jax.Array, attention: jax.Array) -> jax.Array:
-        mixed = _mix(attention, arranged, numerics.precision)
+    def convolve(
+        inputs: jax.Array,
+        attention: jax.Array | None,
+        spatial_attention: jax.Array | None,
+    ) -> jax.Array:
+        mixed = mixed_kernel(attention, spatial_attention)
         return form.convolve(inputs, mixed, geometry, numerics)
 
+    operands = (inputs, attention, spatial_attention)
     if plan.chunk is not None:
-        return map_samples(convolve, (inputs, attention), plan.chunk)
-    return convolve(inputs, attention)
+        return map_samples(convolve, operands, plan.chunk)
+    return convolve(*operands)
+
+
+def _mixer(
+    form: Form, kernel: jax.Array, geometry: Geometry, precision: lax.PrecisionLike
+) -> Callable[[jax.Array | None, jax.Array | None], jax.Array]:
+    """Returns the function from attentions (..., K) and (..., *k) to arranged kernels.
+
+    The experts are arranged once, except for spatial attention: its weights multiply
+    kernels that still have their spatial axes, and each product is arranged as it is
+    written.
+    """
+    arranged = form.arrange(kernel, geometry)
+
+    def mixed_kernel(
+        attention: jax.Array | None, spatial_attention: jax.Array | None
+    ) -> jax.Array:
+        if spatial_attention is None:
+            assert attention is not None
+            return _mix(attention, arranged, precision)
+        mixed = kernel[0] if attention is None else _mix(attention, kernel, precision)
+        taps = spatial_attention[..., None, None].astype(kernel.dtype)
+        return form.arrange(mixed * taps, geometry)
+
+    return mixed_kernel
+
+
+def check_attention(attention: jax.Array, batch: int, num_experts: int) -> None:
+    """Raises a ValueError unless `attention` has the shape (B, K)."""
+    expected = (batch, num_experts)
+    if attention.shape != expected:
+        raise ValueError(
+            f"`attention` (shape {attention.shape}) must be (batch, num_experts) = "
+            f"{expected}"
+        )
 
 
 def dynamic_conv(
     inputs: jax.Array,
-    attention: jax.Array,
+    attention: jax.Array | None,
     kernel: jax.Array,
     bias: jax.Array | None = None,
     *,
+    spatial_attention: jax.Array | None = None,
     strides: int | Sequence[int] | None = 1,
     padding: PaddingLike = "SAME",
     kernel_dilation: int | Sequence[int] | None = 1,
@@ -128,9 +174,12 @@ def dynamic_conv(
     Args:
         inputs: Shape (B, *S, C), with 1, 2 or 3 spatial dimensions.
         attention: Shape (B, K), the weight of each expert for each sample. The rows
-            need not sum to 1.
+            need not sum to 1. None is for a single expert, whose weight is then 1.
         kernel: Shape (K, *k, C/g, O), of the dtype of `inputs`.
         bias: Shape (K, O), or None.
+        spatial_attention: Shape (B, *k), one more weight for each sample and tap, which
+            multiplies the mixed kernel; None is 1. With neither attention the kernel is
+            the same for all samples, and it is a convolution like any other.
         strides: An int, or one per spatial dimension.
         padding: `"SAME"`, `"VALID"`, an int, or one int or (low, high) pair per spatial
             dimension.
@@ -171,15 +220,37 @@ def dynamic_conv(
         kernel_dilation=kernel_dilation,
         feature_group_count=feature_group_count,
     )
-    expected = (inputs.shape[0], kernel.shape[0])
-    if attention.shape != expected:
-        raise ValueError(
-            f"`attention` (shape {attention.shape}) must be (batch, num_experts) = "
-            f"{expected}"
-        )
-    if bias is not None:
+    _check_attention(inputs, attention, spatial_attention, kernel)
+    if bias is not None and attention is not None:
         bias = mix_kernels(attention, bias, precision=precision)
     plan = choose(Problem.of(inputs, geometry, kernel.shape[0]), implementation)
     numerics = Numerics(precision, preferred_element_type)
-    outputs = dynamic_conv_by_plan(plan, inputs, attention, kernel, geometry, numerics)
+    if attention is None and spatial_attention is None:
+        outputs = conv_by_one_kernel(inputs, kernel[0], geometry, numerics)
+    else:
+        outputs = dynamic_conv_by_plan(
+            plan, inputs, attention, kernel, geometry, numerics, spatial_attention
+        )
     return add_bias(outputs, bias)
+
+
+def _check_attention(
+    inputs: jax.Array,
+    attention: jax.Array | None,
+    spatial_attention: jax.Array | None,
+    kernel: jax.Array,
+) -> None:
+    batch, (num_experts, *size) = inputs.shape[0], kernel.shape[:-2]
+    if attention is not None:
+        check_attention(attention, batch, num_experts)
+    elif num_experts > 1:
+        raise ValueError(
+            "`attention` (=None) is for a single expert; for those of `kernel` (shape "
+            f"{kernel.shape}) it must be (batch, num_experts) = {(batch, num_experts)}"
+        )
+    expected = (batch, *size)
+    if spatial_attention is not None and spatial_attention.shape != expected:
+        raise ValueError(
+            f"`spatial_attention` (shape {spatial_attention.shape}) must be (batch, "
+            f"*kernel_size) = {expected}"
+        )

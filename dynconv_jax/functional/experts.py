@@ -6,6 +6,7 @@ and so it wins where a sample has few pixels.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -21,24 +22,31 @@ from dynconv_jax.functional.patches import (
 
 def conv_by_experts(
     inputs: jax.Array,
-    attention: jax.Array,
+    attention: jax.Array | None,
     kernel: jax.Array,
     geometry: Geometry,
     numerics: Numerics,
+    spatial_attention: jax.Array | None = None,
 ) -> jax.Array:
     """Convolves with all experts and sums their outputs by attention.
 
     Args:
         inputs: Shape (B, *S, C).
-        attention: Shape (B, K).
+        attention: Shape (B, K), or None for a single expert with the weight 1.
         kernel: The experts, shape (K, *k, C/g, O).
         geometry: The convolution; any.
         numerics: Its numerical options. The sum is taken in float32 at least.
+        spatial_attention: Shape (B, *k), or None.
 
     Returns:
         Shape (B, *S_out, O).
     """
     patches = gather_patches(inputs, geometry)
+    if spatial_attention is not None:
+        patches = _weigh_taps(patches, spatial_attention)
+    experts = arrange_for_patches(kernel, geometry)
+    if attention is None:
+        return multiply_patches(patches, experts[0], geometry, numerics)
     wide = numerics.widened(inputs.dtype)
     weights = attention.astype(wide.preferred_element_type)
     per_pixel = weights.reshape(*weights.shape, *(1,) * (geometry.rank + 1))
@@ -48,7 +56,16 @@ def conv_by_experts(
         jnp.add,
         (
             per_pixel[:, index] * multiply_patches(patches, expert, geometry, wide)
-            for index, expert in enumerate(arrange_for_patches(kernel, geometry))
+            for index, expert in enumerate(experts)
         ),
     )
     return mixed.astype(numerics.output_dtype(inputs.dtype))
+
+
+def _weigh_taps(patches: jax.Array, weights: jax.Array) -> jax.Array:
+    """Multiplies patches (B, ..., taps·C/g) by the weights (B, *k) of their taps."""
+    batch, *outer, rows = patches.shape
+    taps = math.prod(weights.shape[1:])
+    per_tap = weights.astype(patches.dtype).reshape(batch, *(1,) * len(outer), taps, 1)
+    split = patches.reshape(batch, *outer, taps, rows // taps)
+    return (split * per_tap).reshape(patches.shape)

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-from jax import lax
 
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.numerics import Numerics
 from dynconv_jax.functional.patches import arrange_for_patches, conv_by_patches
 from dynconv_jax.functional.rows import arrange_for_rows, conv_by_rows
+from dynconv_jax.functional.static import conv_by_xla
 from dynconv_jax.functional.taps import arrange_for_taps, conv_by_taps
 
 
@@ -40,20 +40,9 @@ def conv_by_vmap(
 
     It is how one would write it down, and the reference for every other form.
     """
-    spatial = "DHW"[-geometry.rank :]
 
     def one(sample: jax.Array, own_kernel: jax.Array) -> jax.Array:
-        return lax.conv_general_dilated(
-            sample[None],
-            own_kernel,
-            window_strides=geometry.strides,
-            padding=geometry.pads(sample.shape[:-1]),
-            rhs_dilation=geometry.kernel_dilation,
-            dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
-            feature_group_count=geometry.feature_group_count,
-            precision=numerics.precision,
-            preferred_element_type=numerics.preferred_element_type,
-        )[0]
+        return conv_by_xla(sample[None], own_kernel, geometry, numerics)[0]
 
     return jax.vmap(one)(inputs, kernel)
 

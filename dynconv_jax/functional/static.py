@@ -1,10 +1,12 @@
-"""A static convolution of few channels, as a product.
+"""Static convolutions: one kernel for all samples.
 
-XLA's convolution on a CPU contracts over the input channels, a tap at a time; of an
-image that is three numbers, and it runs at a tenth of the rate of a product. Gathered
-windows have them all side by side.
+XLA has them, but not always as a product where a product is better. A 1×1 convolution
+is one. And XLA's convolution on a CPU contracts over the input channels, a tap at a
+time; of an image that is three numbers, and it runs at a tenth of the rate of a
+product. Gathered windows have them all side by side.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +19,36 @@ from dynconv_jax.functional.patches import arrange_for_patches, conv_by_patches
 
 # Windows of more channels cost more memory than the product gains.
 _FEW_CHANNELS = 4
+# Nor do large windows pay: of 7×7 pixels (ResNet's stem) the product is slower.
+_FEW_TAPS = 9
+
+
+def conv_by_xla(
+    inputs: jax.Array, kernel: jax.Array, geometry: Geometry, numerics: Numerics
+) -> jax.Array:
+    """Convolves samples (B, *S, C) with one kernel (*k, C/g, O), by XLA's own."""
+    spatial = "DHW"[-geometry.rank :]
+    return lax.conv_general_dilated(
+        inputs,
+        kernel,
+        window_strides=geometry.strides,
+        padding=geometry.pads(inputs.shape[1:-1]),
+        rhs_dilation=geometry.kernel_dilation,
+        dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
+        feature_group_count=geometry.feature_group_count,
+        precision=numerics.precision,
+        preferred_element_type=numerics.preferred_element_type,
+    )
+
+
+def conv_by_one_kernel(
+    inputs: jax.Array, kernel: jax.Array, geometry: Geometry, numerics: Numerics
+) -> jax.Array:
+    """Convolves samples (B, *S, C) with one kernel (*k, C/g, O)."""
+    if geometry.taps > 1:
+        return conv_by_xla(inputs, kernel, geometry, numerics)
+    arranged = arrange_for_patches(kernel, geometry)
+    return conv_by_patches(inputs, arranged, geometry, numerics)
 
 
 def few_channel_conv(
@@ -29,8 +61,8 @@ def few_channel_conv(
     """Convolves all samples with one kernel, as `jax.lax.conv_general_dilated` does.
 
     It is for the `conv_general_dilated` of an `nnx.Conv` that reads images. Traced on a
-    CPU, with up to four channels and no unusual option, it is a product; otherwise
-    XLA's convolution.
+    CPU, with up to four channels, windows of up to nine pixels and no unusual option,
+    it is a product; otherwise XLA's convolution.
 
     Args:
         inputs: Shape (B, *S, C).
@@ -59,13 +91,15 @@ def few_channel_conv(
         lhs_dilation=(1,) * len(spatial),
         rhs_dilation=(1,) * len(spatial),
         feature_group_count=1,
+        out_sharding=None,
     )
     options = {**usual, **options}
     options["dimension_numbers"] = resolved(options["dimension_numbers"])
     numerics = Numerics(options.get("precision"), options.get("preferred_element_type"))
     is_usual = {**options, **numerics._asdict()} == {**usual, **numerics._asdict()}
     channels = inputs.shape[-1]
-    if jax.default_backend() != "cpu" or channels > _FEW_CHANNELS or not is_usual:
+    is_small = channels <= _FEW_CHANNELS and math.prod(kernel.shape[:-2]) <= _FEW_TAPS
+    if jax.default_backend() != "cpu" or not is_small or not is_usual:
         return lax.conv_general_dilated(
             inputs, kernel, window_strides, padding, **options
         )

@@ -101,7 +101,7 @@ class ExpertConv(Convolution):
                 `kernel_size`.
             ValueError: If a value is out of range or does not fit the others.
         """
-        geometry = Geometry.create(
+        geometry = self.create_geometry(
             in_features,
             out_features,
             kernel_size,
@@ -136,13 +136,30 @@ class ExpertConv(Convolution):
         else:
             self.bias = nnx.data(None)
 
-    def convolve(self, inputs: jax.Array, attention: jax.Array) -> jax.Array:
-        """Convolves inputs (B, *S, C) with experts mixed by attention (B, K)."""
+    # What a transposed layer has otherwise.
+    def create_geometry(self, *sizes: Any, **options: Any) -> Geometry:
+        """Creates the layer's geometry, from the arguments of `Geometry.create`."""
+        return Geometry.create(*sizes, **options)
+
+    def apply_experts(self, *operands: Any, **options: Any) -> jax.Array:
+        """Computes the layer, from the arguments of `dynamic_conv`."""
+        return dynamic_conv(*operands, **options)
+
+    def convolve(
+        self,
+        inputs: jax.Array,
+        attention: jax.Array | None,
+        **options: Any,
+    ) -> jax.Array:
+        """Convolves inputs (B, *S, C) with experts mixed by attention (B, K).
+
+        Further options are those of `apply_experts`.
+        """
         bias = None if self.bias is None else self.bias[...]
         inputs, kernel, bias = self.promote_dtype(
             (inputs, self.kernel[...], bias), dtype=self.dtype
         )
-        return dynamic_conv(
+        return self.apply_experts(
             inputs,
             attention,
             kernel,
@@ -154,6 +171,7 @@ class ExpertConv(Convolution):
             implementation=self.implementation,
             precision=self.precision,
             preferred_element_type=self.preferred_element_type,
+            **options,
         )
 
     def flatten_attention(

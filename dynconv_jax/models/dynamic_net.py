@@ -8,11 +8,11 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from dynconv_jax.functional.geometry import positive_int
-from dynconv_jax.functional.numerics import at_least_float32
 from dynconv_jax.functional.static import few_channel_conv
 from dynconv_jax.initializers import torch_kernel_init, torch_linear
 from dynconv_jax.layers.batch_norm import BatchNorm
 from dynconv_jax.layers.dynamic_conv_block import DynamicConvBlock
+from dynconv_jax.models.images import check_images, global_average_pool
 
 
 def _relu(x: jax.Array) -> jax.Array:
@@ -129,11 +129,7 @@ class DynamicNet(nnx.Module):
         Raises:
             ValueError: If the inputs do not fit the network.
         """
-        if inputs.ndim != 4 or inputs.shape[-1] != self.in_features:
-            raise ValueError(
-                f"`inputs` (shape {inputs.shape}) must be (batch, height, width, "
-                f"in_features) with `in_features` (={self.in_features})"
-            )
+        check_images(inputs, self.in_features)
 
         def show(name: str, x: jax.Array) -> jax.Array:
             if verbose:
@@ -145,5 +141,4 @@ class DynamicNet(nnx.Module):
         x = show("s1", self.stage1(x))
         x = show("s2", self.stage2(x))
         x = show("s3", self.stage3(x))
-        pooled = jnp.mean(x, axis=(1, 2), dtype=at_least_float32(x.dtype))
-        return show("out", self.fc(pooled.astype(x.dtype)))
+        return show("out", self.fc(global_average_pool(x)))

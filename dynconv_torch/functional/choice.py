@@ -91,7 +91,7 @@ def work_of(
     batch, _, *spatial = input.shape
     outputs = batch * geometry.out_channels * math.prod(geometry.output_size(spatial))
     kernel = math.prod(geometry.weight_shape)
-    flops = 2e-9 * outputs * kernel / geometry.out_channels
+    flops = 2e-9 * batch * geometry.multiply_adds(spatial)
     gigabyte = 1e-9 * input.element_size()
     is_depthwise = geometry.groups == geometry.in_channels > 1
     if form == "experts":

@@ -5,7 +5,8 @@
 Convolution is linear in its kernel, so the mixture may be taken before the convolution
 (one kernel per sample, see `per_sample.py`) or after it (`"experts"`: one dense
 convolution to K·O outputs, then their weighted sum). The second does K times the
-arithmetic but never writes a kernel per sample.
+arithmetic but never writes a kernel per sample. With spatial attention s_i the kernel
+is s_i ⊙ W(x_i), each tap weighted as a whole; that is for the first only.
 """
 
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from torch import Tensor
 from dynconv_torch.functional.choice import check_implementation, choose
 from dynconv_torch.functional.geometry import Geometry, PaddingLike
 from dynconv_torch.functional.per_sample import (
+    Convolve,
     add_bias,
     check_operands,
     conv,
@@ -56,25 +58,56 @@ def mix_kernels(attention: Tensor, weight: Tensor) -> Tensor:
     return mixed.unflatten(1, weight.shape[1:])
 
 
-def _conv_by_experts(
-    input: Tensor, attention: Tensor, weight: Tensor, geometry: Geometry
+def _merge_experts(weight: Tensor, groups: int) -> Tensor:
+    """Makes of experts (K, O, C/g, *k) one kernel with g·K·O/g outputs, in that order.
+
+    A group's outputs stay together.
+    """
+    return weight.unflatten(1, (groups, -1)).transpose(0, 1).flatten(0, 2)
+
+
+def conv_by_experts(
+    input: Tensor,
+    attention: Tensor,
+    merged: Tensor,
+    geometry: Geometry,
+    convolve: Convolve = conv,
 ) -> Tensor:
-    """Applies all experts (K, O, C/g, *k) to all samples, then sums by attention."""
-    groups, experts = geometry.groups, weight.shape[0]
-    # (K, g, O/g, C/g, *k) -> (g, K, O/g, C/g, *k): a group's outputs stay together.
-    stacked = weight.unflatten(1, (groups, -1)).transpose(0, 1).flatten(0, 2)
-    output = conv(input, stacked, geometry, groups)
-    output = output.unflatten(1, (groups, experts, -1))
+    """Applies all experts to all samples, then sums by attention.
+
+    Args:
+        input: Shape (B, C, *S).
+        attention: Shape (B, K).
+        merged: The experts as one kernel, whose outputs are (g, K, O/g).
+        geometry: The convolution.
+        convolve: What convolves with one kernel.
+
+    Returns:
+        Shape (B, O, *S_out).
+    """
+    output = convolve(input, merged, geometry, geometry.groups)
+    output = output.unflatten(1, (geometry.groups, attention.shape[1], -1))
     mixed = torch.einsum("bk,bgk...->bg...", attention.to(output.dtype), output)
     return mixed.flatten(1, 2)
 
 
+def check_attention(attention: Tensor, batch: int, num_experts: int) -> None:
+    """Raises a ValueError unless `attention` has the shape (B, K)."""
+    expected = (batch, num_experts)
+    if attention.shape != expected:
+        raise ValueError(
+            f"`attention` (shape {tuple(attention.shape)}) must be (batch, "
+            f"num_experts) = {expected}"
+        )
+
+
 def dynamic_conv(
     input: Tensor,
-    attention: Tensor,
+    attention: Tensor | None,
     weight: Tensor,
     bias: Tensor | None = None,
     *,
+    spatial_attention: Tensor | None = None,
     stride: int | Sequence[int] = 1,
     padding: PaddingLike = 0,
     dilation: int | Sequence[int] = 1,
@@ -86,16 +119,21 @@ def dynamic_conv(
     Args:
         input: Shape (B, C, *S), with 1, 2 or 3 spatial dimensions.
         attention: Shape (B, K), the weight of each expert for each sample. The rows
-            need not sum to 1.
+            need not sum to 1. None is for a single expert, whose weight is then 1.
         weight: Shape (K, O, C/g, *k), of the dtype of `input`.
         bias: Shape (K, O), or None.
+        spatial_attention: Shape (B, *k), one more weight for each sample and tap, which
+            multiplies the mixed kernel; None is 1. With neither attention the kernel is
+            the same for all samples, and it is a convolution like any other.
         stride: An int, or one per spatial dimension.
-        padding: `"same"` (with a stride of 1), `"valid"`, an int, or one int or
-            (low, high) pair per spatial dimension.
+        padding: `"same"` (with a stride of 1), `"valid"`, `"tf_same"` (for any stride,
+            as TensorFlow pads), an int, or one int or (low, high) pair per spatial
+            dimension.
         dilation: An int, or one per spatial dimension.
         groups: g; it must divide C and O.
-        implementation: `"auto"`, `"loop"`, `"grouped"` or `"experts"`. All compute the
-            same; `"auto"` takes the one that it estimates to be the fastest.
+        implementation: `"auto"`, `"loop"`, `"grouped"` or, without spatial attention,
+            `"experts"`. All compute the same; `"auto"` takes the one that it estimates
+            to be the fastest.
 
     Returns:
         Shape (B, O, *S_out).
@@ -103,7 +141,7 @@ def dynamic_conv(
     Raises:
         TypeError: If an argument is of the wrong kind.
         ValueError: If shapes do not fit, the kernel spans more than the padded input,
-            or the implementation is unknown.
+            or the implementation is unknown or cannot compute this.
 
     Example:
         >>> attention = torch.tensor([[0.7, 0.3], [0.1, 0.9]])
@@ -112,35 +150,62 @@ def dynamic_conv(
         torch.Size([2, 8, 10])
     """
     check_implementation(implementation)
-    expected = (input.shape[0], weight.shape[0])
-    if attention.shape != expected:
-        raise ValueError(
-            f"`attention` (shape {tuple(attention.shape)}) must be (batch, "
-            f"num_experts) = {expected}"
-        )
+    _check_attention(input, attention, spatial_attention, weight)
     options: dict[str, Any] = dict(
         stride=stride, padding=padding, dilation=dilation, groups=groups
     )
     geometry = check_operands(
         input, weight, bias, stack="num_experts", stack_size=weight.shape[0], **options
     )
-    if bias is not None:
+    if bias is not None and attention is not None:
         bias = mix_kernels(attention, bias)
+    has_taps = spatial_attention is not None
+    if has_taps and implementation == "experts":
+        raise ValueError(
+            "`implementation` (='experts') convolves all samples with the same "
+            "kernels, which `spatial_attention` forbids; those that can compute this "
+            "are 'auto', 'loop', 'grouped'"
+        )
+    if attention is None and not has_taps:
+        output = conv(input, weight[0], geometry, geometry.groups)
+        return add_bias(output, bias)
     form = choose(
         implementation,
         geometry,
         input,
-        attention,
-        weight,
-        num_experts=weight.shape[0],
+        *(each for each in (attention, spatial_attention, weight) if each is not None),
+        num_experts=None if has_taps else weight.shape[0],
     )
     if form == "experts":
-        output = _conv_by_experts(input, attention, weight, geometry)
+        assert attention is not None
+        merged = _merge_experts(weight, geometry.groups)
+        output = conv_by_experts(input, attention, merged, geometry)
         return add_bias(output, bias)
-    return per_sample_conv(
-        input,
-        mix_kernels(attention, weight),
-        bias,
-        implementation=form,
-        **options,
-    )
+    mixed = weight[:1] if attention is None else mix_kernels(attention, weight)
+    if spatial_attention is not None:
+        mixed = mixed * spatial_attention[:, None, None].to(mixed.dtype)
+    output = per_sample_conv(input, mixed, None, implementation=form, **options)
+    return add_bias(output, bias)
+
+
+def _check_attention(
+    input: Tensor,
+    attention: Tensor | None,
+    spatial_attention: Tensor | None,
+    weight: Tensor,
+) -> None:
+    batch, num_experts = input.shape[0], weight.shape[0]
+    if attention is not None:
+        check_attention(attention, batch, num_experts)
+    elif num_experts > 1:
+        raise ValueError(
+            "`attention` (=None) is for a single expert; for those of `weight` (shape "
+            f"{tuple(weight.shape)}) it must be (batch, num_experts) = "
+            f"{(batch, num_experts)}"
+        )
+    expected = (batch, *weight.shape[3:])
+    if spatial_attention is not None and spatial_attention.shape != expected:
+        raise ValueError(
+            f"`spatial_attention` (shape {tuple(spatial_attention.shape)}) must be "
+            f"(batch, *kernel_size) = {expected}"
+        )

@@ -1,11 +1,18 @@
 """Layers: thin modules over `functional` and `routing`, one family a file."""
 
+from dynconv_torch.layers.chen_layout import chen_options, to_chen_layout
+from dynconv_torch.layers.cond_conv import CondConv1d, CondConv2d, CondConv3d
 from dynconv_torch.layers.dynamic_conv import (
     DynamicConv1d,
     DynamicConv2d,
     DynamicConv3d,
 )
 from dynconv_torch.layers.dynamic_conv_block import DynamicConvBlock
+from dynconv_torch.layers.dynamic_conv_transpose import (
+    DynamicConvTranspose1d,
+    DynamicConvTranspose2d,
+    DynamicConvTranspose3d,
+)
 from dynconv_torch.layers.kernel_warehouse import (
     KernelWarehouse,
     WarehouseConv1d,
@@ -13,15 +20,27 @@ from dynconv_torch.layers.kernel_warehouse import (
     WarehouseConv3d,
     set_assignment,
 )
+from dynconv_torch.layers.od_conv import ODConv1d, ODConv2d, ODConv3d
 
 __all__ = [
+    "CondConv1d",
+    "CondConv2d",
+    "CondConv3d",
     "DynamicConv1d",
     "DynamicConv2d",
     "DynamicConv3d",
     "DynamicConvBlock",
+    "DynamicConvTranspose1d",
+    "DynamicConvTranspose2d",
+    "DynamicConvTranspose3d",
     "KernelWarehouse",
+    "ODConv1d",
+    "ODConv2d",
+    "ODConv3d",
     "WarehouseConv1d",
     "WarehouseConv2d",
     "WarehouseConv3d",
+    "chen_options",
     "set_assignment",
+    "to_chen_layout",
 ]

@@ -1,6 +1,7 @@
 """What layers with K expert kernels share: the experts and their convolution."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +46,7 @@ class ExpertConvNd(ConvolutionNd):
             TypeError: If an argument is of the wrong kind.
             ValueError: If a value is out of range or does not fit the others.
         """
-        geometry = Geometry.create(
+        geometry = self.create_geometry(
             in_channels,
             out_channels,
             kernel_size,
@@ -68,24 +69,42 @@ class ExpertConvNd(ConvolutionNd):
         self.register_parameter("bias", experts(self.out_channels) if bias else None)
         self.reset_parameters()
 
+    # What a transposed layer has otherwise.
+    def create_geometry(self, *sizes: Any, **options: Any) -> Geometry:
+        """Creates the layer's geometry, from the arguments of `Geometry.create`."""
+        return Geometry.create(*sizes, **options)
+
+    def apply_experts(self, *operands: Any, **options: Any) -> Tensor:
+        """Computes the layer, from the arguments of `dynamic_conv`."""
+        return dynamic_conv(*operands, **options)
+
     def reset_parameters(self) -> None:
         """Draws the experts from N(0, 0.02²) and zeroes their biases."""
         nn.init.normal_(self.weight, std=0.02)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def convolve(self, x: Tensor, attention: Tensor) -> Tensor:
-        """Convolves `x` (B, C, *S) with experts mixed by attention (B, K)."""
-        return dynamic_conv(
+    @property
+    def experts(self) -> Tensor:
+        """The experts as kernels, shape (K, O, C/g, *kernel_size)."""
+        return self.weight
+
+    def convolve(self, x: Tensor, attention: Tensor | None, **options: Any) -> Tensor:
+        """Convolves `x` (B, C, *S) with experts mixed by attention (B, K).
+
+        Further options are those of `apply_experts`.
+        """
+        return self.apply_experts(
             x,
             attention,
-            self.weight,
+            self.experts,
             self.bias,
             stride=self.stride,
             padding=self.padding,
             dilation=self.dilation,
             groups=self.groups,
             implementation=self.implementation,
+            **options,
         )
 
     def check_attention(self, attention: Tensor, x: Tensor) -> None:

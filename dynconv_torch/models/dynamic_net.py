@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from dynconv_torch.functional.geometry import positive_int
 from dynconv_torch.layers.dynamic_conv_block import DynamicConvBlock
-from dynconv_torch.routing import at_least_float32
+from dynconv_torch.models.images import check_images, global_average_pool
 
 
 class DynamicNet(nn.Module):
@@ -108,11 +108,7 @@ class DynamicNet(nn.Module):
         Raises:
             ValueError: If the input does not fit the network.
         """
-        if x.ndim != 4 or x.shape[1] != self.in_channels:
-            raise ValueError(
-                f"`x` (shape {tuple(x.shape)}) must be (batch, in_channels, height, "
-                f"width) with `in_channels` (={self.in_channels})"
-            )
+        check_images(x, self.in_channels)
 
         def show(name: str, x: Tensor) -> Tensor:
             if verbose:
@@ -124,5 +120,4 @@ class DynamicNet(nn.Module):
         x = show("s1", self.stage1(x))
         x = show("s2", self.stage2(x))
         x = show("s3", self.stage3(x))
-        pooled = x.mean((2, 3), dtype=at_least_float32(x.dtype))
-        return show("out", self.fc(pooled.to(x.dtype)))
+        return show("out", self.fc(global_average_pool(x)))

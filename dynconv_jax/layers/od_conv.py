@@ -1,0 +1,357 @@
+"""ODConv: attention along all four dimensions of the kernel space."""
+
+import math
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.nnx.nn import dtypes
+from flax.typing import Initializer, PromoteDtypeFn
+from jax import lax
+from jax.typing import DTypeLike
+
+from dynconv_jax.functional.geometry import PaddingLike, positive_int
+from dynconv_jax.functional.numerics import at_least_float32
+from dynconv_jax.layers.batch_norm import BatchNorm
+from dynconv_jax.layers.expert_conv import ExpertConv
+from dynconv_jax.layers.pooled_linear import PooledLinear
+from dynconv_jax.routing import Temperature, attend, record_attention
+
+NORMS = ("batch", "layer", "none")
+
+# Kaiming-normal of the fan-out, for ReLU: of experts and of linear layers alike.
+kaiming_fan_out = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+class Attentions(NamedTuple):
+    """The four attentions of an `ODConv`; an absent one is None, and counts as 1.
+
+    Attributes:
+        channel: Shape (B, C), the weights of the input channels.
+        filter: Shape (B, O), those of the filters; absent where each channel has one.
+        spatial: Shape (B, *k), those of the taps; absent where there is one.
+        kernel: Shape (B, K), those of the experts; absent where there is one.
+    """
+
+    channel: jax.Array
+    filter: jax.Array | None
+    spatial: jax.Array | None
+    kernel: jax.Array | None
+
+
+class ODAttention(nnx.Module):
+    """The router of `ODConv`: one trunk, and a head for each attention.
+
+        h = relu(norm(fc · mean over *S of x))    (B, A)    A = max(C // r, min_hidden)
+        channel, filter, spatial = sigmoid((head · h + b) / T)
+        kernel = softmax((head · h + b) / T)
+
+    All of it is computed in float32 at least.
+
+    Attributes:
+        fc: The linear layer C → A, without bias.
+        bn: The norm of the trunk, if it is `"batch"`; `ln`, if it is `"layer"`.
+        channel_fc: The head A → C; `filter_fc` A → O, `spatial_fc` A → taps and
+            `kernel_fc` A → K are None where they are absent.
+        temperature: T, a scalar `Temperature`; write it with `set_temperature`.
+
+    Example:
+        >>> attention = ODAttention(3, 8, (3, 3), rngs=nnx.Rngs(0))
+        >>> attention(jnp.ones((2, 9, 7, 3))).spatial.shape
+        (2, 3, 3)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: tuple[int, ...],
+        *,
+        feature_group_count: int = 1,
+        num_experts: int = 4,
+        reduction: int = 16,
+        min_hidden: int = 16,
+        norm: str = "batch",
+        temperature: float = 1.0,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        precision: lax.PrecisionLike = None,
+        rngs: nnx.Rngs,
+    ):
+        """Builds the router; `ODConv` explains the arguments.
+
+        Raises:
+            TypeError: If a count is not an integer.
+            ValueError: If a value is out of range.
+        """
+        positive_int("reduction", reduction)
+        positive_int("min_hidden", min_hidden)
+        if norm not in NORMS:
+            raise ValueError(
+                f"`norm` (={norm!r}) must be one of {', '.join(map(repr, NORMS))}"
+            )
+        Temperature.check(temperature)
+        self.kernel_size = kernel_size
+        self.norm = norm
+        self.dtype = dtype
+        hidden = max(in_features // reduction, min_hidden)
+        rank, taps = len(kernel_size), math.prod(kernel_size)
+        shared: dict[str, Any] = dict(param_dtype=param_dtype, rngs=rngs)
+        linear: dict[str, Any] = dict(
+            rank=rank, precision=precision, kernel_init=kaiming_fan_out, **shared
+        )
+
+        def head(size: int, is_present: bool) -> PooledLinear | None:
+            return PooledLinear(hidden, size, **linear) if is_present else None
+
+        self.fc = PooledLinear(in_features, hidden, use_bias=False, **linear)
+        if norm == "batch":
+            self.bn = BatchNorm(hidden, **shared)
+        elif norm == "layer":
+            self.ln = nnx.LayerNorm(
+                hidden, epsilon=1e-5, use_fast_variance=False, **shared
+            )
+        self.channel_fc = PooledLinear(hidden, in_features, **linear)
+        has_filters = not feature_group_count == in_features == out_features
+        self.filter_fc = head(out_features, has_filters)
+        self.spatial_fc = head(taps, taps > 1)
+        self.kernel_fc = head(num_experts, num_experts > 1)
+        self.temperature = Temperature.create(temperature)
+
+    def __call__(self, inputs: jax.Array) -> Attentions:
+        """Returns the attentions for inputs (B, *S, C).
+
+        Raises:
+            ValueError: In training with `norm="batch"`, if there is one sample.
+        """
+        dtype = at_least_float32(self.dtype or inputs.dtype)
+        spatial = tuple(range(1, inputs.ndim - 1))
+        pooled = jnp.mean(inputs, axis=spatial, dtype=dtype)
+        hidden = jax.nn.relu(self._normalise(self.fc(pooled)))
+
+        def gate(head: PooledLinear | None, name: str) -> jax.Array | None:
+            if head is None:
+                return None
+            logits = head(hidden)
+            if name == "attention":
+                gates = attend(logits, self.temperature[...])
+            else:
+                scale = self.temperature[...].astype(logits.dtype)
+                gates = jax.nn.sigmoid(logits / scale)
+            record_attention(self, gates, name)
+            return gates
+
+        channel = gate(self.channel_fc, "channel")
+        taps = gate(self.spatial_fc, "spatial")
+        assert channel is not None
+        return Attentions(
+            channel=channel,
+            filter=gate(self.filter_fc, "filter"),
+            spatial=None if taps is None else taps.reshape(-1, *self.kernel_size),
+            kernel=gate(self.kernel_fc, "attention"),
+        )
+
+    def _normalise(self, hidden: jax.Array) -> jax.Array:
+        if self.norm == "layer":
+            return self.ln(hidden)
+        if self.norm == "none":
+            return hidden
+        samples = hidden.shape[0]
+        is_one = isinstance(samples, int) and samples == 1
+        if is_one and not self.bn.use_running_average:
+            raise ValueError(
+                "`norm` (='batch') normalises the attention over the samples, and in "
+                "training a batch of one has no variance; build the layer with "
+                "`norm='layer'` or `norm='none'`, or train with a larger batch"
+            )
+        return self.bn(hidden)
+
+
+def _scaled(features: jax.Array, attention: jax.Array | None) -> jax.Array:
+    """Multiplies features (B, *S, C) by attention (B, C), rounding once."""
+    if attention is None:
+        return features
+    spatial = tuple(range(1, features.ndim - 1))
+    return (features * jnp.expand_dims(attention, spatial)).astype(features.dtype)
+
+
+class ODConv(ExpertConv):
+    """A convolution whose kernel has an attention along each of its four dimensions.
+
+        y = filter ⊙ conv(channel ⊙ x, Σ_n kernel_n · spatial ⊙ W_n)
+
+    Every sample has weights for its input channels, for the filters, for the taps and
+    for the K experts. Takes the place of `nnx.Conv`, with its argument names, for 1, 2
+    or 3 spatial dimensions; there is no bias. With one tap and one expert the kernel is
+    the same for all samples, and is applied as such. Li et al., "Omni-Dimensional
+    Dynamic Convolution", ICLR 2022, section 3.
+
+    Attributes:
+        kernel: The experts, shape (K, *kernel_size, C/g, O).
+        attention: The `ODAttention`; `attentions` calls it.
+
+    Example:
+        >>> layer = ODConv(3, 8, (3, 3), strides=2, padding=1, rngs=nnx.Rngs(0))
+        >>> images = jnp.ones((2, 9, 7, 3))
+        >>> layer(images).shape
+        (2, 5, 4, 8)
+        >>> layer.attentions(images).channel.shape, layer.routing(images).shape
+        ((2, 3), (2, 4))
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: Sequence[int],
+        strides: int | Sequence[int] | None = 1,
+        *,
+        padding: PaddingLike = "SAME",
+        kernel_dilation: int | Sequence[int] | None = 1,
+        feature_group_count: int = 1,
+        num_experts: int = 4,
+        reduction: int = 16,
+        min_hidden: int = 16,
+        norm: str = "batch",
+        temperature: float = 1.0,
+        implementation: str = "auto",
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        precision: lax.PrecisionLike = None,
+        kernel_init: Initializer = kaiming_fan_out,
+        promote_dtype: PromoteDtypeFn = dtypes.promote_dtype,
+        preferred_element_type: DTypeLike | None = None,
+        kernel_metadata: Mapping[str, Any] = MappingProxyType({}),
+        rngs: nnx.Rngs,
+    ):
+        """Builds the layer.
+
+        Args:
+            in_features: C, the number of input channels.
+            out_features: O, the number of output channels.
+            kernel_size: A tuple of 1, 2 or 3 ints; its length is the rank.
+            strides: An int, or one per spatial dimension.
+            padding: `"SAME"`, `"VALID"`, an int, or one int or (low, high) pair per
+                spatial dimension.
+            kernel_dilation: An int, or one per spatial dimension.
+            feature_group_count: g; it must divide C and O.
+            num_experts: K; with 1 there is no attention over experts.
+            reduction: The trunk has max(C // reduction, min_hidden) units.
+            min_hidden: How many units the trunk has at least.
+            norm: How the trunk is normalised: `"batch"` as published, which needs more
+                than one sample in training, `"layer"` or `"none"`.
+            temperature: The initial T. Published schedules let it fall from 30 to 1
+                over the first 10 epochs; see `set_temperature`.
+            implementation: How to compute it, see `DynamicConv`.
+            dtype: The dtype of the computation; None infers it from the input and the
+                parameters. Attention is computed in float32 at least.
+            param_dtype: The dtype of the parameters.
+            precision: As in `jax.lax.conv_general_dilated`.
+            kernel_init: Initialises each expert on its own, from the shape
+                (*kernel_size, C/g, O), so that K does not count as receptive field.
+            promote_dtype: As in `nnx.Conv`: takes the tuple (inputs, kernel, None).
+            preferred_element_type: As in `nnx.Conv`.
+            kernel_metadata: Metadata of the parameter `kernel`, as in `nnx.Conv`.
+            rngs: Where the initial parameters come from.
+
+        Raises:
+            TypeError: If an argument is of the wrong kind, such as a bare int as
+                `kernel_size`.
+            ValueError: If a value is out of range or does not fit the others.
+        """
+        super().__init__(
+            in_features,
+            out_features,
+            kernel_size,
+            strides,
+            padding=padding,
+            kernel_dilation=kernel_dilation,
+            feature_group_count=feature_group_count,
+            num_experts=num_experts,
+            implementation=implementation,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            precision=precision,
+            kernel_init=kernel_init,
+            promote_dtype=promote_dtype,
+            preferred_element_type=preferred_element_type,
+            kernel_metadata=kernel_metadata,
+            rngs=rngs,
+        )
+        self.attention = ODAttention(
+            self.in_features,
+            self.out_features,
+            self.kernel_size,
+            feature_group_count=self.feature_group_count,
+            num_experts=self.num_experts,
+            reduction=reduction,
+            min_hidden=min_hidden,
+            norm=norm,
+            temperature=temperature,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            precision=precision,
+            rngs=rngs,
+        )
+
+    def attentions(self, inputs: jax.Array) -> Attentions:
+        """Returns the four attentions.
+
+        Args:
+            inputs: Shape (*batch, *S, C).
+
+        Returns:
+            Each of shape (*batch, ...), or None where it is absent.
+
+        Raises:
+            ValueError: If the inputs do not fit the layer.
+        """
+        flat, batch = self.flatten_batch(inputs)
+        return jax.tree.map(
+            lambda each: each.reshape(*batch, *each.shape[1:]), self.attention(flat)
+        )
+
+    def routing(self, inputs: jax.Array) -> jax.Array:
+        """Returns the attention over the experts alone.
+
+        Args:
+            inputs: Shape (*batch, *S, C).
+
+        Returns:
+            Shape (*batch, K); rows sum to 1.
+
+        Raises:
+            ValueError: If the inputs do not fit the layer.
+        """
+        channel, *_, kernel = self.attentions(inputs)
+        return jnp.ones_like(channel[..., :1]) if kernel is None else kernel
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Applies the layer.
+
+        Args:
+            inputs: Shape (*batch, *S, C), with any number of batch dimensions, also
+                none.
+
+        Returns:
+            Shape (*batch, *S_out, O).
+
+        Raises:
+            ValueError: If the inputs do not fit the layer, or if in training there is
+                one sample and `norm="batch"`.
+        """
+        flat, batch = self.flatten_batch(inputs)
+        attentions = self.attention(flat)
+        # Raised before the channels are weighed, not after: bfloat16 inputs beside
+        # float32 experts are to be rounded once.
+        flat, *_ = self.promote_dtype((flat, self.kernel[...], None), dtype=self.dtype)
+        outputs = self.convolve(
+            _scaled(flat, attentions.channel),
+            attentions.kernel,
+            spatial_attention=attentions.spatial,
+        )
+        outputs = _scaled(outputs, attentions.filter)
+        return outputs.reshape(*batch, *outputs.shape[1:])
