@@ -138,8 +138,9 @@ def _mixer(
             assert attention is not None
             return _mix(attention, arranged, precision)
         mixed = kernel[0] if attention is None else _mix(attention, kernel, precision)
-        taps = spatial_attention[..., None, None].astype(kernel.dtype)
-        return form.arrange(mixed * taps, geometry)
+        # In the wider dtype of the two: the gradient of a tap sums C/g · O products.
+        weighted = mixed * spatial_attention[..., None, None]
+        return form.arrange(weighted.astype(kernel.dtype), geometry)
 
     return mixed_kernel
 

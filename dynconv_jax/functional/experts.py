@@ -66,6 +66,6 @@ def _weigh_taps(patches: jax.Array, weights: jax.Array) -> jax.Array:
     """Multiplies patches (B, ..., taps·C/g) by the weights (B, *k) of their taps."""
     batch, *outer, rows = patches.shape
     taps = math.prod(weights.shape[1:])
-    per_tap = weights.astype(patches.dtype).reshape(batch, *(1,) * len(outer), taps, 1)
+    per_tap = weights.reshape(batch, *(1,) * len(outer), taps, 1)
     split = patches.reshape(batch, *outer, taps, rows // taps)
-    return (split * per_tap).reshape(patches.shape)
+    return (split * per_tap).astype(patches.dtype).reshape(patches.shape)

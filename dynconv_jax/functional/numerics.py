@@ -16,6 +16,15 @@ def at_least_float32(dtype: DTypeLike) -> jnp.dtype:
     return jnp.dtype(jnp.float32)
 
 
+def scale_channels(features: jax.Array, weights: jax.Array) -> jax.Array:
+    """Multiplies features (B, *S, C) by weights (B, C), and rounds once.
+
+    The result has the dtype of the features, also where the weights are wider.
+    """
+    spatial = tuple(range(1, features.ndim - 1))
+    return (features * jnp.expand_dims(weights, spatial)).astype(features.dtype)
+
+
 class Numerics(NamedTuple):
     """The numerical options of a convolution.
 

@@ -2,6 +2,7 @@
 
 from dynconv_jax.layers.batch_norm import BatchNorm
 from dynconv_jax.layers.cond_conv import CondConv
+from dynconv_jax.layers.decomposed_conv import DecomposedConv
 from dynconv_jax.layers.dynamic_conv import DynamicConv
 from dynconv_jax.layers.dynamic_conv_block import DynamicConvBlock
 from dynconv_jax.layers.dynamic_conv_transpose import DynamicConvTranspose
@@ -18,6 +19,7 @@ __all__ = [
     "Assignment",
     "BatchNorm",
     "CondConv",
+    "DecomposedConv",
     "DynamicConv",
     "DynamicConvBlock",
     "DynamicConvTranspose",

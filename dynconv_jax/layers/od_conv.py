@@ -14,7 +14,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from dynconv_jax.functional.geometry import PaddingLike, positive_int
-from dynconv_jax.functional.numerics import at_least_float32
+from dynconv_jax.functional.numerics import at_least_float32, scale_channels
 from dynconv_jax.layers.batch_norm import BatchNorm
 from dynconv_jax.layers.expert_conv import ExpertConv
 from dynconv_jax.layers.pooled_linear import PooledLinear
@@ -168,14 +168,6 @@ class ODAttention(nnx.Module):
                 "`norm='layer'` or `norm='none'`, or train with a larger batch"
             )
         return self.bn(hidden)
-
-
-def _scaled(features: jax.Array, attention: jax.Array | None) -> jax.Array:
-    """Multiplies features (B, *S, C) by attention (B, C), rounding once."""
-    if attention is None:
-        return features
-    spatial = tuple(range(1, features.ndim - 1))
-    return (features * jnp.expand_dims(attention, spatial)).astype(features.dtype)
 
 
 class ODConv(ExpertConv):
@@ -345,13 +337,16 @@ class ODConv(ExpertConv):
         """
         flat, batch = self.flatten_batch(inputs)
         attentions = self.attention(flat)
-        # Raised before the channels are weighed, not after: bfloat16 inputs beside
-        # float32 experts are to be rounded once.
+        # Promoted before the channels are weighed, not after: bfloat16 inputs beside
+        # float32 experts are not to be rounded in between.
         flat, *_ = self.promote_dtype((flat, self.kernel[...], None), dtype=self.dtype)
+        # The two act on activations, where XLA fuses them with what reads or writes
+        # these; on kernels they would be two more factors of each sample's C·O·k².
         outputs = self.convolve(
-            _scaled(flat, attentions.channel),
+            scale_channels(flat, attentions.channel),
             attentions.kernel,
             spatial_attention=attentions.spatial,
         )
-        outputs = _scaled(outputs, attentions.filter)
+        if attentions.filter is not None:
+            outputs = scale_channels(outputs, attentions.filter)
         return outputs.reshape(*batch, *outputs.shape[1:])

@@ -183,7 +183,8 @@ def dynamic_conv(
         return add_bias(output, bias)
     mixed = weight[:1] if attention is None else mix_kernels(attention, weight)
     if spatial_attention is not None:
-        mixed = mixed * spatial_attention[:, None, None].to(mixed.dtype)
+        # In the wider dtype of the two: the gradient of a tap sums C/g · O products.
+        mixed = (mixed * spatial_attention[:, None, None]).to(mixed.dtype)
     output = per_sample_conv(input, mixed, None, implementation=form, **options)
     return add_bias(output, bias)
 

@@ -16,6 +16,15 @@ def without_autocast(device: torch.device) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext()
 
 
+def scale_channels(features: Tensor, weights: Tensor) -> Tensor:
+    """Multiplies features (B, C, *S) by weights (B, C), and rounds once.
+
+    The result has the dtype of the features, also where the weights are wider.
+    """
+    per_pixel = weights.reshape(*weights.shape, *(1,) * (features.ndim - 2))
+    return (features * per_pixel).to(features.dtype)
+
+
 def wide_linear(layer: nn.Module, features: Tensor) -> Tensor:
     """Applies a linear layer, or a 1×1 convolution, in the dtype of the features.
 

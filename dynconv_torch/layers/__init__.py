@@ -2,6 +2,11 @@
 
 from dynconv_torch.layers.chen_layout import chen_options, to_chen_layout
 from dynconv_torch.layers.cond_conv import CondConv1d, CondConv2d, CondConv3d
+from dynconv_torch.layers.decomposed_conv import (
+    DecomposedConv1d,
+    DecomposedConv2d,
+    DecomposedConv3d,
+)
 from dynconv_torch.layers.dynamic_conv import (
     DynamicConv1d,
     DynamicConv2d,
@@ -26,6 +31,9 @@ __all__ = [
     "CondConv1d",
     "CondConv2d",
     "CondConv3d",
+    "DecomposedConv1d",
+    "DecomposedConv2d",
+    "DecomposedConv3d",
     "DynamicConv1d",
     "DynamicConv2d",
     "DynamicConv3d",

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dynconv_torch.functional.geometry import PaddingLike, positive_int
 from dynconv_torch.functional.numerics import (
+    scale_channels,
     wide_linear,
     wide_norm,
     without_autocast,
@@ -170,14 +171,6 @@ class ODAttention(HoldsScheduled):
         return f"norm={self.norm!r}"
 
 
-def _scaled(features: Tensor, attention: Tensor | None) -> Tensor:
-    """Multiplies features (B, C, *S) by attention (B, C), rounding once."""
-    if attention is None:
-        return features
-    per_pixel = attention.reshape(*attention.shape, *(1,) * (features.ndim - 2))
-    return (features * per_pixel).to(features.dtype)
-
-
 class ODConvNd(ExpertConvNd):
     """What the omni-dimensional convolutions of all ranks share."""
 
@@ -311,11 +304,13 @@ class ODConvNd(ExpertConvNd):
             return self.forward(x[None])[0]
         attentions = self.attention(x)
         output = self.convolve(
-            _scaled(x, attentions.channel),
+            scale_channels(x, attentions.channel),
             attentions.kernel,
             spatial_attention=attentions.spatial,
         )
-        return _scaled(output, attentions.filter)
+        if attentions.filter is None:
+            return output
+        return scale_channels(output, attentions.filter)
 
 
 class ODConv1d(ODConvNd):

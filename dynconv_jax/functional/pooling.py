@@ -1,0 +1,36 @@
+"""Pooling to a fixed number of bins."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import DTypeLike
+
+
+def adaptive_avg_pool(inputs: jax.Array, bins: int, dtype: DTypeLike) -> jax.Array:
+    """Averages inputs over `bins` bins along every spatial axis.
+
+    As `torch.nn.AdaptiveAvgPool2d`: bin i of an axis of size n spans ⌊i·n / bins⌋ to
+    ⌈(i + 1)·n / bins⌉, so that bins overlap where they do not divide n.
+
+    Args:
+        inputs: Shape (B, *S, C), with no empty axis in S.
+        bins: The bins along each axis.
+        dtype: The dtype of the sums and of the result.
+
+    Returns:
+        Shape (B, bins, ..., C), with as many spatial axes.
+
+    Example:
+        >>> adaptive_avg_pool(jnp.arange(3.0).reshape(1, 3, 1), 2, float).ravel()
+        Array([0.5, 1.5], dtype=float32)
+    """
+    # A bin is a box, so it can be averaged an axis at a time; the first does the work.
+    for axis in range(1, inputs.ndim - 1):
+        size = inputs.shape[axis]
+        spans = [(i * size // bins, -(-(i + 1) * size // bins)) for i in range(bins)]
+        means = [
+            jnp.mean(lax.slice_in_dim(inputs, *span, axis=axis), axis, dtype=dtype)
+            for span in spans
+        ]
+        inputs = jnp.stack(means, axis)
+    return inputs

@@ -1,0 +1,271 @@
+"""Dynamic convolution decomposition: no kernel is mixed, a small matrix is dynamic."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dynconv_torch.functional.geometry import (
+    Geometry,
+    PaddingLike,
+    positive_int,
+)
+from dynconv_torch.functional.numerics import (
+    scale_channels,
+    wide_linear,
+    without_autocast,
+)
+from dynconv_torch.functional.per_sample import conv
+from dynconv_torch.layers.convolution import ConvolutionNd
+from dynconv_torch.routing import at_least_float32
+
+
+class Decomposition(NamedTuple):
+    """What a `DecomposedConv2d` makes of an input.
+
+    Attributes:
+        scale: Λ, shape (B, O), the weights of the static outputs, from 0 to 2.
+        phi: Φ, shape (B, L, L), what mixes the latent channels.
+    """
+
+    scale: Tensor
+    phi: Tensor
+
+
+def _hard_gate(logits: Tensor) -> Tensor:
+    """From 0 to 2, and 1 at 0: twice the hard sigmoid."""
+    return F.relu6(logits + 3) / 3
+
+
+class SqueezeGate(nn.Module):
+    """Features times the gates that a linear layer computes from them.
+
+    Attributes:
+        fc: The linear layer, in a sequence as checkpoints have it.
+    """
+
+    def __init__(self, features: int, **options):
+        """Builds the layer; the options are those of `torch.nn.Linear`."""
+        super().__init__()
+        self.fc = nn.Sequential(nn.Linear(features, features, **options))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns gated features (B, s)."""
+        return x * _hard_gate(wide_linear(self.fc[0], x))
+
+
+def check_latent_size(geometry: Geometry) -> None:
+    """Refuses padding with which convolution and latent branch differ in size."""
+    totals = tuple(extent - 1 for extent in geometry.extent)
+    if tuple(low + high for low, high in geometry.padding) != totals:
+        raise ValueError(
+            f"`padding` (={geometry.padding}) must add {totals} pixels, low and high "
+            f"together, for `kernel_size` (={geometry.kernel_size}) with `dilation` "
+            f"(={geometry.dilation}): the output is added to that of a 1×1 "
+            "convolution, which has the size of the input; use (kernel_size - 1) / 2 · "
+            "dilation"
+        )
+
+
+class DecomposedConvNd(ConvolutionNd):
+    """What the decomposed convolutions of all ranks share."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: PaddingLike = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        pool: int | None = None,
+        reduction: int = 16,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        min_hidden: int = 4,
+    ):
+        """Builds the layer.
+
+        Args:
+            in_channels: C, the number of input channels.
+            out_channels: O, the number of output channels.
+            kernel_size: An int, or one per spatial dimension.
+            stride: An int, or one per spatial dimension.
+            padding: Whatever gives the output the size of a 1×1 convolution, such as
+                (kernel_size - 1) / 2 · dilation, or, with a stride of 1, `"same"`.
+            dilation: An int, or one per spatial dimension.
+            groups: g of the static convolution; it must divide C and O.
+            pool: Into how many bins the input is pooled along each spatial dimension;
+                None is 1 for a 1×1 kernel and 2 for larger ones, as published. The
+                pooled features are pool^rank · C, and L is the root of their number.
+            reduction: The squeezed features are max(pool^rank · C // reduction,
+                min_hidden).
+            device: Where the parameters are.
+            dtype: The dtype of the parameters. Λ and Φ are computed in float32 at
+                least.
+            min_hidden: How many squeezed features there are at least.
+
+        Raises:
+            TypeError: If an argument is of the wrong kind.
+            ValueError: If a value is out of range or does not fit the others.
+        """
+        super().__init__()
+        self.geometry = geometry = Geometry.create(
+            in_channels,
+            out_channels,
+            kernel_size,
+            rank=self.rank,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            groups=groups,
+        )
+        check_latent_size(geometry)
+        self.take_geometry(geometry)
+        default_pool = 1 if math.prod(geometry.kernel_size) == 1 else 2
+        self.pool = default_pool if pool is None else positive_int("pool", pool)
+        positive_int("reduction", reduction)
+        positive_int("min_hidden", min_hidden)
+        pooled_channels = self.pool**self.rank * in_channels
+        self.latent_channels = latent = math.isqrt(pooled_channels)
+        hidden = max(pooled_channels // reduction, min_hidden)
+        shared: dict[str, Any] = dict(device=device, dtype=dtype)
+        static: dict[str, Any] = dict(bias=False, **shared)
+        conv_cls = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[self.rank - 1]
+        norm_cls = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[self.rank - 1]
+
+        self.conv = conv_cls(
+            in_channels,
+            out_channels,
+            geometry.kernel_size,
+            geometry.stride,
+            tuple(low for low, _ in geometry.padding),
+            geometry.dilation,
+            groups,
+            **static,
+        )
+        self.q = conv_cls(in_channels, latent, 1, geometry.stride, **static)
+        self.p = conv_cls(latent, out_channels, 1, **static)
+        self.bn1 = norm_cls(latent, **shared)
+        self.bn2 = nn.BatchNorm1d(latent, **shared)
+        self.fc = nn.Sequential(
+            nn.Linear(pooled_channels, hidden, **static), SqueezeGate(hidden, **static)
+        )
+        self.fc_phi = nn.Linear(hidden, latent * latent, **static)
+        self.fc_scale = nn.Linear(hidden, out_channels, **static)
+
+    def decomposition(self, x: Tensor) -> Decomposition:
+        """Returns Λ and Φ.
+
+        Args:
+            x: Shape (B, C, *S), or (C, *S).
+
+        Returns:
+            Shapes (B, O) and (B, L, L), or the same without B.
+
+        Raises:
+            ValueError: If the input does not fit the layer.
+        """
+        if self._is_unbatched(x):
+            return Decomposition(*(each[0] for each in self._decompose(x[None])))
+        return self._decompose(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Applies the layer.
+
+        Args:
+            x: Shape (B, C, *S), or (C, *S) for one sample without a batch.
+
+        Returns:
+            Shape (B, O, *S_out), or (O, *S_out).
+
+        Raises:
+            ValueError: If the input does not fit the layer.
+        """
+        if self._is_unbatched(x):
+            return self.forward(x[None])[0]
+        scale, phi = self._decompose(x)
+        latent = self.bn1(self.q(x))
+        pixels = latent.flatten(2)
+        mixed = self.bn2(phi.to(pixels.dtype) @ pixels) + pixels
+        dynamic = self.p(mixed.reshape(latent.shape))
+        # Not by the module, which knows no uneven padding.
+        static = conv(x, self.conv.weight, self.geometry, self.geometry.groups)
+        return scale_channels(static, scale) + dynamic
+
+    def _is_unbatched(self, x: Tensor) -> bool:
+        answer = self.is_unbatched(x)
+        self.geometry.output_size(x.shape[-self.rank :])  # refuses empty dimensions
+        return answer
+
+    def _decompose(self, x: Tensor) -> Decomposition:
+        dtype = at_least_float32(x.dtype, self.fc_phi.weight.dtype)
+        pool = getattr(F, f"adaptive_avg_pool{self.rank}d")
+        with without_autocast(x.device):
+            features = pool(x.to(dtype), self.pool).flatten(1)
+            hidden = self.fc[1](wide_linear(self.fc[0], features))
+            phi = wide_linear(self.fc_phi, hidden)
+            return Decomposition(
+                scale=_hard_gate(wide_linear(self.fc_scale, hidden)),
+                phi=phi.unflatten(1, (self.latent_channels, self.latent_channels)),
+            )
+
+    def extra_repr(self) -> str:
+        """Returns the arguments of the layer, for its `repr`."""
+        return f"padding={self.geometry.padding}, pool={self.pool}"
+
+
+class DecomposedConv1d(DecomposedConvNd):
+    """A 1-D static convolution plus a dynamic low-rank one; see `DecomposedConv2d`.
+
+    Example:
+        >>> DecomposedConv1d(3, 8, 3, padding="same")(torch.ones(2, 3, 10)).shape
+        torch.Size([2, 8, 10])
+    """
+
+    rank = 1
+
+
+class DecomposedConv2d(DecomposedConvNd):
+    """A static convolution, scaled per sample, plus a dynamic low-rank 1×1 convolution.
+
+        y = Λ(x) ⊙ (W₀ ∗ x) + P · (bn2(Φ(x) q) + q)        q = bn1(Q ∗ x)
+
+    Q takes C channels to a latent space of L, where the matrix Φ mixes them, for every
+    sample another; P takes them to O. Λ and Φ come from the pooled input, by linear
+    layers. There is no kernel per sample, and no temperature. Takes the place of
+    `torch.nn.Conv2d`, with its argument names. Li et al., "Revisiting Dynamic
+    Convolution via Matrix Decomposition", ICLR 2021, section 3.
+
+    Attributes:
+        conv: The static convolution W₀; `q` and `p` are the 1×1 convolutions.
+        bn1: The norm of the latent; `bn2` is that of the mixed latent.
+        fc: From the pooled input to the squeezed features; `fc_phi` and `fc_scale` take
+            them to Φ and to the logits of Λ.
+
+    Example:
+        >>> layer = DecomposedConv2d(4, 8, 3, 2, padding=1)
+        >>> images = torch.ones(2, 4, 9, 7)
+        >>> layer(images).shape
+        torch.Size([2, 8, 5, 4])
+        >>> layer.decomposition(images).phi.shape
+        torch.Size([2, 4, 4])
+    """
+
+    rank = 2
+
+
+class DecomposedConv3d(DecomposedConvNd):
+    """A 3-D static convolution plus a dynamic low-rank one; see `DecomposedConv2d`.
+
+    Example:
+        >>> DecomposedConv3d(3, 8, 1, stride=2)(torch.ones(2, 3, 4, 4, 4)).shape
+        torch.Size([2, 8, 2, 2, 2])
+    """
+
+    rank = 3
