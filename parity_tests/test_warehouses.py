@@ -4,13 +4,16 @@ import functools
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import torch
 from flax import nnx
 
 import dynconv_jax
 import dynconv_torch
+from dynconv_jax.functional import Geometry
 from dynconv_jax.models.warehouses import stage_and_kernel_size
+from dynconv_jax.weights import torch_variables
 from dynconv_torch.models.warehouses import stage_and_kernel_size as torch_key
 from parity_tests.parity import assert_parity
 
@@ -95,12 +98,17 @@ def test_models_agree(rng):
     assert_parity(outlined(**options), theirs, rng.normal(size=(2, 7, 6, 2)))
 
 
-def test_a_model_is_drawn_and_runs():
-    build = functools.partial(JaxNet, dtype="float32")
+def test_a_model_is_drawn_once_for_all_layers():
+    def build(conv, rngs):
+        options: dict[str, Any] = dict(use_bias=False, rngs=rngs)
+        return nnx.Sequential(*[conv(4, 4, (1,), **options) for _ in range(2)])
+
     net = dynconv_jax.with_warehouses(build, group_by=in_one, rngs=nnx.Rngs(0))
-    assert net(jnp.ones((2, 5, 4, 2), jnp.float32)).shape == (2, 3)
-    assert net.stage1[0].conv1.warehouse is net.stage2[0].shortcut.warehouse
-    assert net.stage1[0].conv1.warehouse is net.warehouses[0]
+    first, second = net.layers
+    assert first.warehouse is second.warehouse is net.warehouses[0]
+    assert net.warehouses[0].cells.shape == (2, 1, 4, 4)
+    drawn = np.asarray(net.warehouses[0].cells[...])
+    assert np.isfinite(drawn).all() and (drawn[0] != drawn[1]).all()
 
 
 def test_a_stage_and_a_kernel_size_have_a_warehouse_of_their_own():
@@ -160,20 +168,19 @@ def test_layers_can_be_grouped_by_index_geometry_and_path():
 )
 def test_the_stage_ends_at_the_first_digit(path, stage):
     for function in stage_and_kernel_size, torch_key:
-        geometry: Any = dynconv_jax.functional.Geometry.create(2, 2, (3, 5))
+        geometry: Any = Geometry.create(2, 2, (3, 5))
         assert function(0, geometry, path) == (stage, (3, 5))
 
 
-def test_outlining_leaves_random_numbers_and_memory_as_they_were():
+def test_outlining_takes_no_random_numbers_and_leaves_the_device_alone():
     torch.manual_seed(3)
-    drawn = torch_net().warehouses[0].cells
+    net = torch_net(group_by=in_one)
+    (warehouse,) = net.warehouses
+    geometries = [share.geometry for share in warehouse.tiling.shares]
     torch.manual_seed(3)
-    warehouse = dynconv_torch.KernelWarehouse(
-        [share.geometry for share in torch_net().warehouses[0].tiling.shares]
-    )
-    torch.manual_seed(3)
-    assert torch.equal(drawn, torch_net().warehouses[0].cells)
-    assert warehouse.cells.device == drawn.device == torch.device("cpu")
+    same = dynconv_torch.KernelWarehouse(geometries)
+    assert torch.equal(warehouse.cells, same.cells)
+    assert {value.device.type for value in net.state_dict().values()} == {"cpu"}
 
 
 def test_options_reach_every_layer():
@@ -182,7 +189,7 @@ def test_options_reach_every_layer():
     )
     ours, theirs = outlined(**options), torch_net(**options)
     shapes = {key: tuple(value.shape) for key, value in theirs.state_dict().items()}
-    variables = dynconv_jax.weights.torch_variables(ours)
+    variables = torch_variables(ours)
     assert sorted(variables) == sorted(shapes)
     assert not [key for key in shapes if "norm1" in key]
     assert shapes["warehouses.0.cells"] == (2 * 2 * 9 * (2 + 4), 2, 1, 1, 1)
@@ -195,7 +202,13 @@ def test_one_call_sets_the_assignment_of_all_warehouses():
     assert [float(each.assignment) for each in net.warehouses] == [0.25] * 5
 
 
-def refused(message, build: Any, torch_build: Any, error=ValueError, **options):
+def refused(
+    message,
+    build: Any,
+    torch_build: Any,
+    error: type[Exception] = ValueError,
+    **options,
+):
     """Asserts that both frameworks refuse."""
     with pytest.raises(error, match=message):
         outlined(build, **options)

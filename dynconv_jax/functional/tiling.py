@@ -209,18 +209,19 @@ def assemble_kernels(
         >>> assemble_kernels(mixture, cells, tiling.shares[0]).shape
         (2, 3, 3, 4, 8)
     """
-    geometry = share.geometry
-    # One product for all samples and tiles. Their axes stay apart, so that a sharded
-    # batch is not merged with another axis.
+    *window, ci, co = cells.shape[1:]
+    # One product for all samples and tiles. Of a batch that is sharded over explicit
+    # axes, a reshape may only split or merge one other axis, so there are several.
     mixed = jnp.matmul(
         mixture.astype(cells.dtype),
         cells.reshape(cells.shape[0], -1),
         precision=precision,
     )
-    mixed = mixed.reshape(mixed.shape[0], *share.tiles, *cells.shape[1:])
-    # (B, spatial, out, in, *cell, ci, co) -> (B, spatial, *cell, in, ci, out, co): of
+    mixed = mixed.reshape(mixed.shape[0], *share.tiles, mixed.shape[-1])
+    mixed = mixed.reshape(*mixed.shape[:-1], math.prod(window), ci, co)
+    # (B, spatial, out, in, cell, ci, co) -> (B, spatial, cell, in, ci, out, co): of
     # `spatial` and `cell` one is 1, so the two together are the window.
-    window = range(4, 4 + geometry.rank)
-    *_, ci, co = range(mixed.ndim)
-    mixed = mixed.transpose(0, 1, *window, 3, ci, 2, co)
-    return mixed.reshape(mixed.shape[0], *geometry.kernel_shape)
+    mixed = mixed.transpose(0, 1, 4, 3, 5, 2, 6)
+    for axis in (5, 3, 1):
+        mixed = lax.collapse(mixed, axis, axis + 2)
+    return mixed.reshape(mixed.shape[0], *share.geometry.kernel_shape)
