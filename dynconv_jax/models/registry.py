@@ -2,7 +2,6 @@
 
 import difflib
 import functools
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -87,8 +86,8 @@ def create_model(
 
     Raises:
         TypeError: If the model or the convolution does not take an option.
-        ValueError: If a name is not known (the error suggests others), or the model is
-            made of one convolution only.
+        ValueError: If a name is not known (the error suggests others), or there are
+            options for no convolution.
 
     Example:
         >>> net = nnx.eval_shape(
@@ -107,7 +106,7 @@ def create_model(
     build = _look_up("name", name, MODELS)
     if num_classes is not None:
         options["num_classes"] = num_classes
-    if conv == "static" and _takes_conv(build):
+    if conv == "static":
         options["conv"] = None  # also where the model has others by default
     layer: Callable[..., Any] | None = (
         _look_up("conv", conv, CONVOLUTIONS) if isinstance(conv, str) else conv
@@ -118,11 +117,6 @@ def create_model(
             "choose one by `conv`, such as 'dynamic'"
         )
     if layer is not None:
-        if not _takes_conv(build):
-            raise ValueError(
-                f"`conv` (={conv!r}): the convolutions of {name!r} cannot be chosen; "
-                "leave `conv` out, and give their options to the model itself"
-            )
         if layer is with_warehouses:
             rngs = options.pop("rngs")
             build = functools.partial(build, **options)
@@ -139,14 +133,4 @@ def _look_up(argument: str, name: str, table: Mapping[str, Any]) -> Any:
     guess = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
     raise ValueError(
         f"`{argument}` (={name!r}) is not known; {guess}There are {sorted(table)}"
-    )
-
-
-def _takes_conv(build: Callable[..., Any]) -> bool:
-    # Of the constructor, for the classes of Flax answer with their metaclass's.
-    signed = build.__init__ if inspect.isclass(build) else build
-    parameters = inspect.signature(signed).parameters.values()
-    return any(
-        parameter.name == "conv" or parameter.kind is parameter.VAR_KEYWORD
-        for parameter in parameters
     )
