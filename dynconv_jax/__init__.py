@@ -48,6 +48,9 @@ from dynconv_jax.routing import (
 )
 from dynconv_jax.weights import (
     chen_options,
+    collapse,
+    fold_batch_norm,
+    init_from_static,
     load_torch_state_dict,
     load_weights,
     save_weights,
@@ -76,6 +79,7 @@ __all__ = [
     "WarehouseConv",
     "capture_attention",
     "chen_options",
+    "collapse",
     "count_multiply_adds",
     "count_parameters",
     "create_model",
@@ -83,6 +87,8 @@ __all__ = [
     "dynamic_conv",
     "dynamic_conv_transpose",
     "explain",
+    "fold_batch_norm",
+    "init_from_static",
     "list_convolutions",
     "list_models",
     "load_balance_loss",

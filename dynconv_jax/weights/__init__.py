@@ -1,7 +1,10 @@
 """Weights: PyTorch's layout to and from a module's state, and files."""
 
 from dynconv_jax.weights.chen_layout import chen_options
+from dynconv_jax.weights.collapse import collapse
 from dynconv_jax.weights.files import load_weights, save_weights
+from dynconv_jax.weights.folding import fold_batch_norm
+from dynconv_jax.weights.surgery import init_from_static
 from dynconv_jax.weights.torch_layout import (
     load_torch_state_dict,
     to_torch_state_dict,
@@ -10,6 +13,9 @@ from dynconv_jax.weights.torch_layout import (
 
 __all__ = [
     "chen_options",
+    "collapse",
+    "fold_batch_norm",
+    "init_from_static",
     "load_torch_state_dict",
     "load_weights",
     "save_weights",

@@ -1,0 +1,126 @@
+"""What a dynamic model and its static counterpart have in common."""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from dynconv_jax.layers import DecomposedConv, KernelWarehouse, WarehouseConv
+from dynconv_jax.layers.expert_conv import ExpertConv
+from dynconv_jax.routing import SigmoidRouter
+from dynconv_jax.scheduled import Scheduled
+
+# The layers of the family, and what belongs to several of them in a model.
+FAMILY = (ExpertConv, WarehouseConv, DecomposedConv)
+SHARED = (SigmoidRouter, KernelWarehouse)
+
+Path = tuple[Any, ...]
+# The name, the variable of the dynamic model, and that of the static one.
+Common = tuple[str, nnx.Variable, nnx.Variable]
+
+
+class Write(NamedTuple):
+    """A value, and where it is to go.
+
+    Attributes:
+        variable: The variable.
+        value: Its new value, or that of a part of it.
+        index: Which part.
+    """
+
+    variable: nnx.Variable
+    value: jax.Array
+    index: Any = ...
+
+    def apply(self) -> None:
+        """Writes the value, in the dtype of the variable."""
+        old = self.variable[...]
+        self.variable[...] = old.at[self.index].set(self.value.astype(old.dtype))
+
+
+_Shared = tuple[str, nnx.Variable, nnx.Variable]
+
+
+def match_models(
+    model: nnx.Module, static: nnx.Module
+) -> tuple[dict[Path, tuple[Any, nnx.Conv]], list[Common], list[str]]:
+    """Pairs what two models have in common.
+
+    Returns:
+        By path a layer of the family and the convolution there; the name, the variable
+        of `model` and that of `static` for all else; and what does not fit.
+    """
+    sources = dict(nnx.iter_modules(static))
+    pairs: dict[Path, tuple[Any, nnx.Conv]] = {}
+    problems: list[str] = []
+    inside: list[Path] = []  # of layers and routers: not to be looked for in `static`
+    for path, part in nnx.iter_modules(model):
+        if isinstance(part, FAMILY):
+            inside.append(path)
+            source = sources.get(path)
+            if not isinstance(source, nnx.Conv):
+                found = "nothing" if source is None else f"a {type(source).__name__}"
+                problems.append(
+                    f"{path_name(path)}: the static model has {found} there"
+                )
+            elif source.kernel[...].shape != kernel_shape(part):
+                problems.append(
+                    f"{path_name(path)}: the trained kernel has the shape "
+                    f"{source.kernel[...].shape}, this layer needs {kernel_shape(part)}"
+                )
+            else:
+                pairs[path] = part, source
+        elif isinstance(part, SHARED):
+            inside.append(path)
+
+    def rest(module: nnx.Module, outside: list[Path]) -> dict[Path, nnx.Variable]:
+        return {
+            path: part
+            for path, part in nnx.iter_graph(module)
+            if isinstance(part, nnx.Variable)
+            and not isinstance(part, (nnx.RngState, nnx.Intermediate, Scheduled))
+            and not any(path[: len(each)] == each for each in outside)
+        }
+
+    ours, theirs = rest(model, inside), rest(static, list(pairs))
+    for path in sorted(ours.keys() ^ theirs.keys(), key=str):
+        other = (
+            "the static model has none" if path in ours else "only in the static model"
+        )
+        problems.append(f"{path_name(path)}: {other}")
+    shared = [
+        (path_name(path), ours[path], theirs[path]) for path in ours if path in theirs
+    ]
+    return pairs, shared, problems
+
+
+def misfit(name: str, source: nnx.Variable, target: nnx.Variable) -> list[str]:
+    """Says in what way the target cannot take the value of the source, if any."""
+    old, new = target.get_value(), source.get_value()
+    if old.shape == new.shape and np.can_cast(new.dtype, old.dtype):
+        return []
+    return [
+        f"{name}: {new.dtype}{list(new.shape)} does not fit "
+        f"{old.dtype}{list(old.shape)}"
+    ]
+
+
+def copy_values(pairs: Iterable[tuple[nnx.Variable, nnx.Variable]]) -> None:
+    """Copies the value of each first variable to the second, in the dtype of that."""
+    for source, target in pairs:
+        # A copy: the two models must not share arrays that a step may donate.
+        target.set_value(jnp.array(source.get_value(), target.get_value().dtype))
+
+
+def kernel_shape(layer: Any) -> tuple[int, ...]:
+    """Returns the shape (*k, C/g, O) of the one kernel that a layer applies."""
+    width = layer.in_features // layer.feature_group_count
+    return (*layer.kernel_size, width, layer.out_features)
+
+
+def path_name(path: Path) -> str:
+    """Returns a path as messages have it."""
+    return ".".join(map(str, path)) or "the layer"

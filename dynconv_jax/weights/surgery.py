@@ -1,0 +1,233 @@
+"""A trained static model made dynamic, without losing its function.
+
+A dynamic model begins best where a trained static one ended: every expert is the
+trained kernel, whatever the attention. The way back is in `collapse.py`.
+"""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dynconv_jax.functional.tiling import assemble_kernels
+from dynconv_jax.layers import (
+    CondConv,
+    DecomposedConv,
+    DynamicConv,
+    DynamicConvTranspose,
+    ODConv,
+    WarehouseConv,
+)
+from dynconv_jax.routing import Router, SigmoidRouter
+from dynconv_jax.weights.matching import (
+    Write,
+    copy_values,
+    match_models,
+    misfit,
+    path_name,
+)
+
+
+class NoExactStart(ValueError):
+    """A layer cannot compute what a static convolution does; the message says why."""
+
+
+def init_from_static(
+    model: nnx.Module,
+    static: nnx.Module,
+    *,
+    noise: float = 0.0,
+    rngs: nnx.Rngs | None = None,
+) -> None:
+    """Makes a dynamic model compute what a trained static one does, in place.
+
+    Experts become the trained kernel of the layer at the same path; whatever else the
+    two have in common is copied; routers keep their values where any attention will do,
+    and are set to an even attention where it matters (sigmoids). Without noise the
+    function is exactly that of the static model, and one training step moves all
+    experts, though all alike until their attention differs: a little noise makes them
+    differ from the start.
+
+    Args:
+        model: The dynamic model, or a single layer.
+        static: The same model with `nnx.Conv` in the place of the dynamic layers.
+        noise: The standard deviation of what is added to each expert, as a share of
+            that of the trained kernel.
+        rngs: Where the noise comes from; needed if there is any.
+
+    Raises:
+        ValueError: If the two do not fit, or a layer has no exact start. All problems
+            are listed, and the model is unchanged.
+
+    Example:
+        >>> from dynconv_jax import DynamicConv
+        >>> static = nnx.Conv(3, 8, (3, 3), use_bias=False, rngs=nnx.Rngs(0))
+        >>> layer = DynamicConv(3, 8, (3, 3), rngs=nnx.Rngs(1))
+        >>> init_from_static(layer, static)
+        >>> images = jnp.ones((2, 9, 7, 3))
+        >>> bool(jnp.allclose(layer(images), static(images), atol=1e-5))
+        True
+    """
+    if not 0 <= noise < math.inf:
+        raise ValueError(f"`noise` (={noise}) must be 0 or a positive finite number")
+    if noise and rngs is None:
+        raise ValueError(f"`noise` (={noise}) needs `rngs` to be drawn from")
+    pairs, shared, problems = match_models(model, static)
+    for name, target, value in shared:
+        problems.extend(misfit(name, value, target))
+    starts = []
+    for path, (layer, source) in pairs.items():
+        try:
+            starts.append(static_start(layer, source, model))
+        except NoExactStart as error:
+            problems.append(f"{path_name(path)} ({type(layer).__name__}): {error}")
+    if problems:
+        raise ValueError(
+            f"the {type(model).__name__} cannot start from the "
+            f"{type(static).__name__}, and is unchanged:\n  " + "\n  ".join(problems)
+        )
+    copy_values((value, target) for _, target, value in shared)
+    for start in starts:
+        for write in start:
+            value = write.value
+            # Of the kernels, which alone have so many axes.
+            if rngs is not None and noise and value.ndim > 2:
+                drawn = jax.random.normal(rngs.params(), value.shape, value.dtype)
+                value = value + noise * value.std() * drawn
+            write._replace(value=value).apply()
+
+
+@functools.singledispatch
+def static_start(layer: Any, source: nnx.Conv, model: nnx.Module) -> list[Write]:
+    """Returns what to write where, so that a layer computes what `source` does.
+
+    Args:
+        layer: A layer of the family.
+        source: A trained convolution of the same geometry.
+        model: The model that the layer is in.
+
+    Raises:
+        NoExactStart: If nothing makes it so.
+    """
+    raise NoExactStart("no exact start is known for this kind of layer")
+
+
+def _equal_experts(layer: Any, source: nnx.Conv, scale: float = 1.0) -> list[Write]:
+    """Gives every expert the trained kernel, times `scale`, and the trained bias."""
+    kernel = source.kernel[...] * scale
+    shape = layer.kernel[...].shape
+    written = [Write(layer.kernel, jnp.broadcast_to(kernel, shape))]
+    if layer.bias is not None:
+        shape = layer.bias[...].shape
+        trained = 0.0 if source.bias is None else source.bias[...]
+        written.append(Write(layer.bias, jnp.broadcast_to(trained, shape)))
+    else:
+        _refuse_bias(source)
+    return written
+
+
+def _refuse_bias(source: nnx.Conv) -> None:
+    if source.bias is not None:
+        raise NoExactStart("the trained layer has a bias, this one none (`use_bias`)")
+
+
+@static_start.register
+def _(layer: DynamicConv, source: nnx.Conv, model: nnx.Module) -> list:
+    if not isinstance(layer.router, Router):
+        raise NoExactStart(
+            f"its router, a {type(layer.router).__name__}, may answer weights that do "
+            "not sum to 1"
+        )
+    return _equal_experts(layer, source)
+
+
+@static_start.register
+def _(layer: CondConv, source: nnx.Conv, model: nnx.Module) -> list:
+    routers = [
+        part for _, part in nnx.iter_modules(model) if isinstance(part, SigmoidRouter)
+    ]
+    if not routers:
+        raise NoExactStart(
+            "its attention comes from outside, and nothing here makes it sum to 1; "
+            "start the whole block or model"
+        )
+    written = _equal_experts(layer, source)
+    for router in routers:
+        if router.num_experts == 1:
+            raise NoExactStart("the sigmoid of a single expert never answers 1")
+        # The sigmoid of this is 1/K for every expert.
+        even = jnp.full(router.num_experts, -math.log(router.num_experts - 1))
+        kernel = jnp.zeros_like(router.kernel[...])
+        assert router.bias is not None
+        written += [Write(router.kernel, kernel), Write(router.bias, even)]
+    return written
+
+
+@static_start.register
+def _(layer: DynamicConvTranspose, source: nnx.Conv, model: nnx.Module) -> list:
+    raise NoExactStart("a transposed convolution does not start from one that is not")
+
+
+@static_start.register
+def _(layer: ODConv, source: nnx.Conv, model: nnx.Module) -> list:
+    attention = layer.attention
+    gates = [attention.channel_fc, attention.filter_fc, attention.spatial_fc]
+    heads = [head for head in (*gates, attention.kernel_fc) if head is not None]
+    written = [
+        Write(parameter, jnp.zeros_like(parameter[...]))
+        for head in heads
+        for parameter in (head.kernel, head.bias)
+        if parameter is not None
+    ]
+    # A sigmoid of 0 is one half, and so is each gate; halves are exact.
+    halves = sum(gate is not None for gate in gates)
+    return [*_equal_experts(layer, source, scale=2.0**halves), *written]
+
+
+@static_start.register
+def _(layer: WarehouseConv, source: nnx.Conv, model: nnx.Module) -> list:
+    warehouse, share = layer.warehouse, layer.share
+    if len(set(share.assigned)) < len(share.assigned) or (
+        warehouse.tiling.num_cells in share.assigned
+    ):
+        raise NoExactStart(
+            "it has fewer cells than tiles (a `ratio` below 1), and not every kernel "
+            "can be tiled with them"
+        )
+    # With τ = 1 every tile is its assigned cell. Tiles are laid together linearly, and
+    # the transpose of that cuts a kernel into them.
+    assigned = jnp.asarray(share.assigned)
+    mixture = jax.nn.one_hot(assigned, warehouse.tiling.num_cells)[None]
+    cells = jnp.zeros_like(warehouse.cells[...], source.kernel[...].dtype)
+    (tiles,) = jax.linear_transpose(
+        lambda cells: assemble_kernels(mixture, cells, share, precision="highest")[0],
+        cells,
+    )(source.kernel[...])
+    return [
+        Write(warehouse.cells, tiles[assigned], assigned),
+        Write(warehouse.assignment, jnp.ones(())),
+        *_static_bias(layer.bias, source),
+    ]
+
+
+@static_start.register
+def _(layer: DecomposedConv, source: nnx.Conv, model: nnx.Module) -> list:
+    # Λ of 0 is 1, and without P nothing is added.
+    return [
+        Write(layer.conv.kernel, source.kernel[...]),
+        Write(layer.fc_scale.kernel, jnp.zeros_like(layer.fc_scale.kernel[...])),
+        Write(layer.p.kernel, jnp.zeros_like(layer.p.kernel[...])),
+        *_static_bias(layer.p.bias, source),
+    ]
+
+
+def _static_bias(bias: nnx.Param | None, source: nnx.Conv) -> list[Write]:
+    """Gives a bias that is the same for all samples the trained one."""
+    if bias is None:
+        _refuse_bias(source)
+        return []
+    zeros = jnp.zeros_like(bias[...])
+    return [Write(bias, zeros if source.bias is None else source.bias[...])]

@@ -1,0 +1,344 @@
+"""Static models made dynamic and back, and batch norms folded: the same function."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from dynconv_jax import (
+    CondConv,
+    DecomposedConv,
+    DynamicConv,
+    DynamicConvBlock,
+    DynamicConvTranspose,
+    KernelWarehouse,
+    ODConv,
+    WarehouseConv,
+    collapse,
+    create_model,
+    fold_batch_norm,
+    init_from_static,
+    list_convolutions,
+)
+from dynconv_jax.functional import Geometry
+from parity_tests.parity import assert_close
+
+MEMBERS = [name for name in list_convolutions() if name != "static"]
+GEOMETRY: dict[str, Any] = dict(
+    in_features=6, out_features=8, kernel_size=(3, 3), strides=2, padding=1
+)
+OPTIONS: dict[str, Any] = dict(param_dtype="float64", rngs=nnx.Rngs(0))
+
+
+def evaluated(module: nnx.Module) -> Any:
+    return nnx.view(
+        module, use_running_average=True, deterministic=True, raise_if_not_found=False
+    )
+
+
+def warmed(module: Any, images: jax.Array) -> Any:
+    """Gives batch norms statistics and parameters of their own, as training would."""
+    rng = np.random.default_rng(0)
+    for _, part in nnx.iter_modules(module):
+        if isinstance(part, nnx.BatchNorm):
+            shape = part.mean[...].shape
+            part.mean[...] = jnp.asarray(rng.normal(size=shape))
+            part.var[...] = jnp.asarray(rng.uniform(0.5, 2, shape))
+            assert part.scale is not None and part.bias is not None
+            part.scale[...] = jnp.asarray(rng.uniform(0.5, 2, shape))
+            part.bias[...] = jnp.asarray(rng.normal(size=shape))
+    return module
+
+
+def layer_of(name: str, **options: Any) -> Any:
+    """Builds a layer of the geometry, of each kind that starts by itself."""
+    if name == "kernel_warehouse":
+        features = GEOMETRY["in_features"], GEOMETRY["out_features"]
+        rest = {key: GEOMETRY[key] for key in ("strides", "padding")}
+        geometry = Geometry.create(
+            *features,
+            GEOMETRY["kernel_size"],
+            **rest,
+            feature_group_count=options.pop("feature_group_count", 1),
+        )
+        use_bias = options.pop("use_bias", False)
+        warehouse = KernelWarehouse([geometry], **OPTIONS, **options)
+        return WarehouseConv(warehouse, use_bias=use_bias, rngs=nnx.Rngs(1))
+    cls = {"dynamic": DynamicConv, "odconv": ODConv, "decomposed": DecomposedConv}[name]
+    return cls(**GEOMETRY, **OPTIONS, **options)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("use_bias", [False, True])
+@pytest.mark.parametrize(
+    "name", ["dynamic", "odconv", "decomposed", "kernel_warehouse"]
+)
+def test_a_layer_starts_as_the_trained_one(name, use_bias, groups, rng):
+    if name == "odconv" and use_bias:
+        use_bias = False  # the filters' attention would halve it
+    options: dict[str, Any] = dict(use_bias=use_bias, feature_group_count=groups)
+    static = nnx.Conv(**GEOMETRY, **OPTIONS, **options)
+    if static.bias is not None:
+        static.bias[...] = jnp.asarray(rng.normal(size=8))
+    layer = layer_of(name, **options)
+    init_from_static(layer, static)
+    images = jnp.asarray(rng.normal(size=(3, 9, 8, 6)))
+    assert_close(
+        {"output": evaluated(layer)(images)},
+        {"output": static(images)},
+        dtype="float64",
+    )
+
+
+def test_a_block_with_attention_from_outside_starts_as_the_static_one(rng):
+    shared: dict[str, Any] = dict(padding=1, **OPTIONS)
+    block = DynamicConvBlock(6, 8, conv=CondConv, num_experts=3, **shared)
+    static = DynamicConvBlock(6, 8, conv=nnx.Conv, **shared)
+    images = jnp.asarray(rng.normal(size=(3, 9, 8, 6)))
+    warmed(static, images)
+    init_from_static(block, static)
+    assert_close(
+        {"output": evaluated(block)(images)},
+        {"output": evaluated(static)(images)},
+        dtype="float64",
+    )
+
+
+def test_noise_makes_experts_differ_by_its_share_of_the_kernel(rng):
+    static = nnx.Conv(64, 64, (3, 3), use_bias=False, **OPTIONS)
+    layer = DynamicConv(64, 64, (3, 3), **OPTIONS)
+    init_from_static(layer, static, noise=0.1, rngs=nnx.Rngs(7))
+    trained = np.asarray(static.kernel[...])
+    difference = np.asarray(layer.kernel[...]) - trained
+    assert abs(difference.std() / trained.std() - 0.1) < 0.002
+    assert abs(np.corrcoef(difference[0].ravel(), difference[1].ravel())[0, 1]) < 0.02
+
+
+@pytest.mark.parametrize("noise", [-0.1, float("nan")])
+def test_noise_that_is_no_deviation_is_refused(noise):
+    with pytest.raises(ValueError, match="`noise`"):
+        init_from_static(
+            layer_of("dynamic"), nnx.Conv(**GEOMETRY, **OPTIONS), noise=noise
+        )
+
+
+def test_noise_without_rngs_is_refused():
+    static = nnx.Conv(**GEOMETRY, use_bias=False, **OPTIONS)
+    with pytest.raises(ValueError, match=r"`noise` \(=0.1\) needs `rngs`"):
+        init_from_static(layer_of("dynamic"), static, noise=0.1)
+
+
+def transposed() -> DynamicConvTranspose:
+    return DynamicConvTranspose(6, 8, (3, 3), **OPTIONS)
+
+
+REFUSED = {
+    "attention from outside": (
+        lambda: CondConv(**GEOMETRY, **OPTIONS),
+        "comes from outside",
+    ),
+    "another router": (
+        lambda: DynamicConv(**GEOMETRY, router=lambda x: x[:, 0, 0, :4], **OPTIONS),
+        "may answer weights that do not sum to 1",
+    ),
+    "fewer cells than tiles": (
+        lambda: layer_of("kernel_warehouse", ratio=0.5),
+        "fewer cells than tiles",
+    ),
+    "transposed": (transposed, "transposed"),
+    "no bias": (lambda: layer_of("dynamic"), "has a bias"),
+    "another size": (
+        lambda: DynamicConv(6, 8, (5, 3), **OPTIONS),
+        r"the trained kernel has the shape \(3, 3, 6, 8\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_where_there_is_no_exact_start_an_error_says_why(name):
+    build, reason = REFUSED[name]
+    layer = build()
+    before = jax.tree.leaves(nnx.state(layer, nnx.Param))
+    static = nnx.Conv(**GEOMETRY, use_bias=name == "no bias", **OPTIONS)
+    with pytest.raises(ValueError, match=reason):
+        init_from_static(layer, static)
+    after = jax.tree.leaves(nnx.state(layer, nnx.Param))
+    assert all((old == new).all() for old, new in zip(before, after, strict=True))
+
+
+def test_models_that_do_not_fit_are_refused_with_all_differences():
+    build: dict[str, Any] = dict(num_classes=3, **OPTIONS)
+    model = create_model("dynamic_net", in_features=1, **build)
+    static = create_model("dynamic_net", conv="static", **build)
+    with pytest.raises(
+        ValueError, match=r"stem.layers.0.kernel: float64\[3, 3, 3, 32\]"
+    ):
+        init_from_static(model, static)
+    with pytest.raises(ValueError, match="the static model has"):
+        init_from_static(model, create_model("resnet18", **build))
+
+
+@pytest.fixture(scope="module")
+def trained() -> dict[str, tuple[Any, jax.Array, jax.Array]]:
+    """Static models with statistics, an image batch for each, and their logits."""
+    found = {}
+    rng = np.random.default_rng(0)
+    for name, size in (("dynamic_net", (12, 9)), ("resnet18", (33, 40))):
+        model: Any = create_model(
+            name, num_classes=3, conv="static", param_dtype="float64", rngs=nnx.Rngs(3)
+        )
+        images = jnp.asarray(rng.normal(size=(3, *size, 3)))
+        warmed(model, images)
+        found[name] = model, images, jax.jit(evaluated(model))(images)
+    return found
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+def test_a_network_starts_as_the_trained_one(member, trained):
+    static, images, expected = trained["dynamic_net"]
+    model: Any = create_model("dynamic_net", num_classes=3, conv=member, **OPTIONS)
+    init_from_static(model, static)
+    actual = jax.jit(evaluated(model))(images)
+    assert_close({"logits": actual}, {"logits": expected}, dtype="float64")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+def test_one_step_after_the_start_moves_every_expert(name):
+    build: dict[str, Any] = dict(num_classes=3, param_dtype="float64")
+    if name == "mobilenet_v2":
+        build["width_mult"] = 0.25
+    static: Any = create_model(name, conv="static", rngs=nnx.Rngs(3), **build)
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(3, 33, 40, 3)))
+    warmed(static, images)
+    model: Any = create_model(name, conv="dynamic", rngs=nnx.Rngs(4), **build)
+    init_from_static(model, static)
+    graphdef, state = nnx.split(evaluated(model))
+    logits = jax.jit(lambda state: nnx.merge(graphdef, state)(images))(state)
+    expected = jax.jit(evaluated(static))(images)
+    assert_close({"logits": logits}, {"logits": expected}, dtype="float64")
+
+    graphdef, params, rest = nnx.split(evaluated(model), nnx.Param, ...)
+
+    @jax.jit
+    def step(params):
+        def loss(params):
+            logits = nnx.merge(graphdef, params, rest)(images)
+            labels = jnp.arange(3)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).sum()
+
+        return jax.tree.map(lambda p, g: p - 0.1 * g, params, jax.grad(loss)(params))
+
+    moved = step(params)
+    before, after = dict(nnx.to_flat_state(params)), dict(nnx.to_flat_state(moved))
+    layers = [path for path, part in nnx.iter_modules(model) if hasattr(part, "router")]
+    assert len(layers) >= 16
+    for path in layers:
+        old, new = (each[(*path, "kernel")].get_value() for each in (before, after))
+        changed = [bool((a != b).any()) for a, b in zip(old, new, strict=True)]
+        assert all(changed), f"{path}: experts that moved {changed}"
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_layer_collapses_to_what_it_computes_at_an_attention(groups, rng):
+    options: dict[str, Any] = dict(use_bias=True, feature_group_count=groups)
+    layer = DynamicConv(**GEOMETRY, **OPTIONS, **options)
+    assert layer.bias is not None
+    layer.bias[...] = jnp.asarray(rng.normal(size=(4, 8)))
+    static = nnx.Conv(**GEOMETRY, **OPTIONS, **options)
+    attention = jnp.asarray(rng.dirichlet(np.ones(4)))
+    collapse(layer, static, attention)
+    images = jnp.asarray(rng.normal(size=(2, 9, 8, 6)))
+    expected = layer(images, jnp.stack([attention, attention]))
+    assert_close({"output": static(images)}, {"output": expected}, dtype="float64")
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_an_omni_dimensional_layer_collapses_with_its_four_attentions(groups, rng):
+    options: dict[str, Any] = dict(feature_group_count=groups, norm="none")
+    layer = ODConv(**GEOMETRY, **OPTIONS, **options)
+    static = nnx.Conv(**GEOMETRY, **OPTIONS, feature_group_count=groups, use_bias=False)
+    image = jnp.asarray(rng.normal(size=(1, 9, 8, 6)))
+    collapse(layer, static, jax.tree.map(lambda each: each[0], layer.attentions(image)))
+    assert_close({"output": static(image)}, {"output": layer(image)}, dtype="float64")
+
+
+def test_a_layer_of_a_warehouse_collapses_at_a_mixture(rng):
+    layer = evaluated(layer_of("kernel_warehouse", use_bias=True))
+    static = nnx.Conv(**GEOMETRY, **OPTIONS)
+    image = jnp.asarray(rng.normal(size=(1, 9, 8, 6)))
+    collapse(layer, static, layer.mixture(image)[0])
+    assert_close({"output": static(image)}, {"output": layer(image)}, dtype="float64")
+
+
+def test_a_network_collapses_by_the_attention_of_each_layer(rng):
+    build: dict[str, Any] = dict(num_classes=3, **OPTIONS)
+    even = jnp.full(4, 0.25)
+    model: Any = create_model(
+        "dynamic_net", temperature=1e30, **build
+    )  # even attention
+    static: Any = create_model("dynamic_net", conv="static", **build)
+    images = jnp.asarray(rng.normal(size=(2, 12, 9, 3)))
+    warmed(model, images)
+    paths = [f"stage{stage}.dyn" for stage in (1, 2, 3)]
+    collapse(model, static, dict.fromkeys(paths, even))
+    assert_close(
+        {"logits": evaluated(static)(images)},
+        {"logits": evaluated(model)(images)},
+        dtype="float64",
+    )
+    with pytest.raises(ValueError, match="stage2.dyn: no attention is given"):
+        collapse(model, static, {path: even for path in paths if "2" not in path})
+
+
+def test_what_is_not_one_convolution_does_not_collapse(rng):
+    static = nnx.Conv(**GEOMETRY, use_bias=False, **OPTIONS)
+    with pytest.raises(ValueError, match="not one convolution"):
+        collapse(layer_of("decomposed"), static, jnp.ones(4))
+    with pytest.raises(ValueError, match=r"\(3,\), not \(num_experts,\) = \(4,\)"):
+        collapse(layer_of("dynamic"), static, jnp.ones(3))
+
+
+FOLDED = [name for name in MEMBERS if name != "kernel_warehouse"]
+
+
+@pytest.mark.parametrize("member", [*FOLDED, "static"])
+def test_folded_batch_norms_leave_the_function_as_it_was(member, rng):
+    images = jnp.asarray(rng.normal(size=(2, 12, 9, 3)))
+    model: Any = create_model("dynamic_net", num_classes=3, conv=member, **OPTIONS)
+    warmed(model, images)
+    folded: Any = fold_batch_norm(model, images)
+    parts = {path: part for path, part in nnx.iter_modules(folded)}
+    norms = [parts[f"stage{stage}", "bn"] for stage in (1, 2, 3)]
+    assert not any(isinstance(part, nnx.BatchNorm) for part in norms)
+    assert_close(
+        {"logits": folded(images)},
+        {"logits": evaluated(model)(images)},
+        dtype="float64",
+    )
+
+
+def test_folding_leaves_the_model_it_was_given(rng):
+    images = jnp.asarray(rng.normal(size=(2, 12, 9, 3)))
+    model: Any = create_model("dynamic_net", num_classes=3, **OPTIONS)
+    warmed(model, images)
+    before = evaluated(model)(images)
+    fold_batch_norm(model, images)
+    assert_close(
+        {"logits": evaluated(model)(images)}, {"logits": before}, dtype="float64"
+    )
+
+
+def test_cells_that_layers_share_take_no_factors():
+    images = jax.ShapeDtypeStruct((2, 12, 9, 3), "float64")
+    model = create_model("dynamic_net", conv="kernel_warehouse", **OPTIONS)
+    with pytest.raises(ValueError, match="stage1.dyn.*shares its cells"):
+        fold_batch_norm(model, images)
+
+
+def test_a_model_without_a_batch_norm_to_fold_is_refused():
+    with pytest.raises(ValueError, match="no batch norm"):
+        fold_batch_norm(layer_of("dynamic"), jnp.ones((2, 9, 8, 6)))
