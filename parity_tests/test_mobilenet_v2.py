@@ -11,8 +11,6 @@ import pytest
 import torch
 from flax import nnx
 
-import dynconv_jax
-import dynconv_torch
 from dynconv_jax import DynamicConv, models
 from dynconv_jax.models.mobilenet_v2 import make_divisible, relu6
 from dynconv_jax.weights.torch_layout import torch_shapes
@@ -189,16 +187,6 @@ def test_relu6_and_its_gradient_are_those_of_torch():
 
 
 # Which layers are dynamic.
-
-
-@pytest.fixture
-def routers(monkeypatch):
-    """Puts a router where blocks look for theirs."""
-    for package, router in (
-        (dynconv_jax, networks.LinearRouter),
-        (dynconv_torch, networks.LinearRouter2d),
-    ):
-        monkeypatch.setattr(package.routing, "SigmoidRouter", router, raising=False)
 
 
 BODY = [

@@ -10,8 +10,6 @@ import pytest
 import torch
 from flax import nnx
 
-import dynconv_jax
-import dynconv_torch
 from dynconv_jax import DynamicConv, models
 from dynconv_jax.models import resnet
 from dynconv_jax.models.convolutions import Convolutions
@@ -152,16 +150,6 @@ def test_dynamic_resnet18_trains_alike(optimizer, rng):
     pair = networks.twins(*build, x[0], rng, 7, conv=DYNAMIC)
     labels = rng.integers(7, size=(2, 3))
     assert_training_parity(*pair, x, labels, optimizer=optimizer)
-
-
-@pytest.fixture
-def routers(monkeypatch):
-    """Puts a router where blocks look for theirs."""
-    for package, router in (
-        (dynconv_jax, networks.LinearRouter),
-        (dynconv_torch, networks.LinearRouter2d),
-    ):
-        monkeypatch.setattr(package.routing, "SigmoidRouter", router, raising=False)
 
 
 ROUTED = networks.RoutedConv, networks.RoutedConv2d
