@@ -93,20 +93,21 @@ def create_model(
         options["num_classes"] = num_classes
     if conv == "static" and _takes_conv(build):
         options["conv"] = None  # also where the model has others by default
-    if isinstance(conv, str):
-        conv = _look_up("conv", conv, CONVOLUTIONS)
-    if conv is None and conv_options:
+    layer: Callable[..., Any] | None = (
+        _look_up("conv", conv, CONVOLUTIONS) if isinstance(conv, str) else conv
+    )
+    if layer is None and conv_options:
         raise ValueError(
             f"`conv_options` (={dict(conv_options)!r}) are of a dynamic convolution; "
             "choose one by `conv`, such as 'dynamic'"
         )
-    if conv is not None:
+    if layer is not None:
         if not _takes_conv(build):
             raise ValueError(
                 f"`conv` (={conv!r}): the convolutions of {name!r} cannot be chosen; "
                 "leave `conv` out, and give their options to the model itself"
             )
-        options["conv"] = functools.partial(conv, **conv_options or {})
+        options["conv"] = functools.partial(layer, **conv_options or {})
     return build(**options)
 
 
