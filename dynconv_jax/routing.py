@@ -248,15 +248,18 @@ class SigmoidRouter(nnx.Linear):
         """
         positive_int("in_features", in_features)
         self.num_experts = positive_int("num_experts", num_experts)
-        super().__init__(
-            in_features,
-            num_experts,
+        options: dict[str, Any] = dict(
             dtype=None if dtype is None else at_least_float32(dtype),
             param_dtype=param_dtype,
             precision=precision,
+        )
+        super().__init__(
+            in_features,
+            num_experts,
             kernel_init=kernel_init,
             bias_init=bias_init or torch_bias_init(in_features),
             rngs=rngs,
+            **options,
         )
 
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -28,14 +28,18 @@ class PlainLayer(torch.nn.Module):
             torch.randn(experts, outputs, channels, *SIZES[rank])
         )
         self.bias = torch.nn.Parameter(torch.randn(experts, outputs)) if bias else None
-        self.attention = torch.nn.Module()
-        self.attention.fc1 = conv(channels, hidden, 1, bias=False)
-        self.attention.fc2 = conv(hidden, experts, 1)
+        self.attention = torch.nn.ModuleDict(
+            {
+                "fc1": conv(channels, hidden, 1, bias=False),
+                "fc2": conv(hidden, experts, 1),
+            }
+        )
 
     def forward(self, x):
         convolve = getattr(F, f"conv{self.rank}d")
         pooled = x.mean(tuple(range(2, x.ndim)), keepdim=True)
-        logits = self.attention.fc2(F.relu(self.attention.fc1(pooled))).flatten(1)
+        hidden = F.relu(self.attention["fc1"](pooled))
+        logits = self.attention["fc2"](hidden).flatten(1)
         attention = torch.softmax(logits / self.temperature, dim=1)
         outputs = []
         for sample, weights in zip(x, attention, strict=True):
@@ -129,9 +133,8 @@ def test_keys_are_those_published():
 def test_loading_leaves_the_temperature_and_the_state_dict_as_they_are():
     state_dict = PlainLayer(2, 16, 8).double().state_dict()
     keys = list(state_dict)
-    ours, theirs = (
-        make(2, 16, 8, temperature=7.0) for make in (jax_layer, torch_layer)
-    )
+    ours = jax_layer(2, 16, 8, temperature=7.0)
+    theirs = torch_layer(2, 16, 8, temperature=7.0)
     load_torch_state_dict(ours, {k: v.numpy() for k, v in state_dict.items()})
     theirs.load_state_dict(state_dict)
     assert float(ours.router.temperature[...]) == theirs.temperature.item() == 7.0

@@ -247,7 +247,7 @@ class EfficientNet(nnx.Module):
         self.num_classes = positive_int("num_classes", num_classes)
         if not 0 <= drop_path_rate < 1:
             raise ValueError(f"`drop_path_rate` (={drop_path_rate}) must be in [0, 1)")
-        specs = [Stage(*spec) for spec in stages]
+        specs = [Stage._make(spec) for spec in stages]
         make = Convolutions(
             conv,
             dynamic,
