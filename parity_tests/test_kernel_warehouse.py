@@ -696,14 +696,14 @@ def test_one_sample_trains_with_layer_norm_and_is_refused_with_batch_norm():
     def check():
         x = jnp.ones((1, 5, 4))
         layer = jax_layer(norm="batch")
-        with pytest.raises(ValueError, match='norm="layer"'):
+        with pytest.raises(ValueError, match="norm='layer'"):
             layer(x)
         assert nnx.view(layer, use_running_average=True)(x).shape == (1, 5, 8)
         assert jax_layer(norm="layer")(x).shape == (1, 5, 8)
 
     abstractly(check)
     one = torch.randn(1, 4, 6, 5).double()
-    with pytest.raises(ValueError, match='norm="layer"'):
+    with pytest.raises(ValueError, match="norm='layer'"):
         torch_layer(norm="batch")[0](one)
     assert torch_layer(norm="batch")[0].eval()(one).shape == (1, 8, 4, 3)
     assert torch_layer(norm="layer")[0](one).isfinite().all()
