@@ -17,6 +17,7 @@ import torch
 from flax import nnx
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from torch.nn import functional as F
 
 import dynconv_jax
@@ -723,6 +724,22 @@ def test_no_convolution_is_grouped_over_the_batch():
     counts = re.findall(r"(?:feature|batch)_group_count = (\d+)", program)
     assert "dot_general" in program
     assert all(int(count) <= 2 for count in counts)  # the groups of the layers
+
+
+@pytest.mark.parametrize("name", ["2d, half the cells, groups", "3d, whole windows"])
+def test_a_batch_may_be_sharded_over_explicit_axes(name):
+    graphdef, state = nnx.split(pairs(name)[0])
+
+    def loss(state, x):
+        return jnp.sin(nnx.merge(graphdef, state)(x)).sum()
+
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Explicit,))
+    shape = (2, *(6, 5, 4)[: CASES[name].rank], 4)
+    with jax.set_mesh(mesh):
+        by_sample = NamedSharding(mesh, PartitionSpec("data"))
+        x = jax.device_put(jnp.ones(shape), by_sample)
+        gradient = jax.grad(loss, argnums=1, allow_int=True)
+        assert jax.jit(gradient).eval_shape(state, x).sharding.spec[0] == "data"
 
 
 def test_layers_work_under_vmap_remat_and_export_with_a_free_batch(rng):
