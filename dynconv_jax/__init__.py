@@ -34,6 +34,7 @@ from dynconv_jax.models import (
     MobileNetV2,
     ResNet,
     create_model,
+    list_convolutions,
     list_models,
     with_warehouses,
 )
@@ -82,6 +83,7 @@ __all__ = [
     "dynamic_conv",
     "dynamic_conv_transpose",
     "explain",
+    "list_convolutions",
     "list_models",
     "load_balance_loss",
     "load_torch_state_dict",

@@ -38,6 +38,7 @@ from dynconv_torch.models import (
     MobileNetV2,
     ResNet,
     create_model,
+    list_convolutions,
     list_models,
     with_warehouses,
 )
@@ -79,6 +80,7 @@ __all__ = [
     "create_model",
     "dynamic_conv",
     "dynamic_conv_transpose",
+    "list_convolutions",
     "list_models",
     "load_balance_loss",
     "mix_kernels",

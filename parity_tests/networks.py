@@ -26,7 +26,8 @@ def enliven(net: torch.nn.Module, images: np.ndarray, rng: np.random.Generator) 
         images: Channels last.
         rng: Draws the parameters and disturbs the statistics.
     """
-    norms = [part for part in net.modules() if hasattr(part, "running_mean")]
+    kinds = torch.nn.BatchNorm1d, torch.nn.BatchNorm2d
+    norms: list[Any] = [part for part in net.modules() if isinstance(part, kinds)]
     with torch.no_grad():
         for norm in norms:
             shape = tuple(norm.weight.shape)

@@ -2,6 +2,7 @@
 
 import functools
 import pickle
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -136,7 +137,7 @@ def test_widths_lose_a_tenth_at_the_most(value):
 
 def test_static_net_of_half_the_width_agrees(rng):
     x = rng.normal(size=(2, 33, 40, 3))
-    options = dict(dropout=0.0, width_mult=0.5)
+    options: Any = dict(dropout=0.0, width_mult=0.5)
     assert_parity(*networks.twins(*BUILD, x, rng, 7, **options), x)
 
 
@@ -148,13 +149,13 @@ def test_static_net_agrees(rng):
 
 def test_dynamic_net_of_two_blocks_agrees(rng):
     x = rng.normal(size=(2, 17, 20, 3))
-    options = dict(dropout=0.0, stages=TWO_BLOCKS, width_mult=0.4)
+    options: Any = dict(dropout=0.0, stages=TWO_BLOCKS, width_mult=0.4)
     assert_parity(*networks.twins(*BUILD, x, rng, 5, conv=DYNAMIC, **options), x)
 
 
 def test_routed_net_of_two_blocks_agrees(routers, rng):
     x = rng.normal(size=(2, 17, 20, 3))
-    options = dict(dropout=0.0, stages=TWO_BLOCKS, width_mult=0.4, dynamic="all")
+    options: Any = dict(dropout=0.0, stages=TWO_BLOCKS, width_mult=0.4, dynamic="all")
     assert_parity(*networks.twins(*BUILD, x, rng, 5, conv=ROUTED, **options), x)
 
 
@@ -162,7 +163,7 @@ def test_routed_net_of_two_blocks_agrees(routers, rng):
 @pytest.mark.parametrize("dynamic", ["paper", "pointwise"])
 def test_dynamic_net_agrees(dynamic, rng):
     x = rng.normal(size=(2, 33, 40, 3))
-    options = dict(dropout=0.0, dynamic=dynamic)
+    options: Any = dict(dropout=0.0, dynamic=dynamic)
     assert_parity(*networks.twins(*BUILD, x, rng, 7, conv=DYNAMIC, **options), x)
 
 
@@ -250,7 +251,7 @@ def test_an_unknown_choice_of_layers_is_refused(build, dynamic):
 
 def test_head_begins_as_that_of_torchvision():
     ours = BUILD[0](50, stages=(), rngs=nnx.Rngs(0)).classifier.layers[1]
-    theirs = BUILD[1](50, stages=()).classifier[1]
+    theirs: Any = BUILD[1](50, stages=()).classifier[1]
     for weight, bias in (
         (np.asarray(ours.kernel[...]), np.asarray(ours.bias[...])),
         (theirs.weight.detach().numpy(), theirs.bias.detach().numpy()),

@@ -109,6 +109,7 @@ class DecomposedConv(Convolution):
         padding: PaddingLike = "SAME",
         kernel_dilation: int | Sequence[int] | None = 1,
         feature_group_count: int = 1,
+        use_bias: bool = False,
         pool: int | None = None,
         reduction: int = 16,
         min_hidden: int = 4,
@@ -129,6 +130,7 @@ class DecomposedConv(Convolution):
                 convolution, such as (kernel_size - 1) / 2 · kernel_dilation.
             kernel_dilation: An int, or one per spatial dimension.
             feature_group_count: g of the static convolution; it must divide C and O.
+            use_bias: Whether P has a bias; published layers have none.
             pool: Into how many bins the input is pooled along each spatial dimension;
                 None is 1 for a 1×1 kernel and 2 for larger ones, as published. The
                 pooled features are pool^rank · C, and L is the root of their number.
@@ -169,7 +171,6 @@ class DecomposedConv(Convolution):
         hidden = max(pooled_features // reduction, min_hidden)
         shared: dict[str, Any] = dict(param_dtype=param_dtype, rngs=rngs)
         conv: dict[str, Any] = dict(
-            use_bias=False,
             dtype=dtype,
             precision=precision,
             kernel_init=kernel_init,
@@ -186,10 +187,13 @@ class DecomposedConv(Convolution):
             padding=geometry.padding,
             kernel_dilation=geometry.kernel_dilation,
             feature_group_count=geometry.feature_group_count,
+            use_bias=False,
             **conv,
         )
-        self.q = nnx.Conv(in_features, latent, point, geometry.strides, **conv)
-        self.p = nnx.Conv(latent, out_features, point, **conv)
+        self.q = nnx.Conv(
+            in_features, latent, point, geometry.strides, use_bias=False, **conv
+        )
+        self.p = nnx.Conv(latent, out_features, point, use_bias=use_bias, **conv)
         self.bn1 = BatchNorm(latent, dtype=dtype, **shared)
         self.bn2 = BatchNorm(latent, dtype=dtype, **shared)
         self.fc = nnx.Sequential(

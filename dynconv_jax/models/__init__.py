@@ -11,7 +11,11 @@ from dynconv_jax.models.efficientnet_cc import (
     tf_efficientnet_cc_b1_8e,
 )
 from dynconv_jax.models.mobilenet_v2 import MobileNetV2, mobilenet_v2
-from dynconv_jax.models.registry import create_model, list_models
+from dynconv_jax.models.registry import (
+    create_model,
+    list_convolutions,
+    list_models,
+)
 from dynconv_jax.models.resnet import ResNet, resnet18, resnet34, resnet50
 from dynconv_jax.models.warehouses import with_warehouses
 
@@ -24,6 +28,7 @@ __all__ = [
     "efficientnet_cc_b0_4e",
     "efficientnet_cc_b0_8e",
     "efficientnet_cc_b1_8e",
+    "list_convolutions",
     "list_models",
     "mobilenet_v2",
     "resnet18",

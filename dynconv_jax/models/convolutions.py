@@ -185,13 +185,14 @@ class Convolutions:
         Raises:
             ValueError: If they differ in their number of experts.
         """
-        counts = {
-            part.num_experts
+        parts: list[Any] = [
+            part
             for layer in layers
             if isinstance(layer, nnx.Module)
             for _, part in nnx.iter_modules(layer)
             if getattr(part, "needs_attention", False)
-        }
+        ]
+        counts = {part.num_experts for part in parts}
         if len(counts) > 1:
             raise ValueError(
                 f"the convolutions of a block have {sorted(counts)} experts; they "

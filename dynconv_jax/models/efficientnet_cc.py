@@ -191,7 +191,7 @@ class EfficientNet(nnx.Module):
 
     Example:
         >>> def logits(images):
-        ...     return EfficientNet(10, stages=STAGES[:2], rngs=nnx.Rngs(0))(images)
+        ...     return EfficientNet(10, stages=STAGES[:3], rngs=nnx.Rngs(0))(images)
         >>> jax.eval_shape(logits, jnp.ones((2, 40, 33, 3))).shape
         (2, 10)
     """
@@ -200,7 +200,7 @@ class EfficientNet(nnx.Module):
         self,
         num_classes: int = 1000,
         *,
-        stages: Sequence[Stage] = STAGES,
+        stages: Sequence[Stage | tuple] = STAGES,
         conv: Callable[..., Any] | None = None,
         dynamic: str | int = 3,
         tensorflow: bool = False,
@@ -217,7 +217,8 @@ class EfficientNet(nnx.Module):
 
         Args:
             num_classes: The number of logits.
-            stages: What is between the stem and the head.
+            stages: What is between the stem and the head, `Stage`s or tuples of the
+                same entries.
             conv: Builds the dynamic convolutions, with the signature of `nnx.Conv`,
                 such as `functools.partial(CondConv, num_experts=8)`, whose routers the
                 blocks then have, or `DynamicConv`, which routes itself; None makes all
@@ -246,10 +247,11 @@ class EfficientNet(nnx.Module):
         self.num_classes = positive_int("num_classes", num_classes)
         if not 0 <= drop_path_rate < 1:
             raise ValueError(f"`drop_path_rate` (={drop_path_rate}) must be in [0, 1)")
+        specs = [Stage(*spec) for spec in stages]
         make = Convolutions(
             conv,
             dynamic,
-            stages=len(stages),
+            stages=len(specs),
             padding="SAME" if tensorflow else None,
             norm_options={"epsilon": 1e-3 if tensorflow else 1e-5},
             init="efficientnet",
@@ -262,10 +264,10 @@ class EfficientNet(nnx.Module):
         self.conv_stem = make(in_features, width, 3, 2, role="stem")
         self.bn1 = make.norm(width)
         self.stem_routing_fn = make.router(in_features, self.conv_stem)
-        total = sum(spec.depth for spec in stages)
+        total = sum(spec.depth for spec in specs)
         built = []
         count = 0
-        for stage, spec in enumerate(stages, start=1):
+        for stage, spec in enumerate(specs, start=1):
             block = SeparableBlock if spec.expansion is None else InvertedResidual
             blocks = []
             for index in range(positive_int("depth", spec.depth)):

@@ -1,5 +1,7 @@
 """What the classifiers of images share: the check of their input, and pooling."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -32,7 +34,8 @@ def max_pool(inputs: jax.Array) -> jax.Array:
         >>> max_pool(jnp.arange(6.0).reshape(1, 2, 3, 1)).ravel().tolist()
         [4.0, 5.0]
     """
-    return nnx.max_pool(inputs, (3, 3), (2, 2), ((1, 1), (1, 1)))
+    padding: Any = ((1, 1), (1, 1))  # which Flax takes, but annotates as a str
+    return nnx.max_pool(inputs, (3, 3), (2, 2), padding)
 
 
 def global_average_pool(inputs: jax.Array) -> jax.Array:

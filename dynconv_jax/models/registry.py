@@ -2,13 +2,12 @@
 
 import difflib
 import functools
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from flax import nnx
 
-from dynconv_jax.layers import CondConv, DynamicConv
+from dynconv_jax.layers import CondConv, DecomposedConv, DynamicConv, ODConv
 from dynconv_jax.models.dynamic_net import DynamicNet
 from dynconv_jax.models.efficientnet_cc import (
     efficientnet_cc_b0_4e,
@@ -20,6 +19,7 @@ from dynconv_jax.models.efficientnet_cc import (
 )
 from dynconv_jax.models.mobilenet_v2 import mobilenet_v2
 from dynconv_jax.models.resnet import resnet18, resnet34, resnet50
+from dynconv_jax.models.warehouses import with_warehouses
 
 MODELS: dict[str, Callable[..., Any]] = {
     "dynamic_net": DynamicNet,
@@ -35,12 +35,24 @@ MODELS: dict[str, Callable[..., Any]] = {
     "resnet50": resnet50,
 }
 
-# A new convolution needs a row here, and nothing else.
 CONVOLUTIONS: dict[str, Callable[..., Any] | None] = {
     "static": None,
-    "cond": CondConv,
+    "condconv": CondConv,
+    "decomposed": DecomposedConv,
     "dynamic": DynamicConv,
+    "kernel_warehouse": with_warehouses,  # which builds the model, not a layer
+    "odconv": ODConv,
 }
+
+
+def list_convolutions() -> list[str]:
+    """Returns the names that `create_model` knows for `conv`.
+
+    Example:
+        >>> "odconv" in list_convolutions()
+        True
+    """
+    return sorted(CONVOLUTIONS)
 
 
 def list_models() -> list[str]:
@@ -66,15 +78,16 @@ def create_model(
     Args:
         name: One of `list_models()`.
         num_classes: The number of logits; None leaves it to the model.
-        conv: What its convolutions are: `"static"`, `"dynamic"`, `"cond"`, or a
+        conv: What its convolutions are: one of `list_convolutions()`, or a
             callable with the signature of `nnx.Conv`; None leaves it to the model.
-        conv_options: Options of the convolution, such as `{"num_experts": 8}`.
+        conv_options: Options of the convolution, such as `{"num_experts": 8}`; of
+            `"kernel_warehouse"` those of `with_warehouses`.
         **options: Options of the model; `rngs` among them.
 
     Raises:
         TypeError: If the model or the convolution does not take an option.
-        ValueError: If a name is not known (the error suggests others), or the model is
-            made of one convolution only.
+        ValueError: If a name is not known (the error suggests others), or there are
+            options for no convolution.
 
     Example:
         >>> net = nnx.eval_shape(
@@ -93,22 +106,22 @@ def create_model(
     build = _look_up("name", name, MODELS)
     if num_classes is not None:
         options["num_classes"] = num_classes
-    if conv == "static" and _takes_conv(build):
+    if conv == "static":
         options["conv"] = None  # also where the model has others by default
-    if isinstance(conv, str):
-        conv = _look_up("conv", conv, CONVOLUTIONS)
-    if conv is None and conv_options:
+    layer: Callable[..., Any] | None = (
+        _look_up("conv", conv, CONVOLUTIONS) if isinstance(conv, str) else conv
+    )
+    if layer is None and conv_options:
         raise ValueError(
             f"`conv_options` (={dict(conv_options)!r}) are of a dynamic convolution; "
             "choose one by `conv`, such as 'dynamic'"
         )
-    if conv is not None:
-        if not _takes_conv(build):
-            raise ValueError(
-                f"`conv` (={conv!r}): the convolutions of {name!r} cannot be chosen; "
-                "leave `conv` out, and give their options to the model itself"
-            )
-        options["conv"] = functools.partial(conv, **conv_options or {})
+    if layer is not None:
+        if layer is with_warehouses:
+            rngs = options.pop("rngs")
+            build = functools.partial(build, **options)
+            return with_warehouses(build, rngs=rngs, **conv_options or {})
+        options["conv"] = functools.partial(layer, **conv_options or {})
     return build(**options)
 
 
@@ -120,14 +133,4 @@ def _look_up(argument: str, name: str, table: Mapping[str, Any]) -> Any:
     guess = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
     raise ValueError(
         f"`{argument}` (={name!r}) is not known; {guess}There are {sorted(table)}"
-    )
-
-
-def _takes_conv(build: Callable[..., Any]) -> bool:
-    # Of the constructor, for the classes of Flax answer with their metaclass's.
-    signed = build.__init__ if inspect.isclass(build) else build
-    parameters = inspect.signature(signed).parameters.values()
-    return any(
-        parameter.name == "conv" or parameter.kind is parameter.VAR_KEYWORD
-        for parameter in parameters
     )

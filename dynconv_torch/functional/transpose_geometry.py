@@ -21,6 +21,7 @@ class TransposeGeometry(Geometry):
 
     weight_axes: ClassVar[str] = "in_channels, out_channels / groups, *kernel_size"
 
+    padding: tuple[tuple[int, int], ...]  # without the names that Geometry knows
     output_padding: tuple[int, ...] = ()
 
     @classmethod

@@ -82,6 +82,7 @@ class DecomposedConvNd(ConvolutionNd):
         padding: PaddingLike = 0,
         dilation: int | Sequence[int] = 1,
         groups: int = 1,
+        bias: bool = False,
         pool: int | None = None,
         reduction: int = 16,
         device: torch.device | str | None = None,
@@ -100,6 +101,7 @@ class DecomposedConvNd(ConvolutionNd):
                 (kernel_size - 1) / 2 · dilation, or, with a stride of 1, `"same"`.
             dilation: An int, or one per spatial dimension.
             groups: g of the static convolution; it must divide C and O.
+            bias: Whether P has a bias; published layers have none.
             pool: Into how many bins the input is pooled along each spatial dimension;
                 None is 1 for a 1×1 kernel and 2 for larger ones, as published. The
                 pooled features are pool^rank · C, and L is the root of their number.
@@ -150,7 +152,7 @@ class DecomposedConvNd(ConvolutionNd):
             **static,
         )
         self.q = conv_cls(in_channels, latent, 1, geometry.stride, **static)
-        self.p = conv_cls(latent, out_channels, 1, **static)
+        self.p = conv_cls(latent, out_channels, 1, bias=bias, **shared)
         self.bn1 = norm_cls(latent, **shared)
         self.bn2 = nn.BatchNorm1d(latent, **shared)
         self.fc = nn.Sequential(

@@ -167,13 +167,14 @@ class Convolutions:
         Raises:
             ValueError: If they differ in their number of experts.
         """
-        counts = {
-            part.num_experts
+        parts: list[Any] = [
+            part
             for layer in layers
             if layer is not None
             for part in layer.modules()
             if is_routed(part)
-        }
+        ]
+        counts = {part.num_experts for part in parts}
         if len(counts) > 1:
             raise ValueError(
                 f"the convolutions of a block have {sorted(counts)} experts; they "

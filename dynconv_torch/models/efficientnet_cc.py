@@ -190,7 +190,7 @@ class EfficientNet(nn.Module):
         classifier: The linear head.
 
     Example:
-        >>> net = EfficientNet(10, stages=STAGES[:2]).eval()
+        >>> net = EfficientNet(10, stages=STAGES[:3]).eval()
         >>> net(torch.ones(2, 3, 40, 33)).shape
         torch.Size([2, 10])
     """
@@ -199,7 +199,7 @@ class EfficientNet(nn.Module):
         self,
         num_classes: int = 1000,
         *,
-        stages: Sequence[Stage] = STAGES,
+        stages: Sequence[Stage | tuple] = STAGES,
         conv: Callable[..., Any] | None = None,
         dynamic: str | int = 3,
         tensorflow: bool = False,
@@ -215,7 +215,8 @@ class EfficientNet(nn.Module):
 
         Args:
             num_classes: The number of logits.
-            stages: What is between the stem and the head.
+            stages: What is between the stem and the head, `Stage`s or tuples of the
+                same entries.
             conv: Builds the dynamic convolutions, with the signature of `nn.Conv2d`,
                 such as `functools.partial(CondConv2d, num_experts=8)`, whose routers
                 the blocks then have, or `DynamicConv2d`, which routes itself; None
@@ -243,10 +244,11 @@ class EfficientNet(nn.Module):
         positive_int("num_classes", num_classes)
         if not 0 <= drop_path_rate < 1:
             raise ValueError(f"`drop_path_rate` (={drop_path_rate}) must be in [0, 1)")
+        specs = [Stage(*spec) for spec in stages]
         make = Convolutions(
             conv,
             dynamic,
-            stages=len(stages),
+            stages=len(specs),
             padding="tf_same" if tensorflow else None,
             norm_options={"eps": 1e-3 if tensorflow else 1e-5},
             init="efficientnet",
@@ -258,10 +260,10 @@ class EfficientNet(nn.Module):
         self.conv_stem = make(in_channels, width, 3, 2, role="stem")
         self.bn1 = make.norm(width)
         self.stem_routing_fn = make.router(in_channels, self.conv_stem)
-        total = sum(spec.depth for spec in stages)
+        total = sum(spec.depth for spec in specs)
         built = []
         count = 0
-        for stage, spec in enumerate(stages, start=1):
+        for stage, spec in enumerate(specs, start=1):
             block = SeparableBlock if spec.expansion is None else InvertedResidual
             blocks = []
             for index in range(positive_int("depth", spec.depth)):
