@@ -17,17 +17,16 @@ import torch
 from flax import nnx
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from torch.nn import functional as F
 
 import dynconv_jax
 import dynconv_torch
 from dynconv_jax import KernelWarehouse, WarehouseConv, set_assignment
 from dynconv_jax.functional import Geometry
-from dynconv_jax.functional.tiling import Tiling
 from dynconv_jax.routing import Attention
 from dynconv_jax.weights import torch_variables
 from dynconv_torch.functional import Geometry as TorchGeometry
-from dynconv_torch.functional.tiling import Tiling as TorchTiling
 from parity_tests.parity import (
     as_numpy,
     assert_close,
@@ -36,38 +35,9 @@ from parity_tests.parity import (
     run_torch,
     torch_state,
 )
+from parity_tests.test_tiling import jax_geometries, torch_geometries
 from parity_tests.test_weights import build
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """Two layers of different size that share one warehouse."""
-
-    rank: int = 2
-    kernel_sizes: tuple[tuple[int, ...], tuple[int, ...]] = ((2, 1), (1, 2))
-    groups: int = 1
-    ratio: float = 1.0
-    in_ratio: float = 1.0
-    out_ratio: float = 1.0
-    spatial_partition: bool = True
-    norm: str = "batch"
-    bias: bool = False
-    assignment: float = 0.0
-    batch: int = 3
-
-    @property
-    def sharing(self) -> dict[str, Any]:
-        return dict(
-            ratio=self.ratio,
-            in_ratio=self.in_ratio,
-            out_ratio=self.out_ratio,
-            spatial_partition=self.spatial_partition,
-            assignment=self.assignment,
-        )
-
-    def inputs(self, rng) -> np.ndarray:
-        return rng.normal(size=(self.batch, *(6, 5, 4)[: self.rank], 4))
-
+from parity_tests.warehouse_reference import Case, PlainPair
 
 CASES = {
     "1d, twice the cells": Case(
@@ -137,143 +107,6 @@ class TorchPair(torch.nn.Module):
 
     def forward(self, x):
         return self.second(self.first(x))
-
-
-class PlainStore(torch.nn.Module):
-    """The cells and τ."""
-
-    def __init__(self, shape, assignment: float):
-        super().__init__()
-        self.cells = torch.nn.Parameter(torch.zeros(shape, dtype=torch.float64))
-        self.register_buffer("assignment", torch.tensor(assignment).double())
-
-
-class PlainAttention(torch.nn.Module):
-    """What holds the parameters; `PlainLayer` computes with them."""
-
-    def __init__(self, channels: int, entries: int, norm: str):
-        super().__init__()
-        hidden = max(int(channels / 16), 16)
-        self.fc1 = torch.nn.Linear(channels, hidden, bias=norm != "batch")
-        if norm == "batch":
-            self.norm1 = torch.nn.BatchNorm1d(hidden)
-        elif norm == "layer":
-            self.norm1 = torch.nn.LayerNorm(hidden)
-        self.fc2 = torch.nn.Linear(hidden, entries)
-        self.double()
-
-
-class PlainLayer(torch.nn.Module):
-    """One layer, sample by sample and tile by tile."""
-
-    def __init__(self, shape, case, cell_shape, num_cells, assigned, options):
-        super().__init__()
-        self.shape, self.cell_shape, self.num_cells = shape, cell_shape, num_cells
-        self.assigned, self.options, self.norm = assigned, options, case.norm
-        channels = shape[1] * options["groups"]
-        entries = len(assigned) * (num_cells + 1)
-        self.attention = PlainAttention(channels, entries, case.norm)
-        bias = torch.zeros(shape[0], dtype=torch.float64) if case.bias else None
-        self.bias = None if bias is None else torch.nn.Parameter(bias)
-
-    def hidden(self, x):
-        linear = self.attention.fc1
-        rows = []
-        for sample in x:
-            pooled = torch.stack([channel.mean() for channel in sample])
-            row = linear.weight @ pooled
-            rows.append(row if linear.bias is None else row + linear.bias)
-        rows = torch.stack(rows)
-        if self.norm == "none":
-            return rows
-        norm: Any = self.attention.norm1
-        if self.norm == "layer":
-            mean = rows.mean(1, keepdim=True)
-            var = ((rows - mean) ** 2).mean(1, keepdim=True)
-        elif self.training:
-            mean = rows.mean(0)
-            var = ((rows - mean) ** 2).mean(0)
-            count = len(rows)
-            with torch.no_grad():
-                norm.running_mean.mul_(0.9).add_(0.1 * mean)
-                norm.running_var.mul_(0.9).add_(0.1 * var * count / (count - 1))
-                norm.num_batches_tracked.add_(1)
-        else:
-            mean, var = norm.running_mean, norm.running_var
-        return (rows - mean) / torch.sqrt(var + 1e-5) * norm.weight + norm.bias
-
-    def forward(self, x, store):
-        outputs = []
-        own = torch.eye(self.num_cells, dtype=torch.float64)
-        for sample, hidden in zip(x, self.hidden(x), strict=True):
-            hidden = torch.where(hidden > 0, hidden, torch.zeros_like(hidden))
-            linear = self.attention.fc2
-            z = (linear.weight @ hidden + linear.bias).split(self.num_cells + 1)
-            kernel = torch.zeros(self.shape, dtype=torch.float64)
-            co, ci, *size = self.cell_shape
-            shape = (self.num_cells, *[1] * len(self.cell_shape))
-            steps = [
-                range(k // cell) for k, cell in zip(self.shape[2:], size, strict=True)
-            ]
-            tiles = itertools.product(
-                list(itertools.product(*steps)),
-                range(self.shape[0] // co),
-                range(self.shape[1] // ci),
-            )
-            for tile, (position, out, into) in enumerate(tiles):
-                attention = z[tile] / (z[tile].abs().sum() + 1e-3)
-                weights = (1 - store.assignment) * attention[:-1]
-                if self.assigned[tile] < self.num_cells:
-                    weights = weights + store.assignment * own[self.assigned[tile]]
-                mixed = (weights.reshape(shape) * store.cells).sum(0)
-                window = [
-                    slice(p * k, (p + 1) * k)
-                    for p, k in zip(position, size, strict=True)
-                ]
-                place = slice(out * co, out * co + co), slice(into * ci, into * ci + ci)
-                kernel[(*place, *window)] = mixed
-            conv = getattr(F, f"conv{len(size)}d")
-            outputs.append(conv(sample[None], kernel, self.bias, **self.options))
-        return torch.cat(outputs)
-
-
-class PlainPair(torch.nn.Module):
-    """The same pair, from the equations alone."""
-
-    def __init__(self, case: Case):
-        super().__init__()
-        first, second = case.kernel_sizes
-        shapes = [(8, 4, *first), (6, 8 // case.groups, *second)]
-        co = int(math.gcd(8, 6) * case.out_ratio)
-        ci = int(math.gcd(4, 8 // case.groups) * case.in_ratio)
-        size = [1] * case.rank if case.spatial_partition else first
-        counts = [math.prod(shape) // (co * ci * math.prod(size)) for shape in shapes]
-        num_cells = int(case.ratio * sum(counts))
-        assigned: list[list[int]] = []
-        start = 0
-        for count in counts:
-            own = []
-            for tile in range(count):
-                if case.ratio >= 1:
-                    own.append(start + tile * int(case.ratio))
-                    continue
-                block = int(1 / case.ratio)
-                on_diagonal = tile % block == (tile // block) % block
-                own.append(start + tile // block if on_diagonal else num_cells)
-            assigned.append(own)
-            start += int(count * case.ratio)
-        self.warehouse = PlainStore((num_cells, co, ci, *size), case.assignment)
-        cell_shape = (co, ci, *size)
-        shared = case, cell_shape, num_cells
-        self.first = PlainLayer(
-            shapes[0], *shared, assigned[0], dict(padding=1, groups=1)
-        )
-        self.second = PlainLayer(
-            shapes[1], *shared, assigned[1], dict(stride=2, groups=case.groups)
-        )
-
-    def forward(self, x):
-        return self.second(self.first(x, self.warehouse), self.warehouse)
 
 
 def outlined_pair(case: Case, dtype: Any = "float64") -> JaxPair:
@@ -348,80 +181,6 @@ def cases(draw: st.DrawFn) -> Case:
 def test_layers_agree_under_any_options(case):
     rng = np.random.default_rng(0)
     assert_three_agree(case, case.inputs(rng), rng)
-
-
-def jax_geometries(*rows) -> list[Geometry]:
-    """Geometries from rows (C, O, kernel size)."""
-    return [Geometry.create(*row) for row in rows]
-
-
-def torch_geometries(*rows) -> list[TorchGeometry]:
-    return [TorchGeometry.create(*row, rank=len(row[2])) for row in rows]
-
-
-def tilings(*rows, **options):
-    """The plans of both frameworks, which must be the same."""
-    ours = Tiling.create(jax_geometries(*rows), **options)
-    theirs = TorchTiling.create(torch_geometries(*rows), **options)
-    assert ours.num_cells == theirs.num_cells
-    assert ours.deviations() == theirs.deviations()
-    assert [(s.tiles, s.start, s.assigned) for s in ours.shares] == [
-        (s.tiles, s.start, s.assigned) for s in theirs.shares
-    ]
-    *window, ci, co = ours.cell_shape
-    assert theirs.cell_shape == (co, ci, *window)
-    return ours
-
-
-# Which tile gets which cell.
-
-
-@pytest.mark.parametrize(
-    ("ratio", "num_cells", "first", "second"),
-    [
-        (1, 6, (0, 1, 2, 3), (4, 5)),
-        (3, 18, (0, 3, 6, 9), (12, 15)),
-        (1 / 2, 3, (0, 3, 3, 1), (2, 3)),  # 3 is the zero cell
-    ],
-)
-def test_tiles_are_assigned_cells_in_order(ratio, num_cells, first, second):
-    tiling = tilings((4, 4, (4,)), (4, 4, (2,)), ratio=ratio)
-    assert tiling.num_cells == num_cells
-    assert [share.assigned for share in tiling.shares] == [first, second]
-
-
-def test_with_a_third_of_the_cells_the_diagonal_of_each_block_has_one():
-    (share,) = tilings((1, 1, (9,)), ratio=1 / 3).shares
-    zero = 3
-    row = [0, zero, zero, zero, 1, zero, zero, zero, 2]
-    assert list(share.assigned) == row
-
-
-def test_cells_that_run_out_are_assigned_again():
-    tiling = tilings(*[(2, 2, (1,))] * 3, ratio=0.5)
-    assert tiling.num_cells == 1
-    assert [share.assigned for share in tiling.shares] == [(0,)] * 3
-
-
-def test_the_smallest_warehouse_has_one_cell():
-    assert tilings((2, 2, (1,)), ratio=0.25).num_cells == 1
-
-
-def test_planes_of_a_cell_divide_those_of_every_layer():
-    rows = (12, 8, (3, 3)), (8, 20, (1, 1))
-    assert tilings(*rows).cell_shape == (1, 1, 4, 4)
-    assert tilings(*rows, in_ratio=0.5, out_ratio=0.25).cell_shape == (1, 1, 2, 1)
-    assert tilings((6, 9, (2,)), in_ratio=1 / 3, out_ratio=1 / 9).cell_shape[1:] == (
-        2,
-        1,
-    )
-    assert tilings((5, 7, (2,)), in_ratio=0.1, out_ratio=0.1).cell_shape[1:] == (1, 1)
-
-
-def test_a_cell_is_a_whole_window_without_spatial_partition():
-    tiling = tilings((4, 8, (3, 2)), (8, 4, (3, 2)), spatial_partition=False)
-    assert tiling.cell_shape == (3, 2, 4, 4)
-    assert [share.tiles for share in tiling.shares] == [(1, 2, 1), (1, 1, 2)]
 
 
 def torch_layer(row=(4, 8, (3, 3)), norm="layer", **options):
@@ -696,14 +455,14 @@ def test_one_sample_trains_with_layer_norm_and_is_refused_with_batch_norm():
     def check():
         x = jnp.ones((1, 5, 4))
         layer = jax_layer(norm="batch")
-        with pytest.raises(ValueError, match='norm="layer"'):
+        with pytest.raises(ValueError, match="norm='layer'"):
             layer(x)
         assert nnx.view(layer, use_running_average=True)(x).shape == (1, 5, 8)
         assert jax_layer(norm="layer")(x).shape == (1, 5, 8)
 
     abstractly(check)
     one = torch.randn(1, 4, 6, 5).double()
-    with pytest.raises(ValueError, match='norm="layer"'):
+    with pytest.raises(ValueError, match="norm='layer'"):
         torch_layer(norm="batch")[0](one)
     assert torch_layer(norm="batch")[0].eval()(one).shape == (1, 8, 4, 3)
     assert torch_layer(norm="layer")[0](one).isfinite().all()
@@ -723,6 +482,22 @@ def test_no_convolution_is_grouped_over_the_batch():
     counts = re.findall(r"(?:feature|batch)_group_count = (\d+)", program)
     assert "dot_general" in program
     assert all(int(count) <= 2 for count in counts)  # the groups of the layers
+
+
+@pytest.mark.parametrize("name", ["2d, half the cells, groups", "3d, whole windows"])
+def test_a_batch_may_be_sharded_over_explicit_axes(name):
+    graphdef, state = nnx.split(pairs(name)[0])
+
+    def loss(state, x):
+        return jnp.sin(nnx.merge(graphdef, state)(x)).sum()
+
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Explicit,))
+    shape = (2, *(6, 5, 4)[: CASES[name].rank], 4)
+    with jax.set_mesh(mesh):
+        by_sample = NamedSharding(mesh, PartitionSpec("data"))
+        x = jax.device_put(jnp.ones(shape), by_sample)
+        gradient = jax.grad(loss, argnums=1, allow_int=True)
+        assert jax.jit(gradient).eval_shape(state, x).sharding.spec[0] == "data"
 
 
 def test_layers_work_under_vmap_remat_and_export_with_a_free_batch(rng):

@@ -19,9 +19,8 @@ from jax.typing import DTypeLike
 
 from dynconv_jax.functional.geometry import positive_int
 from dynconv_jax.functional.numerics import at_least_float32
-from dynconv_jax.layers.batch_norm import BatchNorm
+from dynconv_jax.layers.attention_norm import attention_norm, normalise
 
-NORMS = ("batch", "layer", "none")
 _kaiming_init = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
@@ -58,10 +57,6 @@ class CellAttention(nnx.Module):
             TypeError: If the reduction is not an integer.
             ValueError: If a value is out of range.
         """
-        if norm not in NORMS:
-            raise ValueError(
-                f"`norm` (={norm!r}) must be one of {', '.join(map(repr, NORMS))}"
-            )
         hidden = max(16, in_features // positive_int("reduction", reduction))
         self.num_tiles = num_tiles
         self.num_cells = num_cells
@@ -71,15 +66,7 @@ class CellAttention(nnx.Module):
             kernel_init=_kaiming_init, precision=precision, **shared
         )
         self.fc1 = nnx.Linear(in_features, hidden, use_bias=norm != "batch", **linear)
-        self.norm1: BatchNorm | nnx.LayerNorm | None
-        if norm == "batch":
-            self.norm1 = BatchNorm(hidden, **shared)
-        elif norm == "layer":
-            self.norm1 = nnx.LayerNorm(
-                hidden, epsilon=1e-5, use_fast_variance=False, **shared
-            )
-        else:
-            self.norm1 = nnx.data(None)
+        self.norm1 = nnx.data(attention_norm(norm, hidden, **shared))
         self.fc2 = nnx.Linear(hidden, num_tiles * (num_cells + 1), **linear)
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
@@ -91,17 +78,7 @@ class CellAttention(nnx.Module):
         spatial = tuple(range(1, inputs.ndim - 1))
         dtype = at_least_float32(self.dtype or inputs.dtype)
         hidden = self.fc1(jnp.mean(inputs, axis=spatial, dtype=dtype))
-        is_training = isinstance(self.norm1, BatchNorm) and (
-            not self.norm1.use_running_average
-        )
-        if is_training and hidden.shape[0] == 1:
-            raise ValueError(
-                "`inputs` is one sample, whose features the batch norm of the "
-                'attention cannot normalise in training; use `norm="layer"`, or a '
-                "larger batch"
-            )
-        if self.norm1 is not None:
-            hidden = self.norm1(hidden)
+        hidden = normalise(self.norm1, hidden)
         logits = self.fc2(jax.nn.relu(hidden))
         logits = logits.reshape(logits.shape[0], self.num_tiles, self.num_cells + 1)
         return logits / (jnp.abs(logits).sum(axis=-1, keepdims=True) + 1e-3)

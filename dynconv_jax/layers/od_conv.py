@@ -15,12 +15,10 @@ from jax.typing import DTypeLike
 
 from dynconv_jax.functional.geometry import PaddingLike, positive_int
 from dynconv_jax.functional.numerics import at_least_float32, scale_channels
-from dynconv_jax.layers.batch_norm import BatchNorm
+from dynconv_jax.layers.attention_norm import attention_norm, normalise
 from dynconv_jax.layers.expert_conv import ExpertConv
 from dynconv_jax.layers.pooled_linear import PooledLinear
 from dynconv_jax.routing import Temperature, attend, record_attention
-
-NORMS = ("batch", "layer", "none")
 
 # Kaiming-normal of the fan-out, for ReLU: of experts and of linear layers alike.
 kaiming_fan_out = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -89,10 +87,6 @@ class ODAttention(nnx.Module):
         """
         positive_int("reduction", reduction)
         positive_int("min_hidden", min_hidden)
-        if norm not in NORMS:
-            raise ValueError(
-                f"`norm` (={norm!r}) must be one of {', '.join(map(repr, NORMS))}"
-            )
         Temperature.check(temperature)
         self.kernel_size = kernel_size
         self.norm = norm
@@ -108,12 +102,11 @@ class ODAttention(nnx.Module):
             return PooledLinear(hidden, size, **linear) if is_present else None
 
         self.fc = PooledLinear(in_features, hidden, use_bias=False, **linear)
+        trunk_norm = attention_norm(norm, hidden, **shared)
         if norm == "batch":
-            self.bn = BatchNorm(hidden, **shared)
+            self.bn = trunk_norm
         elif norm == "layer":
-            self.ln = nnx.LayerNorm(
-                hidden, epsilon=1e-5, use_fast_variance=False, **shared
-            )
+            self.ln = trunk_norm
         self.channel_fc = PooledLinear(hidden, in_features, **linear)
         has_filters = not feature_group_count == in_features == out_features
         self.filter_fc = head(out_features, has_filters)
@@ -130,7 +123,8 @@ class ODAttention(nnx.Module):
         dtype = at_least_float32(self.dtype or inputs.dtype)
         spatial = tuple(range(1, inputs.ndim - 1))
         pooled = jnp.mean(inputs, axis=spatial, dtype=dtype)
-        hidden = jax.nn.relu(self._normalise(self.fc(pooled)))
+        trunk_norm = getattr(self, "bn", getattr(self, "ln", None))
+        hidden = jax.nn.relu(normalise(trunk_norm, self.fc(pooled)))
 
         def gate(head: PooledLinear | None, name: str) -> jax.Array | None:
             if head is None:
@@ -153,21 +147,6 @@ class ODAttention(nnx.Module):
             spatial=None if taps is None else taps.reshape(-1, *self.kernel_size),
             kernel=gate(self.kernel_fc, "attention"),
         )
-
-    def _normalise(self, hidden: jax.Array) -> jax.Array:
-        if self.norm == "layer":
-            return self.ln(hidden)
-        if self.norm == "none":
-            return hidden
-        samples = hidden.shape[0]
-        is_one = isinstance(samples, int) and samples == 1
-        if is_one and not self.bn.use_running_average:
-            raise ValueError(
-                "`norm` (='batch') normalises the attention over the samples, and in "
-                "training a batch of one has no variance; build the layer with "
-                "`norm='layer'` or `norm='none'`, or train with a larger batch"
-            )
-        return self.bn(hidden)
 
 
 class ODConv(ExpertConv):

@@ -12,14 +12,12 @@ from dynconv_torch.functional.geometry import PaddingLike, positive_int
 from dynconv_torch.functional.numerics import (
     scale_channels,
     wide_linear,
-    wide_norm,
     without_autocast,
 )
+from dynconv_torch.layers.attention_norm import attention_norm, normalise
 from dynconv_torch.layers.expert_conv import ExpertConvNd
 from dynconv_torch.routing import Temperature, at_least_float32, attend
 from dynconv_torch.scheduled import HoldsScheduled
-
-NORMS = ("batch", "layer", "none")
 
 
 class Attentions(NamedTuple):
@@ -90,10 +88,6 @@ class ODAttention(HoldsScheduled):
         super().__init__()
         positive_int("reduction", reduction)
         positive_int("min_hidden", min_hidden)
-        if norm not in NORMS:
-            raise ValueError(
-                f"`norm` (={norm!r}) must be one of {', '.join(map(repr, NORMS))}"
-            )
         self.kernel_size = kernel_size
         self.norm = norm
         hidden = max(in_channels // reduction, min_hidden)
@@ -105,10 +99,11 @@ class ODAttention(HoldsScheduled):
             return pointwise(hidden, size, 1, **options) if is_present else None
 
         self.fc = pointwise(in_channels, hidden, 1, bias=False, **options)
+        trunk_norm = attention_norm(norm, hidden, **options)
         if norm == "batch":
-            self.bn = nn.BatchNorm1d(hidden, **options)
+            self.bn = trunk_norm
         elif norm == "layer":
-            self.ln = nn.LayerNorm(hidden, **options)
+            self.ln = trunk_norm
         self.channel_fc = pointwise(hidden, in_channels, 1, **options)
         has_filters = not groups == in_channels == out_channels
         self.filter_fc = head(out_channels, has_filters)
@@ -134,7 +129,8 @@ class ODAttention(HoldsScheduled):
         dtype = at_least_float32(x.dtype, self.fc.weight.dtype)
         with without_autocast(x.device):
             pooled = x.mean(tuple(range(2, x.ndim)), dtype=dtype)
-            hidden = F.relu(self._normalise(wide_linear(self.fc, pooled)))
+            trunk_norm = getattr(self, "bn", getattr(self, "ln", None))
+            hidden = F.relu(normalise(trunk_norm, wide_linear(self.fc, pooled)))
 
             def gate(head: nn.Module | None) -> Tensor | None:
                 if head is None:
@@ -152,19 +148,6 @@ class ODAttention(HoldsScheduled):
                 spatial=None if taps is None else taps.unflatten(1, self.kernel_size),
                 kernel=gate(self.kernel_fc),
             )
-
-    def _normalise(self, hidden: Tensor) -> Tensor:
-        if self.norm == "layer":
-            return wide_norm(self.ln, hidden)
-        if self.norm == "none":
-            return hidden
-        if self.bn.training and hidden.shape[0] == 1:
-            raise ValueError(
-                "`norm` (='batch') normalises the attention over the samples, and in "
-                "training a batch of one has no variance; build the layer with "
-                "`norm='layer'` or `norm='none'`, or train with a larger batch"
-            )
-        return wide_norm(self.bn, hidden)
 
     def extra_repr(self) -> str:
         """Returns the arguments of the router, for its `repr`."""

@@ -1,0 +1,60 @@
+"""What normalises the hidden features of an attention: over samples, or each alone."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from dynconv_torch.functional.numerics import wide_norm
+
+NORMS = ("batch", "layer", "none")
+
+
+def attention_norm(
+    norm: str, features: int, **options: Any
+) -> nn.BatchNorm1d | nn.LayerNorm | None:
+    """Returns a norm by its name; `"none"` is None.
+
+    Args:
+        norm: One of `NORMS`.
+        features: The number of features.
+        **options: `device` and `dtype`.
+
+    Raises:
+        ValueError: If the name is not known.
+
+    Example:
+        >>> attention_norm("layer", 16).normalized_shape
+        (16,)
+    """
+    if norm not in NORMS:
+        raise ValueError(
+            f"`norm` (={norm!r}) must be one of {', '.join(map(repr, NORMS))}"
+        )
+    if norm == "batch":
+        return nn.BatchNorm1d(features, **options)
+    if norm == "layer":
+        return nn.LayerNorm(features, **options)
+    return None
+
+
+def normalise(layer: nn.Module | None, features: Tensor) -> Tensor:
+    """Applies a norm to features (B, H), in their dtype.
+
+    Raises:
+        ValueError: If a batch norm is training with one sample.
+
+    Example:
+        >>> import torch
+        >>> float(normalise(None, torch.ones(2, 16)).mean())
+        1.0
+    """
+    if layer is None:
+        return features
+    is_batch_norm = isinstance(layer, nn.BatchNorm1d)
+    if is_batch_norm and layer.training and features.shape[0] == 1:
+        raise ValueError(
+            "`norm` (='batch') normalises the attention over the samples, and in "
+            "training a batch of one has no variance; build the layer with "
+            "`norm='layer'` or `norm='none'`, or train with a larger batch"
+        )
+    return wide_norm(layer, features)
