@@ -400,7 +400,7 @@ def test_scale_and_phi_are_recorded_by_name(rng):
     expected = layer.decomposition(x)._asdict()
     _, captured = nnx.capture(layer, Attention)(x)
     recorded = {
-        path[-1]: variable.get_value()[0]
+        str(path[-1]): variable.get_value()[0]
         for path, variable in nnx.to_flat_state(captured)
     }
     assert_close(recorded, expected, dtype="float64")
