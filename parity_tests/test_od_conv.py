@@ -21,7 +21,8 @@ from dynconv_jax import (
     to_torch_state_dict,
 )
 from dynconv_jax.routing import Attention
-from parity_tests.parity import assert_close, assert_parity, copy_weights, torch_state
+from parity_tests.cases import jax_twin
+from parity_tests.parity import assert_close, assert_parity, torch_state
 
 
 def torch_layer(channels, outputs, kernel_size, dtype=torch.float64, **options):
@@ -36,26 +37,10 @@ def torch_layer(channels, outputs, kernel_size, dtype=torch.float64, **options):
 
 def layers(channels, outputs, kernel_size, dtype="float64", **options):
     """The same layer in both frameworks, with the same parameters."""
-    words = {"stride": "strides", "groups": "feature_group_count"}
-    words |= {"dilation": "kernel_dilation"}
-    theirs = torch_layer(
-        channels, outputs, kernel_size, getattr(torch, dtype), **options
-    )
-    options = {words.get(name, name): value for name, value in options.items()}
-
-    def build():
-        return ODConv(
-            channels,
-            outputs,
-            kernel_size,
-            param_dtype=dtype,
-            rngs=nnx.Rngs(0),
-            **options,
-        )
-
-    ours = nnx.eval_shape(build)  # what it would draw is not needed
-    copy_weights(theirs, ours)
-    return ours, theirs
+    width = getattr(torch, dtype)
+    theirs = torch_layer(channels, outputs, kernel_size, width, **options)
+    arguments = (channels, outputs, kernel_size)
+    return jax_twin(theirs, ODConv, *arguments, dtype, **options), theirs
 
 
 # name: (shape of the inputs, outputs, kernel, options)
