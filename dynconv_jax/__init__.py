@@ -9,25 +9,45 @@ from dynconv_jax.diagnostics import (
 )
 from dynconv_jax.functional import (
     dynamic_conv,
+    dynamic_conv_transpose,
     explain,
     mix_kernels,
     per_sample_conv,
+    per_sample_conv_transpose,
 )
 from dynconv_jax.layers import (
+    Assignment,
     BatchNorm,
+    CondConv,
     DecomposedConv,
     DynamicConv,
     DynamicConvBlock,
+    DynamicConvTranspose,
+    KernelWarehouse,
     ODConv,
+    WarehouseConv,
+    set_assignment,
 )
-from dynconv_jax.models import DynamicNet
+from dynconv_jax.models import (
+    DynamicNet,
+    EfficientNet,
+    MobileNetV2,
+    ResNet,
+    create_model,
+    list_convolutions,
+    list_models,
+    with_warehouses,
+)
+from dynconv_jax.multiply_adds import count_multiply_adds, count_parameters
 from dynconv_jax.routing import (
     Router,
+    SigmoidRouter,
     Temperature,
     load_balance_loss,
     set_temperature,
 )
 from dynconv_jax.weights import (
+    chen_options,
     load_torch_state_dict,
     load_weights,
     save_weights,
@@ -35,27 +55,46 @@ from dynconv_jax.weights import (
 )
 
 __all__ = [
+    "Assignment",
     "BatchNorm",
+    "CondConv",
     "DecomposedConv",
     "DynamicConv",
     "DynamicConvBlock",
+    "DynamicConvTranspose",
     "DynamicNet",
+    "EfficientNet",
+    "KernelWarehouse",
+    "MobileNetV2",
     "ODConv",
+    "ResNet",
     "Router",
     "RouterSummary",
     "RoutingCollapseWarning",
+    "SigmoidRouter",
     "Temperature",
+    "WarehouseConv",
     "capture_attention",
+    "chen_options",
+    "count_multiply_adds",
+    "count_parameters",
+    "create_model",
     "diagnose",
     "dynamic_conv",
+    "dynamic_conv_transpose",
     "explain",
+    "list_convolutions",
+    "list_models",
     "load_balance_loss",
     "load_torch_state_dict",
     "load_weights",
     "mix_kernels",
     "per_sample_conv",
+    "per_sample_conv_transpose",
     "save_weights",
+    "set_assignment",
     "set_temperature",
     "summarize",
     "to_torch_state_dict",
+    "with_warehouses",
 ]

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jax.scipy.special import entr
 
-from dynconv_jax.routing import Attention, Router
+from dynconv_jax.routing import Attention
 
 # A router that gives one expert more than this share of all attention has collapsed.
 COLLAPSE_SHARE = 0.95
@@ -24,18 +24,22 @@ class RouterSummary:
     """What one router did over a set of samples.
 
     Attributes:
-        mean_attention: Shape (K,), the average weight of each expert; sums to 1.
+        mean_attention: Shape (K,), the average weight of each expert, as answered; of a
+            softmax it sums to 1.
+        share: Shape (K,), the average share of each expert in the attention of a
+            sample; sums to 1. Of a softmax it is `mean_attention`.
         win_share: Shape (K,), the share of samples in which each expert has the largest
             weight; sums to 1.
-        entropy: The mean entropy of a sample's attention in nats, from 0 (one expert a
+        entropy: The mean entropy of a sample's shares in nats, from 0 (one expert a
             sample) to log K (all alike).
-        usage_entropy: The entropy of `mean_attention` in nats, from 0 (one expert for
-            all samples) to log K (all experts in use).
+        usage_entropy: The entropy of `share` in nats, from 0 (one expert for all
+            samples) to log K (all experts in use).
         collapsed: Whether one of several experts has more than `COLLAPSE_SHARE` of all
             attention.
     """
 
     mean_attention: np.ndarray
+    share: np.ndarray
     win_share: np.ndarray
     entropy: float
     usage_entropy: float
@@ -78,9 +82,9 @@ def capture_attention(
         raise
     calls = dict(nnx.to_flat_state(captured))
     attention = {}
-    for path, part in nnx.iter_modules(model):
+    for path, _ in nnx.iter_modules(model):
         key = (*path, "attention")
-        if isinstance(part, Router) and key in calls:
+        if key in calls:
             name = ".".join(map(str, path))
             attention[name] = jax.numpy.concatenate(calls[key].get_value())
     return result, attention
@@ -89,6 +93,9 @@ def capture_attention(
 def summarize(attention: jax.Array | np.ndarray) -> RouterSummary:
     """Summarises the attention (N, K) of one router over N samples.
 
+    Rows that do not sum to 1, as those of a `SigmoidRouter`, count by the share of each
+    expert in the sum of their magnitudes; a row of zeros counts as even.
+
     Example:
         >>> summarize(np.array([[0.9, 0.1], [0.2, 0.8]])).win_share.tolist()
         [0.5, 0.5]
@@ -96,13 +103,20 @@ def summarize(attention: jax.Array | np.ndarray) -> RouterSummary:
     attention = np.asarray(attention)
     num_experts = attention.shape[-1]
     mean_attention = attention.mean(axis=0)
+    magnitudes = np.abs(attention)
+    totals = magnitudes.sum(axis=-1, keepdims=True)
+    shares = np.where(
+        totals == 0, 1 / num_experts, magnitudes / np.where(totals == 0, 1, totals)
+    )
+    share = shares.mean(axis=0)
     wins = np.bincount(attention.argmax(axis=-1), minlength=num_experts)
     return RouterSummary(
         mean_attention=mean_attention,
+        share=share,
         win_share=wins / len(attention),
-        entropy=float(entr(attention).sum(axis=-1).mean()),
-        usage_entropy=float(entr(mean_attention).sum()),
-        collapsed=num_experts > 1 and bool(mean_attention.max() > COLLAPSE_SHARE),
+        entropy=float(entr(shares).sum(axis=-1).mean()),
+        usage_entropy=float(entr(share).sum()),
+        collapsed=num_experts > 1 and bool(share.max() > COLLAPSE_SHARE),
     )
 
 
@@ -143,10 +157,10 @@ def diagnose(model: nnx.Module, *args: Any, **kwargs: Any) -> dict[str, RouterSu
     summaries = {path: summarize(weights) for path, weights in attention.items()}
     for path, summary in summaries.items():
         if summary.collapsed:
-            expert = int(summary.mean_attention.argmax())
+            expert = int(summary.share.argmax())
             warnings.warn(
                 f"router {path!r} gives expert {expert} "
-                f"{summary.mean_attention[expert]:.0%} of all attention; raise the "
+                f"{summary.share[expert]:.0%} of all attention; raise the "
                 "temperature early in training, or add `load_balance_loss`",
                 RoutingCollapseWarning,
                 stacklevel=2,

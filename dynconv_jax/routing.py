@@ -16,12 +16,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.typing import Initializer
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
 from dynconv_jax.functional.geometry import positive_int
 from dynconv_jax.functional.numerics import at_least_float32
-from dynconv_jax.initializers import torch_linear
+from dynconv_jax.initializers import (
+    torch_bias_init,
+    torch_kernel_init,
+    torch_linear,
+)
 from dynconv_jax.scheduled import Scheduled, set_scheduled
 
 
@@ -79,6 +84,17 @@ def attend(
     return jax.nn.softmax(jnp.where(is_kept, scaled, -jnp.inf), axis=-1)
 
 
+def _pool(inputs: jax.Array, in_features: int, dtype: DTypeLike | None) -> jax.Array:
+    """Returns the mean of inputs (B, *S, C) over *S, in float32 at least."""
+    if inputs.ndim < 2 or inputs.shape[-1] != in_features:
+        raise ValueError(
+            f"`inputs` (shape {inputs.shape}) must be (batch, *spatial, in_features) "
+            f"with `in_features` (={in_features})"
+        )
+    dtype = at_least_float32(dtype or inputs.dtype)
+    return jnp.mean(inputs, axis=tuple(range(1, inputs.ndim - 1)), dtype=dtype)
+
+
 class Router(nnx.Module):
     """The router of a dynamic convolution.
 
@@ -108,6 +124,8 @@ class Router(nnx.Module):
         temperature: float = 1.0,
         top_k: int | None = None,
         dropout_rate: float = 0.0,
+        hidden_features: int | None = None,
+        use_hidden_bias: bool = True,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         precision: lax.PrecisionLike = None,
@@ -123,6 +141,8 @@ class Router(nnx.Module):
             top_k: Keep this many of the largest logits of each sample; None keeps all.
             dropout_rate: The share of hidden units dropped in training. The keys come
                 from the stream `dropout` of `rngs`.
+            hidden_features: H, in place of what `reduction` gives.
+            use_hidden_bias: Whether the first linear layer has a bias.
             dtype: The dtype of the computation, raised to float32 where it is
                 narrower; None infers it from the input and the parameters.
             param_dtype: The dtype of the parameters.
@@ -145,11 +165,15 @@ class Router(nnx.Module):
             raise ValueError(f"`dropout_rate` (={dropout_rate}) must be in [0, 1)")
         self.top_k = top_k
         self.dtype = dtype
-        hidden_features = max(1, in_features // reduction)
+        if hidden_features is None:
+            hidden_features = max(1, in_features // reduction)
+        positive_int("hidden_features", hidden_features)
         options: dict[str, Any] = dict(
             param_dtype=param_dtype, precision=precision, rngs=rngs
         )
-        self.fc1 = torch_linear(in_features, hidden_features, **options)
+        self.fc1 = torch_linear(
+            in_features, hidden_features, use_bias=use_hidden_bias, **options
+        )
         self.fc2 = torch_linear(hidden_features, num_experts, **options)
         # Without dropout there is no random state to carry through every jit.
         self.dropout = nnx.Dropout(dropout_rate, rngs=rngs if dropout_rate else None)
@@ -157,14 +181,7 @@ class Router(nnx.Module):
 
     def logits(self, inputs: jax.Array) -> jax.Array:
         """Returns the logits z (B, K) of inputs (B, *S, C), before the temperature."""
-        if inputs.ndim < 2 or inputs.shape[-1] != self.in_features:
-            raise ValueError(
-                f"`inputs` (shape {inputs.shape}) must be (batch, *spatial, "
-                f"in_features) with `in_features` (={self.in_features})"
-            )
-        dtype = at_least_float32(self.dtype or inputs.dtype)
-        spatial = tuple(range(1, inputs.ndim - 1))
-        pooled = jnp.mean(inputs, axis=spatial, dtype=dtype)
+        pooled = _pool(inputs, self.in_features, self.dtype)
         return self.fc2(self.dropout(jax.nn.relu(self.fc1(pooled))))
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
@@ -180,6 +197,84 @@ class Router(nnx.Module):
             ValueError: If the inputs do not have `in_features` channels.
         """
         attention = attend(self.logits(inputs), self.temperature[...], self.top_k)
+        record_attention(self, attention)
+        return attention
+
+
+class SigmoidRouter(nnx.Linear):
+    """The router of CondConv: a sigmoid for each expert, on its own.
+
+        a = sigmoid(v · W + b)           (B, K)    v = mean over *S of x
+
+    Yang et al., "CondConv", NeurIPS 2019, section 3.1. It is an `nnx.Linear` C → K,
+    because published checkpoints name its parameters so (`routing_fn.weight`). The rows
+    do not sum to 1, and there is no temperature.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> router = SigmoidRouter(16, num_experts=4, rngs=nnx.Rngs(0))
+        >>> router(jnp.ones((2, 9, 7, 16))).shape
+        (2, 4)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        num_experts: int = 4,
+        *,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        precision: lax.PrecisionLike = None,
+        kernel_init: Initializer = torch_kernel_init,
+        bias_init: Initializer | None = None,
+        rngs: nnx.Rngs,
+    ):
+        """Builds the router.
+
+        Args:
+            in_features: C, the number of channels of the input.
+            num_experts: K, the number of experts to weigh.
+            dtype: The dtype of the computation, raised to float32 where it is
+                narrower; None infers it from the input and the parameters.
+            param_dtype: The dtype of the parameters.
+            precision: As in `jax.lax.dot_general`.
+            kernel_init: Initialises the kernel (C, K); by default as `torch.nn.Linear`.
+            bias_init: Initialises the bias (K,); None as `torch.nn.Linear`.
+            rngs: Where the initial parameters come from.
+
+        Raises:
+            TypeError: If a count is not an integer.
+            ValueError: If a count is below 1.
+        """
+        positive_int("in_features", in_features)
+        self.num_experts = positive_int("num_experts", num_experts)
+        super().__init__(
+            in_features,
+            num_experts,
+            dtype=None if dtype is None else at_least_float32(dtype),
+            param_dtype=param_dtype,
+            precision=precision,
+            kernel_init=kernel_init,
+            bias_init=bias_init or torch_bias_init(in_features),
+            rngs=rngs,
+        )
+
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, inputs: jax.Array
+    ) -> jax.Array:
+        """Returns the attention over the experts.
+
+        Args:
+            inputs: Shape (B, *S, C).
+
+        Returns:
+            Shape (B, K), each entry between 0 and 1.
+
+        Raises:
+            ValueError: If the inputs do not have `in_features` channels.
+        """
+        pooled = _pool(inputs, self.in_features, self.dtype)
+        attention = jax.nn.sigmoid(super().__call__(pooled))
         record_attention(self, attention)
         return attention
 

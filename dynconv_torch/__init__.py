@@ -1,7 +1,16 @@
 """Dynamic convolution for PyTorch: the reference twin of the JAX library."""
 
-from dynconv_torch.functional import dynamic_conv, mix_kernels, per_sample_conv
+from dynconv_torch.functional import (
+    dynamic_conv,
+    dynamic_conv_transpose,
+    mix_kernels,
+    per_sample_conv,
+    per_sample_conv_transpose,
+)
 from dynconv_torch.layers import (
+    CondConv1d,
+    CondConv2d,
+    CondConv3d,
     DecomposedConv1d,
     DecomposedConv2d,
     DecomposedConv3d,
@@ -9,14 +18,41 @@ from dynconv_torch.layers import (
     DynamicConv2d,
     DynamicConv3d,
     DynamicConvBlock,
+    DynamicConvTranspose1d,
+    DynamicConvTranspose2d,
+    DynamicConvTranspose3d,
+    KernelWarehouse,
     ODConv1d,
     ODConv2d,
     ODConv3d,
+    WarehouseConv1d,
+    WarehouseConv2d,
+    WarehouseConv3d,
+    chen_options,
+    set_assignment,
+    to_chen_layout,
 )
-from dynconv_torch.models import DynamicNet
-from dynconv_torch.routing import Router, load_balance_loss, set_temperature
+from dynconv_torch.models import (
+    DynamicNet,
+    EfficientNet,
+    MobileNetV2,
+    ResNet,
+    create_model,
+    list_convolutions,
+    list_models,
+    with_warehouses,
+)
+from dynconv_torch.routing import (
+    Router,
+    SigmoidRouter,
+    load_balance_loss,
+    set_temperature,
+)
 
 __all__ = [
+    "CondConv1d",
+    "CondConv2d",
+    "CondConv3d",
     "DecomposedConv1d",
     "DecomposedConv2d",
     "DecomposedConv3d",
@@ -24,14 +60,34 @@ __all__ = [
     "DynamicConv2d",
     "DynamicConv3d",
     "DynamicConvBlock",
+    "DynamicConvTranspose1d",
+    "DynamicConvTranspose2d",
+    "DynamicConvTranspose3d",
     "DynamicNet",
+    "EfficientNet",
+    "KernelWarehouse",
+    "MobileNetV2",
     "ODConv1d",
     "ODConv2d",
     "ODConv3d",
+    "ResNet",
     "Router",
+    "SigmoidRouter",
+    "WarehouseConv1d",
+    "WarehouseConv2d",
+    "WarehouseConv3d",
+    "chen_options",
+    "create_model",
     "dynamic_conv",
+    "dynamic_conv_transpose",
+    "list_convolutions",
+    "list_models",
     "load_balance_loss",
     "mix_kernels",
     "per_sample_conv",
+    "per_sample_conv_transpose",
+    "set_assignment",
     "set_temperature",
+    "to_chen_layout",
+    "with_warehouses",
 ]

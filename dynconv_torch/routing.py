@@ -71,6 +71,35 @@ class Temperature(Scheduled):
         return 0 < value < math.inf
 
 
+def _without_autocast(device: torch.device) -> contextlib.AbstractContextManager:
+    """Returns a context in which autocast does not narrow what is computed."""
+    if is_autocast(device):
+        return torch.autocast(device.type, enabled=False)
+    return contextlib.nullcontext()
+
+
+def _pool(x: Tensor, in_channels: int, param_dtype: torch.dtype) -> Tensor:
+    """Returns the mean of `x` (B, C, *S) over *S, in float32 at least."""
+    if x.ndim < 2 or x.shape[1] != in_channels:
+        raise ValueError(
+            f"`x` (shape {tuple(x.shape)}) must be (batch, in_channels, *spatial) "
+            f"with `in_channels` (={in_channels})"
+        )
+    dtype = at_least_float32(x.dtype, param_dtype)
+    spatial = tuple(range(2, x.ndim))
+    return x.mean(spatial, dtype=dtype) if spatial else x.to(dtype)
+
+
+def _linear(layer: nn.Linear, features: Tensor) -> Tensor:
+    """Applies a linear layer in the dtype of the features."""
+    weight, bias = (
+        None if parameter is None else parameter.to(features.dtype)
+        for parameter in (layer.weight, layer.bias)
+    )
+    assert weight is not None
+    return F.linear(features, weight, bias)
+
+
 class Router(HoldsScheduled):
     """The router of a dynamic convolution.
 
@@ -100,6 +129,8 @@ class Router(HoldsScheduled):
         temperature: float = 1.0,
         top_k: int | None = None,
         dropout: float = 0.0,
+        hidden_channels: int | None = None,
+        hidden_bias: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
@@ -112,6 +143,8 @@ class Router(HoldsScheduled):
             temperature: The initial T.
             top_k: Keep this many of the largest logits of each sample; None keeps all.
             dropout: The share of hidden units dropped in training.
+            hidden_channels: H, in place of what `reduction` gives.
+            hidden_bias: Whether the first linear layer has a bias.
             device: Where the parameters are.
             dtype: The dtype of the parameters.
 
@@ -131,33 +164,22 @@ class Router(HoldsScheduled):
         if not 0 <= dropout < 1:
             raise ValueError(f"`dropout` (={dropout}) must be in [0, 1)")
         self.top_k = top_k
-        hidden_channels = max(1, in_channels // reduction)
-        self.fc1 = nn.Linear(in_channels, hidden_channels, device=device, dtype=dtype)
+        if hidden_channels is None:
+            hidden_channels = max(1, in_channels // reduction)
+        positive_int("hidden_channels", hidden_channels)
+        self.fc1 = nn.Linear(
+            in_channels, hidden_channels, hidden_bias, device=device, dtype=dtype
+        )
         self.fc2 = nn.Linear(hidden_channels, num_experts, device=device, dtype=dtype)
         self.dropout = nn.Dropout(dropout)
         self.hold_scheduled(Temperature, temperature, self.fc1.weight.device)
 
     def logits(self, x: Tensor) -> Tensor:
         """Returns the logits z (B, K) of `x` (B, C, *S), before the temperature."""
-        if x.ndim < 2 or x.shape[1] != self.in_channels:
-            raise ValueError(
-                f"`x` (shape {tuple(x.shape)}) must be (batch, in_channels, *spatial) "
-                f"with `in_channels` (={self.in_channels})"
-            )
-        dtype = at_least_float32(x.dtype, self.fc1.weight.dtype)
-
-        def linear(layer: nn.Linear, features: Tensor) -> Tensor:
-            return F.linear(features, layer.weight.to(dtype), layer.bias.to(dtype))
-
-        if is_autocast(x.device):
-            wide = torch.autocast(x.device.type, enabled=False)
-        else:
-            wide = contextlib.nullcontext()
-        with wide:
-            spatial = tuple(range(2, x.ndim))
-            pooled = x.mean(spatial, dtype=dtype) if spatial else x.to(dtype)
-            hidden = self.dropout(F.relu(linear(self.fc1, pooled)))
-            return linear(self.fc2, hidden)
+        with _without_autocast(x.device):
+            pooled = _pool(x, self.in_channels, self.fc1.weight.dtype)
+            hidden = self.dropout(F.relu(_linear(self.fc1, pooled)))
+            return _linear(self.fc2, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the attention over the experts.
@@ -179,6 +201,70 @@ class Router(HoldsScheduled):
             f"{self.in_channels}, num_experts={self.num_experts}, "
             f"reduction={self.reduction}, top_k={self.top_k}"
         )
+
+
+class SigmoidRouter(nn.Linear):
+    """The router of CondConv: a sigmoid for each expert, on its own.
+
+        a = sigmoid(v · W + b)           (B, K)    v = mean over *S of x
+
+    Yang et al., "CondConv", NeurIPS 2019, section 3.1. It is a `torch.nn.Linear` C → K,
+    because published checkpoints name its parameters so (`routing_fn.weight`). The rows
+    do not sum to 1, and there is no temperature.
+
+    Example:
+        >>> router = SigmoidRouter(16, num_experts=4)
+        >>> router(torch.ones(2, 16, 9, 7)).shape
+        torch.Size([2, 4])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_experts: int = 4,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        """Builds the router.
+
+        Args:
+            in_channels: C, the number of channels of the input.
+            num_experts: K, the number of experts to weigh.
+            device: Where the parameters are.
+            dtype: The dtype of the parameters. It computes in float32 at least.
+
+        Raises:
+            TypeError: If a count is not an integer.
+            ValueError: If a count is below 1.
+        """
+        super().__init__(
+            positive_int("in_channels", in_channels),
+            positive_int("num_experts", num_experts),
+            device=device,
+            dtype=dtype,
+        )
+
+    @property
+    def num_experts(self) -> int:
+        """K, the number of experts."""
+        return self.out_features
+
+    def forward(self, x: Tensor) -> Tensor:  # pyright: ignore
+        """Returns the attention over the experts.
+
+        Args:
+            x: Shape (B, C, *S).
+
+        Returns:
+            Shape (B, K), each entry between 0 and 1.
+
+        Raises:
+            ValueError: If the input does not have `in_channels` channels.
+        """
+        with _without_autocast(x.device):
+            pooled = _pool(x, self.in_features, self.weight.dtype)
+            return torch.sigmoid(_linear(self, pooled))
 
 
 def iter_routers(module: nn.Module) -> Iterator[tuple[str, Router]]:

@@ -1,14 +1,14 @@
 """Convolutions to test: a list that covers every option, and a strategy that draws."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from flax import nnx
 from hypothesis import strategies as st
 
+import dynconv_jax
 import dynconv_torch
-from dynconv_jax import DynamicConv
 from parity_tests.parity import copy_weights
 
 
@@ -28,7 +28,12 @@ class Case:
         batch: The number of samples.
         num_experts: K.
         bias: Whether the experts have biases.
+        jax_class: The layer in JAX.
+        torch_class: The layer in PyTorch, without its rank.
     """
+
+    jax_class: ClassVar[str] = "DynamicConv"
+    torch_class: ClassVar[str] = "DynamicConv"
 
     spatial: tuple[int, ...]
     kernel_size: tuple[int, ...]
@@ -81,9 +86,9 @@ class Case:
         """Draws an input, channels last."""
         return rng.normal(size=(self.batch, *self.spatial, self.channels))
 
-    def jax_layer(self, **options) -> DynamicConv:
+    def jax_layer(self, **options) -> Any:
         """Builds the JAX layer in float64."""
-        return DynamicConv(
+        return getattr(dynconv_jax, self.jax_class)(
             self.channels,
             self.outputs,
             self.kernel_size,
@@ -98,7 +103,7 @@ class Case:
 
     def torch_layer(self, **options):
         """Builds the PyTorch layer in float64, with biases that are not 0."""
-        cls = getattr(dynconv_torch, f"DynamicConv{len(self.spatial)}d")
+        cls = getattr(dynconv_torch, f"{self.torch_class}{len(self.spatial)}d")
         layer = cls(
             self.channels,
             self.outputs,
@@ -175,6 +180,72 @@ CASES = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class TransposeCase(Case):
+    """One transposed dynamic convolution and the size of its input.
+
+    Attributes:
+        padding: What is cropped, (low, high) pairs.
+        output_padding: One per dimension.
+    """
+
+    jax_class: ClassVar[str] = "DynamicConvTranspose"
+    torch_class: ClassVar[str] = "DynamicConvTranspose"
+
+    output_padding: tuple[int, ...] = (0, 0)
+
+    @property
+    def jax_geometry(self) -> dict[str, Any]:
+        """The geometry as the JAX functions take it."""
+        return super().jax_geometry | dict(output_padding=self.output_padding)
+
+    @property
+    def torch_geometry(self) -> dict[str, Any]:
+        """The geometry as the PyTorch functions take it."""
+        return super().torch_geometry | dict(output_padding=self.output_padding)
+
+    @property
+    def is_torch_padding(self) -> bool:
+        """Whether PyTorch itself takes the padding, which is symmetric there."""
+        return all(0 <= low == high for low, high in self.padding)
+
+
+TRANSPOSE_CASES = {
+    "1d": TransposeCase((5,), (4,), (2,), ((1, 1),), (1,), output_padding=(1,)),
+    "1d, dilated": TransposeCase(
+        (4,), (5,), (4,), ((2, 2),), (6,), output_padding=(5,)
+    ),
+    "2d": TransposeCase((4, 3), (3, 3), (2, 2), ((1, 1), (1, 1)), (1, 1)),
+    "2d, stride 1": TransposeCase((5, 4), (3, 2), (1, 1), ((1, 1), (0, 0)), (1, 1)),
+    "2d, uneven": TransposeCase(
+        (3, 4), (2, 5), (3, 2), ((0, 0), (2, 2)), (1, 3), output_padding=(2, 1)
+    ),
+    "2d, outputs that no tap reaches": TransposeCase(
+        (3, 2), (1, 2), (3, 2), ((0, 0), (0, 0)), (1, 2), output_padding=(1, 0)
+    ),
+    "2d, grouped": TransposeCase(
+        (3, 4), (3, 2), (2, 1), ((1, 1), (0, 0)), (1, 1), groups=3
+    ),
+    "2d, depthwise": TransposeCase(
+        (4, 3), (4, 4), (2, 2), ((1, 1), (1, 1)), (1, 1), 3, width=1, out_width=1
+    ),
+    "2d, depthwise, multiplied": TransposeCase(
+        (4, 3), (3, 2), (2, 3), ((1, 1), (0, 0)), (1, 1), 2, width=1, out_width=2
+    ),
+    "2d, pairs": TransposeCase((4, 3), (3, 3), (2, 2), ((2, 0), (-1, 1)), (1, 1)),
+    "3d": TransposeCase(
+        (2, 3, 2),
+        (3, 2, 1),
+        (2, 1, 2),
+        ((1, 1), (0, 0), (0, 0)),
+        (1, 2, 1),
+        output_padding=(1, 0, 0),
+    ),
+    "batch 1": TransposeCase((3, 4), (2, 2), (2, 2), ((0, 0),) * 2, (1, 1), batch=1),
+    "no bias": TransposeCase((3, 4), (2, 2), (2, 2), ((0, 0),) * 2, (1, 1), bias=False),
+}
+
+
 @st.composite
 def convolutions(draw: st.DrawFn) -> Case:
     """Draws any convolution of rank 1 to 3, some with a window beyond the input."""
@@ -196,4 +267,34 @@ def convolutions(draw: st.DrawFn) -> Case:
         batch=draw(st.integers(1, 3)),
         num_experts=draw(st.integers(1, 3)),
         bias=draw(st.booleans()),
+    )
+
+
+@st.composite
+def transposed_convolutions(draw: st.DrawFn) -> TransposeCase:
+    """Draws any transposed convolution of rank 1 to 3, some that crop all outputs."""
+    rank = draw(st.integers(1, 3))
+
+    def per_dimension(low: int, high: int) -> tuple[int, ...]:
+        return tuple(draw(st.integers(low, high)) for _ in range(rank))
+
+    strides = per_dimension(1, (4, 3, 2)[rank - 1])
+    dilation = per_dimension(1, 4)
+    largest = (6, 4, 3)[rank - 1]
+    return TransposeCase(
+        spatial=per_dimension(1, largest),
+        kernel_size=per_dimension(1, largest),
+        strides=strides,
+        padding=tuple(zip(per_dimension(-2, 3), per_dimension(-2, 3), strict=True)),
+        dilation=dilation,
+        groups=draw(st.integers(1, 3)),
+        width=draw(st.integers(1, 2)),
+        out_width=draw(st.integers(1, 2)),
+        batch=draw(st.integers(1, 3)),
+        num_experts=draw(st.integers(1, 3)),
+        bias=draw(st.booleans()),
+        output_padding=tuple(
+            draw(st.integers(0, max(pair) - 1))
+            for pair in zip(strides, dilation, strict=True)
+        ),
     )

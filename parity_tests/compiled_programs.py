@@ -17,7 +17,7 @@ import optax
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from dynconv_jax import DynamicNet, dynamic_conv
+from dynconv_jax import DynamicNet, dynamic_conv, dynamic_conv_transpose
 
 DEVICES = 8
 # What the process must be started with.
@@ -29,7 +29,7 @@ ENVIRONMENT = {
 # What moves a batch between devices; an all-reduce only adds up.
 MOVES = ("all-gather", "all-to-all", "collective-permute", "collective-broadcast")
 
-# name: (spatial, C, experts (K, *k, C/g, O), options of `dynamic_conv`)
+# name: (spatial, C, experts (K, *k, C/g, O), options of the function)
 SHAPES: dict[str, tuple[tuple[int, ...], int, tuple[int, ...], dict[str, Any]]] = {
     "dense": ((9, 7), 6, (3, 3, 3, 6, 8), {}),
     "pointwise": ((9, 7), 6, (3, 1, 1, 6, 8), {}),
@@ -39,6 +39,8 @@ SHAPES: dict[str, tuple[tuple[int, ...], int, tuple[int, ...], dict[str, Any]]] 
     "depthwise": ((9, 7), 6, (3, 5, 5, 1, 6), {"feature_group_count": 6}),
     "1-D": ((11,), 6, (3, 3, 6, 8), {}),
     "3-D": ((5, 4, 3), 6, (3, 3, 3, 3, 6, 8), {}),
+    # Some of its outputs see no tap.
+    "transposed": ((5, 4), 6, (3, 2, 2, 6, 8), {"strides": 3}),
 }
 FORMS = ("auto", "patches", "rows", "experts", "taps", "vmap")
 # The automatic form is compiled for every shape, each of the others for some.
@@ -75,12 +77,13 @@ def layer_programs(mesh: jax.sharding.Mesh) -> Iterator[tuple[str, Callable, tup
             *jax.device_put((inputs, attention), by_sample),
             jax.device_put(jnp.ones(kernel_shape), everywhere),
         )
+        function = dynamic_conv_transpose if name == "transposed" else dynamic_conv
         for form in FORMS:
             if name not in ONLY_FOR.get(form, (name,)):
                 continue
 
-            def forward(*operands, form=form, options=options):
-                return dynamic_conv(*operands, implementation=form, **options)
+            def forward(*operands, function=function, form=form, options=options):
+                return function(*operands, implementation=form, **options)
 
             def gradient(*operands, forward=forward):
                 def loss(*operands):

@@ -15,6 +15,7 @@ from dynconv_jax import (
     DynamicConvBlock,
     Router,
     RoutingCollapseWarning,
+    SigmoidRouter,
     capture_attention,
     diagnose,
     summarize,
@@ -254,6 +255,13 @@ def test_router_under_a_key_of_digits_is_found(images):
     assert attention.keys() == {"routers.0"}
 
 
+def test_capture_sees_a_router_of_sigmoids(images):
+    router = SigmoidRouter(3, 4, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+    model = nnx.Sequential(lambda x: 2 * x, router)
+    _, attention = capture_attention(model, images)
+    assert_close(attention, {"layers.1": router(2 * images)}, dtype="float64")
+
+
 def test_model_that_raises_is_left_as_it_was(images):
     class Raises(nnx.Module):
         def __init__(self):
@@ -325,6 +333,34 @@ def test_collapse_is_judged_over_all_samples():
 
 def test_single_expert_is_never_collapsed():
     assert not summarize(np.ones((5, 1))).collapsed
+
+
+def test_mean_attention_of_sigmoids_is_as_answered():
+    summary = summarize(np.array([[0.9, 0.3], [0.7, 0.7]]))
+    assert_close(
+        {"mean": summary.mean_attention, "share": summary.share},
+        {"mean": [0.8, 0.5], "share": [0.625, 0.375]},
+        dtype="float64",
+    )
+
+
+def test_entropies_of_sigmoids_do_not_depend_on_their_scale():
+    even = 0.5 * (math.log(2) + 0.25 * math.log(4) + 0.75 * math.log(4 / 3))
+    usage = 0.375 * math.log(8 / 3) + 0.625 * math.log(8 / 5)
+    assert_entropies(np.array([[0.9, 0.9], [0.1, 0.3]]), even, usage)
+
+
+def test_collapse_of_sigmoids_is_judged_by_their_shares():
+    assert not summarize(np.array([[0.97, 0.96]])).collapsed
+    assert summarize(np.array([[0.5, 0.01]])).collapsed
+
+
+def test_attention_of_zeros_counts_as_even():
+    assert_entropies(np.zeros((3, 4)), math.log(4), math.log(4))
+
+
+def test_nan_is_seen_in_a_summary():
+    assert math.isnan(summarize(np.array([[math.nan, 0.5], [0.1, 0.9]])).entropy)
 
 
 def test_summary_of_a_jax_array_is_that_of_its_values(rng):

@@ -56,6 +56,23 @@ def test_named_padding_is_that_of_xla(size, stride, padding):
     assert geometry.pads((size,)) == tuple(expected)
 
 
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("size", [1, 5, 6, 7, 8])
+@pytest.mark.parametrize("extent", [1, 2, 5])
+def test_tf_same_padding_of_the_twin_is_that_of_xla(extent, size, stride):
+    geometry = TorchGeometry.create(
+        1, 1, extent, rank=1, stride=stride, padding="TF_same"
+    )
+    expected = lax.padtype_to_pads((size,), (extent,), (stride,), "SAME")
+    assert geometry.pads((size,)) == tuple(expected)
+    assert geometry.output_size((size,)) == (-(-size // stride),)
+
+
+def test_same_padding_of_the_twin_with_a_stride_is_refused_with_a_way_out():
+    with pytest.raises(ValueError, match="stride of 1 only.*'tf_same'"):
+        TorchGeometry.create(2, 4, 3, rank=1, stride=2, padding="same")
+
+
 @pytest.mark.parametrize("padding", ["same", "valid", 0, 2, (1,), ((2, 1),)])
 def test_output_size_is_the_same_in_both_frameworks(padding):
     ours = Geometry.create(2, 4, (3,), padding=padding, kernel_dilation=2)

@@ -29,6 +29,7 @@ RANKS = {
     "models": 3,
     "weights": 4,
     "diagnostics": 4,
+    "multiply_adds": 0,
 }
 
 

@@ -14,6 +14,7 @@ from flax import nnx
 import dynconv_torch
 from dynconv_jax import BatchNorm, DynamicConvBlock, DynamicNet
 from dynconv_jax.weights import torch_layout
+from dynconv_jax.weights.arrangements import permuted
 from parity_tests.parity import (
     OPTIMIZERS,
     TOLERANCES,
@@ -100,7 +101,7 @@ def test_a_biased_running_variance_is_noticed(monkeypatch):
 def test_a_swapped_kernel_axis_is_noticed(monkeypatch):
     layout = torch_layout.LAYOUT[torch_layout.DynamicConv]
 
-    swapped = torch_layout.permuted(
+    swapped = permuted(
         lambda ndim: (0, ndim - 1, ndim - 2, ndim - 3, *range(1, ndim - 3))
     )
     monkeypatch.setitem(layout, "kernel", ("weight", swapped))

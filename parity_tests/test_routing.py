@@ -12,6 +12,7 @@ from dynconv_jax import (
     DynamicConv,
     DynamicNet,
     Router,
+    SigmoidRouter,
     load_balance_loss,
     set_temperature,
 )
@@ -108,6 +109,55 @@ def test_attention_is_float32_for_narrower_layers(dtype):
     assert router(jnp.ones((2, 4, 9), dtype)).dtype == jnp.float32
     theirs = dynconv_torch.Router(9).to(getattr(torch, dtype))
     assert theirs(torch.ones(2, 9, 4).to(getattr(torch, dtype))).dtype == torch.float32
+
+
+def sigmoid_routers():
+    ours = SigmoidRouter(9, 5, param_dtype="float64", rngs=nnx.Rngs(0))
+    return ours, dynconv_torch.SigmoidRouter(9, 5).double()
+
+
+@pytest.mark.parametrize("spatial", [(6,), (5, 7), (3, 4, 5)])
+def test_routers_of_sigmoids_agree(spatial, rng):
+    assert_parity(*sigmoid_routers(), rng.normal(size=(3, *spatial, 9)))
+
+
+def test_router_of_sigmoids_answers_what_is_specified(rng):
+    router, _ = sigmoid_routers()
+    x = rng.normal(size=(3, 5, 4, 9))
+    assert router.bias is not None
+    logits = x.mean((1, 2)) @ np.asarray(router.kernel[...]) + router.bias[...]
+    expected = {"attention": 1 / (1 + np.exp(-logits))}
+    assert_close({"attention": router(jnp.asarray(x))}, expected, dtype="float64")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_sigmoids_are_float32_for_narrower_layers(dtype):
+    router = SigmoidRouter(9, dtype=dtype, param_dtype=dtype, rngs=nnx.Rngs(0))
+    assert router(jnp.ones((2, 4, 9), dtype)).dtype == jnp.float32
+    theirs = dynconv_torch.SigmoidRouter(9).to(getattr(torch, dtype))
+    assert theirs(torch.ones(2, 9, 4).to(getattr(torch, dtype))).dtype == torch.float32
+
+
+def test_sigmoids_of_the_twin_are_float32_under_autocast():
+    router = dynconv_torch.SigmoidRouter(9)
+    x = torch.randn(2, 9, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        attention = router(x)
+    assert torch.equal(attention, router(x))
+
+
+def test_router_of_sigmoids_is_drawn_as_pytorch_draws_a_linear_layer():
+    router = SigmoidRouter(512, 300, rngs=nnx.Rngs(0))
+    for variable in jax.tree.leaves(nnx.state(router)):
+        assert 0.95 * 512**-0.5 < float(jnp.abs(variable).max()) <= 512**-0.5
+
+
+def test_router_of_sigmoids_refuses_other_channels():
+    router, theirs = sigmoid_routers()
+    with pytest.raises(ValueError, match=r"inputs.*in_features` \(=9\)"):
+        router(jnp.ones((2, 5, 8)))
+    with pytest.raises(ValueError, match=r"x.*in_channels` \(=9\)"):
+        theirs(torch.ones(2, 8, 5))
 
 
 def test_dropout_acts_in_training_only(rng):

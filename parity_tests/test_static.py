@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import nnx
 from jax import lax
 
 from dynconv_jax.functional.static import few_channel_conv
@@ -11,7 +12,8 @@ from parity_tests.parity import assert_close
 # (spatial, channels, kernel size, strides, padding, further options)
 CASES = {
     "image": ((9, 7), 3, (3, 3), (1, 1), [(1, 1), (1, 1)], {}),
-    "strided": ((9, 7), 1, (5, 3), (2, 1), [(2, 2), (0, 1)], {}),
+    "strided": ((9, 7), 1, (4, 2), (2, 1), [(2, 2), (0, 1)], {}),
+    "large window": ((9, 7), 1, (5, 3), (2, 1), [(2, 2), (0, 1)], {}),
     "SAME": ((8, 7), 4, (3, 2), (2, 2), "SAME", {}),
     "VALID": ((8, 7), 2, (3, 2), (1, 1), "VALID", {}),
     "1-D": ((11,), 3, (3,), (2,), "SAME", {}),
@@ -51,9 +53,14 @@ def test_it_equals_the_convolution_of_xla(name, rng):
     assert_close(actual, expected, dtype="float64")
 
 
-@pytest.mark.parametrize(("channels", "is_product"), [(4, True), (5, False)])
-def test_few_channels_are_a_product_on_a_cpu(channels, is_product, monkeypatch):
-    inputs, kernel = jnp.ones((2, 9, 7, channels)), jnp.ones((3, 3, channels, 8))
+@pytest.mark.parametrize(
+    ("channels", "size", "is_product"),
+    [(4, (3, 3), True), (5, (3, 3), False), (3, (3, 4), False)],
+)
+def test_small_windows_of_few_channels_are_a_product_on_a_cpu(
+    channels, size, is_product, monkeypatch
+):
+    inputs, kernel = jnp.ones((2, 9, 7, channels)), jnp.ones((*size, channels, 8))
 
     def program():
         def apply(inputs, kernel):
@@ -65,3 +72,12 @@ def test_few_channels_are_a_product_on_a_cpu(channels, is_product, monkeypatch):
     assert ("stablehlo.convolution" not in program()) == is_product
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert "stablehlo.convolution" in program()
+
+
+def test_a_layer_of_flax_makes_use_of_the_product(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    layer = nnx.Conv(
+        3, 8, (3, 3), conv_general_dilated=few_channel_conv, rngs=nnx.Rngs(0)
+    )
+    program = jax.jit(lambda inputs: layer(inputs)).lower(jnp.ones((2, 9, 7, 3)))
+    assert "stablehlo.convolution" not in program.as_text()

@@ -4,11 +4,17 @@ from dynconv_jax.functional.choice import explain
 from dynconv_jax.functional.dynamic import dynamic_conv, mix_kernels
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.per_sample import per_sample_conv
+from dynconv_jax.functional.transpose import (
+    dynamic_conv_transpose,
+    per_sample_conv_transpose,
+)
 
 __all__ = [
     "Geometry",
     "dynamic_conv",
+    "dynamic_conv_transpose",
     "explain",
     "mix_kernels",
     "per_sample_conv",
+    "per_sample_conv_transpose",
 ]

@@ -145,6 +145,16 @@ def _mixer(
     return mixed_kernel
 
 
+def check_attention(attention: jax.Array, batch: int, num_experts: int) -> None:
+    """Raises a ValueError unless `attention` has the shape (B, K)."""
+    expected = (batch, num_experts)
+    if attention.shape != expected:
+        raise ValueError(
+            f"`attention` (shape {attention.shape}) must be (batch, num_experts) = "
+            f"{expected}"
+        )
+
+
 def dynamic_conv(
     inputs: jax.Array,
     attention: jax.Array | None,
@@ -231,18 +241,15 @@ def _check_attention(
     spatial_attention: jax.Array | None,
     kernel: jax.Array,
 ) -> None:
-    expected = (inputs.shape[0], kernel.shape[0])
-    if attention is None and kernel.shape[0] > 1:
+    batch, (num_experts, *size) = inputs.shape[0], kernel.shape[:-2]
+    if attention is not None:
+        check_attention(attention, batch, num_experts)
+    elif num_experts > 1:
         raise ValueError(
             "`attention` (=None) is for a single expert; for those of `kernel` (shape "
-            f"{kernel.shape}) it must be (batch, num_experts) = {expected}"
+            f"{kernel.shape}) it must be (batch, num_experts) = {(batch, num_experts)}"
         )
-    if attention is not None and attention.shape != expected:
-        raise ValueError(
-            f"`attention` (shape {attention.shape}) must be (batch, num_experts) = "
-            f"{expected}"
-        )
-    expected = (inputs.shape[0], *kernel.shape[1:-2])
+    expected = (batch, *size)
     if spatial_attention is not None and spatial_attention.shape != expected:
         raise ValueError(
             f"`spatial_attention` (shape {spatial_attention.shape}) must be (batch, "

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import operator
 from collections.abc import Sequence
+from typing import Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +23,13 @@ def positive_int(name: str, value: object) -> int:
         TypeError: If `value` is not an integer.
         ValueError: If `value` is below 1.
     """
+    return _int_from(name, value, 1)
+
+
+def _int_from(name: str, value: object, least: int) -> int:
     number = _integer(name, value)
-    if number < 1:
-        raise ValueError(f"`{name}` (={number}) must be at least 1")
+    if number < least:
+        raise ValueError(f"`{name}` (={number}) must be at least {least}")
     return number
 
 
@@ -37,18 +42,31 @@ def _integer(name: str, value: object) -> int:
         raise TypeError(f"`{name}` (={value!r}) must be an integer") from None
 
 
-def _per_dimension(name: str, value: object, rank: int) -> tuple[int, ...]:
-    """One positive int per spatial dimension; a single int counts for all of them."""
+def per_dimension(
+    name: str, value: object, rank: int, least: int = 1
+) -> tuple[int, ...]:
+    """Returns one int per spatial dimension; a single int counts for all of them.
+
+    Args:
+        name: What the caller calls the value; it opens the error message.
+        value: An int, or `rank` of them.
+        rank: The number of spatial dimensions.
+        least: The smallest int that is accepted.
+
+    Raises:
+        TypeError: If an entry is not an integer.
+        ValueError: If there is another number of entries, or one is too small.
+    """
     if value is None:  # as nnx.Conv reads it
         value = 1
     if not isinstance(value, Sequence):
-        return (positive_int(name, value),) * rank
+        return (_int_from(name, value, least),) * rank
     if len(value) != rank:
         raise ValueError(
             f"`{name}` (={value!r}) has {len(value)} entries for {rank} spatial "
             f"dimension(s); give an int, or {rank} of them"
         )
-    return tuple(positive_int(name, entry) for entry in value)
+    return tuple(_int_from(name, entry, least) for entry in value)
 
 
 def _normalise_kernel_size(kernel_size: object) -> tuple[int, ...]:
@@ -126,7 +144,7 @@ class Geometry:
         padding: PaddingLike = "SAME",
         kernel_dilation: int | Sequence[int] | None = 1,
         feature_group_count: int = 1,
-    ) -> "Geometry":
+    ) -> Self:
         """Normalises the arguments of a convolution, or says what is wrong with them.
 
         Raises:
@@ -154,9 +172,9 @@ class Geometry:
             in_features=operator.index(in_features),
             out_features=operator.index(out_features),
             kernel_size=size,
-            strides=_per_dimension("strides", strides, len(size)),
+            strides=per_dimension("strides", strides, len(size)),
             padding=_normalise_padding(padding, len(size)),
-            kernel_dilation=_per_dimension(
+            kernel_dilation=per_dimension(
                 "kernel_dilation", kernel_dilation, len(size)
             ),
             feature_group_count=groups,
@@ -232,6 +250,9 @@ class Geometry:
         return tuple(sizes)
 
 
+GeometryType = TypeVar("GeometryType", bound=Geometry)
+
+
 def check_operands(
     inputs: jax.Array | jax.ShapeDtypeStruct,
     kernel: jax.Array | jax.ShapeDtypeStruct,
@@ -239,8 +260,9 @@ def check_operands(
     *,
     stack: str,
     stack_size: int,
+    geometry_type: type[GeometryType] = Geometry,
     **options,
-) -> Geometry:
+) -> GeometryType:
     """Checks stacked kernels against inputs and returns their common geometry.
 
     Args:
@@ -249,7 +271,8 @@ def check_operands(
         bias: Shape (stack_size, O), or None.
         stack: What the leading axis of the kernel is, for the messages.
         stack_size: The size that axis must have.
-        **options: `strides`, `padding`, `kernel_dilation`, `feature_group_count`.
+        geometry_type: What to create.
+        **options: Its `strides`, `padding`, `kernel_dilation` and so on.
 
     Raises:
         ValueError: If shapes or dtypes do not fit one another, are not floating, or
@@ -267,7 +290,7 @@ def check_operands(
             f"in_features / feature_group_count, out_features): {rank + 3} dimensions "
             f"for `inputs` of shape {inputs.shape}"
         )
-    geometry = Geometry.create(
+    geometry = geometry_type.create(
         inputs.shape[-1], kernel.shape[-1], kernel.shape[1:-2], **options
     )
     if kernel.shape != (stack_size, *geometry.kernel_shape):
@@ -297,28 +320,3 @@ def check_operands(
         )
     geometry.output_size(inputs.shape[1:-1])
     return geometry
-
-
-def flatten_batch(
-    inputs: jax.Array, in_features: int, rank: int
-) -> tuple[jax.Array, tuple[int, ...]]:
-    """Returns inputs (*batch, *S, C) with one batch dimension, and those they had.
-
-    Args:
-        inputs: Any number of batch dimensions, also none.
-        in_features: C.
-        rank: The number of spatial dimensions.
-
-    Raises:
-        ValueError: If there are fewer dimensions, or other than C channels.
-    """
-    if inputs.ndim < rank + 1 or inputs.shape[-1] != in_features:
-        raise ValueError(
-            f"`inputs` (shape {inputs.shape}) must be (*batch, *spatial, "
-            f"in_features) with {rank} spatial dimension(s) and `in_features` "
-            f"(={in_features})"
-        )
-    batch = inputs.shape[: -rank - 1]
-    if len(batch) == 1:
-        return inputs, batch
-    return inputs.reshape(math.prod(batch), *inputs.shape[-rank - 1 :]), batch

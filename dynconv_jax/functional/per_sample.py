@@ -17,9 +17,9 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from dynconv_jax.functional.choice import choose
-from dynconv_jax.functional.cost import Problem
+from dynconv_jax.functional.cost import Plan, Problem
 from dynconv_jax.functional.forms import FORMS
-from dynconv_jax.functional.geometry import PaddingLike, check_operands
+from dynconv_jax.functional.geometry import Geometry, PaddingLike, check_operands
 from dynconv_jax.functional.numerics import Numerics
 from dynconv_jax.functional.scan import map_samples
 
@@ -30,6 +30,25 @@ def add_bias(outputs: jax.Array, bias: jax.Array | None) -> jax.Array:
         return outputs
     spatial = tuple(range(1, outputs.ndim - 1))
     return outputs + jnp.expand_dims(bias.astype(outputs.dtype), spatial)
+
+
+def per_sample_conv_by_plan(
+    plan: Plan,
+    inputs: jax.Array,
+    kernel: jax.Array,
+    geometry: Geometry,
+    numerics: Numerics,
+) -> jax.Array:
+    """Convolves samples (B, *S, C) with kernels (B, *k, C/g, O) as a plan says."""
+    form = FORMS[plan.form]
+    arranged = form.arrange(kernel, geometry)
+
+    def convolve(inputs: jax.Array, own_kernel: jax.Array) -> jax.Array:
+        return form.convolve(inputs, own_kernel, geometry, numerics)
+
+    if plan.chunk is not None:
+        return map_samples(convolve, (inputs, arranged), plan.chunk)
+    return convolve(inputs, arranged)
 
 
 def per_sample_conv(
@@ -92,14 +111,5 @@ def per_sample_conv(
     )
     numerics = Numerics(precision, preferred_element_type)
     plan = choose(Problem.of(inputs, geometry), implementation)
-    form = FORMS[plan.form]
-    arranged = form.arrange(kernel, geometry)
-
-    def convolve(inputs: jax.Array, own_kernel: jax.Array) -> jax.Array:
-        return form.convolve(inputs, own_kernel, geometry, numerics)
-
-    if plan.chunk is not None:
-        outputs = map_samples(convolve, (inputs, arranged), plan.chunk)
-    else:
-        outputs = convolve(inputs, arranged)
+    outputs = per_sample_conv_by_plan(plan, inputs, kernel, geometry, numerics)
     return add_bias(outputs, bias)

@@ -6,6 +6,7 @@ time; of an image that is three numbers, and it runs at a tenth of the rate of a
 product. Gathered windows have them all side by side.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ from dynconv_jax.functional.patches import arrange_for_patches, conv_by_patches
 
 # Windows of more channels cost more memory than the product gains.
 _FEW_CHANNELS = 4
+# Nor do large windows pay: of 7×7 pixels (ResNet's stem) the product is slower.
+_FEW_TAPS = 9
 
 
 def conv_by_xla(
@@ -58,8 +61,8 @@ def few_channel_conv(
     """Convolves all samples with one kernel, as `jax.lax.conv_general_dilated` does.
 
     It is for the `conv_general_dilated` of an `nnx.Conv` that reads images. Traced on a
-    CPU, with up to four channels and no unusual option, it is a product; otherwise
-    XLA's convolution.
+    CPU, with up to four channels, windows of up to nine pixels and no unusual option,
+    it is a product; otherwise XLA's convolution.
 
     Args:
         inputs: Shape (B, *S, C).
@@ -88,13 +91,15 @@ def few_channel_conv(
         lhs_dilation=(1,) * len(spatial),
         rhs_dilation=(1,) * len(spatial),
         feature_group_count=1,
+        out_sharding=None,
     )
     options = {**usual, **options}
     options["dimension_numbers"] = resolved(options["dimension_numbers"])
     numerics = Numerics(options.get("precision"), options.get("preferred_element_type"))
     is_usual = {**options, **numerics._asdict()} == {**usual, **numerics._asdict()}
     channels = inputs.shape[-1]
-    if jax.default_backend() != "cpu" or channels > _FEW_CHANNELS or not is_usual:
+    is_small = channels <= _FEW_CHANNELS and math.prod(kernel.shape[:-2]) <= _FEW_TAPS
+    if jax.default_backend() != "cpu" or not is_small or not is_usual:
         return lax.conv_general_dilated(
             inputs, kernel, window_strides, padding, **options
         )

@@ -1,17 +1,31 @@
 """Layers: thin modules over `functional` and `routing`, one family a file."""
 
 from dynconv_jax.layers.batch_norm import BatchNorm
+from dynconv_jax.layers.cond_conv import CondConv
 from dynconv_jax.layers.decomposed_conv import DecomposedConv
 from dynconv_jax.layers.dynamic_conv import DynamicConv
 from dynconv_jax.layers.dynamic_conv_block import DynamicConvBlock
+from dynconv_jax.layers.dynamic_conv_transpose import DynamicConvTranspose
+from dynconv_jax.layers.kernel_warehouse import (
+    Assignment,
+    KernelWarehouse,
+    WarehouseConv,
+    set_assignment,
+)
 from dynconv_jax.layers.od_conv import ODConv
 from dynconv_jax.layers.pooled_linear import PooledLinear
 
 __all__ = [
+    "Assignment",
     "BatchNorm",
+    "CondConv",
     "DecomposedConv",
     "DynamicConv",
     "DynamicConvBlock",
+    "DynamicConvTranspose",
+    "KernelWarehouse",
     "ODConv",
     "PooledLinear",
+    "WarehouseConv",
+    "set_assignment",
 ]

@@ -14,13 +14,13 @@ from jax.typing import DTypeLike
 from dynconv_jax.functional.geometry import (
     Geometry,
     PaddingLike,
-    flatten_batch,
     positive_int,
 )
 from dynconv_jax.functional.numerics import at_least_float32, scale_channels
 from dynconv_jax.functional.pooling import adaptive_avg_pool
 from dynconv_jax.initializers import torch_kernel_init, torch_linear
 from dynconv_jax.layers.batch_norm import BatchNorm
+from dynconv_jax.layers.convolution import Convolution
 from dynconv_jax.routing import record_attention
 
 
@@ -73,7 +73,7 @@ def check_latent_size(geometry: Geometry) -> None:
         )
 
 
-class DecomposedConv(nnx.Module):
+class DecomposedConv(Convolution):
     """A static convolution, scaled per sample, plus a dynamic low-rank 1×1 convolution.
 
         y = Λ(x) ⊙ (W₀ ∗ x) + P · (bn2(Φ(x) q) + q)        q = bn1(Q ∗ x)
@@ -109,6 +109,7 @@ class DecomposedConv(nnx.Module):
         padding: PaddingLike = "SAME",
         kernel_dilation: int | Sequence[int] | None = 1,
         feature_group_count: int = 1,
+        use_bias: bool = False,
         pool: int | None = None,
         reduction: int = 16,
         min_hidden: int = 4,
@@ -129,6 +130,7 @@ class DecomposedConv(nnx.Module):
                 convolution, such as (kernel_size - 1) / 2 · kernel_dilation.
             kernel_dilation: An int, or one per spatial dimension.
             feature_group_count: g of the static convolution; it must divide C and O.
+            use_bias: Whether P has a bias; published layers have none.
             pool: Into how many bins the input is pooled along each spatial dimension;
                 None is 1 for a 1×1 kernel and 2 for larger ones, as published. The
                 pooled features are pool^rank · C, and L is the root of their number.
@@ -157,6 +159,7 @@ class DecomposedConv(nnx.Module):
             feature_group_count=feature_group_count,
         )
         check_latent_size(geometry)
+        self.take_geometry(geometry)
         default_pool = 1 if geometry.taps == 1 else 2
         self.pool = default_pool if pool is None else positive_int("pool", pool)
         positive_int("reduction", reduction)
@@ -168,7 +171,6 @@ class DecomposedConv(nnx.Module):
         hidden = max(pooled_features // reduction, min_hidden)
         shared: dict[str, Any] = dict(param_dtype=param_dtype, rngs=rngs)
         conv: dict[str, Any] = dict(
-            use_bias=False,
             dtype=dtype,
             precision=precision,
             kernel_init=kernel_init,
@@ -185,10 +187,13 @@ class DecomposedConv(nnx.Module):
             padding=geometry.padding,
             kernel_dilation=geometry.kernel_dilation,
             feature_group_count=geometry.feature_group_count,
+            use_bias=False,
             **conv,
         )
-        self.q = nnx.Conv(in_features, latent, point, geometry.strides, **conv)
-        self.p = nnx.Conv(latent, out_features, point, **conv)
+        self.q = nnx.Conv(
+            in_features, latent, point, geometry.strides, use_bias=False, **conv
+        )
+        self.p = nnx.Conv(latent, out_features, point, use_bias=use_bias, **conv)
         self.bn1 = BatchNorm(latent, dtype=dtype, **shared)
         self.bn2 = BatchNorm(latent, dtype=dtype, **shared)
         self.fc = nnx.Sequential(
@@ -244,8 +249,7 @@ class DecomposedConv(nnx.Module):
         return outputs.reshape(*batch, *outputs.shape[1:])
 
     def _flatten(self, inputs: jax.Array) -> tuple[jax.Array, tuple[int, ...]]:
-        rank = self.geometry.rank
-        flat, batch = flatten_batch(inputs, self.geometry.in_features, rank)
+        flat, batch = self.flatten_batch(inputs)
         self.geometry.output_size(flat.shape[1:-1])  # refuses empty dimensions
         return flat, batch
 

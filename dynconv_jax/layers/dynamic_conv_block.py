@@ -1,6 +1,6 @@
 """The block that networks repeat: dynamic convolution, batch norm, ReLU."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -10,13 +10,14 @@ from jax.typing import DTypeLike
 
 from dynconv_jax.layers.batch_norm import BatchNorm
 from dynconv_jax.layers.dynamic_conv import DynamicConv
+from dynconv_jax.routing import SigmoidRouter
 
 
 class DynamicConvBlock(nnx.Module):
     """DynamicConv → BatchNorm → ReLU.
 
     Attributes:
-        dyn: The `DynamicConv`.
+        dyn: The `DynamicConv`, or what was given in its place.
         bn: The `BatchNorm`.
 
     Example:
@@ -33,6 +34,7 @@ class DynamicConvBlock(nnx.Module):
         kernel_size: Sequence[int] = (3, 3),
         strides: int | Sequence[int] | None = 1,
         *,
+        conv: Callable[..., Any] = DynamicConv,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -45,23 +47,33 @@ class DynamicConvBlock(nnx.Module):
             out_features: The number of output channels.
             kernel_size: A tuple of 1, 2 or 3 ints.
             strides: An int, or one per spatial dimension.
+            conv: Builds the convolution, with the signature of `nnx.Conv`. For one that
+                takes its attention from outside, as `CondConv` does, the block has a
+                `routing_fn`.
             dtype: The dtype of the computation; None infers it.
             param_dtype: The dtype of the parameters.
             rngs: Where the initial parameters come from.
-            **options: The other options of `DynamicConv`.
+            **options: The other options of the convolution.
         """
         shared: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.dyn = DynamicConv(
+        options = dict(use_bias=False) | options
+        self.dyn = conv(
             in_features, out_features, kernel_size, strides, **options, **shared
         )
+        if getattr(self.dyn, "needs_attention", False):
+            self.routing_fn = SigmoidRouter(in_features, self.dyn.num_experts, **shared)
         self.bn = BatchNorm(out_features, **shared)
 
     def routing(self, inputs: jax.Array) -> jax.Array:
         """Returns the attention (*batch, K) of the convolution for `inputs`."""
-        return self.dyn.routing(inputs)
+        routing = getattr(self, "routing_fn", None) or self.dyn.routing
+        return routing(inputs)
 
     def __call__(
         self, inputs: jax.Array, attention: jax.Array | None = None
     ) -> jax.Array:
-        """Applies the block; arguments and result are those of `DynamicConv`."""
-        return jax.nn.relu(self.bn(self.dyn(inputs, attention)))
+        """Applies the block; arguments and result are those of the convolution."""
+        if attention is None and hasattr(self, "routing_fn"):
+            attention = self.routing_fn(inputs)
+        given = () if attention is None else (attention,)
+        return jax.nn.relu(self.bn(self.dyn(inputs, *given)))

@@ -16,12 +16,8 @@ from jax.typing import DTypeLike
 
 from dynconv_jax.functional.choice import check_implementation
 from dynconv_jax.functional.dynamic import dynamic_conv
-from dynconv_jax.functional.geometry import (
-    Geometry,
-    PaddingLike,
-    flatten_batch,
-    positive_int,
-)
+from dynconv_jax.functional.geometry import Geometry, PaddingLike, positive_int
+from dynconv_jax.layers.convolution import Convolution
 
 default_kernel_init = nnx.initializers.normal(0.02)
 default_bias_init = nnx.initializers.zeros_init()
@@ -59,7 +55,7 @@ def _stack(experts: list[Any]) -> Any:
     return dataclasses.replace(first, raw_value=stacked, metadata=metadata)
 
 
-class ExpertConv(nnx.Module):
+class ExpertConv(Convolution):
     """K expert kernels, and the convolution of each sample with its mixture of them.
 
     The base of the layers that differ in where the attention comes from.
@@ -105,7 +101,7 @@ class ExpertConv(nnx.Module):
                 `kernel_size`.
             ValueError: If a value is out of range or does not fit the others.
         """
-        geometry = Geometry.create(
+        geometry = self.create_geometry(
             in_features,
             out_features,
             kernel_size,
@@ -115,13 +111,7 @@ class ExpertConv(nnx.Module):
             feature_group_count=feature_group_count,
         )
         check_implementation(implementation, geometry)
-        self.in_features = geometry.in_features
-        self.out_features = geometry.out_features
-        self.kernel_size = geometry.kernel_size
-        self.strides = geometry.strides
-        self.padding = geometry.padding
-        self.kernel_dilation = geometry.kernel_dilation
-        self.feature_group_count = geometry.feature_group_count
+        self.take_geometry(geometry)
         self.use_bias = use_bias
         self.num_experts = positive_int("num_experts", num_experts)
         self.implementation = implementation
@@ -146,26 +136,34 @@ class ExpertConv(nnx.Module):
         else:
             self.bias = nnx.data(None)
 
+    # What a transposed layer has otherwise.
+    def create_geometry(self, *sizes: Any, **options: Any) -> Geometry:
+        """Creates the layer's geometry, from the arguments of `Geometry.create`."""
+        return Geometry.create(*sizes, **options)
+
+    def apply_experts(self, *operands: Any, **options: Any) -> jax.Array:
+        """Computes the layer, from the arguments of `dynamic_conv`."""
+        return dynamic_conv(*operands, **options)
+
     def convolve(
         self,
         inputs: jax.Array,
         attention: jax.Array | None,
-        spatial_attention: jax.Array | None = None,
+        **options: Any,
     ) -> jax.Array:
         """Convolves inputs (B, *S, C) with experts mixed by attention (B, K).
 
-        Spatial attention (B, *k) weighs the taps; `dynamic_conv` explains both.
+        Further options are those of `apply_experts`.
         """
         bias = None if self.bias is None else self.bias[...]
         inputs, kernel, bias = self.promote_dtype(
             (inputs, self.kernel[...], bias), dtype=self.dtype
         )
-        return dynamic_conv(
+        return self.apply_experts(
             inputs,
             attention,
             kernel,
             bias,
-            spatial_attention=spatial_attention,
             strides=self.strides,
             padding=self.padding,
             kernel_dilation=self.kernel_dilation,
@@ -173,15 +171,8 @@ class ExpertConv(nnx.Module):
             implementation=self.implementation,
             precision=self.precision,
             preferred_element_type=self.preferred_element_type,
+            **options,
         )
-
-    def flatten_batch(self, inputs: jax.Array) -> tuple[jax.Array, tuple[int, ...]]:
-        """Returns the inputs with one batch dimension, and the ones they had.
-
-        Raises:
-            ValueError: If the inputs do not fit the layer.
-        """
-        return flatten_batch(inputs, self.in_features, len(self.kernel_size))
 
     def flatten_attention(
         self, attention: jax.Array, batch: tuple[int, ...]

@@ -177,7 +177,7 @@ class ODConv(ExpertConv):
 
     Every sample has weights for its input channels, for the filters, for the taps and
     for the K experts. Takes the place of `nnx.Conv`, with its argument names, for 1, 2
-    or 3 spatial dimensions; there is no bias. With one tap and one expert the kernel is
+    or 3 spatial dimensions. With one tap and one expert the kernel is
     the same for all samples, and is applied as such. Li et al., "Omni-Dimensional
     Dynamic Convolution", ICLR 2022, section 3.
 
@@ -204,6 +204,7 @@ class ODConv(ExpertConv):
         padding: PaddingLike = "SAME",
         kernel_dilation: int | Sequence[int] | None = 1,
         feature_group_count: int = 1,
+        use_bias: bool = False,
         num_experts: int = 4,
         reduction: int = 16,
         min_hidden: int = 16,
@@ -230,6 +231,8 @@ class ODConv(ExpertConv):
                 spatial dimension.
             kernel_dilation: An int, or one per spatial dimension.
             feature_group_count: g; it must divide C and O.
+            use_bias: Whether every expert has a bias, mixed as the kernels are and
+                weighed by the filters' attention; published layers have none.
             num_experts: K; with 1 there is no attention over experts.
             reduction: The trunk has max(C // reduction, min_hidden) units.
             min_hidden: How many units the trunk has at least.
@@ -244,7 +247,7 @@ class ODConv(ExpertConv):
             precision: As in `jax.lax.conv_general_dilated`.
             kernel_init: Initialises each expert on its own, from the shape
                 (*kernel_size, C/g, O), so that K does not count as receptive field.
-            promote_dtype: As in `nnx.Conv`: takes the tuple (inputs, kernel, None).
+            promote_dtype: As in `nnx.Conv`: takes the tuple (inputs, kernel, bias).
             preferred_element_type: As in `nnx.Conv`.
             kernel_metadata: Metadata of the parameter `kernel`, as in `nnx.Conv`.
             rngs: Where the initial parameters come from.
@@ -262,6 +265,7 @@ class ODConv(ExpertConv):
             padding=padding,
             kernel_dilation=kernel_dilation,
             feature_group_count=feature_group_count,
+            use_bias=use_bias,
             num_experts=num_experts,
             implementation=implementation,
             dtype=dtype,
@@ -345,7 +349,7 @@ class ODConv(ExpertConv):
         outputs = self.convolve(
             scale_channels(flat, attentions.channel),
             attentions.kernel,
-            attentions.spatial,
+            spatial_attention=attentions.spatial,
         )
         if attentions.filter is not None:
             outputs = scale_channels(outputs, attentions.filter)

@@ -1,5 +1,41 @@
 """Networks, one architecture a file."""
 
 from dynconv_jax.models.dynamic_net import DynamicNet
+from dynconv_jax.models.efficientnet_cc import (
+    EfficientNet,
+    efficientnet_cc_b0_4e,
+    efficientnet_cc_b0_8e,
+    efficientnet_cc_b1_8e,
+    tf_efficientnet_cc_b0_4e,
+    tf_efficientnet_cc_b0_8e,
+    tf_efficientnet_cc_b1_8e,
+)
+from dynconv_jax.models.mobilenet_v2 import MobileNetV2, mobilenet_v2
+from dynconv_jax.models.registry import (
+    create_model,
+    list_convolutions,
+    list_models,
+)
+from dynconv_jax.models.resnet import ResNet, resnet18, resnet34, resnet50
+from dynconv_jax.models.warehouses import with_warehouses
 
-__all__ = ["DynamicNet"]
+__all__ = [
+    "DynamicNet",
+    "EfficientNet",
+    "MobileNetV2",
+    "ResNet",
+    "create_model",
+    "efficientnet_cc_b0_4e",
+    "efficientnet_cc_b0_8e",
+    "efficientnet_cc_b1_8e",
+    "list_convolutions",
+    "list_models",
+    "mobilenet_v2",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "tf_efficientnet_cc_b0_4e",
+    "tf_efficientnet_cc_b0_8e",
+    "tf_efficientnet_cc_b1_8e",
+    "with_warehouses",
+]

@@ -1,5 +1,7 @@
 """DynamicNet: the small reference network of dynamic convolutions."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,11 +10,12 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from dynconv_jax.functional.geometry import positive_int
-from dynconv_jax.functional.numerics import at_least_float32
 from dynconv_jax.functional.static import few_channel_conv
 from dynconv_jax.initializers import torch_kernel_init, torch_linear
 from dynconv_jax.layers.batch_norm import BatchNorm
+from dynconv_jax.layers.dynamic_conv import DynamicConv
 from dynconv_jax.layers.dynamic_conv_block import DynamicConvBlock
+from dynconv_jax.models.images import check_images, global_average_pool
 
 
 def _relu(x: jax.Array) -> jax.Array:
@@ -48,6 +51,7 @@ class DynamicNet(nnx.Module):
         in_features: int = 3,
         num_classes: int = 10,
         *,
+        conv: Callable[..., Any] | None = DynamicConv,
         num_experts: int = 4,
         temperature: float = 1.0,
         reduction: int = 4,
@@ -63,6 +67,9 @@ class DynamicNet(nnx.Module):
         Args:
             in_features: The number of input channels.
             num_classes: The number of logits.
+            conv: Builds the convolutions of the blocks, with the signature of
+                `nnx.Conv`; None makes them static. The six options below are those of
+                `DynamicConv`, and not for others.
             num_experts: K of every dynamic convolution.
             temperature: The initial temperature of every router.
             reduction: Of every router, see `Router`.
@@ -81,6 +88,19 @@ class DynamicNet(nnx.Module):
         self.num_classes = positive_int("num_classes", num_classes)
         shared: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
+        if conv is None:
+            conv = functools.partial(nnx.Conv, kernel_init=torch_kernel_init)
+        elif conv is DynamicConv:
+            conv = functools.partial(
+                DynamicConv,
+                num_experts=num_experts,
+                temperature=temperature,
+                reduction=reduction,
+                top_k=top_k,
+                router_dropout=router_dropout,
+                implementation=implementation,
+            )
+
         def block(in_features: int, out_features: int) -> DynamicConvBlock:
             return DynamicConvBlock(
                 in_features,
@@ -88,12 +108,7 @@ class DynamicNet(nnx.Module):
                 (3, 3),
                 strides=2,
                 padding=1,
-                num_experts=num_experts,
-                temperature=temperature,
-                reduction=reduction,
-                top_k=top_k,
-                router_dropout=router_dropout,
-                implementation=implementation,
+                conv=conv,
                 **shared,
             )
 
@@ -129,11 +144,7 @@ class DynamicNet(nnx.Module):
         Raises:
             ValueError: If the inputs do not fit the network.
         """
-        if inputs.ndim != 4 or inputs.shape[-1] != self.in_features:
-            raise ValueError(
-                f"`inputs` (shape {inputs.shape}) must be (batch, height, width, "
-                f"in_features) with `in_features` (={self.in_features})"
-            )
+        check_images(inputs, self.in_features)
 
         def show(name: str, x: jax.Array) -> jax.Array:
             if verbose:
@@ -145,5 +156,4 @@ class DynamicNet(nnx.Module):
         x = show("s1", self.stage1(x))
         x = show("s2", self.stage2(x))
         x = show("s3", self.stage3(x))
-        pooled = jnp.mean(x, axis=(1, 2), dtype=at_least_float32(x.dtype))
-        return show("out", self.fc(pooled.astype(x.dtype)))
+        return show("out", self.fc(global_average_pool(x)))

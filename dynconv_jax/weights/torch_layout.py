@@ -7,56 +7,33 @@ attributes are named as in PyTorch.
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dynconv_jax.layers import BatchNorm, DynamicConv, ODConv, PooledLinear
+from dynconv_jax.layers import (
+    BatchNorm,
+    CondConv,
+    DynamicConv,
+    DynamicConvTranspose,
+    KernelWarehouse,
+    ODConv,
+    PooledLinear,
+)
 from dynconv_jax.scheduled import Scheduled
-
-
-class Arrangement(NamedTuple):
-    """How an attribute's array lies in PyTorch; the two undo one another.
-
-    Attributes:
-        to_torch: (JAX array, the module that has it) → PyTorch array.
-        from_torch: (PyTorch array, the module that has it) → JAX array.
-    """
-
-    to_torch: Callable[[np.ndarray, Any], np.ndarray]
-    from_torch: Callable[[np.ndarray, Any], np.ndarray]
-
-
-def permuted(axes: Callable[[int], tuple[int, ...]]) -> Arrangement:
-    """Permutes axes.
-
-    Args:
-        axes: From the number of axes to the PyTorch array's, as positions in the JAX
-            array.
-    """
-    return Arrangement(
-        lambda array, _: array.transpose(axes(array.ndim)),
-        lambda array, _: array.transpose(np.argsort(axes(array.ndim))),
-    )
-
-
-same = permuted(lambda ndim: tuple(range(ndim)))
-# (*k, I, O) → (O, I, *k); without spatial axes the transpose (I, O) → (O, I).
-channels_first = permuted(lambda ndim: (ndim - 1, ndim - 2, *range(ndim - 2)))
-# (K, *k, I, O) → (K, O, I, *k).
-stacked_channels_first = permuted(
-    lambda ndim: (0, ndim - 1, ndim - 2, *range(1, ndim - 2))
+from dynconv_jax.weights.arrangements import (
+    Arrangement,
+    channels_first,
+    pointwise,
+    same,
+    stacked_channels_first,
+    stacked_flattened,
+    stacked_transposed,
 )
-
-
-# (I, O) → (O, I, 1, ...), the weight of a 1×1 convolution.
-pointwise = Arrangement(
-    lambda kernel, layer: kernel.T.reshape(*kernel.T.shape, *(1,) * layer.rank),
-    lambda weight, layer: weight.reshape(weight.shape[:2]).T,
-)
+from dynconv_jax.weights.chen_layout import from_chen_layout, to_chen_layout
 
 
 def _router_name(layer: nnx.Module) -> str:
@@ -81,10 +58,16 @@ LAYOUT: dict[type, dict[str, tuple[str | Callable[[nnx.Module], str], Arrangemen
     },
     PooledLinear: {"kernel": ("weight", pointwise)},
     ODConv: {"kernel": ("weight", stacked_channels_first)},
+    CondConv: {"kernel": ("weight", stacked_flattened)},
     DynamicConv: {
         "kernel": ("weight", stacked_channels_first),
         "router": (_router_name, same),
     },
+    DynamicConvTranspose: {
+        "kernel": ("weight", stacked_transposed),
+        "router": (_router_name, same),
+    },
+    KernelWarehouse: {"cells": ("cells", stacked_channels_first)},
 }
 
 
@@ -192,7 +175,9 @@ def torch_variables(module: nnx.Module) -> dict[str, nnx.Variable]:
     return {key: leaf.variable for key, leaf in _leaves(module)}
 
 
-def to_torch_state_dict(module: nnx.Module) -> dict[str, np.ndarray]:
+def to_torch_state_dict(
+    module: nnx.Module, *, layout: Literal["dynconv", "chen"] = "dynconv"
+) -> dict[str, np.ndarray]:
     """Returns the state of `module` under PyTorch's keys, in PyTorch's layout.
 
     Nothing is lost: dtypes are kept (bfloat16 as `ml_dtypes.bfloat16`), and what is
@@ -201,9 +186,15 @@ def to_torch_state_dict(module: nnx.Module) -> dict[str, np.ndarray]:
 
     Args:
         module: A layer or a model.
+        layout: `"dynconv"`, the keys of `dynconv_torch`; or `"chen"`, where every
+            `DynamicConv` is as the checkpoints of Chen et al.'s port have it (see
+            `chen_options`), without its temperature.
 
     Returns:
         NumPy arrays by key, in the order of the module's attributes.
+
+    Raises:
+        ValueError: If the layout is not known, or cannot hold a router.
 
     Example:
         >>> layer = DynamicConv(3, 8, (5, 3), rngs=nnx.Rngs(0))
@@ -211,7 +202,21 @@ def to_torch_state_dict(module: nnx.Module) -> dict[str, np.ndarray]:
         >>> state_dict["weight"].shape, state_dict["fc2.weight"].shape
         ((4, 8, 3, 5, 3), (4, 1))
     """
-    return {key: leaf.to_torch() for key, leaf in _leaves(module)}
+    if layout not in ("dynconv", "chen"):
+        raise ValueError(f"`layout` (={layout!r}) must be 'dynconv' or 'chen'")
+    state_dict = {key: leaf.to_torch() for key, leaf in _leaves(module)}
+    return to_chen_layout(state_dict) if layout == "chen" else state_dict
+
+
+def torch_shapes(module: nnx.Module) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes that `to_torch_state_dict` would give, also if abstract.
+
+    Example:
+        >>> layer = nnx.eval_shape(lambda: DynamicConv(3, 8, (5, 3), rngs=nnx.Rngs(0)))
+        >>> torch_shapes(layer)["weight"]
+        (4, 8, 3, 5, 3)
+    """
+    return {key: leaf.torch_shape for key, leaf in _leaves(module)}
 
 
 def load_torch_state_dict(
@@ -222,7 +227,8 @@ def load_torch_state_dict(
     Parameters keep the dtype of the module; a value of a narrower dtype is widened, one
     that the module's dtype cannot hold is refused. Temperatures, whatever else a
     schedule moves, and `num_batches_tracked` may be absent and then keep their values.
-    Arrays keep their sharding.
+    Arrays keep their sharding. The layout of Chen et al.'s port (see `chen_options`) is
+    recognised.
 
     Args:
         module: A layer or a model; an abstract one (`nnx.eval_shape`) becomes real.
@@ -232,7 +238,8 @@ def load_torch_state_dict(
     Raises:
         ValueError: If a key is missing or unexpected, or a value has the wrong shape
             or a dtype that does not fit, or a temperature is not positive. All are
-            listed in the one error, and the module is unchanged.
+            listed in the one error, with the name of the model that the state dict is
+            of, if that is known; the module is unchanged.
 
     Example:
         >>> layer = DynamicConv(3, 8, (3, 3), rngs=nnx.Rngs(0))
@@ -242,7 +249,8 @@ def load_torch_state_dict(
         True
     """
     leaves = _leaves(module)
-    known = {key for key, _ in leaves}
+    known = {key: leaf.torch_shape for key, leaf in leaves}
+    state_dict = from_chen_layout(state_dict, known)
     problems = [f"unexpected key: {key}" for key in state_dict if key not in known]
     accepted: dict[int, tuple[str, _Leaf, np.ndarray]] = {}
     for key, leaf in leaves:
@@ -279,11 +287,15 @@ def load_torch_state_dict(
                     f"{first_key} and {key} are one array of the module, but differ"
                 )
     if problems:
+        from dynconv_jax.weights.recognize import describe  # it reads the layout
+
+        description = describe(state_dict)
+        looks = f"\nThe state dict looks like {description}." if description else ""
         raise ValueError(
             f"the state dict does not fit the {type(module).__name__}, which is "
             "unchanged:\n  " + "\n  ".join(problems) + "\nKeys follow the names of "
             "attributes; modules that name them otherwise than PyTorch need a row in "
-            "`dynconv_jax.weights.torch_layout.LAYOUT`"
+            f"`dynconv_jax.weights.torch_layout.LAYOUT`{looks}"
         )
     for _, leaf, value in accepted.values():
         leaf.load(value)

@@ -3,5 +3,16 @@
 from dynconv_torch.functional.dynamic import dynamic_conv, mix_kernels
 from dynconv_torch.functional.geometry import Geometry
 from dynconv_torch.functional.per_sample import per_sample_conv
+from dynconv_torch.functional.transpose import (
+    dynamic_conv_transpose,
+    per_sample_conv_transpose,
+)
 
-__all__ = ["Geometry", "dynamic_conv", "mix_kernels", "per_sample_conv"]
+__all__ = [
+    "Geometry",
+    "dynamic_conv",
+    "dynamic_conv_transpose",
+    "mix_kernels",
+    "per_sample_conv",
+    "per_sample_conv_transpose",
+]

@@ -18,12 +18,26 @@ from dynconv_torch.functional.geometry import Geometry
 IMPLEMENTATIONS = ("auto", "loop", "grouped", "experts")
 
 
-def check_implementation(implementation: str) -> None:
-    """Raises a ValueError unless `implementation` is one of `IMPLEMENTATIONS`."""
+def check_implementation(implementation: str, *, has_experts: bool = True) -> None:
+    """Checks that an implementation is known and can compute a convolution.
+
+    Args:
+        implementation: The name asked for.
+        has_experts: Whether there are experts and their attention, or only kernels.
+
+    Raises:
+        ValueError: If it is unknown, or cannot; the message names those that can.
+    """
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(
             f"`implementation` (={implementation!r}) must be one of "
             f"{', '.join(map(repr, IMPLEMENTATIONS))}"
+        )
+    if implementation == "experts" and not has_experts:
+        raise ValueError(
+            "`implementation` (='experts') sums the outputs of all experts and so "
+            "needs their attention, as `dynamic_conv` has it; those that can compute "
+            "this are 'auto', 'loop', 'grouped'"
         )
 
 
@@ -77,7 +91,7 @@ def work_of(
     batch, _, *spatial = input.shape
     outputs = batch * geometry.out_channels * math.prod(geometry.output_size(spatial))
     kernel = math.prod(geometry.weight_shape)
-    flops = 2e-9 * outputs * kernel / geometry.out_channels
+    flops = 2e-9 * batch * geometry.multiply_adds(spatial)
     gigabyte = 1e-9 * input.element_size()
     is_depthwise = geometry.groups == geometry.in_channels > 1
     if form == "experts":
@@ -115,12 +129,7 @@ def choose(
     Raises:
         ValueError: If the implementation needs experts and there are none.
     """
-    if implementation == "experts" and num_experts is None:
-        raise ValueError(
-            "`implementation` (='experts') sums the outputs of all experts and so "
-            "needs their attention, as `dynamic_conv` has it; those that can compute "
-            "this are 'auto', 'loop', 'grouped'"
-        )
+    check_implementation(implementation, has_experts=num_experts is not None)
     if implementation != "auto":
         return implementation
     if input.device.type != "cpu":

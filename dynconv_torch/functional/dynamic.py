@@ -18,6 +18,7 @@ from torch import Tensor
 from dynconv_torch.functional.choice import check_implementation, choose
 from dynconv_torch.functional.geometry import Geometry, PaddingLike
 from dynconv_torch.functional.per_sample import (
+    Convolve,
     add_bias,
     check_operands,
     conv,
@@ -57,17 +58,47 @@ def mix_kernels(attention: Tensor, weight: Tensor) -> Tensor:
     return mixed.unflatten(1, weight.shape[1:])
 
 
-def _conv_by_experts(
-    input: Tensor, attention: Tensor, weight: Tensor, geometry: Geometry
+def _merge_experts(weight: Tensor, groups: int) -> Tensor:
+    """Makes of experts (K, O, C/g, *k) one kernel with g·K·O/g outputs, in that order.
+
+    A group's outputs stay together.
+    """
+    return weight.unflatten(1, (groups, -1)).transpose(0, 1).flatten(0, 2)
+
+
+def conv_by_experts(
+    input: Tensor,
+    attention: Tensor,
+    merged: Tensor,
+    geometry: Geometry,
+    convolve: Convolve = conv,
 ) -> Tensor:
-    """Applies all experts (K, O, C/g, *k) to all samples, then sums by attention."""
-    groups, experts = geometry.groups, weight.shape[0]
-    # (K, g, O/g, C/g, *k) -> (g, K, O/g, C/g, *k): a group's outputs stay together.
-    stacked = weight.unflatten(1, (groups, -1)).transpose(0, 1).flatten(0, 2)
-    output = conv(input, stacked, geometry, groups)
-    output = output.unflatten(1, (groups, experts, -1))
+    """Applies all experts to all samples, then sums by attention.
+
+    Args:
+        input: Shape (B, C, *S).
+        attention: Shape (B, K).
+        merged: The experts as one kernel, whose outputs are (g, K, O/g).
+        geometry: The convolution.
+        convolve: What convolves with one kernel.
+
+    Returns:
+        Shape (B, O, *S_out).
+    """
+    output = convolve(input, merged, geometry, geometry.groups)
+    output = output.unflatten(1, (geometry.groups, attention.shape[1], -1))
     mixed = torch.einsum("bk,bgk...->bg...", attention.to(output.dtype), output)
     return mixed.flatten(1, 2)
+
+
+def check_attention(attention: Tensor, batch: int, num_experts: int) -> None:
+    """Raises a ValueError unless `attention` has the shape (B, K)."""
+    expected = (batch, num_experts)
+    if attention.shape != expected:
+        raise ValueError(
+            f"`attention` (shape {tuple(attention.shape)}) must be (batch, "
+            f"num_experts) = {expected}"
+        )
 
 
 def dynamic_conv(
@@ -95,8 +126,9 @@ def dynamic_conv(
             multiplies the mixed kernel; None is 1. With neither attention the kernel is
             the same for all samples, and it is a convolution like any other.
         stride: An int, or one per spatial dimension.
-        padding: `"same"` (with a stride of 1), `"valid"`, an int, or one int or
-            (low, high) pair per spatial dimension.
+        padding: `"same"` (with a stride of 1), `"valid"`, `"tf_same"` (for any stride,
+            as TensorFlow pads), an int, or one int or (low, high) pair per spatial
+            dimension.
         dilation: An int, or one per spatial dimension.
         groups: g; it must divide C and O.
         implementation: `"auto"`, `"loop"`, `"grouped"` or, without spatial attention,
@@ -146,7 +178,8 @@ def dynamic_conv(
     )
     if form == "experts":
         assert attention is not None
-        output = _conv_by_experts(input, attention, weight, geometry)
+        merged = _merge_experts(weight, geometry.groups)
+        output = conv_by_experts(input, attention, merged, geometry)
         return add_bias(output, bias)
     mixed = weight[:1] if attention is None else mix_kernels(attention, weight)
     if spatial_attention is not None:
@@ -162,18 +195,16 @@ def _check_attention(
     spatial_attention: Tensor | None,
     weight: Tensor,
 ) -> None:
-    expected = (input.shape[0], weight.shape[0])
-    if attention is None and weight.shape[0] > 1:
+    batch, num_experts = input.shape[0], weight.shape[0]
+    if attention is not None:
+        check_attention(attention, batch, num_experts)
+    elif num_experts > 1:
         raise ValueError(
             "`attention` (=None) is for a single expert; for those of `weight` (shape "
-            f"{tuple(weight.shape)}) it must be (batch, num_experts) = {expected}"
+            f"{tuple(weight.shape)}) it must be (batch, num_experts) = "
+            f"{(batch, num_experts)}"
         )
-    if attention is not None and attention.shape != expected:
-        raise ValueError(
-            f"`attention` (shape {tuple(attention.shape)}) must be (batch, "
-            f"num_experts) = {expected}"
-        )
-    expected = (input.shape[0], *weight.shape[3:])
+    expected = (batch, *weight.shape[3:])
     if spatial_attention is not None and spatial_attention.shape != expected:
         raise ValueError(
             f"`spatial_attention` (shape {tuple(spatial_attention.shape)}) must be "

@@ -1,10 +1,10 @@
 """The geometry of a convolution: normalised and refused here, once, for everyone."""
 
 import dataclasses
+import math
 import operator
 from collections.abc import Sequence
-
-from torch import Tensor
+from typing import ClassVar, Self
 
 PaddingLike = str | int | Sequence[int | tuple[int, int]]
 
@@ -20,9 +20,13 @@ def positive_int(name: str, value: object) -> int:
         TypeError: If `value` is not an integer.
         ValueError: If `value` is below 1.
     """
+    return _int_from(name, value, 1)
+
+
+def _int_from(name: str, value: object, least: int) -> int:
     number = _integer(name, value)
-    if number < 1:
-        raise ValueError(f"`{name}` (={number}) must be at least 1")
+    if number < least:
+        raise ValueError(f"`{name}` (={number}) must be at least {least}")
     return number
 
 
@@ -35,29 +39,45 @@ def _integer(name: str, value: object) -> int:
         raise TypeError(f"`{name}` (={value!r}) must be an integer") from None
 
 
-def _per_dimension(name: str, value: object, rank: int) -> tuple[int, ...]:
-    """One positive int per spatial dimension; a single int counts for all of them."""
+def per_dimension(
+    name: str, value: object, rank: int, least: int = 1
+) -> tuple[int, ...]:
+    """Returns one int per spatial dimension; a single int counts for all of them.
+
+    Args:
+        name: What the caller calls the value; it opens the error message.
+        value: An int, or `rank` of them.
+        rank: The number of spatial dimensions.
+        least: The smallest int that is accepted.
+
+    Raises:
+        TypeError: If an entry is not an integer.
+        ValueError: If there is another number of entries, or one is too small.
+    """
     if not isinstance(value, Sequence):
-        return (positive_int(name, value),) * rank
+        return (_int_from(name, value, least),) * rank
     if len(value) != rank:
         raise ValueError(
             f"`{name}` (={value!r}) has {len(value)} entries for {rank} spatial "
             f"dimension(s); give an int, or {rank} of them"
         )
-    return tuple(positive_int(name, entry) for entry in value)
+    return tuple(_int_from(name, entry, least) for entry in value)
 
 
 def _normalise_padding(
     padding: object, extent: tuple[int, ...], stride: tuple[int, ...]
-) -> tuple[tuple[int, int], ...]:
+) -> str | tuple[tuple[int, int], ...]:
     rank = len(extent)
     refusal = (
-        f"`padding` (={padding!r}) must be 'same', 'valid', an int, or {rank} entries "
-        "(one per spatial dimension), each an int or a (low, high) pair of ints"
+        f"`padding` (={padding!r}) must be 'same', 'valid', 'tf_same', an int, or "
+        f"{rank} entries (one per spatial dimension), each an int or a (low, high) "
+        "pair of ints"
     )
     if isinstance(padding, str):
         if padding.lower() == "valid":
             return ((0, 0),) * rank
+        if padding.lower() == "tf_same":
+            return "tf_same"
         if padding.lower() != "same":
             raise ValueError(
                 f"{refusal}; for any other boundary, pad the input with "
@@ -66,7 +86,8 @@ def _normalise_padding(
         if any(step != 1 for step in stride):
             raise ValueError(
                 f"`padding` (={padding!r}) is defined for a stride of 1 only, not for "
-                f"`stride` (={stride}), as in torch.nn.Conv2d; give the padding as ints"
+                f"`stride` (={stride}), as in torch.nn.Conv2d; give the padding as "
+                "ints, or 'tf_same' to pad as TensorFlow does"
             )
         return tuple(((span - 1) // 2, span // 2) for span in extent)
     if not isinstance(padding, Sequence):
@@ -98,17 +119,19 @@ class Geometry:
         out_channels: O, the number of output channels.
         kernel_size: The spatial extent of the kernel; its length is the rank.
         stride: The step between windows.
-        padding: (low, high) pairs. A negative entry crops, as in
-            `torch.nn.functional.pad`.
+        padding: (low, high) pairs, or `"tf_same"`, which depends on the size of the
+            input. A negative entry crops, as in `torch.nn.functional.pad`.
         dilation: The step between the taps of a window.
         groups: g, the number of channel groups.
     """
+
+    weight_axes: ClassVar[str] = "out_channels, in_channels / groups, *kernel_size"
 
     in_channels: int
     out_channels: int
     kernel_size: tuple[int, ...]
     stride: tuple[int, ...]
-    padding: tuple[tuple[int, int], ...]
+    padding: str | tuple[tuple[int, int], ...]
     dilation: tuple[int, ...]
     groups: int
 
@@ -124,7 +147,7 @@ class Geometry:
         padding: PaddingLike = 0,
         dilation: int | Sequence[int] = 1,
         groups: int = 1,
-    ) -> "Geometry":
+    ) -> Self:
         """Normalises the arguments of a convolution, or says what is wrong with them.
 
         Raises:
@@ -146,9 +169,9 @@ class Geometry:
                     f"`{name}` (={channels}) must be divisible by `groups` "
                     f"(={group_count})"
                 )
-        size = _per_dimension("kernel_size", kernel_size, rank)
-        steps = _per_dimension("stride", stride, rank)
-        spacing = _per_dimension("dilation", dilation, rank)
+        size = per_dimension("kernel_size", kernel_size, rank)
+        steps = per_dimension("stride", stride, rank)
+        spacing = per_dimension("dilation", dilation, rank)
         return cls(
             in_channels=operator.index(in_channels),
             out_channels=operator.index(out_channels),
@@ -169,10 +192,48 @@ class Geometry:
         """The shape (O, C/g, *kernel_size) of one kernel."""
         return (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
 
+    @classmethod
+    def of_weight(
+        cls, in_channels: int, weight_shape: Sequence[int], **options
+    ) -> Self:
+        """Creates the geometry that a kernel of a shape has, as far as it fits.
+
+        Args:
+            in_channels: C.
+            weight_shape: As `weight_shape` has it.
+            **options: As in `create`, without the `kernel_size` and its `rank`.
+        """
+        out_channels, _, *size = weight_shape
+        return cls.create(in_channels, out_channels, size, rank=len(size), **options)
+
+    def multiply_adds(self, spatial: Sequence[int]) -> int:
+        """Returns how many products the output of one sample sums."""
+        pixels = math.prod(self.output_size(spatial))
+        return pixels * math.prod(self.weight_shape)
+
     @property
     def extent(self) -> tuple[int, ...]:
         """The span of a window on the input, dilation included."""
         return _extent(self.kernel_size, self.dilation)
+
+    def pads(self, spatial: Sequence[int]) -> tuple[tuple[int, int], ...]:
+        """Returns the (low, high) padding of an input of size `spatial`.
+
+        `"tf_same"` gives the output ceil(size / stride), with the odd zero on the high
+        side, as TensorFlow and XLA do. With a stride of 1 it is `"same"`.
+
+        Example:
+            >>> same = Geometry.create(3, 8, 3, rank=2, stride=2, padding="tf_same")
+            >>> same.pads((8, 7))
+            ((0, 1), (1, 1))
+        """
+        if not isinstance(self.padding, str):
+            return self.padding
+        pairs = []
+        for size, extent, step in zip(spatial, self.extent, self.stride, strict=True):
+            total = max((-(-size // step) - 1) * step + extent - size, 0)
+            pairs.append((total // 2, total - total // 2))
+        return tuple(pairs)
 
     def output_size(self, spatial: Sequence[int]) -> tuple[int, ...]:
         """Returns the spatial size of the output for an input of size `spatial`.
@@ -187,7 +248,7 @@ class Geometry:
             )
         sizes = []
         for size, (low, high), extent, step in zip(
-            spatial, self.padding, self.extent, self.stride, strict=True
+            spatial, self.pads(spatial), self.extent, self.stride, strict=True
         ):
             padded = size + low + high
             if padded < extent:
@@ -199,24 +260,3 @@ class Geometry:
                 )
             sizes.append((padded - extent) // step + 1)
         return tuple(sizes)
-
-
-def is_unbatched(x: Tensor, in_channels: int, rank: int) -> bool:
-    """Returns whether `x` is one sample (C, *S) without a batch.
-
-    Args:
-        x: Shape (B, C, *S) or (C, *S).
-        in_channels: C.
-        rank: The number of spatial dimensions.
-
-    Raises:
-        ValueError: If it is neither.
-    """
-    channel_axis = x.ndim - rank - 1
-    if channel_axis not in (0, 1) or x.shape[channel_axis] != in_channels:
-        raise ValueError(
-            f"`x` (shape {tuple(x.shape)}) must be (batch, in_channels, *spatial) "
-            f"or (in_channels, *spatial) with {rank} spatial dimension(s) and "
-            f"`in_channels` (={in_channels})"
-        )
-    return channel_axis == 0

@@ -8,7 +8,8 @@ once, with B·g groups, so that each sample meets its own kernel only. Which is 
 depends on the shape; `"auto"` chooses (`choice.py`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,9 @@ def is_autocast(device: torch.device) -> bool:
     )
 
 
+GeometryType = TypeVar("GeometryType", bound=Geometry)
+
+
 def check_operands(
     input: Tensor,
     weight: Tensor,
@@ -32,17 +36,19 @@ def check_operands(
     *,
     stack: str,
     stack_size: int,
+    geometry_type: type[GeometryType] = Geometry,
     **options,
-) -> Geometry:
+) -> GeometryType:
     """Checks stacked kernels against an input and returns their common geometry.
 
     Args:
         input: Shape (B, C, *S).
-        weight: Shape (stack_size, O, C/g, *k).
+        weight: Shape (stack_size, *weight_shape), as the geometry has it.
         bias: Shape (stack_size, O), or None.
         stack: What the leading axis of the weight is, for the messages.
         stack_size: The size that axis must have.
-        **options: `stride`, `padding`, `dilation`, `groups`.
+        geometry_type: What to create.
+        **options: Its `stride`, `padding`, `dilation`, `groups` and so on.
 
     Raises:
         ValueError: If shapes or dtypes do not fit one another.
@@ -55,19 +61,17 @@ def check_operands(
         )
     if weight.ndim != rank + 3:
         raise ValueError(
-            f"`weight` (shape {tuple(weight.shape)}) must be ({stack}, out_channels, "
-            f"in_channels / groups, *kernel_size): {rank + 3} dimensions for `input` "
-            f"of shape {tuple(input.shape)}"
+            f"`weight` (shape {tuple(weight.shape)}) must be ({stack}, "
+            f"{geometry_type.weight_axes}): {rank + 3} dimensions for `input` of shape "
+            f"{tuple(input.shape)}"
         )
-    geometry = Geometry.create(
-        input.shape[1], weight.shape[1], weight.shape[3:], rank=rank, **options
-    )
+    geometry = geometry_type.of_weight(input.shape[1], weight.shape[1:], **options)
     expected = (stack_size, *geometry.weight_shape)
     if weight.shape != expected:
         raise ValueError(
             f"`weight` (shape {tuple(weight.shape)}) must have the shape {expected}, "
-            f"that is ({stack}, out_channels, in_channels / groups, *kernel_size), for "
-            f"`input` of shape {tuple(input.shape)} and `groups` (={geometry.groups})"
+            f"that is ({stack}, {geometry.weight_axes}), for `input` of shape "
+            f"{tuple(input.shape)} and `groups` (={geometry.groups})"
         )
     if bias is not None and bias.shape != (stack_size, geometry.out_channels):
         raise ValueError(
@@ -83,7 +87,7 @@ def check_operands(
     return geometry
 
 
-def _pad(input: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
+def pad(input: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
     """Pads the spatial dimensions, then crops where an entry is negative."""
     flat = [pad for pair in reversed(pairs) for pad in pair]  # the last dimension first
     # In this order a crop may take more than the input had, all but one padded zero.
@@ -106,9 +110,10 @@ def conv(input: Tensor, weight: Tensor, geometry: Geometry, groups: int) -> Tens
     Returns:
         Shape (B, O', *S_out).
     """
-    padding = tuple(low for low, _ in geometry.padding)
-    if any(not 0 <= low == high for low, high in geometry.padding):
-        input, padding = _pad(input, geometry.padding), (0,) * geometry.rank
+    pairs = geometry.pads(input.shape[2:])
+    padding = tuple(low for low, _ in pairs)
+    if any(not 0 <= low == high for low, high in pairs):
+        input, padding = pad(input, pairs), (0,) * geometry.rank
     # By name, at the time of the call: whoever replaces F.conv2d is heard.
     function = getattr(F, f"conv{geometry.rank}d")
     return function(
@@ -116,22 +121,57 @@ def conv(input: Tensor, weight: Tensor, geometry: Geometry, groups: int) -> Tens
     )
 
 
-def conv_by_loop(input: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+# (input, weight, geometry, groups) -> output, with one kernel for all samples.
+Convolve = Callable[[Tensor, Tensor, Any, int], Tensor]
+
+
+def conv_by_loop(
+    input: Tensor, weight: Tensor, geometry: Geometry, convolve: Convolve = conv
+) -> Tensor:
     """Convolves samples (B, C, *S) with kernels (B, O, C/g, *k), one by one."""
     return torch.cat(
         [
-            conv(sample[None], own_weight, geometry, geometry.groups)
+            convolve(sample[None], own_weight, geometry, geometry.groups)
             for sample, own_weight in zip(input, weight, strict=True)
         ]
     )
 
 
-def conv_by_groups(input: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+def conv_by_groups(
+    input: Tensor, weight: Tensor, geometry: Geometry, convolve: Convolve = conv
+) -> Tensor:
     """Convolves samples (B, C, *S) with kernels (B, O, C/g, *k), all at once."""
     batch, _, *spatial = input.shape
     folded = input.reshape(1, batch * geometry.in_channels, *spatial)
-    output = conv(folded, weight.flatten(0, 1), geometry, batch * geometry.groups)
+    output = convolve(folded, weight.flatten(0, 1), geometry, batch * geometry.groups)
     return output.reshape(batch, geometry.out_channels, *output.shape[2:])
+
+
+def conv_by_form(
+    form: str,
+    input: Tensor,
+    weight: Tensor,
+    geometry: Geometry,
+    convolve: Convolve = conv,
+) -> Tensor:
+    """Convolves samples (B, C, *S) with kernels of their own.
+
+    Args:
+        form: `"loop"` or `"grouped"`.
+        input: Shape (B, C, *S).
+        weight: Shape (B, *weight_shape), as the geometry has it.
+        geometry: The convolution.
+        convolve: What convolves with one kernel: `conv`, or one of the same arguments.
+
+    Returns:
+        Shape (B, O, *S_out).
+    """
+    if input.shape[0] == 0:
+        # No sample, no kernel: any serves, and the empty sum has their gradient.
+        return convolve(input, weight.sum(0), geometry, geometry.groups)
+    if form == "loop":
+        return conv_by_loop(input, weight, geometry, convolve)
+    return conv_by_groups(input, weight, geometry, convolve)
 
 
 def add_bias(output: Tensor, bias: Tensor | None) -> Tensor:
@@ -160,8 +200,9 @@ def per_sample_conv(
         weight: Shape (B, O, C/g, *k), of the same dtype.
         bias: Shape (B, O), or None.
         stride: An int, or one per spatial dimension.
-        padding: `"same"` (with a stride of 1), `"valid"`, an int, or one int or
-            (low, high) pair per spatial dimension.
+        padding: `"same"` (with a stride of 1), `"valid"`, `"tf_same"` (for any stride,
+            as TensorFlow pads), an int, or one int or (low, high) pair per spatial
+            dimension.
         dilation: An int, or one per spatial dimension.
         groups: g; it must divide C and O.
         implementation: `"auto"`, `"loop"` or `"grouped"`; the module's docstring says
@@ -195,11 +236,4 @@ def per_sample_conv(
         groups=groups,
     )
     form = choose(implementation, geometry, input, weight)
-    if input.shape[0] == 0:
-        # No sample, no kernel: any serves, and the empty sum has their gradient.
-        output = conv(input, weight.sum(0), geometry, geometry.groups)
-    elif form == "loop":
-        output = conv_by_loop(input, weight, geometry)
-    else:
-        output = conv_by_groups(input, weight, geometry)
-    return add_bias(output, bias)
+    return add_bias(conv_by_form(form, input, weight, geometry), bias)

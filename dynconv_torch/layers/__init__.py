@@ -1,5 +1,7 @@
 """Layers: thin modules over `functional` and `routing`, one family a file."""
 
+from dynconv_torch.layers.chen_layout import chen_options, to_chen_layout
+from dynconv_torch.layers.cond_conv import CondConv1d, CondConv2d, CondConv3d
 from dynconv_torch.layers.decomposed_conv import (
     DecomposedConv1d,
     DecomposedConv2d,
@@ -11,9 +13,24 @@ from dynconv_torch.layers.dynamic_conv import (
     DynamicConv3d,
 )
 from dynconv_torch.layers.dynamic_conv_block import DynamicConvBlock
+from dynconv_torch.layers.dynamic_conv_transpose import (
+    DynamicConvTranspose1d,
+    DynamicConvTranspose2d,
+    DynamicConvTranspose3d,
+)
+from dynconv_torch.layers.kernel_warehouse import (
+    KernelWarehouse,
+    WarehouseConv1d,
+    WarehouseConv2d,
+    WarehouseConv3d,
+    set_assignment,
+)
 from dynconv_torch.layers.od_conv import ODConv1d, ODConv2d, ODConv3d
 
 __all__ = [
+    "CondConv1d",
+    "CondConv2d",
+    "CondConv3d",
     "DecomposedConv1d",
     "DecomposedConv2d",
     "DecomposedConv3d",
@@ -21,7 +38,17 @@ __all__ = [
     "DynamicConv2d",
     "DynamicConv3d",
     "DynamicConvBlock",
+    "DynamicConvTranspose1d",
+    "DynamicConvTranspose2d",
+    "DynamicConvTranspose3d",
+    "KernelWarehouse",
     "ODConv1d",
     "ODConv2d",
     "ODConv3d",
+    "WarehouseConv1d",
+    "WarehouseConv2d",
+    "WarehouseConv3d",
+    "chen_options",
+    "set_assignment",
+    "to_chen_layout",
 ]

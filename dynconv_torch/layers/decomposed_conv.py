@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from dynconv_torch.functional.geometry import (
     Geometry,
     PaddingLike,
-    is_unbatched,
     positive_int,
 )
 from dynconv_torch.functional.numerics import (
@@ -20,6 +19,7 @@ from dynconv_torch.functional.numerics import (
     without_autocast,
 )
 from dynconv_torch.functional.per_sample import conv
+from dynconv_torch.layers.convolution import ConvolutionNd
 from dynconv_torch.routing import at_least_float32
 
 
@@ -70,10 +70,8 @@ def check_latent_size(geometry: Geometry) -> None:
         )
 
 
-class DecomposedConvNd(nn.Module):
+class DecomposedConvNd(ConvolutionNd):
     """What the decomposed convolutions of all ranks share."""
-
-    rank: int
 
     def __init__(
         self,
@@ -84,6 +82,7 @@ class DecomposedConvNd(nn.Module):
         padding: PaddingLike = 0,
         dilation: int | Sequence[int] = 1,
         groups: int = 1,
+        bias: bool = False,
         pool: int | None = None,
         reduction: int = 16,
         device: torch.device | str | None = None,
@@ -102,6 +101,7 @@ class DecomposedConvNd(nn.Module):
                 (kernel_size - 1) / 2 · dilation, or, with a stride of 1, `"same"`.
             dilation: An int, or one per spatial dimension.
             groups: g of the static convolution; it must divide C and O.
+            bias: Whether P has a bias; published layers have none.
             pool: Into how many bins the input is pooled along each spatial dimension;
                 None is 1 for a 1×1 kernel and 2 for larger ones, as published. The
                 pooled features are pool^rank · C, and L is the root of their number.
@@ -128,6 +128,7 @@ class DecomposedConvNd(nn.Module):
             groups=groups,
         )
         check_latent_size(geometry)
+        self.take_geometry(geometry)
         default_pool = 1 if math.prod(geometry.kernel_size) == 1 else 2
         self.pool = default_pool if pool is None else positive_int("pool", pool)
         positive_int("reduction", reduction)
@@ -151,7 +152,7 @@ class DecomposedConvNd(nn.Module):
             **static,
         )
         self.q = conv_cls(in_channels, latent, 1, geometry.stride, **static)
-        self.p = conv_cls(latent, out_channels, 1, **static)
+        self.p = conv_cls(latent, out_channels, 1, bias=bias, **shared)
         self.bn1 = norm_cls(latent, **shared)
         self.bn2 = nn.BatchNorm1d(latent, **shared)
         self.fc = nn.Sequential(
@@ -200,7 +201,7 @@ class DecomposedConvNd(nn.Module):
         return scale_channels(static, scale) + dynamic
 
     def _is_unbatched(self, x: Tensor) -> bool:
-        answer = is_unbatched(x, self.geometry.in_channels, self.rank)
+        answer = self.is_unbatched(x)
         self.geometry.output_size(x.shape[-self.rank :])  # refuses empty dimensions
         return answer
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dynconv_torch.functional.geometry import PaddingLike
+from dynconv_torch.layers.chen_layout import from_chen_layout
 from dynconv_torch.layers.expert_conv import ExpertConvNd
 from dynconv_torch.routing import Router
 
@@ -38,6 +39,8 @@ class DynamicConvNd(ExpertConvNd, Router):
         *,
         top_k: int | None = None,
         router_dropout: float = 0.0,
+        router_hidden_channels: int | None = None,
+        router_hidden_bias: bool = True,
     ):
         """Builds the layer.
 
@@ -46,8 +49,9 @@ class DynamicConvNd(ExpertConvNd, Router):
             out_channels: O, the number of output channels.
             kernel_size: An int, or one per spatial dimension.
             stride: An int, or one per spatial dimension.
-            padding: `"same"` (with a stride of 1), `"valid"`, an int, or one int or
-                (low, high) pair per spatial dimension.
+            padding: `"same"` (with a stride of 1), `"valid"`, `"tf_same"` (for any
+                stride, as TensorFlow pads), an int, or one int or (low, high) pair per
+                spatial dimension.
             dilation: An int, or one per spatial dimension.
             groups: g; it must divide C and O.
             bias: Whether every expert has a bias, mixed as the kernels are.
@@ -55,14 +59,17 @@ class DynamicConvNd(ExpertConvNd, Router):
             reduction: The router's hidden layer has max(1, C // reduction) units.
             temperature: The router's initial temperature.
             router: A router of one's own, (B, C, *S) → (B, K), in place of `reduction`,
-                `temperature`, `top_k` and `router_dropout`; one router may serve
-                several layers.
+                `temperature`, `top_k` and what begins with `router_`; one router may
+                serve several layers.
             implementation: How to compute it, `"auto"`, `"loop"`, `"grouped"` or
                 `"experts"`; see `dynconv_torch.dynamic_conv`.
             device: Where the parameters are.
             dtype: The dtype of the parameters. The router computes in float32 at least.
             top_k: How many experts the router keeps for a sample; None keeps all.
             router_dropout: The dropout rate of the router's hidden layer.
+            router_hidden_channels: The units of the router's hidden layer, in place of
+                what `reduction` gives.
+            router_hidden_bias: Whether the router's first linear layer has a bias.
 
         Raises:
             TypeError: If an argument is of the wrong kind.
@@ -77,6 +84,8 @@ class DynamicConvNd(ExpertConvNd, Router):
                 temperature=temperature,
                 top_k=top_k,
                 dropout=router_dropout,
+                hidden_channels=router_hidden_channels,
+                hidden_bias=router_hidden_bias,
                 device=device,
                 dtype=dtype,
             )
@@ -161,6 +170,18 @@ class DynamicConvNd(ExpertConvNd, Router):
 
     def _route(self, x: Tensor) -> Tensor:
         return Router.forward(self, x) if self.owns_router else self.router(x)
+
+    def _load_from_state_dict(self, state_dict, prefix, *reports):
+        """Loads also what is in the layout of `chen_layout.py`."""
+        if self.owns_router:
+            shapes = {
+                prefix + name: tuple(parameter.shape)
+                for name, parameter in self.named_parameters()
+            }
+            renamed = from_chen_layout(state_dict, shapes)
+            state_dict.clear()
+            state_dict.update(renamed)
+        super()._load_from_state_dict(state_dict, prefix, *reports)
 
     def extra_repr(self) -> str:
         """Returns the arguments of the layer, for its `repr`."""

@@ -1,19 +1,21 @@
 """The block that networks repeat: dynamic convolution, batch norm, ReLU."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynconv_torch.layers.dynamic_conv import DynamicConv2d
+from dynconv_torch.routing import SigmoidRouter
 
 
 class DynamicConvBlock(nn.Module):
     """DynamicConv2d → BatchNorm2d → ReLU.
 
     Attributes:
-        dyn: The `DynamicConv2d`.
+        dyn: The `DynamicConv2d`, or what was given in its place.
         bn: The `torch.nn.BatchNorm2d`.
 
     Example:
@@ -29,6 +31,7 @@ class DynamicConvBlock(nn.Module):
         kernel_size: int | Sequence[int] = 3,
         stride: int | Sequence[int] = 1,
         *,
+        conv: Callable[..., Any] = DynamicConv2d,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         **options,
@@ -40,26 +43,31 @@ class DynamicConvBlock(nn.Module):
             out_channels: The number of output channels.
             kernel_size: An int, or one per spatial dimension.
             stride: An int, or one per spatial dimension.
+            conv: Builds the convolution, with the signature of `torch.nn.Conv2d`. For
+                one that takes its attention from outside, as `CondConv2d` does, the
+                block has a `routing_fn`.
             device: Where the parameters are.
             dtype: The dtype of the parameters.
-            **options: The other options of `DynamicConv2d`.
+            **options: The other options of the convolution.
         """
         super().__init__()
-        self.dyn = DynamicConv2d(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            device=device,
-            dtype=dtype,
-            **options,
+        shared: dict[str, Any] = dict(device=device, dtype=dtype)
+        options = dict(bias=False) | options
+        self.dyn = conv(
+            in_channels, out_channels, kernel_size, stride, **options, **shared
         )
-        self.bn = nn.BatchNorm2d(out_channels, device=device, dtype=dtype)
+        if getattr(self.dyn, "needs_attention", False):
+            self.routing_fn = SigmoidRouter(in_channels, self.dyn.num_experts, **shared)
+        self.bn = nn.BatchNorm2d(out_channels, **shared)
 
     def routing(self, x: Tensor) -> Tensor:
         """Returns the attention (B, K) of the convolution for `x`."""
-        return self.dyn.routing(x)
+        routing = getattr(self, "routing_fn", None) or self.dyn.routing
+        return routing(x)
 
     def forward(self, x: Tensor, attention: Tensor | None = None) -> Tensor:
-        """Applies the block; arguments and result are those of `DynamicConv2d`."""
-        return F.relu(self.bn(self.dyn(x, attention)))
+        """Applies the block; arguments and result are those of the convolution."""
+        if attention is None and hasattr(self, "routing_fn"):
+            attention = self.routing_fn(x)
+        given = () if attention is None else (attention,)
+        return F.relu(self.bn(self.dyn(x, *given)))

@@ -183,6 +183,7 @@ class ODConvNd(ExpertConvNd):
         padding: PaddingLike = 0,
         dilation: int | Sequence[int] = 1,
         groups: int = 1,
+        bias: bool = False,
         num_experts: int = 4,
         reduction: int = 16,
         temperature: float = 1.0,
@@ -204,6 +205,8 @@ class ODConvNd(ExpertConvNd):
                 (low, high) pair per spatial dimension.
             dilation: An int, or one per spatial dimension.
             groups: g; it must divide C and O.
+            bias: Whether every expert has a bias, mixed as the kernels are and weighed
+                by the filters' attention; published layers have none.
             num_experts: K; with 1 there is no attention over experts.
             reduction: The trunk has max(C // reduction, min_hidden) units.
             temperature: The initial T. Published schedules let it fall from 30 to 1
@@ -230,7 +233,7 @@ class ODConvNd(ExpertConvNd):
             padding,
             dilation,
             groups,
-            False,
+            bias,
             num_experts,
             implementation,
             device,
@@ -306,7 +309,9 @@ class ODConvNd(ExpertConvNd):
             return self.forward(x[None])[0]
         attentions = self.attention(x)
         output = self.convolve(
-            scale_channels(x, attentions.channel), attentions.kernel, attentions.spatial
+            scale_channels(x, attentions.channel),
+            attentions.kernel,
+            spatial_attention=attentions.spatial,
         )
         if attentions.filter is None:
             return output

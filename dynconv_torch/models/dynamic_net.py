@@ -1,11 +1,16 @@
 """DynamicNet: the small reference network of dynamic convolutions."""
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from dynconv_torch.functional.geometry import positive_int
+from dynconv_torch.layers.dynamic_conv import DynamicConv2d
 from dynconv_torch.layers.dynamic_conv_block import DynamicConvBlock
-from dynconv_torch.routing import at_least_float32
+from dynconv_torch.models.images import check_images, global_average_pool
 
 
 class DynamicNet(nn.Module):
@@ -37,6 +42,7 @@ class DynamicNet(nn.Module):
         num_experts: int = 4,
         temperature: float = 1.0,
         *,
+        conv: Callable[..., Any] | None = DynamicConv2d,
         reduction: int = 4,
         top_k: int | None = None,
         router_dropout: float = 0.0,
@@ -51,6 +57,9 @@ class DynamicNet(nn.Module):
             num_classes: The number of logits.
             num_experts: K of every dynamic convolution.
             temperature: The initial temperature of every router.
+            conv: Builds the convolutions of the blocks, with the signature of
+                `torch.nn.Conv2d`; None makes them static. The options of
+                `DynamicConv2d` here are not for others.
             reduction: Of every router, see `Router`.
             top_k: Of every router, see `Router`.
             router_dropout: The dropout rate of every router.
@@ -66,6 +75,19 @@ class DynamicNet(nn.Module):
         self.in_channels = positive_int("in_channels", in_channels)
         positive_int("num_classes", num_classes)
 
+        if conv is None:
+            conv = nn.Conv2d
+        elif conv is DynamicConv2d:
+            conv = functools.partial(
+                DynamicConv2d,
+                num_experts=num_experts,
+                temperature=temperature,
+                reduction=reduction,
+                top_k=top_k,
+                router_dropout=router_dropout,
+                implementation=implementation,
+            )
+
         def block(in_channels: int, out_channels: int) -> DynamicConvBlock:
             return DynamicConvBlock(
                 in_channels,
@@ -73,12 +95,7 @@ class DynamicNet(nn.Module):
                 3,
                 stride=2,
                 padding=1,
-                num_experts=num_experts,
-                temperature=temperature,
-                reduction=reduction,
-                top_k=top_k,
-                router_dropout=router_dropout,
-                implementation=implementation,
+                conv=conv,
                 device=device,
                 dtype=dtype,
             )
@@ -108,11 +125,7 @@ class DynamicNet(nn.Module):
         Raises:
             ValueError: If the input does not fit the network.
         """
-        if x.ndim != 4 or x.shape[1] != self.in_channels:
-            raise ValueError(
-                f"`x` (shape {tuple(x.shape)}) must be (batch, in_channels, height, "
-                f"width) with `in_channels` (={self.in_channels})"
-            )
+        check_images(x, self.in_channels)
 
         def show(name: str, x: Tensor) -> Tensor:
             if verbose:
@@ -124,5 +137,4 @@ class DynamicNet(nn.Module):
         x = show("s1", self.stage1(x))
         x = show("s2", self.stage2(x))
         x = show("s3", self.stage3(x))
-        pooled = x.mean((2, 3), dtype=at_least_float32(x.dtype))
-        return show("out", self.fc(pooled.to(x.dtype)))
+        return show("out", self.fc(global_average_pool(x)))

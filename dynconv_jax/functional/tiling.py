@@ -1,0 +1,227 @@
+"""Kernels tiled with cells: which layers can share cells, and which tile gets which.
+
+A layer's kernel (*k, C/g, O) is cut into M = (spatial tiles) · (O/co) · (C/g / ci)
+tiles of one size, in this order. Layers share cells where one size divides all of them:
+
+    co = gcd of their O, times `out_ratio`
+    ci = gcd of their C/g, times `in_ratio`
+    spatial size 1 with spatial partition, else that of the kernels, then all alike
+
+Li & Yao, "KernelWarehouse: Rethinking the Design of Dynamic Convolution", ICML 2024,
+section 3.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from dynconv_jax.functional.geometry import Geometry
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """What one layer takes from a warehouse.
+
+    Attributes:
+        geometry: The layer's convolution.
+        tiles: The number of spatial, out and in tiles of its kernel.
+        start: The first cell that is the layer's own.
+        assigned: For each tile its own cell; the number of cells stands for zero.
+    """
+
+    geometry: Geometry
+    tiles: tuple[int, int, int]
+    start: int
+    assigned: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiling:
+    """How layers share cells.
+
+    Attributes:
+        cell_shape: The shape (*cell, ci, co) of a cell.
+        num_cells: n, how many there are: the ratio times the number of tiles of all
+            layers, rounded down, but one at least.
+        shares: What each layer takes.
+    """
+
+    cell_shape: tuple[int, ...]
+    num_cells: int
+    shares: tuple[Share, ...]
+
+    @classmethod
+    def create(
+        cls,
+        geometries: Sequence[Geometry],
+        *,
+        ratio: float = 1.0,
+        in_ratio: float = 1.0,
+        out_ratio: float = 1.0,
+        spatial_partition: bool = True,
+    ) -> "Tiling":
+        """Plans the cells of the layers that share them.
+
+        With a whole `ratio`, tile i of a layer is assigned the cell start + i · ratio.
+        With a ratio of 1/m, the tiles in their order make blocks of m; of block b, tile
+        b mod m is assigned the layer's next cell, the others zero. Where the tiles of a
+        layer do not fill their last block, the cells may run out; the last is then
+        assigned again.
+
+        Args:
+            geometries: The layers' convolutions, in their order.
+            ratio: The number of cells over that of tiles: 1, 2, ..., or 1/2, 1/3, ....
+            in_ratio: The in-planes of a cell over the gcd of the layers' C/g.
+            out_ratio: The out-planes of a cell over the gcd of the layers' O.
+            spatial_partition: Whether a cell is one tap, or else a whole window.
+
+        Raises:
+            ValueError: If the layers cannot share cells, or a ratio is not possible.
+
+        Example:
+            >>> wide = Geometry.create(8, 16, (3, 3))
+            >>> narrow = Geometry.create(4, 8, (1, 1))
+            >>> tiling = Tiling.create([wide, narrow])
+            >>> tiling.cell_shape, tiling.num_cells, tiling.shares[1].assigned
+            ((1, 1, 4, 8), 37, (36,))
+        """
+        step, block = _step_and_block(ratio)
+        _check_shareable(geometries, spatial_partition)
+        first = geometries[0]
+        cell = (1,) * first.rank if spatial_partition else first.kernel_size
+        planes = []
+        for axis, name, plane_ratio in ((-2, "in", in_ratio), (-1, "out", out_ratio)):
+            common = math.gcd(*(each.kernel_shape[axis] for each in geometries))
+            planes.append(_cell_planes(name, common, plane_ratio))
+        in_planes, out_planes = planes
+        tiles = [
+            (
+                each.taps // math.prod(cell),
+                each.kernel_shape[-1] // out_planes,
+                each.kernel_shape[-2] // in_planes,
+            )
+            for each in geometries
+        ]
+        total = sum(map(math.prod, tiles))
+        num_cells = max(1, total * step // block)
+        shares, start = [], 0
+        for geometry, counts in zip(geometries, tiles, strict=True):
+            own, assigned = min(start, num_cells - 1), []
+            for tile in range(math.prod(counts)):
+                if tile % block == tile // block % block:
+                    assigned.append(min(start, num_cells - 1))
+                    start += step
+                else:
+                    assigned.append(num_cells)
+            shares.append(Share(geometry, counts, own, tuple(assigned)))
+        return cls((*cell, in_planes, out_planes), num_cells, tuple(shares))
+
+    def deviations(self) -> tuple[float, ...]:
+        """Returns for each cell the standard deviation to draw it with.
+
+        That of Kaiming's normal initialiser (fan-out, ReLU) for the kernel of the layer
+        whose own the cell is, as it is with the assigned cells alone: the tiles that
+        are assigned zero do not count.
+        """
+        deviations = [0.0] * self.num_cells
+        for share in self.shares:
+            geometry = share.geometry
+            fan_out = geometry.taps * geometry.out_features
+            fan_out /= geometry.feature_group_count
+            filled = sum(cell < self.num_cells for cell in share.assigned)
+            deviation = (2 * len(share.assigned) / (fan_out * filled)) ** 0.5
+            # The next layer overwrites from its own start on.
+            deviations[share.start :] = [deviation] * (self.num_cells - share.start)
+        return tuple(deviations)
+
+
+def _step_and_block(ratio: float) -> tuple[int, int]:
+    """Returns (ratio, 1) for a whole ratio, (1, m) for 1/m."""
+    if math.isfinite(ratio) and ratio > 0:
+        step, block = max(1, round(ratio)), max(1, round(1 / ratio))
+        if math.isclose(ratio, step / block, rel_tol=1e-6):
+            return step, block
+    raise ValueError(
+        f"`ratio` (={ratio}) must be a whole number, or one over a whole number, such "
+        "as 0.25: each tile has as many cells of its own, or every so many tiles one"
+    )
+
+
+def _cell_planes(name: str, common: int, ratio: float) -> int:
+    """Returns the in- or out-planes of a cell."""
+    # A little more, for ratios such as 1/3 that are no floats.
+    planes = max(1, int(common * ratio + 1e-6)) if 0 < ratio <= 1 else 0
+    if not planes or common % planes:
+        raise ValueError(
+            f"`{name}_ratio` (={ratio}) must be in (0, 1], and its product with the "
+            f"largest common divisor (={common}) of the layers' {name}-planes must "
+            "divide that; take 1, or one over a divisor"
+        )
+    return planes
+
+
+def _check_shareable(geometries: Sequence[Geometry], spatial_partition: bool) -> None:
+    if not geometries:
+        raise ValueError("`geometries` (=[]) must hold at least one layer")
+    first = geometries[0]
+    for index, each in enumerate(geometries):
+        if each.rank != first.rank:
+            raise ValueError(
+                f"layer {index} has `kernel_size` (={each.kernel_size}), that is rank "
+                f"{each.rank}, and layer 0 rank {first.rank}; layers of different rank "
+                "cannot share cells, give each rank a warehouse of its own"
+            )
+        if not spatial_partition and each.kernel_size != first.kernel_size:
+            raise ValueError(
+                f"layer {index} has `kernel_size` (={each.kernel_size}), layer 0 "
+                f"{first.kernel_size}; without `spatial_partition` a cell is a whole "
+                "window, so give each size a warehouse of its own, or partition"
+            )
+
+
+def assemble_kernels(
+    mixture: jax.Array,
+    cells: jax.Array,
+    share: Share,
+    *,
+    precision: lax.PrecisionLike = None,
+) -> jax.Array:
+    """Mixes cells into the tiles of a kernel, for every sample.
+
+    Args:
+        mixture: Shape (B, M, n), the weight of each cell in each tile. It is cast to
+            the dtype of `cells`.
+        cells: Shape (n, *cell, ci, co).
+        share: The layer's share of them.
+        precision: As in `jax.numpy.matmul`.
+
+    Returns:
+        Shape (B, *k, C/g, O), in the dtype of `cells`.
+
+    Example:
+        >>> tiling = Tiling.create([Geometry.create(4, 8, (3, 3))], in_ratio=0.5)
+        >>> cells = jnp.ones((tiling.num_cells, *tiling.cell_shape))
+        >>> mixture = jnp.ones((2, 18, tiling.num_cells))
+        >>> assemble_kernels(mixture, cells, tiling.shares[0]).shape
+        (2, 3, 3, 4, 8)
+    """
+    *window, ci, co = cells.shape[1:]
+    # One product for all samples and tiles. Of a batch that is sharded over explicit
+    # axes, a reshape may only split or merge one other axis, so there are several.
+    mixed = jnp.matmul(
+        mixture.astype(cells.dtype),
+        cells.reshape(cells.shape[0], -1),
+        precision=precision,
+    )
+    mixed = mixed.reshape(mixed.shape[0], *share.tiles, mixed.shape[-1])
+    mixed = mixed.reshape(*mixed.shape[:-1], math.prod(window), ci, co)
+    # (B, spatial, out, in, cell, ci, co) -> (B, spatial, cell, in, ci, out, co): of
+    # `spatial` and `cell` one is 1, so the two together are the window.
+    mixed = mixed.transpose(0, 1, 4, 3, 5, 2, 6)
+    for axis in (5, 3, 1):
+        mixed = lax.collapse(mixed, axis, axis + 2)
+    return mixed.reshape(mixed.shape[0], *share.geometry.kernel_shape)

@@ -1,0 +1,366 @@
+"""The transposed convolution: every sample spread by a kernel of its own.
+
+    y_i[p] = Σ_j Σ_t x_i[j] W_i[t]    over all j, t with j·stride + t·dilation = p + low
+
+Two equivalent forms. Spread the inputs, stride - 1 zeros between any two pixels, and
+convolve them with the flipped kernel, which is how one writes it down (`"vmap"`); most
+of the products are then with zeros. Or sort the outputs by their remainder modulo the
+stride: those of one remainder see the taps of one remainder only, so that each of these
+phases is an ordinary convolution of the inputs as they are, with stride 1 and a part of
+the kernel, and the phases interleave to the outputs. A phase is computed by whichever
+form of `per_sample.py` and `dynamic.py` is asked for, or fastest. Shi et al., "Is the
+deconvolution layer the same as a convolutional layer?", 2016, for a static kernel.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import DTypeLike
+
+from dynconv_jax.functional.choice import check_implementation, choose
+from dynconv_jax.functional.cost import Problem
+from dynconv_jax.functional.dynamic import (
+    check_attention,
+    dynamic_conv_by_plan,
+    mix_kernels,
+)
+from dynconv_jax.functional.geometry import Geometry, PaddingLike, check_operands
+from dynconv_jax.functional.numerics import Numerics
+from dynconv_jax.functional.per_sample import add_bias, per_sample_conv_by_plan
+from dynconv_jax.functional.transpose_geometry import TransposeGeometry
+from dynconv_jax.functional.windows import pad_spatial
+
+# Convolves inputs (B, *S, C) with a stack of kernels, as a geometry says.
+Convolve = Callable[[jax.Array, jax.Array, Geometry], jax.Array]
+
+
+class _Phase(NamedTuple):
+    """The outputs of one remainder along one dimension, as a convolution.
+
+    Attributes:
+        taps: Which taps of the flipped kernel they see.
+        dilation: The step between these, in the inputs.
+        padding: (low, high) padding of the inputs.
+        size: How many outputs there are.
+    """
+
+    taps: slice
+    dilation: int
+    padding: tuple[int, int]
+    size: int
+
+
+def _phases_along(
+    inputs: int, outputs: int, kernel: int, stride: int, dilation: int, low: int
+) -> list[_Phase | None]:
+    """Returns the phase of every remainder; None for outputs that see no tap."""
+    # The taps of a remainder are an arithmetic progression.
+    shared = math.gcd(stride, dilation)
+    step, spacing = stride // shared, dilation // shared
+    phases: list[_Phase | None] = []
+    for rest in range(stride):
+        size = -(-(outputs - rest) // stride)
+        first = next(
+            (
+                tap
+                for tap in range(min(step, kernel))
+                if (rest + tap * dilation - low) % stride == 0
+            ),
+            None,
+        )
+        if first is None or size < 1:
+            phases.append(None)
+            continue
+        begin = (rest + first * dilation - low) // stride  # what the first tap sees
+        reach = (kernel - 1 - first) // step * spacing
+        padding = (-begin, size + begin + reach - inputs)
+        phases.append(_Phase(slice(first, None, step), spacing, padding, size))
+    return phases
+
+
+def _conv_by_phases(
+    inputs: jax.Array,
+    kernel: jax.Array,
+    geometry: TransposeGeometry,
+    numerics: Numerics,
+    convolve: Convolve,
+) -> jax.Array:
+    """Computes a transposed convolution phase by phase.
+
+    Args:
+        inputs: Shape (B, *S, C).
+        kernel: Shape (..., *k, C/g, O), with one leading axis.
+        geometry: The transposed convolution.
+        numerics: Its numerical options.
+        convolve: What computes a phase.
+
+    Returns:
+        Shape (B, *S_out, O).
+    """
+    rank, spatial = geometry.rank, inputs.shape[1:-1]
+    sizes = geometry.output_size(spatial)
+    rows = tuple(
+        -(-size // stride) for size, stride in zip(sizes, geometry.strides, strict=True)
+    )
+    flipped = jnp.flip(kernel, axis=tuple(range(1, rank + 1)))
+    # Made from the inputs, so that they lie on the same devices as these.
+    blank = jnp.zeros_like(
+        inputs[(slice(None), *(slice(1),) * (rank + 1))],
+        numerics.output_dtype(inputs.dtype),
+    )
+    empty = jnp.broadcast_to(blank, (*inputs.shape[:1], *rows, geometry.out_features))
+
+    def outputs_of(phases: tuple[_Phase | None, ...]) -> jax.Array:
+        present = [phase for phase in phases if phase is not None]
+        if len(present) < rank:
+            return empty
+        part = flipped[(slice(None), *(phase.taps for phase in present))]
+        plain = Geometry(
+            in_features=geometry.in_features,
+            out_features=geometry.out_features,
+            kernel_size=part.shape[1:-2],
+            strides=(1,) * rank,
+            padding=tuple(phase.padding for phase in present),
+            kernel_dilation=tuple(phase.dilation for phase in present),
+            feature_group_count=geometry.feature_group_count,
+        )
+        missing = [
+            (0, row - phase.size) for row, phase in zip(rows, present, strict=True)
+        ]
+        return pad_spatial(convolve(inputs, part, plain), missing)
+
+    along = list(
+        map(
+            _phases_along,
+            spatial,
+            sizes,
+            geometry.kernel_size,
+            geometry.strides,
+            geometry.kernel_dilation,
+            (low for low, _ in geometry.pads(spatial)),
+        )
+    )
+
+    def interleaved(chosen: tuple[_Phase | None, ...]) -> jax.Array:
+        """Returns the outputs of the phases that begin like this."""
+        axis = len(chosen)
+        if axis == rank:
+            return outputs_of(chosen)
+        parts = [interleaved((*chosen, phase)) for phase in along[axis]]
+        stacked = jnp.stack(parts, axis=axis + 2)
+        shape = list(parts[0].shape)
+        shape[axis + 1] *= len(parts)
+        outputs = stacked.reshape(shape)
+        return lax.slice_in_dim(outputs, 0, sizes[axis], axis=axis + 1)
+
+    return interleaved(())
+
+
+def conv_transpose_by_vmap(
+    inputs: jax.Array,
+    kernel: jax.Array,
+    geometry: TransposeGeometry,
+    numerics: Numerics,
+) -> jax.Array:
+    """Spreads samples (B, *S, C) by kernels (B, *k, C/g, O), in XLA's own way, mapped.
+
+    It is the reference for every other form.
+    """
+    axes = "DHW"[-geometry.rank :]
+
+    def one(sample: jax.Array, own_kernel: jax.Array) -> jax.Array:
+        return lax.conv_general_dilated(
+            sample[None],
+            jnp.flip(own_kernel, axis=tuple(range(geometry.rank))),
+            window_strides=(1,) * geometry.rank,
+            padding=geometry.pads(sample.shape[:-1]),
+            lhs_dilation=geometry.strides,
+            rhs_dilation=geometry.kernel_dilation,
+            dimension_numbers=(f"N{axes}C", f"{axes}IO", f"N{axes}C"),
+            feature_group_count=geometry.feature_group_count,
+            precision=numerics.precision,
+            preferred_element_type=numerics.preferred_element_type,
+        )[0]
+
+    return jax.vmap(one)(inputs, kernel)
+
+
+def per_sample_conv_transpose(
+    inputs: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None = None,
+    *,
+    strides: int | Sequence[int] | None = 1,
+    padding: PaddingLike = "SAME",
+    output_padding: int | Sequence[int] = 0,
+    kernel_dilation: int | Sequence[int] | None = 1,
+    feature_group_count: int = 1,
+    implementation: str = "auto",
+    precision: lax.PrecisionLike = None,
+    preferred_element_type: DTypeLike | None = None,
+) -> jax.Array:
+    """Applies to every sample the transposed convolution with its own kernel.
+
+    For each sample it is `torch.nn.functional.conv_transpose1d` (2d, 3d) with the
+    kernel laid out as (*k, C/g, O): group j takes its C/g inputs to its O/g outputs.
+    `nnx.ConvTranspose` does not flip its kernel, so it computes the same with the
+    kernel flipped along all spatial axes.
+
+    Args:
+        inputs: Shape (B, *S, C), with 1, 2 or 3 spatial dimensions.
+        kernel: Shape (B, *k, C/g, O), of the same dtype.
+        bias: Shape (B, O), or None.
+        strides: An int, or one per spatial dimension.
+        padding: `"SAME"` (the output is `strides` times as large as the input),
+            `"VALID"`, both as in `nnx.ConvTranspose`; or, as in
+            `torch.nn.ConvTranspose2d` and unlike `nnx.ConvTranspose`, what is cropped
+            from the full output: an int, or one int or (low, high) pair per spatial
+            dimension. A negative number appends zeros.
+        output_padding: How much larger the output is at the high end: an int, or one
+            per spatial dimension, smaller than the stride or the dilation.
+        kernel_dilation: An int, or one per spatial dimension.
+        feature_group_count: g; it must divide C and O.
+        implementation: `"auto"`, `"patches"`, `"rows"`, `"scan"`, `"taps"` (depthwise)
+            or `"vmap"`. All compute the same. Where `"auto"` is `"taps"`, use
+            `"patches"` to differentiate in forward mode (`jax.jvp`).
+        precision: As in `jax.lax.conv_general_dilated`.
+        preferred_element_type: The dtype of the output and of the sums behind it, as in
+            `jax.lax.conv_general_dilated`.
+
+    Returns:
+        Shape (B, *S_out, O); without a name for the padding, S_out = (S - 1) · stride +
+        (k - 1) · dilation + 1 - low - high + output_padding.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If shapes do not fit, nothing is left of the output, the output
+            padding is too large, or the implementation is unknown or cannot compute
+            this: `"experts"` needs the attention (see `dynamic_conv_transpose`),
+            `"taps"` a depthwise convolution.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> images = jnp.ones((2, 5, 4, 4))
+        >>> kernels = jnp.ones((2, 3, 3, 4, 8))
+        >>> per_sample_conv_transpose(images, kernels, strides=2, padding=1).shape
+        (2, 9, 7, 8)
+    """
+    geometry = check_operands(
+        inputs,
+        kernel,
+        bias,
+        stack="batch",
+        stack_size=inputs.shape[0],
+        geometry_type=TransposeGeometry,
+        strides=strides,
+        padding=padding,
+        output_padding=output_padding,
+        kernel_dilation=kernel_dilation,
+        feature_group_count=feature_group_count,
+    )
+    numerics = Numerics(precision, preferred_element_type)
+    check_implementation(
+        implementation,
+        geometry,
+        has_experts=False,
+        has_batch=isinstance(inputs.shape[0], int),
+    )
+    if implementation == "vmap":
+        outputs = conv_transpose_by_vmap(inputs, kernel, geometry, numerics)
+        return add_bias(outputs, bias)
+
+    def convolve(inputs: jax.Array, part: jax.Array, phase: Geometry) -> jax.Array:
+        plan = choose(Problem.of(inputs, phase), implementation)
+        return per_sample_conv_by_plan(plan, inputs, part, phase, numerics)
+
+    outputs = _conv_by_phases(inputs, kernel, geometry, numerics, convolve)
+    return add_bias(outputs, bias)
+
+
+def dynamic_conv_transpose(
+    inputs: jax.Array,
+    attention: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None = None,
+    *,
+    strides: int | Sequence[int] | None = 1,
+    padding: PaddingLike = "SAME",
+    output_padding: int | Sequence[int] = 0,
+    kernel_dilation: int | Sequence[int] | None = 1,
+    feature_group_count: int = 1,
+    implementation: str = "auto",
+    precision: lax.PrecisionLike = None,
+    preferred_element_type: DTypeLike | None = None,
+) -> jax.Array:
+    """Applies the transposed convolution with a sample's own mixture of K experts.
+
+    Args:
+        inputs: Shape (B, *S, C), with 1, 2 or 3 spatial dimensions.
+        attention: Shape (B, K), the weight of each expert for each sample. The rows
+            need not sum to 1.
+        kernel: Shape (K, *k, C/g, O), of the dtype of `inputs`.
+        bias: Shape (K, O), or None.
+        strides: An int, or one per spatial dimension.
+        padding: As in `per_sample_conv_transpose`: `"SAME"`, `"VALID"`, or what is
+            cropped from the full output.
+        output_padding: As in `per_sample_conv_transpose`.
+        kernel_dilation: An int, or one per spatial dimension.
+        feature_group_count: g; it must divide C and O.
+        implementation: `"auto"`, `"patches"`, `"rows"`, `"scan"`, `"taps"` (depthwise),
+            `"experts"` or `"vmap"`, as in `dynamic_conv`. All compute the same.
+        precision: As in `jax.lax.conv_general_dilated`.
+        preferred_element_type: The dtype of the output and of the sums behind it, as in
+            `jax.lax.conv_general_dilated`.
+
+    Returns:
+        Shape (B, *S_out, O).
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If shapes do not fit, nothing is left of the output, the output
+            padding is too large, or the implementation is unknown or cannot compute
+            this.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> attention = jnp.array([[0.7, 0.3], [0.1, 0.9]])
+        >>> experts = jnp.ones((2, 3, 4, 8))
+        >>> inputs = jnp.ones((2, 10, 4))
+        >>> dynamic_conv_transpose(inputs, attention, experts, strides=2).shape
+        (2, 20, 8)
+    """
+    geometry = check_operands(
+        inputs,
+        kernel,
+        bias,
+        stack="num_experts",
+        stack_size=kernel.shape[0] if kernel.ndim else 0,
+        geometry_type=TransposeGeometry,
+        strides=strides,
+        padding=padding,
+        output_padding=output_padding,
+        kernel_dilation=kernel_dilation,
+        feature_group_count=feature_group_count,
+    )
+    check_attention(attention, inputs.shape[0], kernel.shape[0])
+    if bias is not None:
+        bias = mix_kernels(attention, bias, precision=precision)
+    numerics = Numerics(precision, preferred_element_type)
+    check_implementation(
+        implementation, geometry, has_batch=isinstance(inputs.shape[0], int)
+    )
+    if implementation == "vmap":
+        mixed = mix_kernels(attention, kernel, precision=precision)
+        outputs = conv_transpose_by_vmap(inputs, mixed, geometry, numerics)
+        return add_bias(outputs, bias)
+
+    def convolve(inputs: jax.Array, part: jax.Array, phase: Geometry) -> jax.Array:
+        plan = choose(Problem.of(inputs, phase, part.shape[0]), implementation)
+        return dynamic_conv_by_plan(plan, inputs, attention, part, phase, numerics)
+
+    outputs = _conv_by_phases(inputs, kernel, geometry, numerics, convolve)
+    return add_bias(outputs, bias)

@@ -1,0 +1,100 @@
+"""CondConv: a dynamic convolution whose attention comes from outside."""
+
+import math
+from collections.abc import Sequence
+from typing import Unpack
+
+import jax
+from flax import nnx
+from jax.typing import DTypeLike
+
+from dynconv_jax.initializers import torch_bias_init, torch_kernel_init
+from dynconv_jax.layers.expert_conv import ExpertConv, ExpertOptions
+
+
+class CondConv(ExpertConv):
+    """A convolution with K experts, mixed by an attention that the caller gives.
+
+    One `SigmoidRouter` serves all convolutions of a block, so the layer has none. The
+    attention need not sum to 1. Yang et al., "CondConv: Conditionally Parameterized
+    Convolutions for Efficient Inference", NeurIPS 2019, section 3.
+
+    In PyTorch's layout a row of the weight (K, O·(C/g)·k·k) is a flattened kernel, as
+    in the checkpoints of timm.
+
+    Attributes:
+        kernel: The experts, shape (K, *kernel_size, C/g, O).
+        bias: Their biases, shape (K, O), or None.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from dynconv_jax.routing import SigmoidRouter
+        >>> router = SigmoidRouter(3, rngs=nnx.Rngs(0))
+        >>> layer = CondConv(3, 8, (3, 3), rngs=nnx.Rngs(1))
+        >>> images = jnp.ones((2, 9, 7, 3))
+        >>> layer(images, router(images)).shape
+        (2, 9, 7, 8)
+    """
+
+    needs_attention = True
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: Sequence[int],
+        strides: int | Sequence[int] | None = 1,
+        *,
+        rngs: nnx.Rngs,
+        **options: Unpack[ExpertOptions],
+    ):
+        """Builds the layer.
+
+        Args:
+            in_features: C, the number of input channels.
+            out_features: O, the number of output channels.
+            kernel_size: A tuple of 1, 2 or 3 ints; its length is the rank.
+            strides: An int, or one per spatial dimension.
+            rngs: Where the initial parameters come from.
+            **options: `padding`, `kernel_dilation`, `feature_group_count`, `use_bias`,
+                `num_experts`, `implementation`, `dtype`, `param_dtype`, `precision`,
+                `kernel_init`, `bias_init`, `promote_dtype`, `preferred_element_type`,
+                `kernel_metadata` and `bias_metadata`, as in `DynamicConv`. By default
+                each expert is drawn as `torch.nn.Conv2d` draws its own: kernel and bias
+                from U(±1/√fan_in).
+
+        Raises:
+            TypeError: If an argument is of the wrong kind, such as a bare int as
+                `kernel_size`.
+            ValueError: If a value is out of range or does not fit the others.
+        """
+
+        def bias_init(key: jax.Array, shape, dtype: DTypeLike = float) -> jax.Array:
+            # By the time it is called, the arguments have been checked.
+            width = self.in_features // self.feature_group_count
+            fan_in = width * math.prod(self.kernel_size)
+            return torch_bias_init(fan_in)(key, shape, dtype)
+
+        options.setdefault("kernel_init", torch_kernel_init)
+        options.setdefault("bias_init", bias_init)
+        super().__init__(
+            in_features, out_features, kernel_size, strides, rngs=rngs, **options
+        )
+
+    def __call__(self, inputs: jax.Array, attention: jax.Array) -> jax.Array:
+        """Applies the layer.
+
+        Args:
+            inputs: Shape (*batch, *S, C), with any number of batch dimensions, also
+                none.
+            attention: Shape (*batch, K), the weight of each expert for each sample.
+
+        Returns:
+            Shape (*batch, *S_out, O).
+
+        Raises:
+            ValueError: If the inputs or the attention do not fit the layer.
+        """
+        flat, batch = self.flatten_batch(inputs)
+        outputs = self.convolve(flat, self.flatten_attention(attention, batch))
+        return outputs.reshape(*batch, *outputs.shape[1:])

@@ -1,0 +1,48 @@
+"""What all layers that convolve share: their geometry, and batches of any shape."""
+
+import math
+
+import jax
+from flax import nnx
+
+from dynconv_jax.functional.geometry import Geometry
+
+
+class Convolution(nnx.Module):
+    """A layer whose geometry is that of `nnx.Conv`, under the same names.
+
+    Example:
+        >>> layer = Convolution()
+        >>> layer.take_geometry(Geometry.create(3, 8, (3, 3)))
+        >>> inputs, batch = layer.flatten_batch(jax.numpy.ones((2, 5, 9, 7, 3)))
+        >>> inputs.shape, batch
+        ((10, 9, 7, 3), (2, 5))
+    """
+
+    def take_geometry(self, geometry: Geometry) -> None:
+        """Makes the parts of a geometry attributes of the layer."""
+        self.in_features = geometry.in_features
+        self.out_features = geometry.out_features
+        self.kernel_size = geometry.kernel_size
+        self.strides = geometry.strides
+        self.padding = geometry.padding
+        self.kernel_dilation = geometry.kernel_dilation
+        self.feature_group_count = geometry.feature_group_count
+
+    def flatten_batch(self, inputs: jax.Array) -> tuple[jax.Array, tuple[int, ...]]:
+        """Returns the inputs with one batch dimension, and the ones they had.
+
+        Raises:
+            ValueError: If the inputs do not fit the layer.
+        """
+        rank = len(self.kernel_size)
+        if inputs.ndim < rank + 1 or inputs.shape[-1] != self.in_features:
+            raise ValueError(
+                f"`inputs` (shape {inputs.shape}) must be (*batch, *spatial, "
+                f"in_features) with {rank} spatial dimension(s) and `in_features` "
+                f"(={self.in_features})"
+            )
+        batch = inputs.shape[: -rank - 1]
+        if len(batch) == 1:
+            return inputs, batch
+        return inputs.reshape(math.prod(batch), *inputs.shape[-rank - 1 :]), batch

@@ -1,0 +1,251 @@
+"""Which convolutions of a network are dynamic, and where their attention comes from.
+
+Networks build their layers with `Convolutions`, which knows the choice of the user and,
+for each convolution, its role. Some members of the family take their attention from
+outside (`needs_attention`); all such layers of a block share the block's `routing_fn`.
+"""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from dynconv_jax import routing
+from dynconv_jax.functional.static import few_channel_conv
+from dynconv_jax.layers.batch_norm import BatchNorm
+
+# As torchvision draws the convolutions of its networks.
+kaiming_normal = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+# U(±1/√(fan_in + fan_out)), as the routers of CondConv's networks are drawn.
+router_kernel_init = nnx.initializers.variance_scaling(1 / 6, "fan_avg", "uniform")
+
+
+def fan_out_of_a_group(groups: int) -> nnx.Initializer:
+    """Returns N(0, 2 / fan_out) for a fan-out of one of so many groups of channels."""
+    return nnx.initializers.variance_scaling(2.0 * groups, "fan_out", "normal")
+
+
+Role = Literal["stem", "body", "downsample", "head"]
+
+CHOICES = ("paper", "all", "pointwise")
+
+
+class Convolutions:
+    """Builds the layers of one network: each convolution static or dynamic.
+
+    A convolution has a role: `"stem"` reads the images, `"body"` is in a block,
+    `"downsample"` is on a block's shortcut, `"head"` is after the last block. `dynamic`
+    says which are dynamic:
+
+    - `"paper"`: body and head, as the papers of the family have it;
+    - `"all"`: stem and shortcuts too;
+    - `"pointwise"`: the 1×1 convolutions of the body;
+    - an int n: the body of the last n stages.
+
+    Example:
+        >>> from dynconv_jax.layers import DynamicConv
+        >>> make = Convolutions(DynamicConv, "paper", stages=4, rngs=nnx.Rngs(0))
+        >>> type(make(3, 8, 7, 2, role="stem")).__name__
+        'Conv'
+        >>> type(make(8, 8, 3, stage=1)).__name__
+        'DynamicConv'
+    """
+
+    def __init__(
+        self,
+        conv: Callable[..., Any] | None,
+        dynamic: str | int,
+        *,
+        stages: int,
+        padding: Any = None,
+        norm_options: Mapping[str, Any] = MappingProxyType({}),
+        init: Literal["torchvision", "efficientnet"] = "torchvision",
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Keeps the choice.
+
+        Args:
+            conv: Builds a dynamic convolution, with the signature of `nnx.Conv`; None
+                makes all static.
+            dynamic: Which convolutions `conv` builds.
+            stages: How many stages the network has.
+            padding: Of convolutions that do not say theirs, as in `nnx.Conv`; None pads
+                by kernel_size // 2 on every side.
+            norm_options: Of every batch norm.
+            init: How kernels are drawn that are static: from N(0, 2 / fan_out), where
+                the fan-out is that of all groups or, for `"efficientnet"`, of one. The
+                latter holds for CondConv too, expert by expert, and draws its routers
+                from U(±1/√(fan_in + fan_out)).
+            dtype: The dtype of the computation of every layer; None infers it.
+            param_dtype: The dtype of every parameter.
+            rngs: Where the initial parameters come from.
+
+        Raises:
+            TypeError: If `conv` is not callable.
+            ValueError: If `dynamic` is no choice.
+        """
+        if conv is not None and not callable(conv):
+            raise TypeError(
+                f"`conv` (={conv!r}) must be a callable with the signature of "
+                "`nnx.Conv`, or None; names of convolutions are for `create_model`"
+            )
+        is_count = isinstance(dynamic, int) and not isinstance(dynamic, bool)
+        if dynamic not in (range(1, stages + 1) if is_count else CHOICES):
+            raise ValueError(
+                f"`dynamic` (={dynamic!r}) must be 'paper', 'all', 'pointwise' or an "
+                f"int from 1 to {stages}, the number of last stages"
+            )
+        self.conv = conv
+        self.dynamic = dynamic
+        self.stages = stages
+        self.shared: dict[str, Any] = dict(
+            dtype=dtype, param_dtype=param_dtype, rngs=rngs
+        )
+        self.padding = padding
+        self.norm_options = norm_options
+        self.init = init
+        self.num_dynamic = 0
+
+    def is_dynamic(self, kernel_size: int, role: Role, stage: int) -> bool:
+        """Returns whether `dynamic` says so of the convolution."""
+        if self.dynamic == "all":
+            return True
+        if self.dynamic == "paper":
+            return role in ("body", "head")
+        if self.dynamic == "pointwise":
+            return role == "body" and kernel_size == 1
+        return role == "body" and stage > self.stages - int(self.dynamic)
+
+    def __call__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: int,
+        strides: int = 1,
+        *,
+        padding: Any = None,
+        groups: int = 1,
+        role: Role = "body",
+        stage: int = 0,
+    ) -> Any:
+        """Builds a square convolution without bias.
+
+        Args:
+            in_features: C, the number of input channels.
+            out_features: O, the number of output channels.
+            kernel_size: The side of the kernel.
+            strides: The step between windows.
+            padding: As in `nnx.Conv`; None takes that of the network.
+            groups: The number of channel groups.
+            role: What the convolution is to the network.
+            stage: Which stage it is in, from 1.
+        """
+        if padding is None:
+            padding = kernel_size // 2 if self.padding is None else self.padding
+        options: dict[str, Any] = dict(
+            padding=padding,
+            feature_group_count=groups,
+            use_bias=False,
+            **self.shared,
+        )
+        place = in_features, out_features, (kernel_size, kernel_size), strides
+        is_efficient = self.init == "efficientnet"
+        kernel_init = fan_out_of_a_group(groups) if is_efficient else kaiming_normal
+        if self.conv is not None and self.is_dynamic(kernel_size, role, stage):
+            self.num_dynamic += 1
+            # Whoever builds the layers may have wrapped the class in a partial.
+            is_routed = getattr(
+                getattr(self.conv, "func", self.conv), "needs_attention", False
+            )
+            if is_efficient and is_routed:
+                options["kernel_init"] = kernel_init
+            return self.conv(*place, **options)
+        if role == "stem":
+            options["conv_general_dilated"] = few_channel_conv
+        return nnx.Conv(*place, kernel_init=kernel_init, **options)
+
+    def norm(self, features: int, **options) -> BatchNorm:
+        """Builds a batch norm; the options are those of `BatchNorm`."""
+        return BatchNorm(features, **{**self.norm_options, **options}, **self.shared)
+
+    def router(self, in_features: int, *layers: Any) -> nnx.Module | None:
+        """Builds the `routing_fn` that those of `layers` share which need one, if any.
+
+        Args:
+            in_features: The number of channels of what the router is to see.
+            *layers: Convolutions, sequences of them, or anything else.
+
+        Raises:
+            ValueError: If they differ in their number of experts.
+        """
+        parts: list[Any] = [
+            part
+            for layer in layers
+            if isinstance(layer, nnx.Module)
+            for _, part in nnx.iter_modules(layer)
+            if getattr(part, "needs_attention", False)
+        ]
+        counts = {part.num_experts for part in parts}
+        if len(counts) > 1:
+            raise ValueError(
+                f"the convolutions of a block have {sorted(counts)} experts; they "
+                "share one attention, so `num_experts` must be the same for all"
+            )
+        options: dict[str, Any] = dict(self.shared)
+        if self.init == "efficientnet":
+            options.update(
+                kernel_init=router_kernel_init, bias_init=nnx.initializers.zeros
+            )
+        for num_experts in counts:
+            return routing.SigmoidRouter(in_features, num_experts, **options)
+        return None
+
+    def check_used(self) -> None:
+        """Raises a ValueError if there was a `conv` and no place for it."""
+        if self.conv is not None and not self.num_dynamic:
+            raise ValueError(
+                f"`dynamic` (={self.dynamic!r}) makes no convolution of this network "
+                "dynamic; choose another, or leave `conv` out"
+            )
+
+
+def route(routing_fn: Any, inputs: jax.Array) -> jax.Array | None:
+    """Returns the attention of a router, or None where there is no router."""
+    return None if routing_fn is None else routing_fn(inputs)
+
+
+def apply(layer: Any, inputs: jax.Array, attention: jax.Array | None) -> jax.Array:
+    """Applies a layer, with the attention if it takes that from outside.
+
+    Example:
+        >>> apply(jax.nn.relu, jnp.array([-1.0, 2.0]), None).tolist()
+        [0.0, 2.0]
+    """
+    if isinstance(layer, RoutedSequential) or getattr(layer, "needs_attention", False):
+        return layer(inputs, attention)
+    return layer(inputs)
+
+
+class RoutedSequential(nnx.Sequential):
+    """Layers in a row; those that take their attention from outside are given it.
+
+    Example:
+        >>> layers = RoutedSequential(nnx.Linear(3, 8, rngs=nnx.Rngs(0)), jax.nn.relu)
+        >>> layers(jnp.ones((2, 3))).shape
+        (2, 8)
+    """
+
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, inputs: jax.Array, attention: jax.Array | None = None
+    ) -> jax.Array:
+        """Applies the layers in turn."""
+        for layer in self.layers:
+            inputs = apply(layer, inputs, attention)
+        return inputs

@@ -1,0 +1,55 @@
+"""What the classifiers of images share: the check of their input, and pooling."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dynconv_jax.functional.numerics import at_least_float32
+
+
+def check_images(inputs: jax.Array, in_features: int) -> None:
+    """Raises a ValueError unless `inputs` are (B, H, W, in_features)."""
+    if inputs.ndim != 4 or inputs.shape[-1] != in_features:
+        raise ValueError(
+            f"`inputs` (shape {inputs.shape}) must be (batch, height, width, "
+            f"in_features) with `in_features` (={in_features})"
+        )
+
+
+def max_pool(inputs: jax.Array) -> jax.Array:
+    """Returns the largest of every 3×3 window, at a stride of 2 and padded by 1.
+
+    As `torch.nn.MaxPool2d(3, 2, 1)`: nothing of the border is ever the largest, and
+    among equals the first has the gradient.
+
+    Args:
+        inputs: Shape (B, H, W, C).
+
+    Returns:
+        Shape (B, (H + 1) // 2, (W + 1) // 2, C).
+
+    Example:
+        >>> max_pool(jnp.arange(6.0).reshape(1, 2, 3, 1)).ravel().tolist()
+        [4.0, 5.0]
+    """
+    padding: Any = ((1, 1), (1, 1))  # which Flax takes, but annotates as a str
+    return nnx.max_pool(inputs, (3, 3), (2, 2), padding)
+
+
+def global_average_pool(inputs: jax.Array) -> jax.Array:
+    """Returns the mean over all pixels, summed in float32 at least.
+
+    Args:
+        inputs: Shape (B, H, W, C).
+
+    Returns:
+        Shape (B, C).
+
+    Example:
+        >>> global_average_pool(jnp.arange(6.0).reshape(1, 2, 3, 1)).tolist()
+        [[2.5]]
+    """
+    pooled = jnp.mean(inputs, axis=(1, 2), dtype=at_least_float32(inputs.dtype))
+    return pooled.astype(inputs.dtype)

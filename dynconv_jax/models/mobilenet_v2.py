@@ -1,0 +1,235 @@
+"""MobileNetV2, with static or dynamic convolutions."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from dynconv_jax.functional.geometry import positive_int
+from dynconv_jax.models.convolutions import Convolutions, RoutedSequential, route
+from dynconv_jax.models.images import check_images, global_average_pool
+
+# The paper's: expansion, output channels, blocks, stride of the first block.
+STAGES = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 2),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
+
+
+def relu6(x: jax.Array) -> jax.Array:
+    """Returns min(max(x, 0), 6); the gradient at 0 and at 6 is 0, as in PyTorch.
+
+    Example:
+        >>> relu6(jnp.array([-1.0, 2.0, 9.0])).tolist()
+        [0.0, 2.0, 6.0]
+    """
+    return jnp.where(x >= 6, jnp.full_like(x, 6), jax.nn.relu(x))
+
+
+def make_divisible(value: float, divisor: int = 8) -> int:
+    """Rounds a number of channels to a multiple, and down by a tenth at the most.
+
+    Example:
+        >>> make_divisible(32 * 0.35), make_divisible(24 * 0.75)
+        (16, 24)
+    """
+    rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * value else rounded
+
+
+def conv_norm_relu6(
+    make: Convolutions, in_features: int, out_features: int, *place: int, **options
+) -> RoutedSequential:
+    """Returns convolution → batch norm → ReLU6; the arguments are the convolution's."""
+    return RoutedSequential(
+        make(in_features, out_features, *place, **options),
+        make.norm(out_features),
+        relu6,
+    )
+
+
+class InvertedResidual(nnx.Module):
+    """Expand by a 1×1 convolution, 3×3 depthwise, project by a 1×1 convolution.
+
+    Attributes:
+        conv: The layers; without the first where there is nothing to expand.
+        routing_fn: Answers the attention for those that need one, or None.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        strides: int,
+        expansion: int,
+        *,
+        stage: int,
+        make: Convolutions,
+    ):
+        """Builds the block.
+
+        Args:
+            in_features: The number of input channels.
+            out_features: The number of output channels.
+            strides: The step of the depthwise convolution.
+            expansion: How many times wider the depthwise convolution is.
+            stage: The stage of the network, from 1.
+            make: Builds the layers.
+        """
+        hidden = in_features * expansion
+        layers: list[Any] = []
+        if expansion != 1:
+            layers.append(conv_norm_relu6(make, in_features, hidden, 1, stage=stage))
+        layers.append(
+            conv_norm_relu6(
+                make, hidden, hidden, 3, strides, groups=hidden, stage=stage
+            )
+        )
+        layers.append(make(hidden, out_features, 1, stage=stage))
+        layers.append(make.norm(out_features))
+        self.conv = RoutedSequential(*layers)
+        self.has_shortcut = strides == 1 and in_features == out_features
+        self.routing_fn = make.router(in_features, self.conv)
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Applies the block to (B, H, W, in_features)."""
+        outputs = self.conv(inputs, route(self.routing_fn, inputs))
+        return inputs + outputs if self.has_shortcut else outputs
+
+
+class MobileNetV2(nnx.Module):
+    """MobileNetV2: stem, seven stages of inverted residuals, a 1×1 convolution, a head.
+
+    Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", CVPR 2018,
+    table 2. The parameters are named and drawn as torchvision's.
+
+    Attributes:
+        features: The stem, the blocks, and the last convolution.
+        classifier: Dropout and the linear head.
+
+    Example:
+        >>> def logits(images):
+        ...     return MobileNetV2(10, width_mult=0.25, rngs=nnx.Rngs(0))(images)
+        >>> jax.eval_shape(logits, jnp.ones((2, 40, 33, 3))).shape
+        (2, 10)
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 1000,
+        *,
+        stages: Sequence[tuple[int, int, int, int]] = STAGES,
+        conv: Callable[..., Any] | None = None,
+        dynamic: str | int = "paper",
+        width_mult: float = 1.0,
+        in_features: int = 3,
+        dropout: float = 0.2,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Builds the network.
+
+        Args:
+            num_classes: The number of logits.
+            stages: Of each stage the expansion, the output channels, the number of
+                blocks, and the stride of the first.
+            conv: Builds the dynamic convolutions, with the signature of `nnx.Conv`,
+                such as `DynamicConv` or `functools.partial(DynamicConv, num_experts=8)`
+                (also one without a router, that takes the attention of its block);
+                None makes all static.
+            dynamic: Which convolutions are dynamic: `"paper"` (all but the stem),
+                `"all"`, `"pointwise"` (the 1×1 convolutions of the blocks), or an int
+                n, the blocks of the last n stages.
+            width_mult: Multiplies all widths; they are rounded to multiples of 8, and
+                the last convolution is never narrower than at 1.
+            in_features: The number of channels of the images.
+            dropout: The rate of the dropout before the head. The keys come from the
+                stream `dropout` of `rngs`.
+            dtype: The dtype of the computation; None infers it.
+            param_dtype: The dtype of the parameters.
+            rngs: Where the initial parameters come from.
+
+        Raises:
+            TypeError: If a count is not an integer, or `conv` is not callable.
+            ValueError: If a value is out of range.
+        """
+        self.in_features = positive_int("in_features", in_features)
+        self.num_classes = positive_int("num_classes", num_classes)
+        if not width_mult > 0:
+            raise ValueError(f"`width_mult` (={width_mult}) must be positive")
+        make = Convolutions(
+            conv,
+            dynamic,
+            stages=len(stages),
+            dtype=dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
+
+        width = make_divisible(32 * width_mult)
+        features: list[Any] = [
+            conv_norm_relu6(make, in_features, width, 3, 2, role="stem")
+        ]
+        for stage, (expansion, channels, depth, first) in enumerate(stages, start=1):
+            channels = make_divisible(channels * width_mult)
+            for index in range(depth):
+                strides = first if index == 0 else 1
+                features.append(
+                    InvertedResidual(
+                        width, channels, strides, expansion, stage=stage, make=make
+                    )
+                )
+                width = channels
+        last = make_divisible(1280 * max(1.0, width_mult))
+        features.append(conv_norm_relu6(make, width, last, 1, role="head"))
+        self.features = nnx.Sequential(*features)
+        self.stem_routing_fn = make.router(in_features, features[0])
+        self.head_routing_fn = make.router(width, features[-1])
+        # Without dropout there is no random state to carry through every jit.
+        drop = nnx.Dropout(dropout, rngs=rngs if dropout else None)
+        init = nnx.initializers.normal(0.01)
+        linear = nnx.Linear(last, num_classes, kernel_init=init, **make.shared)
+        self.classifier = nnx.Sequential(drop, linear)
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Classifies images.
+
+        Args:
+            inputs: Shape (B, H, W, in_features).
+
+        Returns:
+            Logits, shape (B, num_classes).
+
+        Raises:
+            ValueError: If the inputs do not fit the network.
+        """
+        check_images(inputs, self.in_features)
+        stem, *blocks, head = self.features.layers
+        x = stem(inputs, route(self.stem_routing_fn, inputs))
+        for block in blocks:
+            x = block(x)
+        x = head(x, route(self.head_routing_fn, x))
+        return self.classifier(global_average_pool(x))
+
+
+def mobilenet_v2(num_classes: int = 1000, **options) -> MobileNetV2:
+    """Returns MobileNetV2; the options are those of `MobileNetV2`.
+
+    Example:
+        >>> from dynconv_jax import DynamicConv
+        >>> net = nnx.eval_shape(
+        ...     lambda: mobilenet_v2(10, conv=DynamicConv, rngs=nnx.Rngs(0))
+        ... )
+        >>> net.features.layers[18].layers[0].kernel.shape
+        (4, 1, 1, 320, 1280)
+    """
+    return MobileNetV2(num_classes, **options)

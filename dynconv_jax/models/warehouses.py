@@ -1,0 +1,236 @@
+"""Whole models whose convolutions share warehouses of cells.
+
+The size of cells follows from all layers that share them, so a model is built twice: at
+first without arrays, to learn its layers, then with the warehouses made for them.
+"""
+
+import dataclasses
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from dynconv_jax.functional.geometry import Geometry, PaddingLike
+from dynconv_jax.layers.convolution import Convolution
+from dynconv_jax.layers.kernel_warehouse import KernelWarehouse, WarehouseConv
+
+
+@dataclasses.dataclass(frozen=True)
+class _Request:
+    """A layer that a model asks for."""
+
+    geometry: Geometry
+    use_bias: bool
+    dtype: Any
+    param_dtype: Any
+
+
+class _Outline(Convolution):
+    """What stands for a layer while the model is outlined."""
+
+    def __init__(self, index: int, geometry: Geometry):
+        self.index = index
+        self.take_geometry(geometry)
+
+
+def _conv(answer: Callable[[_Request, nnx.Rngs], nnx.Module]) -> Callable:
+    """Returns a function with the signature of `nnx.Conv`, that `answer` answers."""
+
+    def conv(
+        in_features: int,
+        out_features: int,
+        kernel_size: Sequence[int],
+        strides: int | Sequence[int] | None = 1,
+        *,
+        padding: PaddingLike = "SAME",
+        kernel_dilation: int | Sequence[int] | None = 1,
+        feature_group_count: int = 1,
+        use_bias: bool = True,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> nnx.Module:
+        geometry = Geometry.create(
+            in_features,
+            out_features,
+            kernel_size,
+            strides=strides,
+            padding=padding,
+            kernel_dilation=kernel_dilation,
+            feature_group_count=feature_group_count,
+        )
+        dtype = None if dtype is None else jnp.dtype(dtype)
+        request = _Request(geometry, use_bias, dtype, jnp.dtype(param_dtype))
+        return answer(request, rngs)
+
+    return conv
+
+
+def _outline(build: Callable[..., Any]) -> tuple[list[_Request], list[str]]:
+    """Returns the layers that a model asks for, in order, and their paths in it."""
+    requests: list[_Request] = []
+
+    def record(request: _Request, rngs: nnx.Rngs) -> _Outline:
+        requests.append(request)
+        return _Outline(len(requests) - 1, request.geometry)
+
+    model = nnx.eval_shape(lambda: build(conv=_conv(record), rngs=nnx.Rngs(0)))
+    if not requests:
+        raise ValueError("`build` never called its `conv`; there is nothing to share")
+    paths = [""] * len(requests)
+    for path, part in nnx.iter_modules(model):
+        if isinstance(part, _Outline):
+            paths[part.index] = ".".join(map(str, path))
+    return requests, paths
+
+
+def stage_and_kernel_size(index: int, geometry: Geometry, path: str) -> Hashable:
+    """Groups the layers of a stage that have one kernel size, as published models do.
+
+    The stage is the beginning of the path, up to the first part with a digit in it.
+
+    Args:
+        index: The layer's place in the order of building.
+        geometry: The layer's convolution.
+        path: The layer's path in the model.
+
+    Example:
+        >>> geometry = Geometry.create(8, 8, (3, 3))
+        >>> stage_and_kernel_size(4, geometry, "layer1.layers.0.conv2")
+        ('layer1', (3, 3))
+    """
+    stage = []
+    for part in path.split("."):
+        stage.append(part)
+        if any(letter.isdigit() for letter in part):
+            break
+    return ".".join(stage), geometry.kernel_size
+
+
+def with_warehouses(
+    build: Callable[..., Any],
+    *,
+    group_by: Callable[[int, Geometry, str], Hashable] = stage_and_kernel_size,
+    ratio: float = 1.0,
+    in_ratio: float = 1.0,
+    out_ratio: float = 1.0,
+    spatial_partition: bool = True,
+    assignment: float = 0.0,
+    reduction: int = 16,
+    norm: str = "batch",
+    implementation: str = "auto",
+    rngs: nnx.Rngs,
+) -> Any:
+    """Builds a model whose convolutions are tiled with cells that they share.
+
+    Li & Yao, "KernelWarehouse", ICML 2024.
+
+    Args:
+        build: Builds the model, called as `build(conv=conv, rngs=rngs)`. It builds the
+            convolutions with `conv`, which has the signature of `nnx.Conv`, and must
+            build the same ones in the same order each time.
+        group_by: Answers a key for a layer, from its index, its geometry and its path
+            in the model; layers with one key share a warehouse.
+        ratio: The parameter budget, see `KernelWarehouse`, as the next four are.
+        in_ratio: The in-planes of a cell over the largest possible.
+        out_ratio: The out-planes of a cell over the largest possible.
+        spatial_partition: Whether a cell is one tap of a window.
+        assignment: The initial τ.
+        reduction: Of the attention, see `WarehouseConv`, as the next two are.
+        norm: What normalises inside of the attention.
+        implementation: How to convolve.
+        rngs: Where the initial parameters come from; `build` gets it too.
+
+    Returns:
+        What `build` returns, with the list of warehouses as its attribute `warehouses`.
+
+    Raises:
+        ValueError: If the layers of a group cannot share cells, or `build` builds other
+            layers the second time, or none at all.
+
+    Example:
+        >>> def build(conv, rngs):
+        ...     return nnx.Sequential(
+        ...         conv(3, 8, (3, 3), padding=1, use_bias=False, rngs=rngs),
+        ...         conv(8, 16, (3, 3), 2, padding=1, use_bias=False, rngs=rngs),
+        ...     )
+        >>> net = with_warehouses(
+        ...     build, group_by=lambda index, geometry, path: "all", rngs=nnx.Rngs(0)
+        ... )
+        >>> net(jnp.ones((2, 9, 7, 3))).shape
+        (2, 5, 4, 16)
+        >>> [warehouse.cells.shape for warehouse in net.warehouses]
+        [(171, 1, 1, 1, 8)]
+    """
+    requests, paths = _outline(build)
+    groups: dict[Hashable, list[int]] = {}
+    for index, (request, path) in enumerate(zip(requests, paths, strict=True)):
+        groups.setdefault(group_by(index, request.geometry, path), []).append(index)
+
+    def warehouse_of(key: Hashable, members: list[int]) -> KernelWarehouse:
+        try:
+            param_dtypes = {requests[index].param_dtype for index in members}
+            if len(param_dtypes) > 1:
+                names = ", ".join(sorted(map(str, param_dtypes)))
+                raise ValueError(f"`param_dtype` must be one for all, not {names}")
+            return KernelWarehouse(
+                [requests[index].geometry for index in members],
+                ratio=ratio,
+                in_ratio=in_ratio,
+                out_ratio=out_ratio,
+                spatial_partition=spatial_partition,
+                assignment=assignment,
+                param_dtype=param_dtypes.pop(),
+                rngs=rngs,
+            )
+        except ValueError as error:
+            names = ", ".join(paths[index] or str(index) for index in members)
+            raise ValueError(
+                f"the layers {names}, for which `group_by` answers {key!r}: {error}"
+            ) from None
+
+    warehouses = [warehouse_of(key, members) for key, members in groups.items()]
+    places = {
+        index: (warehouse, place)
+        for warehouse, members in zip(warehouses, groups.values(), strict=True)
+        for place, index in enumerate(members)
+    }
+    built: list[WarehouseConv] = []
+
+    def allocate(request: _Request, rngs: nnx.Rngs) -> WarehouseConv:
+        index = len(built)
+        if index == len(requests) or request != requests[index]:
+            first = requests[index] if index < len(requests) else "not at all"
+            raise ValueError(
+                f"`build` must build the same layers each time: layer {index} was "
+                f"{first}, and is now {request}"
+            )
+        warehouse, place = places[index]
+        layer = WarehouseConv(
+            warehouse,
+            place,
+            use_bias=request.use_bias,
+            reduction=reduction,
+            norm=norm,
+            implementation=implementation,
+            dtype=request.dtype,
+            rngs=rngs,
+        )
+        built.append(layer)
+        return layer
+
+    model = build(conv=_conv(allocate), rngs=rngs)
+    if len(built) < len(requests):
+        raise ValueError(
+            "`build` must build the same layers each time: at first it built "
+            f"{len(requests)}, then {len(built)}"
+        )
+    if hasattr(model, "warehouses"):
+        raise ValueError(
+            f"the model (a {type(model).__name__}) has an attribute `warehouses`; "
+            "rename that, the warehouses are kept there"
+        )
+    model.warehouses = nnx.List(warehouses)
+    return model

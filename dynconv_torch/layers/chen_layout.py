@@ -1,0 +1,131 @@
+"""The layout of the widely copied PyTorch port of Chen et al.'s dynamic convolution.
+
+    attention.fc1.weight (H, C, 1, 1)       a 1×1 convolution without bias
+    attention.fc2.weight (K, H, 1, 1)       a 1×1 convolution, with attention.fc2.bias
+    weight (K, O, C/g, *k), bias (K, O)     the experts
+
+The trailing ones are as many as there are spatial dimensions. It is the layer's own
+router under another name; its temperature is in no checkpoint, so that loading one
+leaves the temperature as it is.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+# The keys of a router; in the port's layout the first linear layer has no bias.
+REQUIRED = ("fc1.weight", "fc2.weight")
+OPTIONAL = ("fc2.bias",)
+
+
+def chen_options(
+    in_channels: int, num_experts: int = 4, *, ratio: float = 0.25
+) -> dict[str, Any]:
+    """Returns the options of a `DynamicConv2d` that loads the port's checkpoints.
+
+    Args:
+        in_channels: C, the number of input channels.
+        num_experts: K.
+        ratio: The hidden layer has H = int(C · ratio) + 1 units, or K of images of
+            three channels.
+
+    Example:
+        >>> from dynconv_torch import DynamicConv2d
+        >>> DynamicConv2d(16, 8, 3, **chen_options(16, num_experts=4)).fc1
+        Linear(in_features=16, out_features=5, bias=False)
+    """
+    hidden = num_experts if in_channels == 3 else int(in_channels * ratio) + 1
+    return dict(
+        num_experts=num_experts,
+        router_hidden_channels=hidden,
+        router_hidden_bias=False,
+    )
+
+
+def _layers(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, int]]:
+    """Yields the prefix and the rank of every dynamic convolution with its router."""
+    for key, shape in shapes.items():
+        prefix = key.removesuffix("weight")
+        is_layer = {key, *(f"{prefix}{name}" for name in REQUIRED)} <= shapes.keys()
+        if key == f"{prefix}weight" and len(shape) >= 4 and is_layer:
+            yield prefix, len(shape) - 3
+
+
+def from_chen_layout(
+    state_dict: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Tensor]:
+    """Renames what is in the port's layout; all else stays as it is.
+
+    Args:
+        state_dict: The state dict to load.
+        shapes: The keys that the module has, with their shapes.
+
+    Returns:
+        A new state dict in the layout of `DynamicConv2d`.
+
+    Example:
+        >>> import torch
+        >>> shapes = {"weight": (4, 8, 16, 3), "fc1.weight": (5, 16)}
+        >>> shapes |= {"fc2.weight": (4, 5)}
+        >>> state_dict = {"attention.fc1.weight": torch.ones(5, 16, 1)}
+        >>> from_chen_layout(state_dict, shapes)["fc1.weight"].shape
+        torch.Size([5, 16])
+    """
+    renamed: dict[str, tuple[str, int]] = {}
+    for prefix, rank in _layers(shapes):
+        names = (*REQUIRED, *OPTIONAL)
+        if not {f"{prefix}{name}" for name in names} & state_dict.keys():
+            for name in names:
+                axes = rank if name.endswith("weight") else 0
+                renamed[f"{prefix}attention.{name}"] = f"{prefix}{name}", axes
+    result = {}
+    for key, value in state_dict.items():
+        target, axes = renamed.get(key, (key, 0))
+        shape = tuple(getattr(value, "shape", ()))
+        if axes and shape[2:] != (1,) * axes:
+            target = key  # not a 1×1 convolution of this rank: left to be refused
+        elif axes:
+            value = value.reshape(shape[:2])
+        result[target] = value
+    return result
+
+
+def to_chen_layout(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns a state dict whose dynamic convolutions are in the port's layout.
+
+    What `load_state_dict` read from the port comes out bit for bit. The layout
+    has no place for temperatures: note them elsewhere.
+
+    Args:
+        state_dict: Of a layer or a model.
+
+    Raises:
+        ValueError: If a router has a bias in its first linear layer.
+
+    Example:
+        >>> from dynconv_torch import DynamicConv2d
+        >>> layer = DynamicConv2d(16, 8, 3, **chen_options(16))
+        >>> state_dict = to_chen_layout(layer.state_dict())
+        >>> state_dict["attention.fc2.weight"].shape
+        torch.Size([4, 5, 1, 1])
+    """
+    shapes = {key: tuple(value.shape) for key, value in state_dict.items()}
+    renamed: dict[str, tuple[str | None, int]] = {}
+    for prefix, rank in _layers(shapes):
+        if f"{prefix}fc1.bias" in state_dict:
+            raise ValueError(
+                f"`{prefix}fc1.bias` has no place in this layout, whose first linear "
+                "layer has no bias; build the layers with the options that "
+                "`chen_options` gives"
+            )
+        renamed[f"{prefix}temperature"] = None, 0
+        for name in (*REQUIRED, *OPTIONAL):
+            axes = rank if name.endswith("weight") else 0
+            renamed[f"{prefix}{name}"] = f"{prefix}attention.{name}", axes
+    result = {}
+    for key, value in state_dict.items():
+        target, axes = renamed.get(key, (key, 0))
+        if target is not None:
+            result[target] = value.reshape(*value.shape, *(1,) * axes)
+    return result

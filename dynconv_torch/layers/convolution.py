@@ -1,0 +1,90 @@
+"""What all layers that convolve share: their geometry, and inputs without a batch."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from dynconv_torch.functional.geometry import Geometry
+
+
+def as_one_kernel(
+    fn: Callable[[Tensor], Tensor], shape: torch.Size
+) -> Callable[[Tensor], Tensor]:
+    """Returns `fn` as it is to see stacked kernels: as one with all their outputs.
+
+    A memory format, which `Module.to` may apply, is for tensors of a certain number of
+    dimensions, and a stack has one more than a kernel of its rank.
+
+    Args:
+        fn: What `Module._apply` applies.
+        shape: The shape (K, O, ...) of the stack, by which it is known.
+
+    Example:
+        >>> stack = torch.ones(4, 8, 3, 5, 5)
+        >>> fn = as_one_kernel(
+        ...     lambda kernel: kernel.to(memory_format=torch.channels_last), stack.shape
+        ... )
+        >>> fn(stack).stride()
+        (600, 75, 1, 15, 3)
+    """
+
+    def apply(tensor: Tensor) -> Tensor:
+        if tensor.shape != shape:  # also true of the gradient
+            return fn(tensor)
+        return fn(tensor.flatten(0, 1)).unflatten(0, shape[:2])
+
+    return apply
+
+
+class ConvolutionNd(nn.Module):
+    """A layer whose geometry is that of `torch.nn.Conv2d`, under the same names.
+
+    A subclass has the attribute `rank`, its number of spatial dimensions.
+    """
+
+    rank: int
+    bias: nn.Parameter | None
+    implementation: str
+
+    def take_geometry(self, geometry: Geometry) -> None:
+        """Makes the parts of a geometry attributes of the layer."""
+        self.in_channels = geometry.in_channels
+        self.out_channels = geometry.out_channels
+        self.kernel_size = geometry.kernel_size
+        self.stride = geometry.stride
+        self.padding = geometry.padding
+        self.dilation = geometry.dilation
+        self.groups = geometry.groups
+
+    def is_unbatched(self, x: Tensor) -> bool:
+        """Whether `x` is one sample without a batch.
+
+        Raises:
+            ValueError: If the input does not fit the layer.
+        """
+        channel_axis = x.ndim - self.rank - 1
+        if channel_axis not in (0, 1) or x.shape[channel_axis] != self.in_channels:
+            raise ValueError(
+                f"`x` (shape {tuple(x.shape)}) must be (batch, in_channels, *spatial) "
+                f"or (in_channels, *spatial) with {self.rank} spatial dimension(s) and "
+                f"`in_channels` (={self.in_channels})"
+            )
+        return channel_axis == 0
+
+    def extra_repr(self) -> str:
+        """Returns the arguments of the layer, for its `repr`."""
+        parts = [
+            f"{self.in_channels}, {self.out_channels}",
+            f"kernel_size={self.kernel_size}, stride={self.stride}",
+            f"padding={self.padding}",
+        ]
+        if any(step != 1 for step in self.dilation):
+            parts.append(f"dilation={self.dilation}")
+        if self.groups != 1:
+            parts.append(f"groups={self.groups}")
+        if self.bias is not None:
+            parts.append("bias=True")
+        if self.implementation != "auto":
+            parts.append(f"implementation={self.implementation!r}")
+        return ", ".join(parts)

@@ -1,0 +1,250 @@
+"""Which convolutions of a network are dynamic, and where their attention comes from.
+
+Networks build their layers with `Convolutions`, which knows the choice of the user and,
+for each convolution, its role. Some members of the family take their attention from
+outside (`needs_attention`); all such layers of a block share the block's `routing_fn`.
+"""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from dynconv_torch import routing
+from dynconv_torch.layers.same_conv import SameConv2d
+
+Role = Literal["stem", "body", "downsample", "head"]
+
+CHOICES = ("paper", "all", "pointwise")
+
+
+class Convolutions:
+    """Builds the layers of one network: each convolution static or dynamic.
+
+    A convolution has a role: `"stem"` reads the images, `"body"` is in a block,
+    `"downsample"` is on a block's shortcut, `"head"` is after the last block. `dynamic`
+    says which are dynamic:
+
+    - `"paper"`: body and head, as the papers of the family have it;
+    - `"all"`: stem and shortcuts too;
+    - `"pointwise"`: the 1×1 convolutions of the body;
+    - an int n: the body of the last n stages.
+
+    Example:
+        >>> from dynconv_torch.layers import DynamicConv2d
+        >>> make = Convolutions(DynamicConv2d, "paper", stages=4)
+        >>> type(make(3, 8, 7, 2, role="stem")).__name__
+        'Conv2d'
+        >>> type(make(8, 8, 3, stage=1)).__name__
+        'DynamicConv2d'
+    """
+
+    def __init__(
+        self,
+        conv: Callable[..., Any] | None,
+        dynamic: str | int,
+        *,
+        stages: int,
+        padding: Any = None,
+        norm_options: Mapping[str, Any] = MappingProxyType({}),
+        init: Literal["torchvision", "efficientnet"] = "torchvision",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        """Keeps the choice.
+
+        Args:
+            conv: Builds a dynamic convolution, with the signature of `nn.Conv2d`; None
+                makes all static.
+            dynamic: Which convolutions `conv` builds.
+            stages: How many stages the network has.
+            padding: Of convolutions that do not say theirs, as in `nn.Conv2d`, or
+                `"tf_same"`; None pads by kernel_size // 2 on every side.
+            norm_options: Of every batch norm.
+            init: How kernels are drawn that are static: from N(0, 2 / fan_out), where
+                the fan-out is that of all groups or, for `"efficientnet"`, of one. The
+                latter holds for CondConv too, expert by expert, and draws its routers
+                from U(±1/√(fan_in + fan_out)).
+            device: Where the parameters are.
+            dtype: The dtype of every parameter.
+
+        Raises:
+            TypeError: If `conv` is not callable.
+            ValueError: If `dynamic` is no choice.
+        """
+        if conv is not None and not callable(conv):
+            raise TypeError(
+                f"`conv` (={conv!r}) must be a callable with the signature of "
+                "`nn.Conv2d`, or None; names of convolutions are for `create_model`"
+            )
+        is_count = isinstance(dynamic, int) and not isinstance(dynamic, bool)
+        if dynamic not in (range(1, stages + 1) if is_count else CHOICES):
+            raise ValueError(
+                f"`dynamic` (={dynamic!r}) must be 'paper', 'all', 'pointwise' or an "
+                f"int from 1 to {stages}, the number of last stages"
+            )
+        self.conv = conv
+        self.dynamic = dynamic
+        self.stages = stages
+        self.shared: dict[str, Any] = dict(device=device, dtype=dtype)
+        self.padding = padding
+        self.norm_options = norm_options
+        self.init = init
+        self.num_dynamic = 0
+
+    def is_dynamic(self, kernel_size: int, role: Role, stage: int) -> bool:
+        """Returns whether `dynamic` says so of the convolution."""
+        if self.dynamic == "all":
+            return True
+        if self.dynamic == "paper":
+            return role in ("body", "head")
+        if self.dynamic == "pointwise":
+            return role == "body" and kernel_size == 1
+        return role == "body" and stage > self.stages - int(self.dynamic)
+
+    def __call__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        *,
+        padding: Any = None,
+        groups: int = 1,
+        role: Role = "body",
+        stage: int = 0,
+    ) -> Any:
+        """Builds a square convolution without bias.
+
+        Args:
+            in_channels: C, the number of input channels.
+            out_channels: O, the number of output channels.
+            kernel_size: The side of the kernel.
+            stride: The step between windows.
+            padding: As in `nn.Conv2d`, or `"tf_same"`; None takes that of the network.
+            groups: The number of channel groups.
+            role: What the convolution is to the network.
+            stage: Which stage it is in, from 1.
+        """
+        if padding is None:
+            padding = kernel_size // 2 if self.padding is None else self.padding
+        options: dict[str, Any] = dict(
+            stride=stride,
+            padding=padding,
+            groups=groups,
+            bias=False,
+            **self.shared,
+        )
+        if self.conv is not None and self.is_dynamic(kernel_size, role, stage):
+            self.num_dynamic += 1
+            layer = self.conv(in_channels, out_channels, kernel_size, **options)
+            is_drawn = self.init == "efficientnet" and is_routed(layer)
+        else:
+            layer = static_conv(in_channels, out_channels, kernel_size, **options)
+            is_drawn = True
+        if is_drawn:
+            fan_out = kernel_size**2 * out_channels
+            if self.init == "efficientnet":
+                fan_out //= groups
+            nn.init.normal_(layer.weight, std=(2 / fan_out) ** 0.5)
+        return layer
+
+    def norm(self, channels: int, **options) -> nn.BatchNorm2d:
+        """Builds a batch norm; the options are those of `nn.BatchNorm2d`."""
+        return nn.BatchNorm2d(
+            channels, **{**self.norm_options, **options}, **self.shared
+        )
+
+    def router(self, in_channels: int, *layers: nn.Module | None) -> nn.Module | None:
+        """Builds the `routing_fn` that those of `layers` share which need one, if any.
+
+        Args:
+            in_channels: The number of channels of what the router is to see.
+            *layers: Convolutions, sequences of them, or None.
+
+        Raises:
+            ValueError: If they differ in their number of experts.
+        """
+        parts: list[Any] = [
+            part
+            for layer in layers
+            if layer is not None
+            for part in layer.modules()
+            if is_routed(part)
+        ]
+        counts = {part.num_experts for part in parts}
+        if len(counts) > 1:
+            raise ValueError(
+                f"the convolutions of a block have {sorted(counts)} experts; they "
+                "share one attention, so `num_experts` must be the same for all"
+            )
+        for num_experts in counts:
+            router = routing.SigmoidRouter(in_channels, num_experts, **self.shared)
+            if self.init == "efficientnet":
+                bound = (in_channels + num_experts) ** -0.5
+                nn.init.uniform_(router.weight, -bound, bound)
+                nn.init.zeros_(router.bias)
+            return router
+        return None
+
+    def check_used(self) -> None:
+        """Raises a ValueError if there was a `conv` and no place for it."""
+        if self.conv is not None and not self.num_dynamic:
+            raise ValueError(
+                f"`dynamic` (={self.dynamic!r}) makes no convolution of this network "
+                "dynamic; choose another, or leave `conv` out"
+            )
+
+
+def is_routed(layer: Any) -> bool:
+    """Returns whether a layer takes its attention from outside."""
+    return getattr(layer, "needs_attention", False)
+
+
+def static_conv(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int,
+    *,
+    padding: Any,
+    **options,
+) -> nn.Conv2d:
+    """Returns an `nn.Conv2d`, or one that pads as TensorFlow does."""
+    if padding == "tf_same":
+        return SameConv2d(in_channels, out_channels, kernel_size, **options)
+    return nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding, **options)
+
+
+def route(routing_fn: nn.Module | None, x: Tensor) -> Tensor | None:
+    """Returns the attention of a router, or None where there is no router."""
+    return None if routing_fn is None else routing_fn(x)
+
+
+def apply(layer: Any, x: Tensor, attention: Tensor | None) -> Tensor:
+    """Applies a layer, with the attention if it takes that from outside.
+
+    Example:
+        >>> apply(nn.ReLU(), torch.tensor([-1.0, 2.0]), None).tolist()
+        [0.0, 2.0]
+    """
+    if isinstance(layer, RoutedSequential) or is_routed(layer):
+        return layer(x, attention)
+    return layer(x)
+
+
+class RoutedSequential(nn.Sequential):
+    """Layers in a row; those that take their attention from outside are given it.
+
+    Example:
+        >>> layers = RoutedSequential(nn.Linear(3, 8), nn.ReLU())
+        >>> layers(torch.ones(2, 3)).shape
+        torch.Size([2, 8])
+    """
+
+    def forward(self, x: Tensor, attention: Tensor | None = None) -> Tensor:
+        """Applies the layers in turn."""
+        for layer in self:
+            x = apply(layer, x, attention)
+        return x

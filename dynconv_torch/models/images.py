@@ -1,0 +1,31 @@
+"""What the classifiers of images share: the check of their input, and pooling."""
+
+from torch import Tensor
+
+from dynconv_torch.routing import at_least_float32
+
+
+def check_images(x: Tensor, in_channels: int) -> None:
+    """Raises a ValueError unless `x` is (B, in_channels, H, W)."""
+    if x.ndim != 4 or x.shape[1] != in_channels:
+        raise ValueError(
+            f"`x` (shape {tuple(x.shape)}) must be (batch, in_channels, height, "
+            f"width) with `in_channels` (={in_channels})"
+        )
+
+
+def global_average_pool(x: Tensor) -> Tensor:
+    """Returns the mean over all pixels, summed in float32 at least.
+
+    Args:
+        x: Shape (B, C, H, W).
+
+    Returns:
+        Shape (B, C).
+
+    Example:
+        >>> import torch
+        >>> global_average_pool(torch.arange(6.0).reshape(1, 1, 2, 3)).tolist()
+        [[2.5]]
+    """
+    return x.mean((2, 3), dtype=at_least_float32(x.dtype)).to(x.dtype)

@@ -1,0 +1,211 @@
+"""MobileNetV2, with static or dynamic convolutions."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dynconv_torch.functional.geometry import positive_int
+from dynconv_torch.models.convolutions import Convolutions, RoutedSequential, route
+from dynconv_torch.models.images import check_images, global_average_pool
+
+# The paper's: expansion, output channels, blocks, stride of the first block.
+STAGES = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 2),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
+
+
+def make_divisible(value: float, divisor: int = 8) -> int:
+    """Rounds a number of channels to a multiple, and down by a tenth at the most.
+
+    Example:
+        >>> make_divisible(32 * 0.35), make_divisible(24 * 0.75)
+        (16, 24)
+    """
+    rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * value else rounded
+
+
+def conv_norm_relu6(
+    make: Convolutions, in_channels: int, out_channels: int, *place: int, **options
+) -> RoutedSequential:
+    """Returns convolution → batch norm → ReLU6; the arguments are the convolution's."""
+    return RoutedSequential(
+        make(in_channels, out_channels, *place, **options),
+        make.norm(out_channels),
+        nn.ReLU6(),
+    )
+
+
+class InvertedResidual(nn.Module):
+    """Expand by a 1×1 convolution, 3×3 depthwise, project by a 1×1 convolution.
+
+    Attributes:
+        conv: The layers; without the first where there is nothing to expand.
+        routing_fn: Answers the attention for those that need one, or None.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int,
+        expansion: int,
+        *,
+        stage: int,
+        make: Convolutions,
+    ):
+        """Builds the block.
+
+        Args:
+            in_channels: The number of input channels.
+            out_channels: The number of output channels.
+            stride: The step of the depthwise convolution.
+            expansion: How many times wider the depthwise convolution is.
+            stage: The stage of the network, from 1.
+            make: Builds the layers.
+        """
+        super().__init__()
+        hidden = in_channels * expansion
+        layers: list[nn.Module] = []
+        if expansion != 1:
+            layers.append(conv_norm_relu6(make, in_channels, hidden, 1, stage=stage))
+        layers.append(
+            conv_norm_relu6(make, hidden, hidden, 3, stride, groups=hidden, stage=stage)
+        )
+        layers.append(make(hidden, out_channels, 1, stage=stage))
+        layers.append(make.norm(out_channels))
+        self.conv = RoutedSequential(*layers)
+        self.has_shortcut = stride == 1 and in_channels == out_channels
+        self.routing_fn = make.router(in_channels, self.conv)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Applies the block to (B, in_channels, H, W)."""
+        y = self.conv(x, route(self.routing_fn, x))
+        return x + y if self.has_shortcut else y
+
+
+class MobileNetV2(nn.Module):
+    """MobileNetV2: stem, seven stages of inverted residuals, a 1×1 convolution, a head.
+
+    Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", CVPR 2018,
+    table 2. The parameters are named and drawn as torchvision's.
+
+    Attributes:
+        features: The stem, the blocks, and the last convolution.
+        classifier: Dropout and the linear head.
+
+    Example:
+        >>> net = MobileNetV2(10, width_mult=0.25).eval()
+        >>> net(torch.ones(2, 3, 40, 33)).shape
+        torch.Size([2, 10])
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 1000,
+        *,
+        stages: Sequence[tuple[int, int, int, int]] = STAGES,
+        conv: Callable[..., Any] | None = None,
+        dynamic: str | int = "paper",
+        width_mult: float = 1.0,
+        in_channels: int = 3,
+        dropout: float = 0.2,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        """Builds the network.
+
+        Args:
+            num_classes: The number of logits.
+            stages: Of each stage the expansion, the output channels, the number of
+                blocks, and the stride of the first.
+            conv: Builds the dynamic convolutions, with the signature of `nn.Conv2d`,
+                such as `DynamicConv2d` or `functools.partial(DynamicConv2d,
+                num_experts=8)` (also one without a router, that takes the attention of
+                its block); None makes all static.
+            dynamic: Which convolutions are dynamic: `"paper"` (all but the stem),
+                `"all"`, `"pointwise"` (the 1×1 convolutions of the blocks), or an int
+                n, the blocks of the last n stages.
+            width_mult: Multiplies all widths; they are rounded to multiples of 8, and
+                the last convolution is never narrower than at 1.
+            in_channels: The number of channels of the images.
+            dropout: The rate of the dropout before the head.
+            device: Where the parameters are.
+            dtype: The dtype of the parameters.
+
+        Raises:
+            TypeError: If a count is not an integer, or `conv` is not callable.
+            ValueError: If a value is out of range.
+        """
+        super().__init__()
+        self.in_channels = positive_int("in_channels", in_channels)
+        positive_int("num_classes", num_classes)
+        if not width_mult > 0:
+            raise ValueError(f"`width_mult` (={width_mult}) must be positive")
+        make = Convolutions(
+            conv, dynamic, stages=len(stages), device=device, dtype=dtype
+        )
+
+        width = make_divisible(32 * width_mult)
+        features: list[nn.Module] = [
+            conv_norm_relu6(make, in_channels, width, 3, 2, role="stem")
+        ]
+        for stage, (expansion, channels, depth, first) in enumerate(stages, start=1):
+            channels = make_divisible(channels * width_mult)
+            for index in range(depth):
+                stride = first if index == 0 else 1
+                features.append(
+                    InvertedResidual(
+                        width, channels, stride, expansion, stage=stage, make=make
+                    )
+                )
+                width = channels
+        last = make_divisible(1280 * max(1.0, width_mult))
+        features.append(conv_norm_relu6(make, width, last, 1, role="head"))
+        self.features = nn.Sequential(*features)
+        self.stem_routing_fn = make.router(in_channels, features[0])
+        self.head_routing_fn = make.router(width, features[-1])
+        linear = nn.Linear(last, num_classes, device=device, dtype=dtype)
+        nn.init.normal_(linear.weight, std=0.01)
+        nn.init.zeros_(linear.bias)
+        self.classifier = nn.Sequential(nn.Dropout(dropout), linear)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Classifies images.
+
+        Args:
+            x: Shape (B, in_channels, H, W).
+
+        Returns:
+            Logits, shape (B, num_classes).
+
+        Raises:
+            ValueError: If the input does not fit the network.
+        """
+        check_images(x, self.in_channels)
+        stem, *blocks, head = self.features
+        x = stem(x, route(self.stem_routing_fn, x))
+        for block in blocks:
+            x = block(x)
+        x = head(x, route(self.head_routing_fn, x))
+        return self.classifier(global_average_pool(x))
+
+
+def mobilenet_v2(num_classes: int = 1000, **options) -> MobileNetV2:
+    """Returns MobileNetV2; the options are those of `MobileNetV2`.
+
+    Example:
+        >>> from dynconv_torch import DynamicConv2d
+        >>> net = mobilenet_v2(10, conv=DynamicConv2d, device="meta")
+        >>> net.features[18][0].weight.shape
+        torch.Size([4, 1280, 320, 1, 1])
+    """
+    return MobileNetV2(num_classes, **options)

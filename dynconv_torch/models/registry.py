@@ -1,0 +1,133 @@
+"""Models by name, for programs that read the name from a command line or a file."""
+
+import difflib
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from dynconv_torch.layers import CondConv2d, DecomposedConv2d, DynamicConv2d, ODConv2d
+from dynconv_torch.models.dynamic_net import DynamicNet
+from dynconv_torch.models.efficientnet_cc import (
+    efficientnet_cc_b0_4e,
+    efficientnet_cc_b0_8e,
+    efficientnet_cc_b1_8e,
+    tf_efficientnet_cc_b0_4e,
+    tf_efficientnet_cc_b0_8e,
+    tf_efficientnet_cc_b1_8e,
+)
+from dynconv_torch.models.mobilenet_v2 import mobilenet_v2
+from dynconv_torch.models.resnet import resnet18, resnet34, resnet50
+from dynconv_torch.models.warehouses import with_warehouses
+
+MODELS: dict[str, Callable[..., Any]] = {
+    "dynamic_net": DynamicNet,
+    "efficientnet_cc_b0_4e": efficientnet_cc_b0_4e,
+    "efficientnet_cc_b0_8e": efficientnet_cc_b0_8e,
+    "efficientnet_cc_b1_8e": efficientnet_cc_b1_8e,
+    "tf_efficientnet_cc_b0_4e": tf_efficientnet_cc_b0_4e,
+    "tf_efficientnet_cc_b0_8e": tf_efficientnet_cc_b0_8e,
+    "tf_efficientnet_cc_b1_8e": tf_efficientnet_cc_b1_8e,
+    "mobilenet_v2": mobilenet_v2,
+    "resnet18": resnet18,
+    "resnet34": resnet34,
+    "resnet50": resnet50,
+}
+
+CONVOLUTIONS: dict[str, Callable[..., Any] | None] = {
+    "static": None,
+    "condconv": CondConv2d,
+    "decomposed": DecomposedConv2d,
+    "dynamic": DynamicConv2d,
+    "kernel_warehouse": with_warehouses,  # which builds the model, not a layer
+    "odconv": ODConv2d,
+}
+
+
+def list_convolutions() -> list[str]:
+    """Returns the names that `create_model` knows for `conv`.
+
+    Example:
+        >>> "odconv" in list_convolutions()
+        True
+    """
+    return sorted(CONVOLUTIONS)
+
+
+def list_models() -> list[str]:
+    """Returns the names that `create_model` knows.
+
+    Example:
+        >>> "resnet18" in list_models()
+        True
+    """
+    return sorted(MODELS)
+
+
+def create_model(
+    name: str,
+    num_classes: int | None = None,
+    *,
+    conv: str | Callable[..., Any] | None = None,
+    conv_options: Mapping[str, Any] | None = None,
+    **options,
+) -> nn.Module:
+    """Builds a model by name.
+
+    Args:
+        name: One of `list_models()`.
+        num_classes: The number of logits; None leaves it to the model.
+        conv: What its convolutions are: one of `list_convolutions()`, or a
+            callable with the signature of `nn.Conv2d`; None leaves it to the model.
+        conv_options: Options of the convolution, such as `{"num_experts": 8}`; of
+            `"kernel_warehouse"` those of `with_warehouses`.
+        **options: Options of the model.
+
+    Raises:
+        TypeError: If the model or the convolution does not take an option.
+        ValueError: If a name is not known (the error suggests others), or there are
+            options for no convolution.
+
+    Example:
+        >>> net = create_model(
+        ...     "resnet18",
+        ...     num_classes=10,
+        ...     conv="dynamic",
+        ...     conv_options={"num_experts": 8},
+        ...     dynamic=1,
+        ...     device="meta",
+        ... )
+        >>> net.layer4[0].conv1.weight.shape
+        torch.Size([8, 512, 256, 3, 3])
+    """
+    build = _look_up("name", name, MODELS)
+    if num_classes is not None:
+        options["num_classes"] = num_classes
+    if conv == "static":
+        options["conv"] = None  # also where the model has others by default
+    layer: Callable[..., Any] | None = (
+        _look_up("conv", conv, CONVOLUTIONS) if isinstance(conv, str) else conv
+    )
+    if layer is None and conv_options:
+        raise ValueError(
+            f"`conv_options` (={dict(conv_options)!r}) are of a dynamic convolution; "
+            "choose one by `conv`, such as 'dynamic'"
+        )
+    if layer is not None:
+        if layer is with_warehouses:
+            build = functools.partial(build, **options)
+            return with_warehouses(build, **conv_options or {})
+        options["conv"] = functools.partial(layer, **conv_options or {})
+    return build(**options)
+
+
+def _look_up(argument: str, name: str, table: Mapping[str, Any]) -> Any:
+    """Returns a row of a table, or says which names are near."""
+    if name in table:
+        return table[name]
+    near = difflib.get_close_matches(str(name), table, cutoff=0.5)
+    guess = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+    raise ValueError(
+        f"`{argument}` (={name!r}) is not known; {guess}There are {sorted(table)}"
+    )

@@ -1,0 +1,133 @@
+"""Networks to test: twins with lively weights, and lists of what is dynamic in them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from flax import nnx
+
+import dynconv_jax
+import dynconv_torch
+from parity_tests.parity import as_torch, channels_first
+
+
+def enliven(net: torch.nn.Module, images: np.ndarray, rng: np.random.Generator) -> None:
+    """Draws the batch norms of a network, and fits their statistics to the images.
+
+    So activations neither explode nor vanish, however deep the network, and no mean is
+    zero but for rounding, as it would be behind a layer that is linear in inputs of
+    mean zero.
+
+    Args:
+        net: The network, changed in place.
+        images: Channels last.
+        rng: Draws the parameters and disturbs the statistics.
+    """
+    kinds = torch.nn.BatchNorm1d, torch.nn.BatchNorm2d
+    norms: list[Any] = [part for part in net.modules() if isinstance(part, kinds)]
+    with torch.no_grad():
+        for norm in norms:
+            shape = tuple(norm.weight.shape)
+            norm.weight.copy_(torch.from_numpy(rng.uniform(0.5, 1.5, shape)))
+            norm.bias.copy_(torch.from_numpy(rng.normal(size=shape)))
+            norm.momentum = 1.0
+        net.train()
+        net(as_torch(channels_first(images)))
+        for norm in norms:
+            norm.momentum = 0.1
+            disturbance = rng.uniform(0.7, 1.4, tuple(norm.weight.shape))
+            norm.running_var.mul_(torch.from_numpy(disturbance))
+            norm.num_batches_tracked.fill_(int(rng.integers(1, 100)))
+
+
+def twins(
+    jax_net: Callable[..., Any],
+    torch_net: Callable[..., Any],
+    images: np.ndarray,
+    rng: np.random.Generator,
+    *arguments: Any,
+    conv: tuple[Any, Any] = (None, None),
+    **options: Any,
+) -> tuple[nnx.Module, torch.nn.Module]:
+    """Builds a network in both frameworks, in float64, the JAX one abstract.
+
+    Args:
+        jax_net: Builds the JAX network.
+        torch_net: Builds the PyTorch network.
+        images: Channels last; what the network is to see.
+        rng: Draws the parameters.
+        *arguments: Of both.
+        conv: What builds the dynamic convolutions of either.
+        **options: Further options of both.
+    """
+    ours = nnx.eval_shape(
+        lambda: jax_net(
+            *arguments,
+            conv=conv[0],
+            param_dtype=jnp.float64,
+            rngs=nnx.Rngs(0),
+            **options,
+        )
+    )
+    theirs = torch_net(*arguments, conv=conv[1], dtype=torch.float64, **options)
+    enliven(theirs, images, rng)
+    return ours, theirs
+
+
+def dynamic_layers(net: nnx.Module | torch.nn.Module) -> list[str]:
+    """Returns the names of the dynamic convolutions, as PyTorch writes them."""
+    if isinstance(net, torch.nn.Module):
+        kind = dynconv_torch.DynamicConv2d
+        return sorted(n for n, part in net.named_modules() if isinstance(part, kind))
+    kind = dynconv_jax.DynamicConv
+    paths = [path for path, part in nnx.iter_modules(net) if isinstance(part, kind)]
+    names = [".".join(str(part) for part in path) for path in paths]
+    return sorted(name.replace("layers.", "") for name in names)
+
+
+class RoutedConv(dynconv_jax.DynamicConv):
+    """A dynamic convolution that has no router, as those that blocks route."""
+
+    needs_attention = True
+
+    def __init__(self, *arguments, num_experts: int = 3, **options):
+        """Builds the layer."""
+        super().__init__(
+            *arguments, num_experts=num_experts, router=no_router, **options
+        )
+
+
+class RoutedConv2d(dynconv_torch.DynamicConv2d):
+    """The twin of `RoutedConv`."""
+
+    needs_attention = True
+
+    def __init__(self, *arguments, num_experts: int = 3, **options):
+        """Builds the layer."""
+        super().__init__(
+            *arguments, num_experts=num_experts, router=no_router, **options
+        )
+
+
+def no_router(inputs: Any) -> Any:
+    """Says that the attention was to come from outside."""
+    raise AssertionError("the layer was not given the attention of its block")
+
+
+class LinearRouter(nnx.Linear):
+    """The sigmoid of a linear layer of the pooled inputs."""
+
+    def __call__(self, inputs, out_sharding=None):
+        """Returns the attention (B, K)."""
+        return jax.nn.sigmoid(super().__call__(inputs.mean(axis=(1, 2))))
+
+
+class LinearRouter2d(torch.nn.Linear):
+    """The twin of `LinearRouter`."""
+
+    def forward(self, x):  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Returns the attention (B, K)."""
+        return torch.sigmoid(super().forward(x.mean((2, 3))))

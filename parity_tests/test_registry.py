@@ -1,0 +1,138 @@
+"""Models by name: the same names in both frameworks, and help with wrong ones."""
+
+import jax
+import pytest
+import torch
+from flax import nnx
+
+import dynconv_jax
+import dynconv_torch
+from dynconv_jax.models import registry
+from dynconv_jax.weights.torch_layout import torch_shapes
+from dynconv_torch.models import registry as torch_registry
+
+
+def abstract(name, *arguments, **options):
+    return nnx.eval_shape(
+        lambda: dynconv_jax.create_model(name, *arguments, rngs=nnx.Rngs(0), **options)
+    )
+
+
+def on_meta(name, *arguments, **options):
+    return dynconv_torch.create_model(name, *arguments, device="meta", **options)
+
+
+BUILDERS = pytest.mark.parametrize("build", [abstract, on_meta])
+
+
+def shapes_of(net):
+    if isinstance(net, torch.nn.Module):
+        return {key: tuple(value.shape) for key, value in net.state_dict().items()}
+    return torch_shapes(net)
+
+
+def test_both_frameworks_know_the_same_names():
+    assert dynconv_jax.list_models() == dynconv_torch.list_models()
+    assert set(dynconv_jax.list_models()) >= {
+        *("dynamic_net", "mobilenet_v2", "resnet18", "resnet34", "resnet50")
+    }
+    assert registry.CONVOLUTIONS.keys() == torch_registry.CONVOLUTIONS.keys()
+
+
+@pytest.mark.parametrize("conv", registry.CONVOLUTIONS)
+@pytest.mark.parametrize("name", ["mobilenet_v2", "resnet18", "resnet50"])
+def test_both_frameworks_agree_on_keys_for_every_convolution(name, conv):
+    assert shapes_of(abstract(name, 7, conv=conv)) == shapes_of(
+        on_meta(name, 7, conv=conv)
+    )
+
+
+@BUILDERS
+def test_options_reach_the_model_and_its_convolutions(build):
+    net = build(
+        "resnet18",
+        num_classes=7,
+        conv="dynamic",
+        conv_options={"num_experts": 3, "reduction": 8},
+        dynamic=1,
+    )
+    shapes = shapes_of(net)
+    assert shapes["fc.bias"] == (7,)
+    assert shapes["layer3.0.conv1.weight"] == (256, 128, 3, 3)
+    assert shapes["layer4.0.conv1.weight"] == (3, 512, 256, 3, 3)
+    assert shapes["layer4.0.conv1.fc1.weight"] == (32, 256)
+
+
+@pytest.mark.parametrize(
+    ("build", "conv"),
+    [(abstract, dynconv_jax.DynamicConv), (on_meta, dynconv_torch.DynamicConv2d)],
+)
+def test_a_convolution_may_be_given_itself(build, conv):
+    by_name, by_class = (
+        shapes_of(build("resnet18", conv=given, conv_options={"num_experts": 2}))
+        for given in ("dynamic", conv)
+    )
+    assert by_name == by_class
+
+
+@BUILDERS
+def test_without_a_convolution_a_model_is_static(build):
+    static = shapes_of(build("resnet18"))
+    assert static == shapes_of(build("resnet18", conv="static"))
+    assert static["fc.bias"] == (1000,)
+    assert static["layer1.0.conv1.weight"] == (64, 64, 3, 3)
+
+
+@BUILDERS
+def test_dynamic_net_is_made_of_its_own_convolutions(build):
+    shapes = shapes_of(build("dynamic_net", num_experts=3))
+    assert shapes["fc.bias"] == (10,)
+    assert shapes["stage1.dyn.weight"] == (3, 64, 32, 3, 3)
+    with pytest.raises(ValueError, match="`conv`.*'dynamic_net' cannot be chosen"):
+        build("dynamic_net", conv="dynamic")
+
+
+@BUILDERS
+@pytest.mark.parametrize(
+    ("wrong", "near"), [("resnet81", "'resnet18'"), ("mobilenetv2", "'mobilenet_v2'")]
+)
+def test_a_misspelt_model_is_answered_with_near_names(build, wrong, near):
+    with pytest.raises(ValueError, match=f"`name` .='{wrong}'.*did you mean {near}"):
+        build(wrong)
+
+
+@BUILDERS
+def test_a_misspelt_convolution_is_answered_with_near_names(build):
+    with pytest.raises(ValueError, match="`conv` .='dynamik'.*did you mean 'dynamic'"):
+        build("resnet18", conv="dynamik")
+
+
+@BUILDERS
+def test_a_name_like_no_other_is_answered_with_all(build):
+    with pytest.raises(ValueError, match=r"`name` .='xyz'. is not known; There are \["):
+        build("xyz")
+
+
+@BUILDERS
+@pytest.mark.parametrize("conv", [None, "static"])
+def test_options_of_no_convolution_are_refused(build, conv):
+    with pytest.raises(ValueError, match="`conv_options` .*choose one by `conv`"):
+        build("resnet18", conv=conv, conv_options={"num_experts": 2})
+
+
+@BUILDERS
+def test_an_option_that_the_model_does_not_take_is_refused(build):
+    with pytest.raises(TypeError, match="width_mult"):
+        build("resnet18", width_mult=0.5)
+
+
+def test_models_of_the_registry_run():
+    for name in dynconv_jax.list_models():
+
+        def logits(images, name=name):
+            return dynconv_jax.create_model(name, 7, rngs=nnx.Rngs(0))(images)
+
+        images = jax.ShapeDtypeStruct((2, 33, 40, 3), "float32")
+        assert jax.eval_shape(logits, images).shape == (2, 7)
+        net = on_meta(name, 7).eval()
+        assert net(torch.ones(2, 3, 33, 40, device="meta")).shape == (2, 7)
