@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import dynconv_jax
 import dynconv_torch
+from parity_tests.parity import copy_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +117,41 @@ class Case:
         if layer.bias is not None:
             layer.bias.data.normal_()
         return layer
+
+
+# What PyTorch's layers call otherwise than flax's.
+JAX_WORDS = {
+    "stride": "strides",
+    "dilation": "kernel_dilation",
+    "groups": "feature_group_count",
+}
+
+
+def jax_twin(
+    torch_layer, cls, channels, outputs, kernel_size, dtype="float64", **options
+):
+    """Builds the JAX layer that a PyTorch layer is the twin of, with its parameters.
+
+    Args:
+        torch_layer: The PyTorch layer.
+        cls: The class of the JAX layer.
+        channels: C.
+        outputs: O.
+        kernel_size: One per dimension.
+        dtype: Of the parameters.
+        **options: Those of `torch_layer`, in PyTorch's words.
+    """
+    named = {JAX_WORDS.get(name, name): value for name, value in options.items()}
+
+    def build():
+        rngs = nnx.Rngs(0)
+        return cls(
+            channels, outputs, kernel_size, param_dtype=dtype, rngs=rngs, **named
+        )
+
+    layer = nnx.eval_shape(build)  # what it would draw is not needed
+    copy_weights(torch_layer, layer)
+    return layer
 
 
 CASES = {

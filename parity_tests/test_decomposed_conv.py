@@ -1,4 +1,4 @@
-"""DecomposedConv: parity, its equations once more, pooling, sizes that must agree."""
+"""DecomposedConv: parity, its equations once more, sizes that must agree."""
 
 import re
 from typing import Any
@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 import dynconv_torch
 from dynconv_jax import DecomposedConv, load_torch_state_dict, to_torch_state_dict
-from dynconv_jax.functional.pooling import adaptive_avg_pool
 from dynconv_jax.routing import Attention
-from parity_tests.parity import assert_close, assert_parity, copy_weights, torch_state
+from parity_tests.cases import jax_twin
+from parity_tests.parity import assert_close, assert_parity, torch_state
 
 
 def torch_layer(channels, outputs, kernel_size, dtype=torch.float64, **options):
@@ -33,26 +33,10 @@ def torch_layer(channels, outputs, kernel_size, dtype=torch.float64, **options):
 
 def layers(channels, outputs, kernel_size, dtype="float64", **options):
     """The same layer in both frameworks, with the same parameters."""
-    words = {"stride": "strides", "groups": "feature_group_count"}
-    words |= {"dilation": "kernel_dilation"}
-    theirs = torch_layer(
-        channels, outputs, kernel_size, getattr(torch, dtype), **options
-    )
-    options = {words.get(name, name): value for name, value in options.items()}
-
-    def build():
-        return DecomposedConv(
-            channels,
-            outputs,
-            kernel_size,
-            param_dtype=dtype,
-            rngs=nnx.Rngs(0),
-            **options,
-        )
-
-    ours = nnx.eval_shape(build)  # what it would draw is not needed
-    copy_weights(theirs, ours)
-    return ours, theirs
+    width = getattr(torch, dtype)
+    theirs = torch_layer(channels, outputs, kernel_size, width, **options)
+    arguments = (channels, outputs, kernel_size)
+    return jax_twin(theirs, DecomposedConv, *arguments, dtype, **options), theirs
 
 
 # name: (shape of the inputs, outputs, kernel, options)
@@ -205,24 +189,6 @@ def test_layer_computes_the_equations(name, training):
         return {name: value.numpy() for name, value in found.items()}
 
     assert_close(results(actual), results(expected), dtype="float64", floor=1e-4)
-
-
-# Pooling
-
-
-@pytest.mark.parametrize("spatial", [(1,), (5,), (2, 7), (1, 1), (3, 1, 4)])
-@pytest.mark.parametrize("bins", [1, 2, 3])
-def test_adaptive_pooling_is_that_of_pytorch(spatial, bins, rng):
-    x = rng.normal(size=(2, *spatial, 3))
-    pool = getattr(F, f"adaptive_avg_pool{len(spatial)}d")
-    expected = pool(torch.from_numpy(x).movedim(-1, 1), bins).movedim(1, -1)
-    actual = adaptive_avg_pool(jnp.asarray(x), bins, "float64")
-    assert_close({"means": actual}, {"means": expected.numpy()}, dtype="float64")
-
-
-def test_pooled_sums_are_taken_in_the_dtype_asked_for():
-    pooled = adaptive_avg_pool(jnp.ones((2, 5, 4), jnp.bfloat16), 2, "float32")
-    assert pooled.dtype == jnp.float32
 
 
 # Weights
@@ -400,7 +366,7 @@ def test_scale_and_phi_are_recorded_by_name(rng):
     expected = layer.decomposition(x)._asdict()
     _, captured = nnx.capture(layer, Attention)(x)
     recorded = {
-        path[-1]: variable.get_value()[0]
+        str(path[-1]): variable.get_value()[0]
         for path, variable in nnx.to_flat_state(captured)
     }
     assert_close(recorded, expected, dtype="float64")

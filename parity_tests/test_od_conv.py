@@ -21,7 +21,8 @@ from dynconv_jax import (
     to_torch_state_dict,
 )
 from dynconv_jax.routing import Attention
-from parity_tests.parity import assert_close, assert_parity, copy_weights, torch_state
+from parity_tests.cases import jax_twin
+from parity_tests.parity import assert_close, assert_parity, torch_state
 
 
 def torch_layer(channels, outputs, kernel_size, dtype=torch.float64, **options):
@@ -36,26 +37,10 @@ def torch_layer(channels, outputs, kernel_size, dtype=torch.float64, **options):
 
 def layers(channels, outputs, kernel_size, dtype="float64", **options):
     """The same layer in both frameworks, with the same parameters."""
-    words = {"stride": "strides", "groups": "feature_group_count"}
-    words |= {"dilation": "kernel_dilation"}
-    theirs = torch_layer(
-        channels, outputs, kernel_size, getattr(torch, dtype), **options
-    )
-    options = {words.get(name, name): value for name, value in options.items()}
-
-    def build():
-        return ODConv(
-            channels,
-            outputs,
-            kernel_size,
-            param_dtype=dtype,
-            rngs=nnx.Rngs(0),
-            **options,
-        )
-
-    ours = nnx.eval_shape(build)  # what it would draw is not needed
-    copy_weights(theirs, ours)
-    return ours, theirs
+    width = getattr(torch, dtype)
+    theirs = torch_layer(channels, outputs, kernel_size, width, **options)
+    arguments = (channels, outputs, kernel_size)
+    return jax_twin(theirs, ODConv, *arguments, dtype, **options), theirs
 
 
 # name: (shape of the inputs, outputs, kernel, options)
@@ -149,25 +134,22 @@ def plain_od_conv(x, state, temperature, training, stride, padding, groups=1):
     rows = []
     for sample, hidden in zip(x, normed.clamp(min=0), strict=True):
 
-        def head(name, squash, absent, hidden=hidden):
+        def head(name, squash=torch.sigmoid, hidden=hidden):
             if f"attention.{name}_fc.weight" not in state:
-                return absent
+                return torch.ones(1).to(x)
             return squash(linear(f"{name}_fc", hidden) / temperature)
 
         ones = (1,) * (x.ndim - 2)
         experts = state["weight"]
-        channel = head("channel", torch.sigmoid, None).reshape(-1, *ones)
-        taps = head("spatial", torch.sigmoid, torch.ones(1).to(x))
-        taps = taps.reshape(experts.shape[3:])
-        weights = head("kernel", lambda z: torch.softmax(z, 0), torch.ones(1).to(x))
+        taps = head("spatial").reshape(experts.shape[3:])
+        weights = head("kernel", lambda logits: torch.softmax(logits, 0))
         kernel = 0
         for weight, expert in zip(weights, experts, strict=True):
             kernel = kernel + weight * taps * expert
+        weighed = head("channel").reshape(-1, *ones) * sample
         convolve = getattr(F, f"conv{x.ndim - 2}d")
-        y = convolve((channel * sample)[None], kernel, None, stride, padding, 1, groups)
-        rows.append(
-            y[0] * head("filter", torch.sigmoid, torch.ones(1).to(x)).reshape(-1, *ones)
-        )
+        y = convolve(weighed[None], kernel, None, stride, padding, 1, groups)[0]
+        rows.append(head("filter").reshape(-1, *ones) * y)
     return torch.stack(rows)
 
 
@@ -304,15 +286,20 @@ def test_parameters_are_drawn_as_published():
 
 
 def test_trunk_has_the_width_asked_for():
-    for channels, options, width in (
-        (512, {}, 32),
-        (64, {}, 16),
-        (64, dict(reduction=2), 32),
-        (64, dict(min_hidden=5), 5),
+    for channels, reduction, min_hidden, width in (
+        (512, 16, 16, 32),
+        (64, 16, 16, 16),
+        (64, 2, 16, 32),
+        (64, 16, 3, 4),
     ):
-        ours, theirs = layers(channels, 4, (1,), **options)
+        ours, theirs = layers(
+            channels, 4, (1,), reduction=reduction, min_hidden=min_hidden
+        )
         assert ours.attention.fc.kernel.shape == (channels, width)
         assert theirs.attention.fc.weight.shape == (width, channels, 1)
+    ours, theirs = layers(512, 4, (1,))
+    assert ours.attention.fc.kernel.shape == (512, 32)
+    assert theirs.attention.fc.weight.shape == (32, 512, 1)
 
 
 # Temperature
@@ -360,6 +347,7 @@ def test_attention_is_computed_in_float32_at_least():
         for actual, other in zip(
             wide.attentions(tensor.float()), expected, strict=True
         ):
+            assert actual is not None and other is not None
             assert torch.equal(actual, other)
 
 
@@ -477,7 +465,7 @@ def test_attentions_are_recorded_by_name(rng):
     expected = layer.attentions(x)._asdict()
     _, captured = nnx.capture(layer, Attention)(x)
     recorded = {
-        path[-1]: variable.get_value()[0].reshape(2, -1)
+        str(path[-1]): variable.get_value()[0].reshape(2, -1)
         for path, variable in nnx.to_flat_state(captured)
     }
     expected["attention"] = expected.pop("kernel")

@@ -12,13 +12,15 @@ from jax import lax
 
 
 def map_samples(
-    function: Callable[..., jax.Array], arrays: tuple[jax.Array, ...], chunk: int
+    function: Callable[..., jax.Array],
+    arrays: tuple[jax.Array | None, ...],
+    chunk: int,
 ) -> jax.Array:
     """Maps a function over the leading axis, `chunk` entries at a time.
 
     Args:
         function: Of one entry of each array.
-        arrays: All with the same leading axis.
+        arrays: All with the same leading axis. A None is passed on as it is.
         chunk: How many entries a step takes; the last step takes what is left.
 
     Returns:

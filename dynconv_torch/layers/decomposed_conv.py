@@ -138,8 +138,8 @@ class DecomposedConvNd(ConvolutionNd):
         hidden = max(pooled_channels // reduction, min_hidden)
         shared: dict[str, Any] = dict(device=device, dtype=dtype)
         static: dict[str, Any] = dict(bias=False, **shared)
-        conv_cls = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[self.rank - 1]
-        norm_cls = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[self.rank - 1]
+        conv_cls: Any = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[self.rank - 1]
+        norm_cls: Any = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[self.rank - 1]
 
         self.conv = conv_cls(
             in_channels,

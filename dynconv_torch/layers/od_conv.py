@@ -255,8 +255,10 @@ class ODConvNd(ExpertConvNd):
         """
         if not self.is_unbatched(x):
             return self.attention(x)
-        each = self.attention(x[None])
-        return Attentions(*(None if one is None else one[0] for one in each))
+        channel, *others = self.attention(x[None])
+        return Attentions(
+            channel[0], *(None if each is None else each[0] for each in others)
+        )
 
     def routing(self, x: Tensor) -> Tensor:
         """Returns the attention over the experts alone.
