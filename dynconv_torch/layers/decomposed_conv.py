@@ -60,7 +60,8 @@ class SqueezeGate(nn.Module):
 def check_latent_size(geometry: Geometry) -> None:
     """Refuses padding with which convolution and latent branch differ in size."""
     totals = tuple(extent - 1 for extent in geometry.extent)
-    if tuple(low + high for low, high in geometry.padding) != totals:
+    pads = geometry.pads(geometry.extent)
+    if tuple(low + high for low, high in pads) != totals:
         raise ValueError(
             f"`padding` (={geometry.padding}) must add {totals} pixels, low and high "
             f"together, for `kernel_size` (={geometry.kernel_size}) with `dilation` "
