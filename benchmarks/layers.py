@@ -33,20 +33,21 @@ class Calls(NamedTuple):
 def jax_dynamic(shape: Shape, implementation: str, dtype: str = "float32") -> Calls:
     """Returns the calls of a `DynamicConv`."""
     layer = DynamicConv(
-        **_jax_arguments(shape, dtype),
+        **jax_arguments(shape, dtype),
         num_experts=shape.experts,
         implementation=implementation,
     )
-    return _jax_calls(shape, layer, dtype)
+    return jax_calls(shape, layer, dtype)
 
 
 def jax_static(shape: Shape, dtype: str = "float32") -> Calls:
     """Returns the calls of the `nnx.Conv` of a shape."""
-    layer = nnx.Conv(**_jax_arguments(shape, dtype), use_bias=False)
-    return _jax_calls(shape, layer, dtype)
+    layer = nnx.Conv(**jax_arguments(shape, dtype), use_bias=False)
+    return jax_calls(shape, layer, dtype)
 
 
-def _jax_arguments(shape: Shape, dtype: str) -> dict[str, Any]:
+def jax_arguments(shape: Shape, dtype: str = "float32") -> dict[str, Any]:
+    """Returns what builds a layer of a shape."""
     return dict(
         in_features=shape.in_features,
         out_features=shape.out_features,
@@ -59,13 +60,15 @@ def _jax_arguments(shape: Shape, dtype: str) -> dict[str, Any]:
     )
 
 
-def _jax_calls(shape: Shape, layer: nnx.Module, dtype: str) -> Calls:
+def jax_calls(shape: Shape, layer: nnx.Module, dtype: str = "float32") -> Calls:
+    """Returns the calls of a layer, as it is set, on the inputs of a shape."""
     graphdef, params, rest = nnx.split(layer, nnx.Param, ...)
     x = jnp.asarray(shape.inputs(), dtype)
     cotangent = jnp.asarray(shape.cotangent(), dtype)
 
     def apply(params, x):
-        return nnx.merge(graphdef, params, rest)(x)
+        called: Any = nnx.merge(graphdef, params, rest, copy=True)
+        return called(x)
 
     def differentiate(params, x, cotangent):
         outputs, pull = jax.vjp(apply, params, x)
@@ -86,20 +89,21 @@ def torch_dynamic(
 ) -> Calls:
     """Returns the calls of a `DynamicConv2d`, eager or by `torch.compile`."""
     layer = DynamicConv2d(
-        **_torch_arguments(shape),
+        **torch_arguments(shape),
         num_experts=shape.experts,
         implementation=implementation,
     )
-    return _torch_calls(shape, layer, dtype, compiled)
+    return torch_calls(shape, layer, dtype, compiled)
 
 
 def torch_static(shape: Shape, dtype: str = "float32") -> Calls:
     """Returns the calls of the `torch.nn.Conv2d` of a shape."""
-    layer = torch.nn.Conv2d(**_torch_arguments(shape), bias=False)
-    return _torch_calls(shape, layer, dtype, compiled=False)
+    layer = torch.nn.Conv2d(**torch_arguments(shape), bias=False)
+    return torch_calls(shape, layer, dtype)
 
 
-def _torch_arguments(shape: Shape) -> dict[str, Any]:
+def torch_arguments(shape: Shape) -> dict[str, Any]:
+    """Returns what builds a layer of a shape."""
     return dict(
         in_channels=shape.in_features,
         out_channels=shape.out_features,
@@ -110,9 +114,10 @@ def _torch_arguments(shape: Shape) -> dict[str, Any]:
     )
 
 
-def _torch_calls(
-    shape: Shape, layer: torch.nn.Module, dtype: str, compiled: bool
+def torch_calls(
+    shape: Shape, layer: torch.nn.Module, dtype: str = "float32", compiled: bool = False
 ) -> Calls:
+    """Returns the calls of a layer, as it is set, on the inputs of a shape."""
     device = torch_device()
     layer = layer.to(device, getattr(torch, dtype))
 
@@ -130,7 +135,8 @@ def _torch_calls(
         wait(device)
 
     def gradient() -> None:
-        torch.autograd.grad(call(x), [*layer.parameters(), x], cotangent)
+        wanted = [*layer.parameters(), x]
+        torch.autograd.grad(call(x), wanted, cotangent, allow_unused=True)
         wait(device)
 
     return Calls(forward, gradient)

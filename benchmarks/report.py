@@ -1,8 +1,8 @@
 """The page: tables and plots of what was measured, and which goals were met."""
 
+import io
 import json
 import math
-import os
 import statistics
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,6 +13,8 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt  # noqa: E402
+
+from dynconv_jax.weights import write_file  # noqa: E402
 
 Record = Mapping[str, Any]
 
@@ -107,21 +109,15 @@ def write_report(results: Record, folder: Path) -> Path:
         The page.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "results.json", json.dumps(results, indent=1))
+    write_file(folder / "results.json", json.dumps(results, indent=1).encode())
     plots = [plot_ratios(results, folder / "ratios.png")]
     first = next(iter(results["environments"].values()))["float32"]
     if "scaling" in first:
         plots.append(plot_growth(first["scaling"], folder / "growth.png"))
-    _write(folder / "summary.md", "\n".join(summary(results)) + "\n")
+    write_file(folder / "summary.md", ("\n".join(summary(results)) + "\n").encode())
     page = folder / "index.md"
-    _write(page, "\n".join(_page(results, plots)) + "\n")
+    write_file(page, ("\n".join(_page(results, plots)) + "\n").encode())
     return page
-
-
-def _write(path: Path, text: str) -> None:
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(text)
-    os.replace(beside, path)
 
 
 def _page(results: Record, plots: list[Path]) -> Iterator[str]:
@@ -313,8 +309,8 @@ def plot_growth(scaling: list[Record], path: Path) -> Path:
 
 
 def _save(figure: Any, path: Path) -> Path:
-    beside = path.with_name("." + path.name)
-    figure.savefig(beside, dpi=120, format="png")
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=120, format="png")
     plt.close(figure)
-    os.replace(beside, path)
+    write_file(path, picture.getvalue())
     return path

@@ -17,7 +17,13 @@ import optax
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from dynconv_jax import DynamicNet, dynamic_conv, dynamic_conv_transpose
+from dynconv_jax import (
+    DynamicNet,
+    create_model,
+    dynamic_conv,
+    dynamic_conv_transpose,
+    list_convolutions,
+)
 
 DEVICES = 8
 # What the process must be started with.
@@ -126,6 +132,24 @@ def local_programs(mesh: jax.sharding.Mesh) -> Iterator[tuple[str, Callable, tup
         yield name, gradient, operands
 
 
+def family_programs(mesh: jax.sharding.Mesh) -> Iterator[tuple[str, Callable, tuple]]:
+    """Yields the gradient of a network of each member of the family, in training."""
+    images = jax.device_put(
+        jnp.ones((2 * DEVICES, 9, 7, 3)), NamedSharding(mesh, PartitionSpec("data"))
+    )
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    for name in list_convolutions():
+        net = create_model("dynamic_net", conv=name, rngs=nnx.Rngs(0))
+        graphdef, params, rest = nnx.split(net, nnx.Param, ...)
+
+        def loss(params, rest, images, graphdef=graphdef):
+            net: Any = nnx.merge(graphdef, params, rest, copy=True)
+            return jnp.square(net(images)).mean(), nnx.state(net, nnx.BatchStat)
+
+        state = jax.device_put((params, rest), everywhere)
+        yield name, jax.grad(loss, (0, 2), has_aux=True), (*state, images)
+
+
 def training_program(mesh: jax.sharding.Mesh, form: str) -> tuple[Callable, tuple]:
     """Returns a training step of DynamicNet and its operands."""
     net = DynamicNet(implementation=form, rngs=nnx.Rngs(0))
@@ -171,6 +195,8 @@ def main() -> None:
                 report(f"{sharding}, {name}", function, operands)
             for name, function, operands in local_programs(mesh):
                 report(f"{sharding}, local, {name}", function, operands)
+            for name, function, operands in family_programs(mesh):
+                report(f"{sharding}, family, {name}", function, operands)
             for form in ("auto", "vmap"):
                 step, operands = training_program(mesh, form)
                 report(f"{sharding}, training step, {form}", step, operands)

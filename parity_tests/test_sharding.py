@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from dynconv_jax import list_convolutions
 from parity_tests import compiled_programs
 
 SHAPES = compiled_programs.SHAPES
@@ -61,6 +62,12 @@ def test_devices_loop_over_their_own_samples_in_shard_map(shape, sharding, excha
     kinds = exchanged[f"{sharding}, local, {shape}"]
     assert moves(kinds) == {}
     assert kinds["while"] >= 1
+
+
+@pytest.mark.parametrize("sharding", SHARDINGS)
+@pytest.mark.parametrize("member", list_convolutions())
+def test_no_member_of_the_family_moves_the_batch(member, sharding, exchanged):
+    assert moves(exchanged[f"{sharding}, family, {member}"]) == {}
 
 
 @pytest.mark.parametrize("sharding", SHARDINGS)

@@ -16,7 +16,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
-from dynconv_jax.weights import save_weights
+from dynconv_jax.weights import save_weights, write_file
 from train.config import Config, TrainError, TrainingFailed
 
 METRICS = "metrics.jsonl"
@@ -85,13 +85,8 @@ class RunDirectory:
         self._write(name, (json.dumps(content, indent=2) + "\n").encode())
 
     def _write(self, name: str, content: bytes) -> None:
-        beside = self.path / f".{name}.{os.getpid()}.tmp"
         with self._writing():
-            try:
-                beside.write_bytes(content)
-                os.replace(beside, self.path / name)
-            finally:
-                beside.unlink(missing_ok=True)
+            write_file(self.path / name, content)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

@@ -66,6 +66,8 @@ def _weigh_taps(patches: jax.Array, weights: jax.Array) -> jax.Array:
     """Multiplies patches (B, ..., taps·C/g) by the weights (B, *k) of their taps."""
     batch, *outer, rows = patches.shape
     taps = math.prod(weights.shape[1:])
-    per_tap = weights.reshape(batch, *(1,) * len(outer), taps, 1)
+    # In two steps: of a batch sharded over explicit axes a reshape does but one thing.
+    per_tap = weights.reshape(batch, taps)
+    per_tap = jnp.expand_dims(per_tap, (*range(1, len(outer) + 1), len(outer) + 2))
     split = patches.reshape(batch, *outer, taps, rows // taps)
     return (split * per_tap).astype(patches.dtype).reshape(patches.shape)

@@ -2,7 +2,7 @@
 
 from dynconv_jax.weights.chen_layout import chen_options
 from dynconv_jax.weights.collapse import collapse
-from dynconv_jax.weights.files import load_weights, save_weights
+from dynconv_jax.weights.files import load_weights, save_weights, write_file
 from dynconv_jax.weights.folding import fold_batch_norm
 from dynconv_jax.weights.surgery import init_from_static
 from dynconv_jax.weights.torch_layout import (
@@ -21,4 +21,5 @@ __all__ = [
     "save_weights",
     "to_torch_state_dict",
     "torch_variables",
+    "write_file",
 ]

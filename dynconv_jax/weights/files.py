@@ -14,6 +14,44 @@ from dynconv_jax.weights.torch_layout import (
 )
 
 
+def write_file(path: str | os.PathLike, content: bytes) -> None:
+    """Writes a file beside its place and renames it, so that it is never there by half.
+
+    Args:
+        path: The file; an existing one is replaced.
+        content: What to write.
+
+    Raises:
+        OSError: If the file cannot be written; an existing one is then untouched.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_file(f"{folder}/note.txt", b"whole")
+        ...     Path(f"{folder}/note.txt").read_bytes()
+        b'whole'
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            f"`path` (={os.fspath(path)!r}): the folder {os.fspath(path.parent)!r} "
+            "does not exist; create it first"
+        )
+    handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes files private; the umask says what a new file is to be.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(beside, 0o666 & ~umask)
+        os.replace(beside, path)
+    except BaseException:
+        os.unlink(beside)
+        raise
+
+
 def save_weights(module: nnx.Module, path: str | os.PathLike) -> None:
     """Writes the state of `module` to a safetensors file.
 
@@ -34,27 +72,7 @@ def save_weights(module: nnx.Module, path: str | os.PathLike) -> None:
         ...     save_weights(layer, f"{folder}/layer.safetensors")
         ...     load_weights(layer, f"{folder}/layer.safetensors")
     """
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(
-            f"`path` (={os.fspath(path)!r}): the folder {os.fspath(path.parent)!r} "
-            "does not exist; create it first"
-        )
-    content = safetensors.numpy.save(to_torch_state_dict(module))
-    handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files private; the umask says what a new file is to be.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(beside, 0o666 & ~umask)
-        os.replace(beside, path)
-    except BaseException:
-        os.unlink(beside)
-        raise
+    write_file(path, safetensors.numpy.save(to_torch_state_dict(module)))
 
 
 def load_weights(module: nnx.Module, path: str | os.PathLike) -> None:
