@@ -1,11 +1,14 @@
 """Dynamic convolution for JAX: the layers of the family, as Flax NNX modules."""
 
 from dynconv_jax.diagnostics import (
+    GateSummary,
     RouterSummary,
     RoutingCollapseWarning,
     capture_attention,
+    compare_experts,
     diagnose,
     summarize,
+    summarize_gates,
 )
 from dynconv_jax.functional import (
     dynamic_conv,
@@ -67,6 +70,7 @@ __all__ = [
     "DynamicConvTranspose",
     "DynamicNet",
     "EfficientNet",
+    "GateSummary",
     "KernelWarehouse",
     "MobileNetV2",
     "ODConv",
@@ -80,6 +84,7 @@ __all__ = [
     "capture_attention",
     "chen_options",
     "collapse",
+    "compare_experts",
     "count_multiply_adds",
     "count_parameters",
     "create_model",
@@ -101,6 +106,7 @@ __all__ = [
     "set_assignment",
     "set_temperature",
     "summarize",
+    "summarize_gates",
     "to_torch_state_dict",
     "with_warehouses",
 ]

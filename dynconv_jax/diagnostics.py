@@ -1,14 +1,17 @@
-"""What the routers of a model do: mean attention, entropy, usage, collapse."""
+"""What routers and kernels of a model do: attention, gates, usage, collapse."""
 
 import dataclasses
 import warnings
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.scipy.special import entr
 
+from dynconv_jax.layers import KernelWarehouse
+from dynconv_jax.layers.expert_conv import ExpertConv
 from dynconv_jax.routing import Attention
 
 # A router that gives one expert more than this share of all attention has collapsed.
@@ -46,6 +49,41 @@ class RouterSummary:
     collapsed: bool
 
 
+@dataclasses.dataclass(frozen=True)
+class GateSummary:
+    """What one set of gates did over a set of samples: factors, not a choice.
+
+    Attributes:
+        mean: The average of each gate, in the shape that it has for a sample.
+        deviation: The standard deviation of each gate over the samples.
+        variation: The mean of `deviation` as a share of the mean magnitude of the
+            gates; 0 if all samples are treated alike, as a static layer would.
+    """
+
+    mean: np.ndarray
+    deviation: np.ndarray
+    variation: float
+
+
+def _capture(
+    model: nnx.Module, args: Any, kwargs: Any
+) -> tuple[Any, dict[tuple[str, str], jax.Array]]:
+    """Calls a model; returns its result and what its parts recorded, by path, name."""
+    capture = nnx.capture(model, Attention)
+    try:
+        result, captured = capture(*args, **kwargs)
+    except BaseException:
+        for _, part in nnx.iter_modules(model):  # nnx.capture leaves them behind
+            if hasattr(part, "__captures__"):
+                del part.__captures__
+        raise
+    recorded = {}
+    for (*path, name), calls in nnx.to_flat_state(captured):
+        key = ".".join(map(str, path)), str(name)
+        recorded[key] = jnp.concatenate(calls.get_value())
+    return result, recorded
+
+
 def capture_attention(
     model: nnx.Module, *args: Any, **kwargs: Any
 ) -> tuple[Any, dict[str, jax.Array]]:
@@ -72,21 +110,10 @@ def capture_attention(
         >>> {path: a.shape for path, a in attention.items()}
         {'dyn.router': (2, 4)}
     """
-    capture = nnx.capture(model, Attention)
-    try:
-        result, captured = capture(*args, **kwargs)
-    except BaseException:
-        for _, part in nnx.iter_modules(model):  # nnx.capture leaves them behind
-            if hasattr(part, "__captures__"):
-                del part.__captures__
-        raise
-    calls = dict(nnx.to_flat_state(captured))
-    attention = {}
-    for path, _ in nnx.iter_modules(model):
-        key = (*path, "attention")
-        if key in calls:
-            name = ".".join(map(str, path))
-            attention[name] = jax.numpy.concatenate(calls[key].get_value())
+    result, recorded = _capture(model, args, kwargs)
+    attention = {
+        path: each for (path, name), each in recorded.items() if name == "attention"
+    }
     return result, attention
 
 
@@ -120,7 +147,62 @@ def summarize(attention: jax.Array | np.ndarray) -> RouterSummary:
     )
 
 
-def diagnose(model: nnx.Module, *args: Any, **kwargs: Any) -> dict[str, RouterSummary]:
+def summarize_gates(gates: jax.Array | np.ndarray) -> GateSummary:
+    """Summarises gates (N, ...) over N samples.
+
+    Example:
+        >>> summarize_gates(np.array([[0.5, 1.0], [1.5, 1.0]])).deviation.tolist()
+        [0.5, 0.0]
+    """
+    gates = np.asarray(gates)
+    deviation = gates.std(axis=0)
+    magnitude = float(np.abs(gates).mean())
+    return GateSummary(
+        mean=gates.mean(axis=0),
+        deviation=deviation,
+        variation=float(deviation.mean()) / magnitude if magnitude else 0.0,
+    )
+
+
+def compare_experts(model: nnx.Module) -> dict[str, np.ndarray]:
+    """Returns how alike the experts of each layer are, and the cells of a warehouse.
+
+    Experts that are copies of one another (after `init_from_static` without noise, say)
+    make a layer static, whatever its router does.
+
+    Args:
+        model: A layer or a model.
+
+    Returns:
+        By the path of the layer, for a warehouse that of its first layer, the cosine of
+        the angle between each two experts or cells, (K, K): 1 for equal directions, 0
+        for unrelated ones.
+
+    Example:
+        >>> from dynconv_jax import DynamicConv
+        >>> layer = DynamicConv(3, 8, (3, 3), rngs=nnx.Rngs(0))
+        >>> compare_experts(layer)[""].shape
+        (4, 4)
+    """
+    found = {}
+    for path, part in nnx.iter_modules(model):
+        if isinstance(part, ExpertConv):
+            stack = np.asarray(part.kernel[...], np.float64)
+        elif isinstance(part, KernelWarehouse):
+            stack = np.asarray(part.cells[...], np.float64)
+        else:
+            continue
+        flat = stack.reshape(len(stack), -1)
+        norms = np.linalg.norm(flat, axis=1, keepdims=True)
+        directions = flat / np.where(norms == 0, 1, norms)
+        name = ".".join(map(str, path)).removesuffix("._warehouse")
+        found[name] = directions @ directions.T
+    return found
+
+
+def diagnose(
+    model: nnx.Module, *args: Any, **kwargs: Any
+) -> dict[str, RouterSummary | GateSummary]:
     """Runs a model in evaluation and summarises each of its routers.
 
     Args:
@@ -129,10 +211,14 @@ def diagnose(model: nnx.Module, *args: Any, **kwargs: Any) -> dict[str, RouterSu
         **kwargs: Passed on to the model.
 
     Returns:
-        A summary by the path of the router.
+        By the path of the router a `RouterSummary` of its attention over the experts.
+        What other members of the family record follows under the path and a name: a
+        `RouterSummary` of the `mixture` of a `WarehouseConv`, over its cells, with each
+        tile as a sample; `GateSummary`s of the attentions `channel`, `filter` and
+        `spatial` of an `ODConv`, and of `scale` and `phi` of a `DecomposedConv`.
 
     Raises:
-        ValueError: If no router was called.
+        ValueError: If nothing was recorded.
 
     Warns:
         RoutingCollapseWarning: For each router that has collapsed onto one expert.
@@ -148,15 +234,23 @@ def diagnose(model: nnx.Module, *args: Any, **kwargs: Any) -> dict[str, RouterSu
     evaluated = nnx.view(
         model, deterministic=True, use_running_average=True, raise_if_not_found=False
     )
-    _, attention = capture_attention(evaluated, *args, **kwargs)
-    if not attention:
+    _, recorded = _capture(evaluated, args, kwargs)
+    if not recorded:
         raise ValueError(
-            f"`model` (a {type(model).__name__}) called no router; "
-            "`capture_attention` sees routers that are called with the model"
+            f"`model` (a {type(model).__name__}) called no router; `diagnose` sees "
+            "those that are called with the model"
         )
-    summaries = {path: summarize(weights) for path, weights in attention.items()}
+    summaries: dict[str, RouterSummary | GateSummary] = {}
+    for (path, name), each in recorded.items():
+        if name == "attention":
+            summaries[path] = summarize(each)
+        elif name == "mixture":
+            rows = each.reshape(-1, each.shape[-1])
+            summaries[f"{path}.{name}".lstrip(".")] = summarize(rows)
+        else:
+            summaries[f"{path}.{name}".lstrip(".")] = summarize_gates(each)
     for path, summary in summaries.items():
-        if summary.collapsed:
+        if isinstance(summary, RouterSummary) and summary.collapsed:
             expert = int(summary.share.argmax())
             warnings.warn(
                 f"router {path!r} gives expert {expert} "

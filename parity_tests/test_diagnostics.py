@@ -13,12 +13,16 @@ from flax import nnx
 from dynconv_jax import (
     DynamicConv,
     DynamicConvBlock,
+    GateSummary,
     Router,
     RoutingCollapseWarning,
     SigmoidRouter,
     capture_attention,
+    compare_experts,
+    create_model,
     diagnose,
     summarize,
+    summarize_gates,
 )
 from parity_tests.parity import assert_close
 
@@ -418,8 +422,8 @@ def test_collapsed_router_is_warned_of_by_path_and_expert(two_blocks, images):
     ) as caught:
         summaries = diagnose(two_blocks, images)
     assert len(caught) == 1
-    assert summaries["blocks.1.dyn.router"].collapsed
-    assert not summaries["blocks.0.dyn.router"].collapsed
+    collapsed = {path: vars(each)["collapsed"] for path, each in summaries.items()}
+    assert collapsed == {"blocks.0.dyn.router": False, "blocks.1.dyn.router": True}
 
 
 def test_collapse_warning_points_at_the_caller(two_blocks, images):
@@ -447,3 +451,60 @@ def test_model_without_routers_is_refused(rng):
     features = jnp.asarray(rng.normal(size=(2, 3)), jnp.float32)
     with pytest.raises(ValueError, match=r"`model` \(a Linear\) called no router"):
         diagnose(nnx.Linear(3, 4, rngs=nnx.Rngs(0)), features)
+
+
+RECORDED = {
+    "condconv": {"stage1.routing_fn": (4,)},
+    "decomposed": {"stage1.dyn.scale": (64,), "stage1.dyn.phi": (11, 11)},
+    "kernel_warehouse": {"stage1.dyn.mixture": (9,)},
+    "odconv": {
+        "stage1.dyn.attention": (4,),
+        "stage1.dyn.attention.channel": (32,),
+        "stage1.dyn.attention.filter": (64,),
+        "stage1.dyn.attention.spatial": (9,),
+    },
+}
+
+
+@pytest.mark.parametrize("member", RECORDED)
+def test_every_member_of_the_family_is_summarised(member, rng):
+    net = create_model("dynamic_net", conv=member, rngs=nnx.Rngs(0))
+    summaries = diagnose(net, jnp.asarray(rng.normal(size=(3, 12, 9, 3)), jnp.float32))
+    shapes = {
+        path: (each.mean if isinstance(each, GateSummary) else each.share).shape
+        for path, each in summaries.items()
+        if path.startswith("stage1")
+    }
+    assert {path: shape[-1:] for path, shape in shapes.items()} == {
+        path: shape[-1:] for path, shape in RECORDED[member].items()
+    }
+    assert len(summaries) == 3 * len(shapes)
+
+
+def test_gates_that_treat_all_samples_alike_do_not_vary():
+    summary = summarize_gates(np.array([[0.5, 2.0], [0.5, 2.0]]))
+    assert summary.variation == 0
+    np.testing.assert_array_equal(summary.mean, [0.5, 2.0])
+
+
+def test_gates_vary_by_their_deviation_as_a_share_of_their_size():
+    summary = summarize_gates(np.array([[0.5, 1.0], [1.5, 1.0]]))
+    assert summary.variation == 0.25
+
+
+def test_copies_of_an_expert_are_told_from_experts_of_their_own(rng):
+    layer = DynamicConv(3, 4, (3,), num_experts=3, rngs=nnx.Rngs(0))
+    kernel = rng.normal(size=(3, 3, 3, 4))
+    kernel[1], kernel[2] = 2 * kernel[0], -kernel[0]
+    layer.kernel[...] = jnp.asarray(kernel, jnp.float32)
+    expected = np.array([[1, 1, -1], [1, 1, -1], [-1, -1, 1]])
+    found = compare_experts(layer)[""]
+    assert_close({"": found}, {"": expected}, dtype="float32")
+    layer.kernel[...] = jnp.zeros_like(layer.kernel[...])
+    assert not compare_experts(layer)[""].any()
+
+
+def test_cells_of_a_warehouse_are_compared_too():
+    net = create_model("dynamic_net", conv="kernel_warehouse", rngs=nnx.Rngs(0))
+    sizes = {path: len(each) for path, each in compare_experts(net).items()}
+    assert sizes == {"stage1.dyn": 9, "stage2.dyn": 9, "stage3.dyn": 9}

@@ -18,7 +18,13 @@ DEFAULT_NUMERICS = True  # the examples are to run as a user runs them
 ROOT = Path(__file__).parents[1]
 
 # Results, warnings and markers: they are met in the examples of what makes them.
-WITHOUT_EXAMPLE = {"RouterSummary", "RoutingCollapseWarning", "Temperature"}
+WITHOUT_EXAMPLE = {
+    "Assignment",
+    "GateSummary",
+    "RouterSummary",
+    "RoutingCollapseWarning",
+    "Temperature",
+}
 
 
 def module_names() -> list[str]:
