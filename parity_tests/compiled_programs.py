@@ -18,12 +18,14 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from dynconv_jax import (
+    DynamicConvBlock,
     DynamicNet,
-    create_model,
     dynamic_conv,
     dynamic_conv_transpose,
     list_convolutions,
 )
+from dynconv_jax.models.registry import CONVOLUTIONS
+from dynconv_jax.models.warehouses import with_warehouses
 
 DEVICES = 8
 # What the process must be started with.
@@ -133,18 +135,26 @@ def local_programs(mesh: jax.sharding.Mesh) -> Iterator[tuple[str, Callable, tup
 
 
 def family_programs(mesh: jax.sharding.Mesh) -> Iterator[tuple[str, Callable, tuple]]:
-    """Yields the gradient of a network of each member of the family, in training."""
+    """Yields the gradient of a block of each member of the family, in training."""
     images = jax.device_put(
         jnp.ones((2 * DEVICES, 9, 7, 3)), NamedSharding(mesh, PartitionSpec("data"))
     )
     everywhere = NamedSharding(mesh, PartitionSpec())
     for name in list_convolutions():
-        net = create_model("dynamic_net", conv=name, rngs=nnx.Rngs(0))
-        graphdef, params, rest = nnx.split(net, nnx.Param, ...)
+        conv = CONVOLUTIONS[name] or nnx.Conv
+
+        def build(conv, rngs):
+            return DynamicConvBlock(3, 8, strides=2, padding=1, conv=conv, rngs=rngs)
+
+        if conv is with_warehouses:
+            block = with_warehouses(build, rngs=nnx.Rngs(0))
+        else:
+            block = build(conv, nnx.Rngs(0))
+        graphdef, params, rest = nnx.split(block, nnx.Param, ...)
 
         def loss(params, rest, images, graphdef=graphdef):
-            net: Any = nnx.merge(graphdef, params, rest, copy=True)
-            return jnp.square(net(images)).mean(), nnx.state(net, nnx.BatchStat)
+            block: Any = nnx.merge(graphdef, params, rest, copy=True)
+            return jnp.square(block(images)).mean(), nnx.state(block, nnx.BatchStat)
 
         state = jax.device_put((params, rest), everywhere)
         yield name, jax.grad(loss, (0, 2), has_aux=True), (*state, images)

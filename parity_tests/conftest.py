@@ -1,6 +1,10 @@
 """What all tests share: full precision, and numbers from a seed."""
 
+import os
 import zlib
+
+# Test processes run side by side, and none is to take a GPU for itself.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
 import numpy as np

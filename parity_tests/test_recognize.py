@@ -28,7 +28,8 @@ def zeros(shapes):
 @pytest.mark.parametrize("name", dynconv_jax.list_models())
 def test_every_model_is_recognised_whatever_its_classes_and_images(name):
     net = abstract(name, 7, in_features=5)
-    assert recognize_models(torch_shapes(net)) == [name]
+    # What pads as TensorFlow does has the same arrays.
+    assert recognize_models(torch_shapes(net)) == [name.removeprefix("tf_")]
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])

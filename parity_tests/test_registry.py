@@ -40,7 +40,15 @@ def test_both_frameworks_know_the_same_names():
 
 
 @pytest.mark.parametrize("conv", registry.CONVOLUTIONS)
-@pytest.mark.parametrize("name", ["mobilenet_v2", "resnet18", "resnet50"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "dynamic_net",
+        "resnet18",
+        pytest.param("mobilenet_v2", marks=pytest.mark.slow),
+        pytest.param("resnet50", marks=pytest.mark.slow),
+    ],
+)
 def test_both_frameworks_agree_on_keys_for_every_convolution(name, conv):
     assert shapes_of(abstract(name, 7, conv=conv)) == shapes_of(
         on_meta(name, 7, conv=conv)
@@ -88,8 +96,15 @@ def test_dynamic_net_is_made_of_its_own_convolutions(build):
     shapes = shapes_of(build("dynamic_net", num_experts=3))
     assert shapes["fc.bias"] == (10,)
     assert shapes["stage1.dyn.weight"] == (3, 64, 32, 3, 3)
-    with pytest.raises(ValueError, match="`conv`.*'dynamic_net' cannot be chosen"):
-        build("dynamic_net", conv="dynamic")
+
+
+@BUILDERS
+def test_dynamic_net_takes_others_too(build):
+    options = {"num_experts": 2}
+    shapes = shapes_of(build("dynamic_net", conv="dynamic", conv_options=options))
+    assert shapes["stage2.dyn.weight"] == (2, 128, 64, 3, 3)
+    static = shapes_of(build("dynamic_net", conv="static"))
+    assert static["stage1.dyn.weight"] == (64, 32, 3, 3)
 
 
 @BUILDERS
@@ -126,13 +141,21 @@ def test_an_option_that_the_model_does_not_take_is_refused(build):
         build("resnet18", width_mult=0.5)
 
 
-def test_models_of_the_registry_run():
-    for name in dynconv_jax.list_models():
+QUICK = ("dynamic_net", "resnet18", "efficientnet_cc_b0_4e")
 
-        def logits(images, name=name):
-            return dynconv_jax.create_model(name, 7, rngs=nnx.Rngs(0))(images)
 
-        images = jax.ShapeDtypeStruct((2, 33, 40, 3), "float32")
-        assert jax.eval_shape(logits, images).shape == (2, 7)
-        net = on_meta(name, 7).eval()
-        assert net(torch.ones(2, 3, 33, 40, device="meta")).shape == (2, 7)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+        for name in dynconv_jax.list_models()
+    ],
+)
+def test_models_of_the_registry_run(name):
+    def logits(images):
+        return dynconv_jax.create_model(name, 7, rngs=nnx.Rngs(0))(images)
+
+    images = jax.ShapeDtypeStruct((2, 33, 40, 3), "float32")
+    assert jax.eval_shape(logits, images).shape == (2, 7)
+    net = on_meta(name, 7).eval()
+    assert net(torch.ones(2, 3, 33, 40, device="meta")).shape == (2, 7)

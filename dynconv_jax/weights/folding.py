@@ -23,6 +23,7 @@ class ChannelShift(nnx.Module):
         bias: Shape (C,).
 
     Example:
+        >>> import jax.numpy as jnp
         >>> ChannelShift(jnp.array([1.0, 2.0]))(jnp.zeros((1, 2))).tolist()
         [[1.0, 2.0]]
     """
@@ -81,6 +82,7 @@ def fold_batch_norm(module: nnx.Module, *args: Any, **kwargs: Any) -> nnx.Module
             convolution.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> from dynconv_jax import DynamicConvBlock
         >>> block = DynamicConvBlock(3, 8, rngs=nnx.Rngs(0))
         >>> folded = fold_batch_norm(block, jnp.ones((1, 9, 7, 3)))
