@@ -9,7 +9,6 @@ All of it is computed in float32 at least, also under autocast: a bfloat16 layer
 its inputs, a float64 layer keeps float64.
 """
 
-import contextlib
 import functools
 import math
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynconv_torch.functional.geometry import positive_int
-from dynconv_torch.functional.per_sample import is_autocast
+from dynconv_torch.functional.numerics import wide_linear, without_autocast
 from dynconv_torch.scheduled import HoldsScheduled, Scheduled, set_scheduled
 
 
@@ -71,13 +70,6 @@ class Temperature(Scheduled):
         return 0 < value < math.inf
 
 
-def _without_autocast(device: torch.device) -> contextlib.AbstractContextManager:
-    """Returns a context in which autocast does not narrow what is computed."""
-    if is_autocast(device):
-        return torch.autocast(device.type, enabled=False)
-    return contextlib.nullcontext()
-
-
 def _pool(x: Tensor, in_channels: int, param_dtype: torch.dtype) -> Tensor:
     """Returns the mean of `x` (B, C, *S) over *S, in float32 at least."""
     if x.ndim < 2 or x.shape[1] != in_channels:
@@ -88,16 +80,6 @@ def _pool(x: Tensor, in_channels: int, param_dtype: torch.dtype) -> Tensor:
     dtype = at_least_float32(x.dtype, param_dtype)
     spatial = tuple(range(2, x.ndim))
     return x.mean(spatial, dtype=dtype) if spatial else x.to(dtype)
-
-
-def _linear(layer: nn.Linear, features: Tensor) -> Tensor:
-    """Applies a linear layer in the dtype of the features."""
-    weight, bias = (
-        None if parameter is None else parameter.to(features.dtype)
-        for parameter in (layer.weight, layer.bias)
-    )
-    assert weight is not None
-    return F.linear(features, weight, bias)
 
 
 class Router(HoldsScheduled):
@@ -176,10 +158,10 @@ class Router(HoldsScheduled):
 
     def logits(self, x: Tensor) -> Tensor:
         """Returns the logits z (B, K) of `x` (B, C, *S), before the temperature."""
-        with _without_autocast(x.device):
+        with without_autocast(x.device):
             pooled = _pool(x, self.in_channels, self.fc1.weight.dtype)
-            hidden = self.dropout(F.relu(_linear(self.fc1, pooled)))
-            return _linear(self.fc2, hidden)
+            hidden = self.dropout(F.relu(wide_linear(self.fc1, pooled)))
+            return wide_linear(self.fc2, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the attention over the experts.
@@ -262,9 +244,9 @@ class SigmoidRouter(nn.Linear):
         Raises:
             ValueError: If the input does not have `in_channels` channels.
         """
-        with _without_autocast(x.device):
+        with without_autocast(x.device):
             pooled = _pool(x, self.in_features, self.weight.dtype)
-            return torch.sigmoid(_linear(self, pooled))
+            return torch.sigmoid(wide_linear(self, pooled))
 
 
 def iter_routers(module: nn.Module) -> Iterator[tuple[str, Router]]:
