@@ -22,7 +22,6 @@ from dynconv_jax import (
     DynamicNet,
     dynamic_conv,
     dynamic_conv_transpose,
-    list_convolutions,
 )
 from dynconv_jax.models.registry import CONVOLUTIONS
 from dynconv_jax.models.warehouses import with_warehouses
@@ -51,6 +50,8 @@ SHAPES: dict[str, tuple[tuple[int, ...], int, tuple[int, ...], dict[str, Any]]] 
     "transposed": ((5, 4), 6, (3, 2, 2, 6, 8), {"strides": 3}),
 }
 FORMS = ("auto", "patches", "rows", "experts", "taps", "vmap")
+# The others of the family compute what `dynamic_conv` does, or nothing dynamic.
+FAMILY = ("condconv", "decomposed", "kernel_warehouse", "odconv")
 # The automatic form is compiled for every shape, each of the others for some.
 ONLY_FOR = {
     "patches": ("strided", "grouped"),
@@ -140,7 +141,7 @@ def family_programs(mesh: jax.sharding.Mesh) -> Iterator[tuple[str, Callable, tu
         jnp.ones((2 * DEVICES, 9, 7, 3)), NamedSharding(mesh, PartitionSpec("data"))
     )
     everywhere = NamedSharding(mesh, PartitionSpec())
-    for name in list_convolutions():
+    for name in FAMILY:
         conv = CONVOLUTIONS[name] or nnx.Conv
 
         def build(conv, rngs):

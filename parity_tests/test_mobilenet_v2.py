@@ -133,6 +133,7 @@ def test_widths_lose_a_tenth_at_the_most(value):
 # The same function.
 
 
+@pytest.mark.slow
 def test_static_net_of_half_the_width_agrees(rng):
     x = rng.normal(size=(2, 33, 40, 3))
     options: Any = dict(dropout=0.0, width_mult=0.5)

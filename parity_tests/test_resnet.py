@@ -127,6 +127,7 @@ def test_static_resnet18_agrees(rng):
     assert_parity(*networks.twins(*build, x, rng, 7), x)
 
 
+@pytest.mark.slow
 def test_dynamic_resnet18_agrees(rng):
     x = rng.normal(size=(2, 33, 40, 3))
     build = models.resnet18, torch_models.resnet18

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from dynconv_jax import list_convolutions
 from parity_tests import compiled_programs
 
 SHAPES = compiled_programs.SHAPES
@@ -65,7 +64,7 @@ def test_devices_loop_over_their_own_samples_in_shard_map(shape, sharding, excha
 
 
 @pytest.mark.parametrize("sharding", SHARDINGS)
-@pytest.mark.parametrize("member", list_convolutions())
+@pytest.mark.parametrize("member", compiled_programs.FAMILY)
 def test_no_member_of_the_family_moves_the_batch(member, sharding, exchanged):
     assert moves(exchanged[f"{sharding}, family, {member}"]) == {}
 

@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from dynconv_jax import (
+    BatchNorm,
     CondConv,
     DecomposedConv,
     DynamicConv,
@@ -17,12 +18,14 @@ from dynconv_jax import (
     DynamicConvTranspose,
     KernelWarehouse,
     ODConv,
+    Router,
     WarehouseConv,
     collapse,
     create_model,
     fold_batch_norm,
     init_from_static,
     list_convolutions,
+    with_warehouses,
 )
 from dynconv_jax.functional import Geometry
 from parity_tests.parity import assert_close
@@ -72,14 +75,11 @@ def layer_of(name: str, **options: Any) -> Any:
     return cls(**GEOMETRY, **OPTIONS, **options)
 
 
-@pytest.mark.parametrize("groups", [1, 2])
-@pytest.mark.parametrize("use_bias", [False, True])
+@pytest.mark.parametrize(("use_bias", "groups"), [(False, 1), (True, 2)])
 @pytest.mark.parametrize(
     "name", ["dynamic", "odconv", "decomposed", "kernel_warehouse"]
 )
 def test_a_layer_starts_as_the_trained_one(name, use_bias, groups, rng):
-    if name == "odconv" and use_bias:
-        use_bias = False  # the filters' attention would halve it
     options: dict[str, Any] = dict(use_bias=use_bias, feature_group_count=groups)
     static = nnx.Conv(**GEOMETRY, **OPTIONS, **options)
     if static.bias is not None:
@@ -133,7 +133,7 @@ def test_noise_without_rngs_is_refused():
 
 
 def transposed() -> DynamicConvTranspose:
-    return DynamicConvTranspose(6, 8, (3, 3), **OPTIONS)
+    return DynamicConvTranspose(**GEOMETRY, **OPTIONS)
 
 
 REFUSED = {
@@ -151,6 +151,18 @@ REFUSED = {
     ),
     "transposed": (transposed, "transposed"),
     "no bias": (lambda: layer_of("dynamic"), "has a bias"),
+    "another padding": (
+        lambda: DynamicConv(**{**GEOMETRY, "padding": "SAME"}, **OPTIONS),
+        r"`padding` is \(\(1, 1\), \(1, 1\)\) in the trained layer, SAME here",
+    ),
+    "another stride": (
+        lambda: DynamicConv(**{**GEOMETRY, "strides": 1}, **OPTIONS),
+        r"`strides` is \(2, 2\) in the trained layer, \(1, 1\) here",
+    ),
+    "a narrower dtype": (
+        lambda: DynamicConv(**GEOMETRY, rngs=nnx.Rngs(0)),
+        "the trained float64 does not fit the layer's float32",
+    ),
     "another size": (
         lambda: DynamicConv(6, 8, (5, 3), **OPTIONS),
         r"the trained kernel has the shape \(3, 3, 6, 8\)",
@@ -179,7 +191,7 @@ def test_models_that_do_not_fit_are_refused_with_all_differences():
     ):
         init_from_static(model, static)
     with pytest.raises(ValueError, match="the static model has"):
-        init_from_static(model, create_model("resnet18", **build))
+        init_from_static(model, nnx.Conv(**GEOMETRY, **OPTIONS))
 
 
 @pytest.fixture(scope="module")
@@ -206,9 +218,48 @@ def test_a_network_starts_as_the_trained_one(member, trained):
     assert_close({"logits": actual}, {"logits": expected}, dtype="float64")
 
 
-@pytest.mark.parametrize(
-    "name", ["resnet18", pytest.param("mobilenet_v2", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("member", ["condconv", "dynamic", "odconv"])
+def test_equal_experts_part_in_training_without_noise(member):
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(3, 9, 8, 6)))
+    conv: Any = dict(condconv=CondConv, dynamic=DynamicConv, odconv=ODConv)[member]
+    block = DynamicConvBlock(6, 8, padding=1, conv=conv, **OPTIONS)
+    init_from_static(block, DynamicConvBlock(6, 8, padding=1, conv=nnx.Conv, **OPTIONS))
+    graphdef, params, rest = nnx.split(evaluated(block), nnx.Param, ...)
+
+    @jax.jit
+    def step(params):
+        def loss(params):
+            return jnp.square(nnx.merge(graphdef, params, rest)(images) - 1).mean()
+
+        return jax.tree.map(lambda p, g: p - 0.5 * g, params, jax.grad(loss)(params))
+
+    for _ in range(3):
+        params = step(params)
+    trained: Any = nnx.merge(graphdef, params, rest)
+    experts = trained.dyn.kernel[...]
+    assert float(jnp.abs(experts[0] - experts[1]).max()) > 1e-6
+
+
+def test_a_router_that_layers_share_stands_for_itself(rng):
+    class Shared(nnx.Module):
+        def __init__(self, conv: Any, router: Any):
+            options = {} if router is None else {"router": router}
+            self.router = router
+            self.first = conv(6, 6, (3, 3), use_bias=False, **options, **OPTIONS)
+            self.second = conv(6, 6, (3, 3), use_bias=False, **options, **OPTIONS)
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return self.second(self.first(x))
+
+    images = jnp.asarray(rng.normal(size=(2, 5, 4, 6)))
+    model = Shared(DynamicConv, Router(6, **OPTIONS))
+    static = Shared(nnx.Conv, None)
+    init_from_static(model, static)
+    assert_close({"": model(images)}, {"": static(images)}, dtype="float64")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
 def test_one_step_after_the_start_moves_every_expert(name):
     build: dict[str, Any] = dict(num_classes=3, param_dtype="float64")
     if name == "mobilenet_v2":
@@ -285,7 +336,7 @@ def test_a_network_collapses_by_the_attention_of_each_layer(rng):
     static: Any = create_model("dynamic_net", conv="static", **build)
     images = jnp.asarray(rng.normal(size=(2, 12, 9, 3)))
     warmed(model)
-    paths = [f"stage{stage}.dyn" for stage in (1, 2, 3)]
+    paths = ["stage1.dyn", "stage2.dyn.router", "stage3.dyn"]
     collapse(model, static, dict.fromkeys(paths, even))
     assert_close(
         {"logits": evaluated(static)(images)},
@@ -304,41 +355,98 @@ def test_what_is_not_one_convolution_does_not_collapse(rng):
         collapse(layer_of("dynamic"), static, jnp.ones(3))
 
 
-FOLDED = [name for name in MEMBERS if name != "kernel_warehouse"]
+def block_of(conv: Any, **options: Any) -> Any:
+    options = dict(strides=2, padding=1, conv=conv, **OPTIONS) | options
+    return warmed(DynamicConvBlock(6, 8, **options))
 
 
-@pytest.mark.parametrize("member", [*FOLDED, "static"])
-def test_folded_batch_norms_leave_the_function_as_it_was(member, rng):
-    images = jnp.asarray(rng.normal(size=(2, 12, 9, 3)))
-    model: Any = create_model("dynamic_net", num_classes=3, conv=member, **OPTIONS)
-    warmed(model)
-    folded: Any = fold_batch_norm(model, images)
-    parts = {path: part for path, part in nnx.iter_modules(folded)}
-    norms = [parts[f"stage{stage}", "bn"] for stage in (1, 2, 3)]
-    assert not any(isinstance(part, nnx.BatchNorm) for part in norms)
+@pytest.mark.parametrize(
+    "conv", [CondConv, DecomposedConv, DynamicConv, ODConv, nnx.Conv]
+)
+def test_folded_batch_norms_leave_the_function_as_it_was(conv, rng):
+    images = jnp.asarray(rng.normal(size=(2, 9, 8, 6)))
+    block = block_of(conv, use_bias=True)
+    folded: Any = fold_batch_norm(block, jax.ShapeDtypeStruct(images.shape, "float64"))
+    assert not isinstance(folded.bn, nnx.BatchNorm)
     assert_close(
-        {"logits": folded(images)},
-        {"logits": evaluated(model)(images)},
+        {"output": folded(images)},
+        {"output": evaluated(block)(images)},
         dtype="float64",
     )
 
 
-def test_folding_leaves_the_model_it_was_given(rng):
-    images = jnp.asarray(rng.normal(size=(2, 12, 9, 3)))
-    model: Any = create_model("dynamic_net", num_classes=3, **OPTIONS)
-    warmed(model)
-    before = evaluated(model)(images)
-    fold_batch_norm(model, images)
-    assert_close(
-        {"logits": evaluated(model)(images)}, {"logits": before}, dtype="float64"
-    )
+def test_a_folded_copy_shares_nothing_with_the_model(rng):
+    images = jnp.asarray(rng.normal(size=(2, 9, 8, 6)))
+    block = block_of(DynamicConv)
+    before = evaluated(block)(images)
+    folded: Any = fold_batch_norm(block, images)
+    assert_close({"": evaluated(block)(images)}, {"": before}, dtype="float64")
+    for leaf in jax.tree.leaves(nnx.state(block)):
+        leaf.delete()  # as a step does to what it is donated
+    assert_close({"": folded(images)}, {"": before}, dtype="float64")
 
 
-def test_cells_that_layers_share_take_no_factors():
-    images = jax.ShapeDtypeStruct((2, 12, 9, 3), "float64")
-    model = create_model("dynamic_net", conv="kernel_warehouse", **OPTIONS)
-    with pytest.raises(ValueError, match="stage1.dyn.*shares its cells"):
-        fold_batch_norm(model, images)
+class TwoNorms(nnx.Module):
+    """A convolution whose outputs two batch norms take."""
+
+    def __init__(self):
+        self.conv = nnx.Conv(6, 8, (3, 3), **OPTIONS)
+        self.first, self.second = (BatchNorm(8, **OPTIONS) for _ in range(2))
+        warmed(self)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = self.conv(x)
+        return self.first(y) * self.second(y)
+
+
+class SharedConv(nnx.Module):
+    """One convolution under two names, a batch norm after each call."""
+
+    def __init__(self):
+        self.a_conv = self.b_conv = nnx.Conv(6, 6, (3, 3), **OPTIONS)
+        self.first, self.second = (BatchNorm(6, **OPTIONS) for _ in range(2))
+        warmed(self)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.second(self.b_conv(self.first(self.a_conv(x))))
+
+
+class Elsewhere(nnx.Module):
+    """A convolution whose outputs go around its batch norm too."""
+
+    def __init__(self):
+        self.conv = nnx.Conv(6, 8, (3, 3), **OPTIONS)
+        self.bn = BatchNorm(8, **OPTIONS)
+        warmed(self)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = self.conv(x)
+        return self.bn(y) + y
+
+
+@pytest.mark.parametrize(
+    ("build", "reason"),
+    [
+        (TwoNorms, "takes its input from a convolution of its own"),
+        (
+            SharedConv,
+            "takes its input from a convolution of its own",
+        ),
+        (Elsewhere, "go elsewhere, too"),
+    ],
+)
+def test_what_cannot_be_folded_is_refused(build, reason, rng):
+    with pytest.raises(ValueError, match=reason):
+        fold_batch_norm(build(), jnp.asarray(rng.normal(size=(2, 5, 4, 6))))
+
+
+def test_the_norm_behind_cells_that_layers_share_stays():
+    def build(conv: Any, rngs: Any) -> Any:
+        return DynamicConvBlock(3, 8, conv=conv, param_dtype="float64", rngs=rngs)
+
+    block = with_warehouses(build, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="no batch norm"):
+        fold_batch_norm(block, jax.ShapeDtypeStruct((2, 9, 8, 3), "float64"))
 
 
 def test_a_model_without_a_batch_norm_to_fold_is_refused():

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from dynconv_jax.functional.dynamic import mix_kernels
@@ -34,9 +35,11 @@ def collapse(
         static: The same model with `nnx.Conv` in the place of the dynamic layers; it
             takes their kernels at the attention given, and whatever else the two have
             in common.
-        attention: What each layer is to mix by, by the layer's path: of a layer with
-            experts (K,), the mean of what `capture_attention` recorded, say. For a
-            single layer, or one attention for all, the value alone.
+        attention: What each layer is to mix by, by the path of the layer or of its
+            router: of a layer with experts (K,), the mean over samples of what
+            `capture_attention` recorded, say; of an `ODConv` the `Attentions` of one
+            sample; of a `WarehouseConv` its mixture (tiles, cells). For a single layer,
+            or one attention for all, the value alone.
 
     Raises:
         ValueError: If the two do not fit, attention is missing, or a layer cannot be
@@ -61,7 +64,8 @@ def collapse(
     for path, (layer, target) in pairs.items():
         given = attention
         if isinstance(attention, Mapping):
-            given = attention.get(path_name(path))
+            name = path_name(path)
+            given = attention.get(name, attention.get(f"{name}.router"))
         if given is None:
             problems.append(f"{path_name(path)}: no attention is given for it")
             continue
@@ -78,6 +82,11 @@ def collapse(
             problems.append(
                 f"{path_name(path)}: the static layer has no bias (`use_bias`)"
             )
+    for write in written:
+        given, held = write.value.dtype, write.variable[...].dtype
+        if not np.can_cast(given, held):
+            problems.append(f"{given} does not fit the static model's {held}")
+            break
     if problems:
         raise ValueError(
             f"the {type(model).__name__} cannot become the {type(static).__name__}, "
@@ -108,9 +117,11 @@ def _(layer: ExpertConv, attention: Any) -> tuple[jax.Array, jax.Array | None]:
             f"{(layer.num_experts,)}"
         )
     weights = jnp.asarray(attention)[None]
-    kernel = mix_kernels(weights, layer.kernel[...])[0]
-    bias = None if layer.bias is None else mix_kernels(weights, layer.bias[...])[0]
-    return kernel, bias
+    # For good, so at full precision wherever it is done.
+    mix = functools.partial(mix_kernels, weights, precision="highest")
+    return mix(layer.kernel[...])[0], (
+        None if layer.bias is None else mix(layer.bias[...])[0]
+    )
 
 
 @kernel_at.register
@@ -120,6 +131,18 @@ def _(layer: ODConv, attention: Any) -> tuple[jax.Array, jax.Array | None]:
             "`attention` must be the `Attentions` of one sample, such as "
             "`jax.tree.map(lambda each: each.mean(0), layer.attentions(inputs))`"
         )
+    for name, size in (
+        ("channel", (layer.in_features,)),
+        ("filter", (layer.out_features,)),
+        ("spatial", layer.kernel_size),
+        ("kernel", (layer.num_experts,)),
+    ):
+        each = getattr(attention, name)
+        if each is not None and each.shape != size:
+            raise ValueError(
+                f"`attention.{name}` has the shape {each.shape}; that of one sample "
+                f"has {size}"
+            )
     channel, filters, spatial, experts = attention
     if experts is None:
         experts = jnp.ones(1)
@@ -145,7 +168,8 @@ def _(layer: WarehouseConv, attention: Any) -> tuple[jax.Array, jax.Array | None
             f"sample has (tiles, cells) = {expected}"
         )
     cells = layer.warehouse.cells[...]
-    kernel = assemble_kernels(jnp.asarray(attention)[None], cells, layer.share)[0]
+    mixture = jnp.asarray(attention)[None]
+    kernel = assemble_kernels(mixture, cells, layer.share, precision="highest")[0]
     return kernel, None if layer.bias is None else layer.bias[...]
 
 

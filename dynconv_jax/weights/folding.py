@@ -5,14 +5,16 @@ the factor goes into every expert's output channel, and what is added is the sam
 all samples, whatever the attention.
 """
 
+import collections
 import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from dynconv_jax.layers import DecomposedConv, WarehouseConv
+from dynconv_jax.layers import DecomposedConv
 from dynconv_jax.layers.expert_conv import ExpertConv
 
 
@@ -23,7 +25,6 @@ class ChannelShift(nnx.Module):
         bias: Shape (C,).
 
     Example:
-        >>> import jax.numpy as jnp
         >>> ChannelShift(jnp.array([1.0, 2.0]))(jnp.zeros((1, 2))).tolist()
         [[1.0, 2.0]]
     """
@@ -39,7 +40,7 @@ class ChannelShift(nnx.Module):
         return outputs.astype(self.dtype or inputs.dtype)
 
 
-_WATCHED = (nnx.Conv, nnx.BatchNorm, ExpertConv, DecomposedConv, WarehouseConv)
+_WATCHED = (nnx.Conv, nnx.BatchNorm, ExpertConv, DecomposedConv)
 
 
 class _Watched(nnx.Module):
@@ -64,25 +65,25 @@ def fold_batch_norm(module: nnx.Module, *args: Any, **kwargs: Any) -> nnx.Module
     """Returns a copy of a model with its batch norms folded into the convolutions.
 
     Which batch norm follows which convolution is seen by tracing a call, so any model
-    will do. A batch norm that takes its input from anything but the one call of one
-    convolution stays. What a convolution gives must go into the batch norm and nowhere
-    else.
+    will do. A batch norm stays where it is if it takes its input from anything but the
+    one call of one convolution that no other batch norm follows, or from a
+    `WarehouseConv`, whose cells are other layers' too. What the copy computes is
+    compared with the model on random inputs.
 
     Args:
         module: A model, whose copy is for evaluation only; it is not changed.
-        *args: Of a call of the model, such as a batch of images; nothing is computed,
-            so `jax.ShapeDtypeStruct`s will do.
+        *args: Of a call of the model, such as a batch of images; only shapes and dtypes
+            count, so `jax.ShapeDtypeStruct`s will do.
         **kwargs: Of that call.
 
     Returns:
         The copy. A folded batch norm has become a `ChannelShift`.
 
     Raises:
-        ValueError: If a convolution cannot take the factors, or no batch norm follows a
-            convolution.
+        ValueError: If no batch norm can be folded, or the outputs of a convolution go
+            elsewhere besides into its batch norm.
 
     Example:
-        >>> import jax.numpy as jnp
         >>> from dynconv_jax import DynamicConvBlock
         >>> block = DynamicConvBlock(3, 8, rngs=nnx.Rngs(0))
         >>> folded = fold_batch_norm(block, jnp.ones((1, 9, 7, 3)))
@@ -92,14 +93,12 @@ def fold_batch_norm(module: nnx.Module, *args: Any, **kwargs: Any) -> nnx.Module
     evaluated = nnx.view(
         module, deterministic=True, use_running_average=True, raise_if_not_found=False
     )
-    folded = nnx.clone(evaluated)
+    graphdef, state = nnx.split(evaluated)
+    # Arrays of its own: the model may donate its own to a step.
+    folded = nnx.merge(graphdef, jax.tree.map(jnp.array, state))
     pairs = _pairs(folded, args, kwargs)
-    if not pairs:
-        raise ValueError(
-            f"`module` (a {type(module).__name__}) has no batch norm that takes its "
-            "input from a convolution; is it folded already?"
-        )
     parts = dict(nnx.iter_modules(folded))
+    shifts: dict[int, ChannelShift] = {}
     for norm_path, conv_path in pairs.items():
         norm: Any = parts[norm_path]
         factor = jax.lax.rsqrt(norm.var[...] + norm.epsilon)
@@ -108,23 +107,50 @@ def fold_batch_norm(module: nnx.Module, *args: Any, **kwargs: Any) -> nnx.Module
         shift = -norm.mean[...] * factor
         if norm.bias is not None:
             shift = shift + norm.bias[...]
-        try:
-            scale_outputs(parts[conv_path], factor)
-        except TypeError as error:
-            name = ".".join(map(str, conv_path))
-            raise ValueError(f"{name!r} (a {error})") from None
-        _replace(folded, norm_path, ChannelShift(shift, norm.dtype))
+        scale_outputs(parts[conv_path], factor)
+        shifts[id(norm)] = ChannelShift(shift, norm.dtype)
+    if not shifts:
+        raise ValueError(
+            f"`module` (a {type(module).__name__}) has no batch norm that takes its "
+            "input from a convolution of its own; is it folded already?"
+        )
+    _replace(folded, shifts)
+    _check(evaluated, folded, args, kwargs)
     return folded
+
+
+def _check(before: Any, after: Any, args: Any, kwargs: Any) -> None:
+    """Raises a ValueError unless two models compute the same for random inputs."""
+
+    def draw(leaf: Any) -> Any:
+        shape, dtype = jnp.shape(leaf), jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            return jnp.zeros(shape, dtype)
+        return jax.random.normal(jax.random.key(0), shape, dtype)
+
+    args, kwargs = jax.tree.map(draw, (args, kwargs))
+    for old, new in zip(
+        jax.tree.leaves(before(*args, **kwargs)),
+        jax.tree.leaves(after(*args, **kwargs)),
+        strict=True,
+    ):
+        # Far above rounding, far below the effect of a whole batch norm.
+        coarse = 64 * float(jnp.finfo(old.dtype).eps) ** 0.5
+        largest = float(jnp.abs(old).max(initial=0))
+        if float(jnp.abs(old - new).max(initial=0)) > coarse * largest:
+            raise ValueError(
+                "`module` computes something else with its batch norms folded: the "
+                "outputs of one of its convolutions go elsewhere, too"
+            )
 
 
 @functools.singledispatch
 def scale_outputs(layer: Any, factor: jax.Array) -> None:
     """Multiplies the output channels of a convolution by `factor` (O,), in place.
 
-    Raises:
-        TypeError: If the layer has no parameters of its own that could take it.
+    Those of a `WarehouseConv` cannot be: its cells are other layers' too.
     """
-    raise TypeError(f"{type(layer).__name__}) cannot take the factors of a batch norm")
+    raise TypeError(f"`layer` (a {type(layer).__name__}) is no convolution")
 
 
 @scale_outputs.register(nnx.Conv)
@@ -142,13 +168,6 @@ def _(layer: DecomposedConv, factor: jax.Array) -> None:
     scale_outputs(layer.p, factor)
 
 
-@scale_outputs.register
-def _(layer: WarehouseConv, factor: jax.Array) -> None:
-    raise TypeError(
-        "WarehouseConv) shares its cells with other layers, which have other factors"
-    )
-
-
 def _pairs(module: nnx.Module, args: Any, kwargs: Any) -> dict[tuple, tuple]:
     """Returns by batch norm the convolution that it takes its input from, by paths."""
     graphdef, state = nnx.split(module)
@@ -156,16 +175,18 @@ def _pairs(module: nnx.Module, args: Any, kwargs: Any) -> dict[tuple, tuple]:
     kept: list[Any] = []  # alive, so that no two have one identity
 
     def watch(state: Any, args: Any, kwargs: Any) -> Any:
-        watched = nnx.merge(graphdef, state)
-        for path, part in list(nnx.iter_modules(watched)):
+        watched: Any = nnx.merge(graphdef, state)
+        watchers: dict[int, nnx.Module] = {}
+        for path, part in nnx.iter_modules(watched):
             if path and isinstance(part, _WATCHED):
 
                 def record(inputs: Any, outputs: Any, path: tuple = path) -> None:
                     kept.extend((inputs, outputs))
                     calls.setdefault(path, []).append((id(inputs), id(outputs)))
 
-                _replace(watched, path, _Watched(part, record))
-        return watched(*args, **kwargs)  # pyright: ignore[reportCallIssue]
+                watchers[id(part)] = _Watched(part, record)
+        _replace(watched, watchers)
+        return watched(*args, **kwargs)
 
     jax.eval_shape(watch, state, args, kwargs)
     norms, sources = {}, {}
@@ -176,22 +197,26 @@ def _pairs(module: nnx.Module, args: Any, kwargs: Any) -> dict[tuple, tuple]:
                 norms[path] = inputs
             else:
                 sources[outputs] = path
+    followers = collections.Counter(norms.values())
     return {
-        path: sources[inputs] for path, inputs in norms.items() if inputs in sources
+        path: sources[inputs]
+        for path, inputs in norms.items()
+        if inputs in sources and followers[inputs] == 1
     }
 
 
-def _replace(module: nnx.Module, path: tuple, part: nnx.Module) -> None:
-    """Puts a module in the place of the one at `path`."""
-    *above, last = path
-    owner: Any = module
-    for name in above:
-        owner = (
-            owner[name]
-            if isinstance(owner, (nnx.List, nnx.Dict))
-            else getattr(owner, name)
-        )
-    if isinstance(owner, nnx.List):
-        owner[last] = part
-    else:
-        setattr(owner, last, part)
+def _replace(module: nnx.Module, replacements: dict[int, Any]) -> None:
+    """Puts others in the place of modules, by identity, wherever they are held."""
+    for _, owner in list(nnx.iter_modules(module)):
+        if isinstance(owner, _Watched):
+            continue
+        held: Any = vars(owner).items()
+        if isinstance(owner, nnx.List):
+            held = enumerate(owner)
+        for name, part in list(held):
+            if id(part) not in replacements:
+                continue
+            if isinstance(owner, nnx.List):
+                owner[name] = replacements[id(part)]
+            else:
+                setattr(owner, name, replacements[id(part)])

@@ -8,14 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from dynconv_jax.functional import Geometry
 from dynconv_jax.layers import DecomposedConv, KernelWarehouse, WarehouseConv
 from dynconv_jax.layers.expert_conv import ExpertConv
-from dynconv_jax.routing import SigmoidRouter
+from dynconv_jax.routing import Router, SigmoidRouter
 from dynconv_jax.scheduled import Scheduled
 
 # The layers of the family, and what belongs to several of them in a model.
 FAMILY = (ExpertConv, WarehouseConv, DecomposedConv)
-SHARED = (SigmoidRouter, KernelWarehouse)
+SHARED = (Router, SigmoidRouter, KernelWarehouse)
 
 Path = tuple[Any, ...]
 # The name, the variable of the dynamic model, and that of the static one.
@@ -41,9 +42,6 @@ class Write(NamedTuple):
         self.variable[...] = old.at[self.index].set(self.value.astype(old.dtype))
 
 
-_Shared = tuple[str, nnx.Variable, nnx.Variable]
-
-
 def match_models(
     model: nnx.Module, static: nnx.Module
 ) -> tuple[dict[Path, tuple[Any, nnx.Conv]], list[Common], list[str]]:
@@ -66,15 +64,19 @@ def match_models(
                 problems.append(
                     f"{path_name(path)}: the static model has {found} there"
                 )
-            elif source.kernel[...].shape != kernel_shape(part):
-                problems.append(
-                    f"{path_name(path)}: the trained kernel has the shape "
-                    f"{source.kernel[...].shape}, this layer needs {kernel_shape(part)}"
-                )
+            elif difference := _difference(part, source):
+                problems.append(f"{path_name(path)}: {difference}")
             else:
                 pairs[path] = part, source
         elif isinstance(part, SHARED):
             inside.append(path)
+        elif isinstance(part, nnx.BatchNorm):
+            epsilon = getattr(sources.get(path), "epsilon", part.epsilon)
+            if epsilon != part.epsilon:
+                problems.append(
+                    f"{path_name(path)}: `epsilon` is {epsilon} in the static model, "
+                    f"{part.epsilon} here"
+                )
 
     def rest(module: nnx.Module, outside: list[Path]) -> dict[Path, nnx.Variable]:
         return {
@@ -115,10 +117,49 @@ def copy_values(pairs: Iterable[tuple[nnx.Variable, nnx.Variable]]) -> None:
         target.set_value(jnp.array(source.get_value(), target.get_value().dtype))
 
 
-def kernel_shape(layer: Any) -> tuple[int, ...]:
-    """Returns the shape (*k, C/g, O) of the one kernel that a layer applies."""
+def _difference(layer: Any, source: nnx.Conv) -> str | None:
+    """Says in what a trained convolution differs from a layer, if in anything."""
     width = layer.in_features // layer.feature_group_count
-    return (*layer.kernel_size, width, layer.out_features)
+    shape = (*layer.kernel_size, width, layer.out_features)
+    if source.kernel[...].shape != shape:
+        return (
+            f"the trained kernel has the shape {source.kernel[...].shape}, this layer "
+            f"needs {shape}"
+        )
+    if np.any(np.asarray(source.input_dilation) != 1):
+        return f"the trained layer has `input_dilation` (={source.input_dilation})"
+    try:
+        ours, theirs = _geometry(layer), _geometry(source)
+    except ValueError as error:  # such as "CIRCULAR"
+        return f"of the trained layer, {error}"
+    for name in ("strides", "kernel_dilation", "feature_group_count"):
+        if getattr(ours, name) != getattr(theirs, name):
+            return (
+                f"`{name}` is {getattr(theirs, name)} in the trained layer, "
+                f"{getattr(ours, name)} here"
+            )
+    # Whether "SAME" is the same as numbers depends, with a stride, on the size.
+    first = max(ours.extent)
+    for size in range(first, first + 2 * max(ours.strides)):
+        spatial = (size,) * ours.rank
+        if ours.pads(spatial) != theirs.pads(spatial):
+            return (
+                f"`padding` is {theirs.padding} in the trained layer, {ours.padding} "
+                f"here, which differ on an input of {spatial}"
+            )
+    return None
+
+
+def _geometry(layer: Any) -> Geometry:
+    return Geometry.create(
+        layer.in_features,
+        layer.out_features,
+        layer.kernel_size,
+        strides=layer.strides,
+        padding=layer.padding,
+        kernel_dilation=layer.kernel_dilation,
+        feature_group_count=layer.feature_group_count,
+    )
 
 
 def path_name(path: Path) -> str:

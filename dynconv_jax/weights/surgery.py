@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from dynconv_jax.functional.tiling import assemble_kernels
@@ -45,11 +46,11 @@ def init_from_static(
     """Makes a dynamic model compute what a trained static one does, in place.
 
     Experts become the trained kernel of the layer at the same path; whatever else the
-    two have in common is copied; routers keep their values where any attention will do,
-    and are set to an even attention where it matters (sigmoids). Without noise the
-    function is exactly that of the static model, and one training step moves all
-    experts, though all alike until their attention differs: a little noise makes them
-    differ from the start.
+    two have in common is copied. Routers keep their values where any attention will do;
+    sigmoids are set to what makes up for them: those over experts to unlike weights
+    with the sum 1, or equal experts with equal weights would stay equal for ever.
+    Without noise the function is exactly that of the static model, and one training
+    step moves all experts, each by its attention.
 
     Args:
         model: The dynamic model, or a single layer.
@@ -84,17 +85,26 @@ def init_from_static(
             starts.append(static_start(layer, source, model))
         except NoExactStart as error:
             problems.append(f"{path_name(path)} ({type(layer).__name__}): {error}")
+            continue
+        for write in starts[-1]:
+            given, held = write.value.dtype, write.variable[...].dtype
+            if not np.can_cast(given, held):
+                problems.append(
+                    f"{path_name(path)}: the trained {given} does not fit the layer's "
+                    f"{held}; build it with `param_dtype`"
+                )
     if problems:
         raise ValueError(
             f"the {type(model).__name__} cannot start from the "
             f"{type(static).__name__}, and is unchanged:\n  " + "\n  ".join(problems)
         )
     copy_values((value, target) for _, target, value in shared)
-    for start in starts:
+    for (layer, _), start in zip(pairs.values(), starts, strict=True):
         for write in start:
             value = write.value
             # Of the kernels, which alone have so many axes.
-            if rngs is not None and noise and value.ndim > 2:
+            is_static = isinstance(layer, DecomposedConv)
+            if rngs is not None and noise and value.ndim > 2 and not is_static:
                 drawn = jax.random.normal(rngs.params(), value.shape, value.dtype)
                 value = value + noise * value.std() * drawn
             write._replace(value=value).apply()
@@ -115,14 +125,17 @@ def static_start(layer: Any, source: nnx.Conv, model: nnx.Module) -> list[Write]
     raise NoExactStart("no exact start is known for this kind of layer")
 
 
-def _equal_experts(layer: Any, source: nnx.Conv, scale: float = 1.0) -> list[Write]:
-    """Gives every expert the trained kernel, times `scale`, and the trained bias."""
+def _equal_experts(
+    layer: Any, source: nnx.Conv, scale: float = 1.0, bias_scale: float = 1.0
+) -> list[Write]:
+    """Gives every expert the trained kernel and bias, times their scales."""
     kernel = source.kernel[...] * scale
     shape = layer.kernel[...].shape
     written = [Write(layer.kernel, jnp.broadcast_to(kernel, shape))]
     if layer.bias is not None:
         shape = layer.bias[...].shape
-        trained = 0.0 if source.bias is None else source.bias[...]
+        zeros = jnp.zeros_like(layer.bias[...])
+        trained = zeros if source.bias is None else source.bias[...] * bias_scale
         written.append(Write(layer.bias, jnp.broadcast_to(trained, shape)))
     else:
         _refuse_bias(source)
@@ -158,11 +171,13 @@ def _(layer: CondConv, source: nnx.Conv, model: nnx.Module) -> list:
     for router in routers:
         if router.num_experts == 1:
             raise NoExactStart("the sigmoid of a single expert never answers 1")
-        # The sigmoid of this is 1/K for every expert.
-        even = jnp.full(router.num_experts, -math.log(router.num_experts - 1))
-        kernel = jnp.zeros_like(router.kernel[...])
         assert router.bias is not None
-        written += [Write(router.kernel, kernel), Write(router.bias, even)]
+        kernel = jnp.zeros_like(router.kernel[...])
+        # Sigmoids of these are half to one and a half times 1/K, and sum to 1.
+        spread = jnp.linspace(-0.5, 0.5, router.num_experts, dtype=kernel.dtype)
+        weights = (1 + spread) / router.num_experts
+        logits = jnp.log(weights) - jnp.log1p(-weights)
+        written += [Write(router.kernel, kernel), Write(router.bias, logits)]
     return written
 
 
@@ -174,17 +189,21 @@ def _(layer: DynamicConvTranspose, source: nnx.Conv, model: nnx.Module) -> list:
 @static_start.register
 def _(layer: ODConv, source: nnx.Conv, model: nnx.Module) -> list:
     attention = layer.attention
-    gates = [attention.channel_fc, attention.filter_fc, attention.spatial_fc]
-    heads = [head for head in (*gates, attention.kernel_fc) if head is not None]
+    gates = [
+        head
+        for head in (attention.channel_fc, attention.filter_fc, attention.spatial_fc)
+        if head is not None
+    ]
     written = [
         Write(parameter, jnp.zeros_like(parameter[...]))
-        for head in heads
+        for head in gates
         for parameter in (head.kernel, head.bias)
         if parameter is not None
     ]
-    # A sigmoid of 0 is one half, and so is each gate; halves are exact.
-    halves = sum(gate is not None for gate in gates)
-    return [*_equal_experts(layer, source, scale=2.0**halves), *written]
+    # A sigmoid of 0 is one half, and so is each gate; halves are exact. A bias meets
+    # the gate of the filters only.
+    of_bias = 1.0 if attention.filter_fc is None else 2.0
+    return [*_equal_experts(layer, source, 2.0 ** len(gates), of_bias), *written]
 
 
 @static_start.register
@@ -208,7 +227,7 @@ def _(layer: WarehouseConv, source: nnx.Conv, model: nnx.Module) -> list:
     )(source.kernel[...])
     return [
         Write(warehouse.cells, tiles[assigned], assigned),
-        Write(warehouse.assignment, jnp.ones(())),
+        Write(warehouse.assignment, jnp.ones_like(warehouse.assignment[...])),
         *_static_bias(layer.bias, source),
     ]
 
