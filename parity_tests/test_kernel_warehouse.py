@@ -612,6 +612,22 @@ def test_a_layer_is_built_once():
     assert_built_once(lambda *index: dynconv_torch.WarehouseConv2d(twin, *index))
 
 
+def test_a_layer_that_was_refused_is_not_built():
+    rows = ((4, 8, (3, 3)),)
+
+    def check():
+        warehouse = KernelWarehouse(jax_geometries(*rows), rngs=nnx.Rngs(0))
+        with pytest.raises(ValueError, match="norm"):
+            WarehouseConv(warehouse, norm="group", rngs=nnx.Rngs(0))
+        assert WarehouseConv(warehouse, rngs=nnx.Rngs(0)).index == 0
+
+    abstractly(check)
+    twin = dynconv_torch.KernelWarehouse(torch_geometries(*rows))
+    with pytest.raises(ValueError, match="norm"):
+        dynconv_torch.WarehouseConv2d(twin, norm="group")
+    assert dynconv_torch.WarehouseConv2d(twin).index == 0
+
+
 def test_what_is_no_warehouse_of_the_rank_is_refused():
     linear: Any = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
     with pytest.raises(TypeError, match="warehouse` .*Linear"):
