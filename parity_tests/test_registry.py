@@ -73,6 +73,24 @@ def test_options_reach_the_model_and_its_convolutions(build):
     assert shapes["layer4.0.conv1.fc1.weight"] == (32, 256)
 
 
+@BUILDERS
+@pytest.mark.parametrize(
+    ("name", "layer", "latent"),
+    [("resnet18", "layer1.0.conv1", 16), ("resnet50", "layer1.0.conv2", 8)],
+)
+def test_decomposed_layers_pool_by_two_in_basic_blocks_alone(
+    build, name, layer, latent
+):
+    shapes = shapes_of(build(name, conv="decomposed", dynamic="all"))
+    assert shapes[f"{layer}.q.weight"] == (latent, 64, 1, 1)
+
+
+@BUILDERS
+def test_an_option_that_was_chosen_wins_in_basic_blocks(build):
+    net = build("resnet18", conv="decomposed", conv_options={"pool": 3})
+    assert shapes_of(net)["layer1.0.conv1.q.weight"] == (24, 64, 1, 1)
+
+
 @pytest.mark.parametrize(
     ("build", "conv"),
     [(abstract, dynconv_jax.DynamicConv), (on_meta, dynconv_torch.DynamicConv2d)],
