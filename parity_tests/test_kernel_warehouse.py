@@ -25,7 +25,11 @@ import dynconv_torch
 from dynconv_jax import KernelWarehouse, WarehouseConv, set_assignment
 from dynconv_jax.functional import Geometry
 from dynconv_jax.routing import Attention
-from dynconv_jax.weights import torch_variables
+from dynconv_jax.weights import (
+    load_torch_state_dict,
+    to_torch_state_dict,
+    torch_variables,
+)
 from dynconv_torch.functional import Geometry as TorchGeometry
 from parity_tests.parity import (
     as_numpy,
@@ -337,6 +341,20 @@ def test_cells_are_once_in_every_state():
     ]
     assert sorted(torch_variables(pair)) == sorted(keys)
     assert len(list(twin.parameters())) == len({id(p) for p in twin.parameters()})
+
+
+def test_layers_without_their_warehouse_are_neither_saved_nor_loaded():
+    class Bare(nnx.Module):
+        def __init__(self, conv):
+            self.conv = conv
+
+    pair, _ = pairs("2d")
+    message = "keep the warehouse as an attribute of the model"
+    with pytest.raises(ValueError, match=f"its kernel.*{message}"):
+        to_torch_state_dict(pair.first)
+    with pytest.raises(ValueError, match=f"Bare.*its layer conv.*{message}"):
+        load_torch_state_dict(Bare(pair.first), {})
+    assert "warehouse.cells" in to_torch_state_dict(pair)
 
 
 def test_names_of_the_attention_are_those_of_published_checkpoints():

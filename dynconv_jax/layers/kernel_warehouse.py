@@ -157,7 +157,7 @@ class WarehouseConv(Convolution):
 
     It is one of the layers that a `KernelWarehouse` was made for. The warehouse is no
     part of it for weights: `to_torch_state_dict` lists the cells once, where a model
-    keeps the warehouse.
+    keeps the warehouse, and refuses a model that does not.
 
     Attributes:
         attention: The `CellAttention`; `mixture` calls it and applies τ.

@@ -299,7 +299,9 @@ class WarehouseConv2d(WarehouseConvNd):
     """A 2-D convolution whose kernel is tiled, for every sample, with mixed cells.
 
     It is one of the layers that a `KernelWarehouse` was made for. The warehouse is no
-    submodule of it: a model keeps the warehouse once, for all of its layers.
+    submodule of it: a model keeps the warehouse once, for all of its layers. A model
+    that does not have it as an attribute has a `state_dict` without cells and τ, is
+    moved and cast without them, and gives an optimizer no cells to train.
 
     Attributes:
         attention: The `CellAttention`; `mixture` calls it and applies τ.
