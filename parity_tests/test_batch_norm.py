@@ -122,6 +122,14 @@ def test_one_value_per_channel_is_refused_as_in_pytorch():
     assert int(ours.num_batches_tracked[...]) == 0
 
 
+def test_an_empty_batch_leaves_the_running_statistics():
+    ours, _ = norms()
+    before = ours.mean[...], ours.var[...]
+    assert ours(jnp.ones((0, 3, 4, 5))).shape == (0, 3, 4, 5)
+    np.testing.assert_array_equal(ours.mean[...], before[0])
+    np.testing.assert_array_equal(ours.var[...], before[1])
+
+
 def test_keys_are_those_of_pytorch():
     ours, theirs = norms()
     assert_parity(ours, theirs, np.random.default_rng(0).normal(size=(2, 3, 4, 5)))

@@ -185,6 +185,18 @@ def test_what_is_not_quite_the_layout_is_refused(case):
         torch_layer(2, 16, 8).load_state_dict(state_dict, strict=True)
 
 
+def test_refusals_name_the_keys_given_and_the_way_out():
+    arrays = torch_state(PlainLayer(2, 16, 8))
+    plain = DynamicConv(16, 8, SIZES[2], use_bias=True, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError) as refusal:
+        load_torch_state_dict(plain, arrays)
+    message = str(refusal.value)
+    assert "wrong shape: attention.fc1.weight has (5, 16)" in message
+    assert "wrong shape: fc1.weight" not in message
+    assert "in the layout of its public PyTorch port" in message
+    assert "Build the layer with `chen_options`" in message
+
+
 def test_a_router_with_a_bias_has_no_place_in_the_layout():
     ours = DynamicConv(4, 6, (3,), rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="fc1.bias.*chen_options"):

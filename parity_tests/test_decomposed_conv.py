@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 
 import dynconv_torch
 from dynconv_jax import DecomposedConv, load_torch_state_dict, to_torch_state_dict
+from dynconv_jax.layers.decomposed_conv import _hard_gate as jax_gate
 from dynconv_jax.routing import Attention
+from dynconv_torch.layers.decomposed_conv import _hard_gate as torch_gate
 from parity_tests.cases import jax_twin
 from parity_tests.parity import assert_close, assert_parity, torch_state
 
@@ -43,12 +45,12 @@ def layers(channels, outputs, kernel_size, dtype="float64", **options):
 CASES: dict[str, tuple[tuple[int, ...], int, tuple[int, ...], dict[str, Any]]] = {
     "1d dilated": ((3, 9, 5), 4, (3,), dict(padding=2, dilation=2)),
     "1d even": ((2, 8, 5), 3, (4,), dict(padding=((1, 2),), stride=2)),
-    "2d": ((2, 7, 6, 5), 4, (3, 3), dict(padding=1)),
+    "2d": ((2, 7, 6, 5), 4, (3, 3), dict(padding=1, pool=2)),
     "2d strided, grouped": (
         (2, 6, 7, 6),
         4,
         (3, 5),
-        dict(padding=(1, 2), stride=2, groups=2),
+        dict(padding=(1, 2), stride=2, groups=2, pool=2),
     ),
     "2d pointwise": ((2, 5, 4, 9), 4, (1, 1), dict(stride=2)),
     "3d": ((2, 4, 3, 5, 3), 2, (3, 1, 3), dict(padding=(1, 0, 1))),
@@ -79,7 +81,7 @@ def test_layers_agree_with_options_crossed(data):
         stride=draw(st.integers(1, 2)),
         dilation=dilation,
         groups=groups,
-        pool=draw(st.sampled_from([None, 1, 2, 3])),
+        pool=draw(st.integers(1, 3)),
         reduction=draw(st.integers(1, 4)),
         min_hidden=draw(st.integers(2, 5)),
     )
@@ -176,8 +178,7 @@ def test_layer_computes_the_equations(name, training):
     state = dict(layer.named_parameters())
     leaves = [x, *state.values()]
     buffers = {key: value.clone() for key, value in layer.named_buffers()}
-    pool = 1 if kernel_size == (1, 1) else 2
-    options = {"padding": 0, "stride": 1, **options, "pool": pool}
+    options = {"padding": 0, "stride": 1, "pool": 1, **options}
     expected = plain_decomposed_conv(x, {**buffers, **state}, training, **options)
     actual = layer(x)
     cotangent = torch.randn_like(actual)
@@ -218,9 +219,12 @@ def shapes(channels, outputs, kernel_size, groups, pooled, latent, hidden):
     [
         (dict(channels=64, outputs=32, kernel_size=(1, 1)), (64, 8, 4)),
         (dict(channels=80, outputs=6, kernel_size=(1, 1), groups=2), (80, 8, 5)),
-        (dict(channels=24, outputs=4, kernel_size=(3, 3), padding=1), (96, 9, 6)),
-        (dict(channels=3, outputs=4, kernel_size=(3,), padding=1), (6, 2, 4)),
-        (dict(channels=3, outputs=4, kernel_size=(3, 3, 3), padding=1), (24, 4, 4)),
+        (
+            dict(channels=24, outputs=4, kernel_size=(3, 3), padding=1, pool=2),
+            (96, 9, 6),
+        ),
+        (dict(channels=3, outputs=4, kernel_size=(3,), padding=1, pool=2), (6, 2, 4)),
+        (dict(channels=24, outputs=4, kernel_size=(3, 3, 3), padding=1), (24, 4, 4)),
     ],
 )
 def test_published_state_dicts_come_back_bit_for_bit(arguments, sizes, rng):
@@ -247,8 +251,8 @@ def test_published_state_dicts_come_back_bit_for_bit(arguments, sizes, rng):
 
 
 def test_parameters_are_drawn_as_pytorch_draws_them():
-    layer = DecomposedConv(16, 32, (3, 3), rngs=nnx.Rngs(0))
-    twin = dynconv_torch.DecomposedConv2d(16, 32, 3, padding=1)
+    layer = DecomposedConv(16, 32, (3, 3), pool=2, rngs=nnx.Rngs(0))
+    twin = dynconv_torch.DecomposedConv2d(16, 32, 3, padding=1, pool=2)
     for state in (to_torch_state_dict(layer), torch_state(twin)):
         for key, fan_in in (("conv.weight", 144), ("p.weight", 8), ("fc.0.weight", 64)):
             bound = fan_in**-0.5
@@ -272,6 +276,22 @@ def test_any_number_of_batch_dimensions_is_accepted(batch, rng):
         for name, value in results(x.reshape(-1, 5, 3)).items()
     }
     assert_close(results(x), expected, dtype="float64")
+
+
+def test_an_empty_batch_is_accepted():
+    ours, theirs = layers(3, 4, (3, 3), padding=1, pool=2)
+    assert ours(jnp.ones((0, 5, 6, 3))).shape == (0, 5, 6, 4)
+    assert ours.decomposition(jnp.ones((0, 5, 6, 3))).phi.shape == (0, 3, 3)
+    assert theirs.eval()(torch.ones(0, 3, 5, 6).double()).shape == (0, 4, 5, 6)
+
+
+def test_gates_have_the_gradient_of_pytorch_at_their_kinks():
+    logits = np.array([-3.0, 0.0, 3.0])
+    leaf = torch.tensor(logits, requires_grad=True)
+    torch_gate(leaf).sum().backward()
+    actual = jax.grad(lambda x: jax_gate(x).sum())(jnp.asarray(logits))
+    assert leaf.grad is not None
+    np.testing.assert_array_equal(actual, leaf.grad.numpy())
 
 
 def test_unbatched_input_is_accepted_by_the_twin():
@@ -418,6 +438,16 @@ def test_same_padding_has_the_size_of_the_latent(size, stride):
         return layer(x)
 
     assert jax.eval_shape(apply, jnp.ones((2, size, 3))).shape[1] == -(-size // stride)
+
+
+@pytest.mark.parametrize("size", [4, 5])
+def test_padding_of_tensorflow_is_that_of_jax(size, rng):
+    theirs = torch_layer(3, 4, (2, 3), stride=2, padding="tf_same")
+    ours = DecomposedConv(
+        3, 4, (2, 3), 2, padding="SAME", param_dtype="float64", rngs=nnx.Rngs(0)
+    )
+    assert "tf_same" in repr(theirs.conv)
+    assert_parity(ours, theirs, rng.normal(size=(2, size, 6, 3)))
 
 
 BAD_ARGUMENTS = {

@@ -25,7 +25,11 @@ import dynconv_torch
 from dynconv_jax import KernelWarehouse, WarehouseConv, set_assignment
 from dynconv_jax.functional import Geometry
 from dynconv_jax.routing import Attention
-from dynconv_jax.weights import torch_variables
+from dynconv_jax.weights import (
+    load_torch_state_dict,
+    to_torch_state_dict,
+    torch_variables,
+)
 from dynconv_torch.functional import Geometry as TorchGeometry
 from parity_tests.parity import (
     as_numpy,
@@ -339,6 +343,20 @@ def test_cells_are_once_in_every_state():
     assert len(list(twin.parameters())) == len({id(p) for p in twin.parameters()})
 
 
+def test_layers_without_their_warehouse_are_neither_saved_nor_loaded():
+    class Bare(nnx.Module):
+        def __init__(self, conv):
+            self.conv = conv
+
+    pair, _ = pairs("2d")
+    message = "keep the warehouse as an attribute of the model"
+    with pytest.raises(ValueError, match=f"its kernel.*{message}"):
+        to_torch_state_dict(pair.first)
+    with pytest.raises(ValueError, match=f"Bare.*its layer conv.*{message}"):
+        load_torch_state_dict(Bare(pair.first), {})
+    assert "warehouse.cells" in to_torch_state_dict(pair)
+
+
 def test_names_of_the_attention_are_those_of_published_checkpoints():
     layer = dynconv_torch.WarehouseConv2d(
         dynconv_torch.KernelWarehouse(torch_geometries((32, 8, (3, 3))))
@@ -610,6 +628,22 @@ def test_a_layer_is_built_once():
     abstractly(check)
     twin = dynconv_torch.KernelWarehouse(torch_geometries(*rows))
     assert_built_once(lambda *index: dynconv_torch.WarehouseConv2d(twin, *index))
+
+
+def test_a_layer_that_was_refused_is_not_built():
+    rows = ((4, 8, (3, 3)),)
+
+    def check():
+        warehouse = KernelWarehouse(jax_geometries(*rows), rngs=nnx.Rngs(0))
+        with pytest.raises(ValueError, match="norm"):
+            WarehouseConv(warehouse, norm="group", rngs=nnx.Rngs(0))
+        assert WarehouseConv(warehouse, rngs=nnx.Rngs(0)).index == 0
+
+    abstractly(check)
+    twin = dynconv_torch.KernelWarehouse(torch_geometries(*rows))
+    with pytest.raises(ValueError, match="norm"):
+        dynconv_torch.WarehouseConv2d(twin, norm="group")
+    assert dynconv_torch.WarehouseConv2d(twin).index == 0
 
 
 def test_what_is_no_warehouse_of_the_rank_is_refused():

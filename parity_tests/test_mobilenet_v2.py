@@ -12,7 +12,8 @@ import torch
 from flax import nnx
 
 from dynconv_jax import DynamicConv, models
-from dynconv_jax.models.mobilenet_v2 import make_divisible, relu6
+from dynconv_jax.functional.activations import relu6
+from dynconv_jax.models.mobilenet_v2 import make_divisible
 from dynconv_jax.weights.torch_layout import torch_shapes
 from dynconv_torch import DynamicConv2d
 from dynconv_torch import models as torch_models

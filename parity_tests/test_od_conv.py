@@ -285,6 +285,14 @@ def test_parameters_are_drawn_as_published():
         assert not any(state[key].any() for key in state if key.endswith("fc.bias"))
 
 
+def test_a_bias_starts_as_zero():
+    layer = dynconv_torch.ODConv1d(3, 4, 3, bias=True)
+    assert layer.bias is not None
+    torch.nn.init.ones_(layer.bias)  # whatever the memory held before
+    layer.reset_parameters()
+    assert not layer.bias.any()
+
+
 def test_trunk_has_the_width_asked_for():
     for channels, reduction, min_hidden, width in (
         (512, 16, 16, 32),

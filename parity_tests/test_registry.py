@@ -1,5 +1,7 @@
 """Models by name: the same names in both frameworks, and help with wrong ones."""
 
+from typing import Any
+
 import jax
 import pytest
 import torch
@@ -71,6 +73,24 @@ def test_options_reach_the_model_and_its_convolutions(build):
     assert shapes["layer4.0.conv1.fc1.weight"] == (32, 256)
 
 
+@BUILDERS
+@pytest.mark.parametrize(
+    ("name", "layer", "latent"),
+    [("resnet18", "layer1.0.conv1", 16), ("resnet50", "layer1.0.conv2", 8)],
+)
+def test_decomposed_layers_pool_by_two_in_basic_blocks_alone(
+    build, name, layer, latent
+):
+    shapes = shapes_of(build(name, conv="decomposed", dynamic="all"))
+    assert shapes[f"{layer}.q.weight"] == (latent, 64, 1, 1)
+
+
+@BUILDERS
+def test_an_option_that_was_chosen_wins_in_basic_blocks(build):
+    net = build("resnet18", conv="decomposed", conv_options={"pool": 3})
+    assert shapes_of(net)["layer1.0.conv1.q.weight"] == (24, 64, 1, 1)
+
+
 @pytest.mark.parametrize(
     ("build", "conv"),
     [(abstract, dynconv_jax.DynamicConv), (on_meta, dynconv_torch.DynamicConv2d)],
@@ -105,6 +125,43 @@ def test_dynamic_net_takes_others_too(build):
     assert shapes["stage2.dyn.weight"] == (2, 128, 64, 3, 3)
     static = shapes_of(build("dynamic_net", conv="static"))
     assert static["stage1.dyn.weight"] == (64, 32, 3, 3)
+
+
+@BUILDERS
+@pytest.mark.parametrize("conv_options", [None, {"router_dropout": 0.1}])
+def test_options_of_dynamic_net_reach_the_convolution_by_name(build, conv_options):
+    net = build(
+        "dynamic_net",
+        conv="dynamic",
+        conv_options=conv_options,
+        num_experts=3,
+        reduction=8,
+    )
+    shapes = shapes_of(net)
+    assert shapes["stage1.dyn.weight"] == (3, 64, 32, 3, 3)
+    assert shapes["stage1.dyn.fc1.weight"] == (4, 32)
+
+
+@BUILDERS
+def test_options_of_the_convolution_win_over_those_of_dynamic_net(build):
+    options = {"num_experts": 2}
+    net = build("dynamic_net", conv="dynamic", conv_options=options, num_experts=3)
+    assert shapes_of(net)["stage1.dyn.weight"] == (2, 64, 32, 3, 3)
+
+
+@BUILDERS
+@pytest.mark.parametrize("conv", ["odconv", "static"])
+def test_options_of_dynamic_net_are_refused_for_other_convolutions(build, conv):
+    message = r"`temperature` \(=30.0\).*functools.partial.*`conv_options`"
+    with pytest.raises(ValueError, match=message):
+        build("dynamic_net", conv=conv, temperature=30.0)
+
+
+@pytest.mark.parametrize("conv", [None, "kernel_warehouse"])
+def test_a_model_of_jax_needs_rngs(conv):
+    create_model: Any = dynconv_jax.create_model
+    with pytest.raises(TypeError, match="rngs"):
+        create_model("dynamic_net", conv=conv)
 
 
 @BUILDERS

@@ -110,6 +110,5 @@ def few_channel_conv(
         strides=tuple(window_strides),
         padding=padding,
     )
-    numerics = Numerics(options.get("precision"), options.get("preferred_element_type"))
     arranged = arrange_for_patches(kernel, geometry)
     return conv_by_patches(inputs, arranged, geometry, numerics)

@@ -125,6 +125,8 @@ class BatchNorm(nnx.BatchNorm):
             # n / (n - 1), with no division by zero where the mask leaves one value
             unbiased = var + var / jnp.maximum(count - 1, 1)
             for running, new in ((self.mean, mean), (self.var, unbiased)):
+                if isinstance(count, int) and count == 0:
+                    continue  # an empty batch has no statistics to learn from
                 new = lax.stop_gradient(new).astype(running[...].dtype)
                 running[...] = self.momentum * running[...] + (1 - self.momentum) * new
             self.num_batches_tracked[...] += 1

@@ -1,8 +1,8 @@
 """Dynamic convolution decomposition: no kernel is mixed, a small matrix is dynamic."""
 
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from flax.typing import Initializer
 from jax import lax
 from jax.typing import DTypeLike
 
+from dynconv_jax.functional.activations import relu6
 from dynconv_jax.functional.geometry import (
     Geometry,
     PaddingLike,
@@ -38,7 +39,7 @@ class Decomposition(NamedTuple):
 
 def _hard_gate(logits: jax.Array) -> jax.Array:
     """From 0 to 2, and 1 at 0: twice the hard sigmoid."""
-    return jax.nn.relu6(logits + 3) / 3
+    return relu6(logits + 3) / 3
 
 
 class SqueezeGate(nnx.Module):
@@ -89,6 +90,8 @@ class DecomposedConv(Convolution):
         bn1: The norm of the latent; `bn2` is that of the mixed latent.
         fc: From the pooled input to the squeezed features; `fc_phi` and `fc_scale` take
             them to Φ and to the logits of Λ.
+        basic_block_options: The options of the layer in the basic blocks of a ResNet,
+            of two 3×3 convolutions; networks pass them.
 
     Example:
         >>> layer = DecomposedConv(4, 8, (3, 3), 2, padding=1, rngs=nnx.Rngs(0))
@@ -96,8 +99,10 @@ class DecomposedConv(Convolution):
         >>> layer(images).shape
         (2, 5, 4, 8)
         >>> layer.decomposition(images).phi.shape
-        (2, 4, 4)
+        (2, 2, 2)
     """
+
+    basic_block_options: ClassVar[Mapping[str, Any]] = {"pool": 2}
 
     def __init__(
         self,
@@ -110,7 +115,7 @@ class DecomposedConv(Convolution):
         kernel_dilation: int | Sequence[int] | None = 1,
         feature_group_count: int = 1,
         use_bias: bool = False,
-        pool: int | None = None,
+        pool: int = 1,
         reduction: int = 16,
         min_hidden: int = 4,
         dtype: DTypeLike | None = None,
@@ -131,9 +136,10 @@ class DecomposedConv(Convolution):
             kernel_dilation: An int, or one per spatial dimension.
             feature_group_count: g of the static convolution; it must divide C and O.
             use_bias: Whether P has a bias; published layers have none.
-            pool: Into how many bins the input is pooled along each spatial dimension;
-                None is 1 for a 1×1 kernel and 2 for larger ones, as published. The
-                pooled features are pool^rank · C, and L is the root of their number.
+            pool: Into how many bins the input is pooled along each spatial dimension.
+                Published networks have 2 in basic blocks and 1 elsewhere; see
+                `basic_block_options`. The pooled features are pool^rank · C, and L is
+                the root of their number.
             reduction: The squeezed features are max(pool^rank · C // reduction,
                 min_hidden).
             min_hidden: How many squeezed features there are at least.
@@ -160,8 +166,7 @@ class DecomposedConv(Convolution):
         )
         check_latent_size(geometry)
         self.take_geometry(geometry)
-        default_pool = 1 if geometry.taps == 1 else 2
-        self.pool = default_pool if pool is None else positive_int("pool", pool)
+        self.pool = positive_int("pool", pool)
         positive_int("reduction", reduction)
         positive_int("min_hidden", min_hidden)
         self.dtype = dtype
@@ -257,11 +262,12 @@ class DecomposedConv(Convolution):
         dtype = at_least_float32(self.dtype or inputs.dtype)
         pooled = adaptive_avg_pool(inputs, self.pool, dtype)
         # In PyTorch's order: all bins of a channel side by side.
-        features = jnp.moveaxis(pooled, -1, 1).reshape(pooled.shape[0], -1)
+        batch, *bins = jnp.moveaxis(pooled, -1, 1).shape
+        features = jnp.moveaxis(pooled, -1, 1).reshape(batch, math.prod(bins))
         hidden = self.fc(features)
         latent = self.q.out_features
         scale = _hard_gate(self.fc_scale(hidden))
-        phi = self.fc_phi(hidden).reshape(-1, latent, latent)
+        phi = self.fc_phi(hidden).reshape(batch, latent, latent)
         record_attention(self, scale, "scale")
         record_attention(self, phi, "phi")
         return Decomposition(scale, phi)

@@ -123,8 +123,8 @@ class KernelWarehouse(nnx.Module):
         self.assignment = Assignment.create(assignment)
         self.built: tuple[int, ...] = ()
 
-    def claim(self, index: int | None) -> int:
-        """Marks a layer as built, the next one if None, and returns its index.
+    def free_index(self, index: int | None) -> int:
+        """Returns the index of a layer that is not built yet, the next one if None.
 
         Raises:
             ValueError: If there is no such layer, or it was built before.
@@ -145,8 +145,11 @@ class KernelWarehouse(nnx.Module):
                 f"layer {index} of the warehouse was built before, and its cells are "
                 "assigned; give the warehouse one more geometry, or share that layer"
             )
-        self.built = (*self.built, index)
         return index
+
+    def mark_built(self, index: int) -> None:
+        """Notes that a layer was built, so that no other is built in its place."""
+        self.built = (*self.built, index)
 
 
 class WarehouseConv(Convolution):
@@ -154,7 +157,7 @@ class WarehouseConv(Convolution):
 
     It is one of the layers that a `KernelWarehouse` was made for. The warehouse is no
     part of it for weights: `to_torch_state_dict` lists the cells once, where a model
-    keeps the warehouse.
+    keeps the warehouse, and refuses a model that does not.
 
     Attributes:
         attention: The `CellAttention`; `mixture` calls it and applies τ.
@@ -216,7 +219,7 @@ class WarehouseConv(Convolution):
             raise TypeError(
                 f"`warehouse` (a {type(warehouse).__name__}) must be a KernelWarehouse"
             )
-        self.index = warehouse.claim(index)
+        self.index = warehouse.free_index(index)
         self._warehouse = warehouse
         geometry = self.share.geometry
         check_implementation(implementation, geometry, has_experts=False)
@@ -245,6 +248,7 @@ class WarehouseConv(Convolution):
             self.bias = nnx.Param(bias_init(rngs.params(), shape, param_dtype))
         else:
             self.bias = nnx.data(None)
+        warehouse.mark_built(self.index)
 
     @property
     def warehouse(self) -> KernelWarehouse:

@@ -134,6 +134,7 @@ class Convolutions:
         groups: int = 1,
         role: Role = "body",
         stage: int = 0,
+        in_basic_block: bool = False,
     ) -> Any:
         """Builds a square convolution without bias.
 
@@ -146,6 +147,8 @@ class Convolutions:
             groups: The number of channel groups.
             role: What the convolution is to the network.
             stage: Which stage it is in, from 1.
+            in_basic_block: Whether it is one of the two of a basic block, for which a
+                dynamic convolution may have `basic_block_options`.
         """
         if padding is None:
             padding = kernel_size // 2 if self.padding is None else self.padding
@@ -161,11 +164,13 @@ class Convolutions:
         if self.conv is not None and self.is_dynamic(kernel_size, role, stage):
             self.num_dynamic += 1
             # Whoever builds the layers may have wrapped the class in a partial.
-            is_routed = getattr(
-                getattr(self.conv, "func", self.conv), "needs_attention", False
-            )
-            if is_efficient and is_routed:
+            layer_class = getattr(self.conv, "func", self.conv)
+            if is_efficient and getattr(layer_class, "needs_attention", False):
                 options["kernel_init"] = kernel_init
+            if in_basic_block:
+                own = getattr(layer_class, "basic_block_options", {})
+                chosen = getattr(self.conv, "keywords", {})
+                options.update((k, v) for k, v in own.items() if k not in chosen)
             return self.conv(*place, **options)
         if role == "stem":
             options["conv_general_dilated"] = few_channel_conv

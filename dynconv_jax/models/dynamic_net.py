@@ -52,12 +52,12 @@ class DynamicNet(nnx.Module):
         num_classes: int = 10,
         *,
         conv: Callable[..., Any] | None = DynamicConv,
-        num_experts: int = 4,
-        temperature: float = 1.0,
-        reduction: int = 4,
+        num_experts: int | None = None,
+        temperature: float | None = None,
+        reduction: int | None = None,
         top_k: int | None = None,
-        router_dropout: float = 0.0,
-        implementation: str = "auto",
+        router_dropout: float | None = None,
+        implementation: str | None = None,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -68,38 +68,50 @@ class DynamicNet(nnx.Module):
             in_features: The number of input channels.
             num_classes: The number of logits.
             conv: Builds the convolutions of the blocks, with the signature of
-                `nnx.Conv`; None makes them static. The six options below are those of
-                `DynamicConv`, and not for others.
-            num_experts: K of every dynamic convolution.
-            temperature: The initial temperature of every router.
-            reduction: Of every router, see `Router`.
+                `nnx.Conv`; None makes them static. The six options below are for
+                `DynamicConv`, also in a `functools.partial`, whose own win; None leaves
+                them to it.
+            num_experts: K of every dynamic convolution; 4 by default.
+            temperature: The initial temperature of every router; 1 by default.
+            reduction: Of every router, see `Router`; 4 by default.
             top_k: Of every router, see `Router`.
-            router_dropout: The dropout rate of every router.
-            implementation: Of every dynamic convolution, see `DynamicConv`.
+            router_dropout: The dropout rate of every router; 0 by default.
+            implementation: Of every dynamic convolution, see `DynamicConv`; `"auto"` by
+                default.
             dtype: The dtype of the computation; None infers it.
             param_dtype: The dtype of the parameters.
             rngs: Where the initial parameters come from.
 
         Raises:
             TypeError: If a count is not an integer.
-            ValueError: If a value is out of range.
+            ValueError: If a value is out of range, or an option is for no convolution.
         """
         self.in_features = positive_int("in_features", in_features)
         self.num_classes = positive_int("num_classes", num_classes)
         shared: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
+        options = dict(
+            num_experts=num_experts,
+            temperature=temperature,
+            reduction=reduction,
+            top_k=top_k,
+            router_dropout=router_dropout,
+            implementation=implementation,
+        )
+        given = {name: each for name, each in options.items() if each is not None}
+        if given and getattr(conv, "func", conv) is not DynamicConv:
+            name, each = next(iter(given.items()))
+            raise ValueError(
+                f"`{name}` (={each!r}) is an option of DynamicConv, not of `conv` "
+                f"(={conv!r}); give options of another convolution to itself, by "
+                "`functools.partial`, or by the `conv_options` of `create_model`"
+            )
         if conv is None:
             conv = functools.partial(nnx.Conv, kernel_init=torch_kernel_init)
-        elif conv is DynamicConv:
-            conv = functools.partial(
-                DynamicConv,
-                num_experts=num_experts,
-                temperature=temperature,
-                reduction=reduction,
-                top_k=top_k,
-                router_dropout=router_dropout,
-                implementation=implementation,
-            )
+        elif given and getattr(conv, "func", conv) is DynamicConv:
+            # What a partial of the layer has of its own wins.
+            given.update(getattr(conv, "keywords", {}))
+            conv = functools.partial(conv, **given)
 
         def block(in_features: int, out_features: int) -> DynamicConvBlock:
             return DynamicConvBlock(

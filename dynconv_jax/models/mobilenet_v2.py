@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from dynconv_jax.functional.activations import relu6
 from dynconv_jax.functional.geometry import positive_int
 from dynconv_jax.models.convolutions import Convolutions, RoutedSequential, route
 from dynconv_jax.models.images import check_images, global_average_pool
@@ -22,16 +23,6 @@ STAGES = (
     (6, 160, 3, 2),
     (6, 320, 1, 1),
 )
-
-
-def relu6(x: jax.Array) -> jax.Array:
-    """Returns min(max(x, 0), 6); the gradient at 0 and at 6 is 0, as in PyTorch.
-
-    Example:
-        >>> relu6(jnp.array([-1.0, 2.0, 9.0])).tolist()
-        [0.0, 2.0, 6.0]
-    """
-    return jnp.where(x >= 6, jnp.full_like(x, 6), jax.nn.relu(x))
 
 
 def make_divisible(value: float, divisor: int = 8) -> int:

@@ -71,6 +71,7 @@ def create_model(
     *,
     conv: str | Callable[..., Any] | None = None,
     conv_options: Mapping[str, Any] | None = None,
+    rngs: nnx.Rngs,
     **options,
 ) -> nnx.Module:
     """Builds a model by name.
@@ -82,7 +83,8 @@ def create_model(
             callable with the signature of `nnx.Conv`; None leaves it to the model.
         conv_options: Options of the convolution, such as `{"num_experts": 8}`; of
             `"kernel_warehouse"` those of `with_warehouses`.
-        **options: Options of the model; `rngs` among them.
+        rngs: Where the initial parameters come from.
+        **options: Options of the model.
 
     Raises:
         TypeError: If the model or the convolution does not take an option.
@@ -118,11 +120,13 @@ def create_model(
         )
     if layer is not None:
         if layer is with_warehouses:
-            rngs = options.pop("rngs")
             build = functools.partial(build, **options)
             return with_warehouses(build, rngs=rngs, **conv_options or {})
-        options["conv"] = functools.partial(layer, **conv_options or {})
-    return build(**options)
+        # A partial of no options would only hide which layer it is.
+        options["conv"] = (
+            functools.partial(layer, **conv_options) if conv_options else layer
+        )
+    return build(rngs=rngs, **options)
 
 
 def _look_up(argument: str, name: str, table: Mapping[str, Any]) -> Any:

@@ -37,9 +37,10 @@ class BasicBlock(nnx.Module):
             stage: The stage of the network, from 1.
             make: Builds the layers.
         """
-        self.conv1 = make(in_features, features, 3, strides, stage=stage)
+        place: dict[str, Any] = dict(stage=stage, in_basic_block=True)
+        self.conv1 = make(in_features, features, 3, strides, **place)
         self.bn1 = make.norm(features)
-        self.conv2 = make(features, features, 3, stage=stage)
+        self.conv2 = make(features, features, 3, **place)
         self.bn2 = make.norm(features)
         self.downsample = _shortcut(in_features, features, strides, stage, make)
         self.routing_fn = make.router(

@@ -22,6 +22,7 @@ from dynconv_jax.layers import (
     KernelWarehouse,
     ODConv,
     PooledLinear,
+    WarehouseConv,
 )
 from dynconv_jax.scheduled import Scheduled
 from dynconv_jax.weights.arrangements import (
@@ -164,6 +165,19 @@ def _leaves(module: nnx.Module) -> list[tuple[str, _Leaf]]:
     return list(_walk(module, "", _layout_of(module)))
 
 
+def _check_warehouses(module: nnx.Module, leaves: list[tuple[str, _Leaf]]) -> None:
+    """Refuses a module with layers of a warehouse that is not part of it."""
+    owners = {id(leaf.owner) for _, leaf in leaves}
+    for path, part in nnx.iter_modules(module):
+        if isinstance(part, WarehouseConv) and id(part.warehouse) not in owners:
+            where = ".".join(map(str, path))
+            raise ValueError(
+                f"the {type(module).__name__} does not hold the warehouse of "
+                f"{f'its layer {where}' if where else 'its kernel'}, so that the cells "
+                "would be lost; keep the warehouse as an attribute of the model"
+            )
+
+
 def torch_variables(module: nnx.Module) -> dict[str, nnx.Variable]:
     """Returns the variables of `module` by PyTorch key; a shared one has several keys.
 
@@ -194,7 +208,8 @@ def to_torch_state_dict(
         NumPy arrays by key, in the order of the module's attributes.
 
     Raises:
-        ValueError: If the layout is not known, or cannot hold a router.
+        ValueError: If the layout is not known, or cannot hold a router; or if the
+            warehouse of a layer is no part of the module.
 
     Example:
         >>> layer = DynamicConv(3, 8, (5, 3), rngs=nnx.Rngs(0))
@@ -204,7 +219,9 @@ def to_torch_state_dict(
     """
     if layout not in ("dynconv", "chen"):
         raise ValueError(f"`layout` (={layout!r}) must be 'dynconv' or 'chen'")
-    state_dict = {key: leaf.to_torch() for key, leaf in _leaves(module)}
+    leaves = _leaves(module)
+    _check_warehouses(module, leaves)
+    state_dict = {key: leaf.to_torch() for key, leaf in leaves}
     return to_chen_layout(state_dict) if layout == "chen" else state_dict
 
 
@@ -239,7 +256,8 @@ def load_torch_state_dict(
         ValueError: If a key is missing or unexpected, or a value has the wrong shape
             or a dtype that does not fit, or a temperature is not positive. All are
             listed in the one error, with the name of the model that the state dict is
-            of, if that is known; the module is unchanged.
+            of, if that is known; the module is unchanged. Also if the warehouse of a
+            layer is no part of the module.
 
     Example:
         >>> layer = DynamicConv(3, 8, (3, 3), rngs=nnx.Rngs(0))
@@ -249,8 +267,11 @@ def load_torch_state_dict(
         True
     """
     leaves = _leaves(module)
+    _check_warehouses(module, leaves)
     known = {key: leaf.torch_shape for key, leaf in leaves}
-    state_dict = from_chen_layout(state_dict, known)
+    given, state_dict = state_dict, from_chen_layout(state_dict, known)
+    # What is wrong is told of the keys that the user knows.
+    given_key = dict(zip(state_dict, given, strict=True))
     problems = [f"unexpected key: {key}" for key in state_dict if key not in known]
     accepted: dict[int, tuple[str, _Leaf, np.ndarray]] = {}
     for key, leaf in leaves:
@@ -258,25 +279,27 @@ def load_torch_state_dict(
             if not leaf.optional or leaf.is_abstract:
                 problems.append(f"missing key: {key}, of shape {leaf.torch_shape}")
             continue
+        name = given_key[key]
         try:
             value = np.asarray(state_dict[key])
         except (TypeError, RuntimeError) as error:
-            problems.append(f"{key} is not a NumPy array: {error}")
+            problems.append(f"{name} is not a NumPy array: {error}")
             continue
         if value.shape != leaf.torch_shape:
             problems.append(
-                f"wrong shape: {key} has {value.shape}, the module {leaf.torch_shape}"
+                f"wrong shape: {name} has {value.shape}, the module {leaf.torch_shape}"
             )
         elif leaf.loses(value):
             problems.append(
-                f"wrong dtype: {key} is {value.dtype}, which the module's {leaf.dtype} "
-                "cannot hold; cast the value, or build the module with `param_dtype`"
+                f"wrong dtype: {name} is {value.dtype}, which the module's "
+                f"{leaf.dtype} cannot hold; cast the value, or build the module with `param_dtype`"
             )
         elif isinstance(leaf.variable, Scheduled) and not all(
             map(leaf.variable.accepts, value.flat)
         ):
             problems.append(
-                f"wrong value: {key} is {value}; it must be {leaf.variable.requirement}"
+                f"wrong value: {name} is {value}; it must be "
+                f"{leaf.variable.requirement}"
             )
         else:
             first_key, _, first = accepted.setdefault(
@@ -284,13 +307,16 @@ def load_torch_state_dict(
             )
             if first.tobytes() != value.tobytes():
                 problems.append(
-                    f"{first_key} and {key} are one array of the module, but differ"
+                    f"{given_key[first_key]} and {name} are one array of the module, "
+                    "but differ"
                 )
     if problems:
         from dynconv_jax.weights.recognize import describe  # it reads the layout
 
-        description = describe(state_dict)
+        description = describe(given)
         looks = f"\nThe state dict looks like {description}." if description else ""
+        if any(key != name for key, name in given_key.items()):
+            looks += "\nBuild the layer with `chen_options`, for its layout."
         raise ValueError(
             f"the state dict does not fit the {type(module).__name__}, which is "
             "unchanged:\n  " + "\n  ".join(problems) + "\nKeys follow the names of "

@@ -1,8 +1,8 @@
 """Dynamic convolution decomposition: no kernel is mixed, a small matrix is dynamic."""
 
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -60,19 +60,23 @@ class SqueezeGate(nn.Module):
 def check_latent_size(geometry: Geometry) -> None:
     """Refuses padding with which convolution and latent branch differ in size."""
     totals = tuple(extent - 1 for extent in geometry.extent)
+    if geometry.padding == "tf_same":
+        return
     pads = geometry.pads(geometry.extent)
     if tuple(low + high for low, high in pads) != totals:
         raise ValueError(
             f"`padding` (={geometry.padding}) must add {totals} pixels, low and high "
             f"together, for `kernel_size` (={geometry.kernel_size}) with `dilation` "
             f"(={geometry.dilation}): the output is added to that of a 1×1 "
-            "convolution, which has the size of the input; use (kernel_size - 1) / 2 · "
-            "dilation"
+            "convolution, which has the size of the input; use 'tf_same', or "
+            "(kernel_size - 1) / 2 · dilation"
         )
 
 
 class DecomposedConvNd(ConvolutionNd):
     """What the decomposed convolutions of all ranks share."""
+
+    basic_block_options: ClassVar[Mapping[str, Any]] = {"pool": 2}
 
     def __init__(
         self,
@@ -84,7 +88,7 @@ class DecomposedConvNd(ConvolutionNd):
         dilation: int | Sequence[int] = 1,
         groups: int = 1,
         bias: bool = False,
-        pool: int | None = None,
+        pool: int = 1,
         reduction: int = 16,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -98,14 +102,16 @@ class DecomposedConvNd(ConvolutionNd):
             out_channels: O, the number of output channels.
             kernel_size: An int, or one per spatial dimension.
             stride: An int, or one per spatial dimension.
-            padding: Whatever gives the output the size of a 1×1 convolution, such as
-                (kernel_size - 1) / 2 · dilation, or, with a stride of 1, `"same"`.
+            padding: `"tf_same"`, or whatever gives the output the size of a 1×1
+                convolution, such as (kernel_size - 1) / 2 · dilation, or, with a stride
+                of 1, `"same"`.
             dilation: An int, or one per spatial dimension.
             groups: g of the static convolution; it must divide C and O.
             bias: Whether P has a bias; published layers have none.
-            pool: Into how many bins the input is pooled along each spatial dimension;
-                None is 1 for a 1×1 kernel and 2 for larger ones, as published. The
-                pooled features are pool^rank · C, and L is the root of their number.
+            pool: Into how many bins the input is pooled along each spatial dimension.
+                Published networks have 2 in basic blocks and 1 elsewhere; see
+                `basic_block_options`. The pooled features are pool^rank · C, and L is
+                the root of their number.
             reduction: The squeezed features are max(pool^rank · C // reduction,
                 min_hidden).
             device: Where the parameters are.
@@ -130,8 +136,7 @@ class DecomposedConvNd(ConvolutionNd):
         )
         check_latent_size(geometry)
         self.take_geometry(geometry)
-        default_pool = 1 if math.prod(geometry.kernel_size) == 1 else 2
-        self.pool = default_pool if pool is None else positive_int("pool", pool)
+        self.pool = positive_int("pool", pool)
         positive_int("reduction", reduction)
         positive_int("min_hidden", min_hidden)
         pooled_channels = self.pool**self.rank * in_channels
@@ -147,11 +152,13 @@ class DecomposedConvNd(ConvolutionNd):
             out_channels,
             geometry.kernel_size,
             geometry.stride,
-            tuple(low for low, _ in geometry.padding),
+            tuple(low for low, _ in geometry.pads(geometry.extent)),
             geometry.dilation,
             groups,
             **static,
         )
+        if isinstance(geometry.padding, str):
+            self.conv.padding = geometry.padding  # what `repr` shows
         self.q = conv_cls(in_channels, latent, 1, geometry.stride, **static)
         self.p = conv_cls(latent, out_channels, 1, bias=bias, **shared)
         self.bn1 = norm_cls(latent, **shared)
@@ -250,6 +257,8 @@ class DecomposedConv2d(DecomposedConvNd):
         bn1: The norm of the latent; `bn2` is that of the mixed latent.
         fc: From the pooled input to the squeezed features; `fc_phi` and `fc_scale` take
             them to Φ and to the logits of Λ.
+        basic_block_options: The options of the layer in the basic blocks of a ResNet,
+            of two 3×3 convolutions; networks pass them.
 
     Example:
         >>> layer = DecomposedConv2d(4, 8, 3, 2, padding=1)
@@ -257,7 +266,7 @@ class DecomposedConv2d(DecomposedConvNd):
         >>> layer(images).shape
         torch.Size([2, 8, 5, 4])
         >>> layer.decomposition(images).phi.shape
-        torch.Size([2, 4, 4])
+        torch.Size([2, 2, 2])
     """
 
     rank = 2

@@ -118,8 +118,8 @@ class KernelWarehouse(HoldsScheduled):
         with torch.no_grad():
             self.cells.mul_(deviations.view(-1, *(1,) * (self.cells.ndim - 1)))
 
-    def claim(self, index: int | None) -> int:
-        """Marks a layer as built, the next one if None, and returns its index.
+    def free_index(self, index: int | None) -> int:
+        """Returns the index of a layer that is not built yet, the next one if None.
 
         Raises:
             ValueError: If there is no such layer, or it was built before.
@@ -140,8 +140,11 @@ class KernelWarehouse(HoldsScheduled):
                 f"layer {index} of the warehouse was built before, and its cells are "
                 "assigned; give the warehouse one more geometry, or share that layer"
             )
-        self.built = (*self.built, index)
         return index
+
+    def mark_built(self, index: int) -> None:
+        """Notes that a layer was built, so that no other is built in its place."""
+        self.built = (*self.built, index)
 
     def extra_repr(self) -> str:
         """Returns what the warehouse holds, for its `repr`."""
@@ -197,7 +200,7 @@ class WarehouseConvNd(ConvolutionNd):
                 f"WarehouseConv{rank}d"
             )
         check_implementation(implementation, has_experts=False)
-        self.index = warehouse.claim(index)
+        self.index = warehouse.free_index(index)
         self._warehouse = (warehouse,)  # in a tuple: known, but no submodule
         geometry = self.share.geometry
         self.take_geometry(geometry)
@@ -215,6 +218,7 @@ class WarehouseConvNd(ConvolutionNd):
         )
         zeros = torch.zeros(self.out_channels, **where) if bias else None
         self.register_parameter("bias", None if zeros is None else nn.Parameter(zeros))
+        warehouse.mark_built(self.index)
 
     @property
     def warehouse(self) -> KernelWarehouse:
@@ -295,7 +299,9 @@ class WarehouseConv2d(WarehouseConvNd):
     """A 2-D convolution whose kernel is tiled, for every sample, with mixed cells.
 
     It is one of the layers that a `KernelWarehouse` was made for. The warehouse is no
-    submodule of it: a model keeps the warehouse once, for all of its layers.
+    submodule of it: a model keeps the warehouse once, for all of its layers. A model
+    that does not have it as an attribute has a `state_dict` without cells and τ, is
+    moved and cast without them, and gives an optimizer no cells to train.
 
     Attributes:
         attention: The `CellAttention`; `mixture` calls it and applies τ.

@@ -237,9 +237,11 @@ class ODConvNd(ExpertConvNd):
         )
 
     def reset_parameters(self) -> None:
-        """Draws each expert Kaiming-normal by its own fan-out."""
+        """Draws each expert Kaiming-normal by its own fan-out; biases become 0."""
         for expert in self.weight.data:
             _kaiming_fan_out(expert)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
     def attentions(self, x: Tensor) -> Attentions:
         """Returns the four attentions.
@@ -320,10 +322,10 @@ class ODConv2d(ODConvNd):
         y = filter ⊙ conv(channel ⊙ x, Σ_n kernel_n · spatial ⊙ W_n)
 
     Every sample has weights for its input channels, for the filters, for the taps and
-    for the K experts. Takes the place of `torch.nn.Conv2d`, with its argument names;
-    there is no bias. With one tap and one expert the kernel is the same for all
-    samples, and is applied as such. Li et al., "Omni-Dimensional Dynamic Convolution",
-    ICLR 2022, section 3.
+    for the K experts. Takes the place of `torch.nn.Conv2d`, with its argument names; a
+    bias is one of the experts', and published layers have none. With one tap and one
+    expert the kernel is the same for all samples, and is applied as such. Li et al.,
+    "Omni-Dimensional Dynamic Convolution", ICLR 2022, section 3.
 
     Attributes:
         weight: The experts, shape (K, O, C/g, *kernel_size).

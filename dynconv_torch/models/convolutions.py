@@ -115,6 +115,7 @@ class Convolutions:
         groups: int = 1,
         role: Role = "body",
         stage: int = 0,
+        in_basic_block: bool = False,
     ) -> Any:
         """Builds a square convolution without bias.
 
@@ -127,6 +128,8 @@ class Convolutions:
             groups: The number of channel groups.
             role: What the convolution is to the network.
             stage: Which stage it is in, from 1.
+            in_basic_block: Whether it is one of the two of a basic block, for which a
+                dynamic convolution may have `basic_block_options`.
         """
         if padding is None:
             padding = kernel_size // 2 if self.padding is None else self.padding
@@ -139,6 +142,12 @@ class Convolutions:
         )
         if self.conv is not None and self.is_dynamic(kernel_size, role, stage):
             self.num_dynamic += 1
+            if in_basic_block:
+                # Whoever builds the layers may have wrapped the class in a partial.
+                layer_class = getattr(self.conv, "func", self.conv)
+                own = getattr(layer_class, "basic_block_options", {})
+                chosen = getattr(self.conv, "keywords", {})
+                options.update((k, v) for k, v in own.items() if k not in chosen)
             layer = self.conv(in_channels, out_channels, kernel_size, **options)
             is_drawn = self.init == "efficientnet" and is_routed(layer)
         else:

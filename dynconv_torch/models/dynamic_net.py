@@ -39,14 +39,14 @@ class DynamicNet(nn.Module):
         self,
         in_channels: int = 3,
         num_classes: int = 10,
-        num_experts: int = 4,
-        temperature: float = 1.0,
+        num_experts: int | None = None,
+        temperature: float | None = None,
         *,
         conv: Callable[..., Any] | None = DynamicConv2d,
-        reduction: int = 4,
+        reduction: int | None = None,
         top_k: int | None = None,
-        router_dropout: float = 0.0,
-        implementation: str = "auto",
+        router_dropout: float | None = None,
+        implementation: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
@@ -55,38 +55,50 @@ class DynamicNet(nn.Module):
         Args:
             in_channels: The number of input channels.
             num_classes: The number of logits.
-            num_experts: K of every dynamic convolution.
-            temperature: The initial temperature of every router.
+            num_experts: K of every dynamic convolution; 4 by default. This option and
+                the five others of routers and implementation are for `DynamicConv2d`.
+            temperature: The initial temperature of every router; 1 by default.
             conv: Builds the convolutions of the blocks, with the signature of
-                `torch.nn.Conv2d`; None makes them static. The options of
-                `DynamicConv2d` here are not for others.
-            reduction: Of every router, see `Router`.
+                `torch.nn.Conv2d`; None makes them static. The options of a
+                `functools.partial` of `DynamicConv2d` win over those here.
+            reduction: Of every router, see `Router`; 4 by default.
             top_k: Of every router, see `Router`.
-            router_dropout: The dropout rate of every router.
-            implementation: Of every dynamic convolution, see `DynamicConv2d`.
+            router_dropout: The dropout rate of every router; 0 by default.
+            implementation: Of every dynamic convolution, see `DynamicConv2d`; `"auto"`
+                by default.
             device: Where the parameters are.
             dtype: The dtype of the parameters.
 
         Raises:
             TypeError: If a count is not an integer.
-            ValueError: If a value is out of range.
+            ValueError: If a value is out of range, or an option is for no convolution.
         """
         super().__init__()
         self.in_channels = positive_int("in_channels", in_channels)
         positive_int("num_classes", num_classes)
 
+        options = dict(
+            num_experts=num_experts,
+            temperature=temperature,
+            reduction=reduction,
+            top_k=top_k,
+            router_dropout=router_dropout,
+            implementation=implementation,
+        )
+        given = {name: each for name, each in options.items() if each is not None}
+        if given and getattr(conv, "func", conv) is not DynamicConv2d:
+            name, each = next(iter(given.items()))
+            raise ValueError(
+                f"`{name}` (={each!r}) is an option of DynamicConv2d, not of `conv` "
+                f"(={conv!r}); give options of another convolution to itself, by "
+                "`functools.partial`, or by the `conv_options` of `create_model`"
+            )
         if conv is None:
             conv = nn.Conv2d
-        elif conv is DynamicConv2d:
-            conv = functools.partial(
-                DynamicConv2d,
-                num_experts=num_experts,
-                temperature=temperature,
-                reduction=reduction,
-                top_k=top_k,
-                router_dropout=router_dropout,
-                implementation=implementation,
-            )
+        elif given and getattr(conv, "func", conv) is DynamicConv2d:
+            # What a partial of the layer has of its own wins.
+            given.update(getattr(conv, "keywords", {}))
+            conv = functools.partial(conv, **given)
 
         def block(in_channels: int, out_channels: int) -> DynamicConvBlock:
             return DynamicConvBlock(

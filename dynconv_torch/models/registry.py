@@ -118,7 +118,10 @@ def create_model(
         if layer is with_warehouses:
             build = functools.partial(build, **options)
             return with_warehouses(build, **conv_options or {})
-        options["conv"] = functools.partial(layer, **conv_options or {})
+        # A partial of no options would only hide which layer it is.
+        options["conv"] = (
+            functools.partial(layer, **conv_options) if conv_options else layer
+        )
     return build(**options)
 
 

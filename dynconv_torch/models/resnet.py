@@ -41,9 +41,10 @@ class BasicBlock(nn.Module):
             make: Builds the layers.
         """
         super().__init__()
-        self.conv1 = make(in_channels, channels, 3, stride, stage=stage)
+        place: dict[str, Any] = dict(stage=stage, in_basic_block=True)
+        self.conv1 = make(in_channels, channels, 3, stride, **place)
         self.bn1 = make.norm(channels)
-        self.conv2 = make(channels, channels, 3, stage=stage)
+        self.conv2 = make(channels, channels, 3, **place)
         self.bn2 = make.norm(channels)
         self.downsample = _shortcut(in_channels, channels, stride, stage, make)
         self.routing_fn = make.router(

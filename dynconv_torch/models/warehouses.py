@@ -96,7 +96,9 @@ def _outline(
 def stage_and_kernel_size(index: int, geometry: Geometry, path: str) -> Hashable:
     """Groups the layers of a stage that have one kernel size, as published models do.
 
-    The stage is the beginning of the path, up to the first part with a digit in it.
+    The stage is the beginning of the path, up to the first part with a digit in it. In
+    networks that number their blocks in one row, as MobileNetV2 does, that is a single
+    block; where larger groups are wanted, group by something else.
 
     Args:
         index: The layer's place in the order of building.
