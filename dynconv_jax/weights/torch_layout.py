@@ -292,7 +292,8 @@ def load_torch_state_dict(
         elif leaf.loses(value):
             problems.append(
                 f"wrong dtype: {name} is {value.dtype}, which the module's "
-                f"{leaf.dtype} cannot hold; cast the value, or build the module with `param_dtype`"
+                f"{leaf.dtype} cannot hold; cast the value, or build the module with "
+                "`param_dtype`"
             )
         elif isinstance(leaf.variable, Scheduled) and not all(
             map(leaf.variable.accepts, value.flat)
