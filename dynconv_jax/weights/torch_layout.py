@@ -272,7 +272,9 @@ def load_torch_state_dict(
     given, state_dict = state_dict, from_chen_layout(state_dict, known)
     # What is wrong is told of the keys that the user knows.
     given_key = dict(zip(state_dict, given, strict=True))
-    problems = [f"unexpected key: {key}" for key in state_dict if key not in known]
+    problems = [
+        f"unexpected key: {name}" for key, name in given_key.items() if key not in known
+    ]
     accepted: dict[int, tuple[str, _Leaf, np.ndarray]] = {}
     for key, leaf in leaves:
         if key not in state_dict:
