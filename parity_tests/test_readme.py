@@ -25,6 +25,12 @@ def test_figures_are_those_that_the_benchmark_wrote():
     assert (ROOT / "docs/benchmarks/summary.md").read_text() in README
 
 
+def test_costs_of_the_family_are_those_that_were_measured():
+    page = (ROOT / "docs/benchmarks/family.md").read_text()
+    tables = re.findall(r"^\| \|.*?\n\n", page, re.MULTILINE | re.DOTALL)
+    assert tables and tables[0] in README
+
+
 def test_every_code_block_runs():
     namespace: dict[str, object] = {"__name__": "readme"}
     for number, block in enumerate(BLOCKS):
