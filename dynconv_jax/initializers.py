@@ -7,6 +7,9 @@ from jax.typing import DTypeLike
 # torch.nn.Linear and torch.nn.Conv2d draw their weights from U(±1/√fan_in).
 torch_kernel_init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
+# As torch.nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu") draws.
+kaiming_fan_out = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+
 
 def torch_bias_init(fan_in: int) -> nnx.Initializer:
     """Returns an initialiser that draws from U(±1/√fan_in), as PyTorch's biases are.

@@ -19,9 +19,8 @@ from jax.typing import DTypeLike
 
 from dynconv_jax.functional.geometry import positive_int
 from dynconv_jax.functional.numerics import at_least_float32
+from dynconv_jax.initializers import kaiming_fan_out
 from dynconv_jax.layers.attention_norm import attention_norm, normalise
-
-_kaiming_init = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 class CellAttention(nnx.Module):
@@ -63,7 +62,7 @@ class CellAttention(nnx.Module):
         self.dtype = dtype
         shared: dict[str, Any] = dict(param_dtype=param_dtype, rngs=rngs)
         linear: dict[str, Any] = dict(
-            kernel_init=_kaiming_init, precision=precision, **shared
+            kernel_init=kaiming_fan_out, precision=precision, **shared
         )
         self.fc1 = nnx.Linear(in_features, hidden, use_bias=norm != "batch", **linear)
         self.norm1 = nnx.data(attention_norm(norm, hidden, **shared))

@@ -15,13 +15,11 @@ from jax.typing import DTypeLike
 
 from dynconv_jax.functional.geometry import PaddingLike, positive_int
 from dynconv_jax.functional.numerics import at_least_float32, scale_channels
+from dynconv_jax.initializers import kaiming_fan_out
 from dynconv_jax.layers.attention_norm import attention_norm, normalise
 from dynconv_jax.layers.expert_conv import ExpertConv
 from dynconv_jax.layers.pooled_linear import PooledLinear
 from dynconv_jax.routing import Temperature, attend, record_attention
-
-# Kaiming-normal of the fan-out, for ReLU: of experts and of linear layers alike.
-kaiming_fan_out = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 class Attentions(NamedTuple):

@@ -16,10 +16,8 @@ from jax.typing import DTypeLike
 
 from dynconv_jax import routing
 from dynconv_jax.functional.static import few_channel_conv
+from dynconv_jax.initializers import kaiming_fan_out
 from dynconv_jax.layers.batch_norm import BatchNorm
-
-# As torchvision draws the convolutions of its networks.
-kaiming_normal = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 # U(±1/√(fan_in + fan_out)), as the routers of CondConv's networks are drawn.
 router_kernel_init = nnx.initializers.variance_scaling(1 / 6, "fan_avg", "uniform")
@@ -160,7 +158,7 @@ class Convolutions:
         )
         place = in_features, out_features, (kernel_size, kernel_size), strides
         is_efficient = self.init == "efficientnet"
-        kernel_init = fan_out_of_a_group(groups) if is_efficient else kaiming_normal
+        kernel_init = fan_out_of_a_group(groups) if is_efficient else kaiming_fan_out
         if self.conv is not None and self.is_dynamic(kernel_size, role, stage):
             self.num_dynamic += 1
             # Whoever builds the layers may have wrapped the class in a partial.
