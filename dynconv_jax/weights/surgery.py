@@ -99,6 +99,10 @@ def init_from_static(
             f"{type(static).__name__}, and is unchanged:\n  " + "\n  ".join(problems)
         )
     copy_values((value, target) for _, target, value in shared)
+    if any(isinstance(layer, CondConv) for layer, _ in pairs.values()):
+        for router in _sigmoid_routers(model):
+            for write in _router_start(router):
+                write.apply()
     for (layer, _), start in zip(pairs.values(), starts, strict=True):
         for write in start:
             value = write.value
@@ -142,6 +146,12 @@ def _equal_experts(
     return written
 
 
+def _sigmoid_routers(model: nnx.Module) -> list[SigmoidRouter]:
+    return [
+        part for _, part in nnx.iter_modules(model) if isinstance(part, SigmoidRouter)
+    ]
+
+
 def _refuse_bias(source: nnx.Conv) -> None:
     if source.bias is not None:
         raise NoExactStart("the trained layer has a bias, this one none (`use_bias`)")
@@ -159,26 +169,25 @@ def _(layer: DynamicConv, source: nnx.Conv, model: nnx.Module) -> list:
 
 @static_start.register
 def _(layer: CondConv, source: nnx.Conv, model: nnx.Module) -> list:
-    routers = [
-        part for _, part in nnx.iter_modules(model) if isinstance(part, SigmoidRouter)
-    ]
-    if not routers:
+    if not _sigmoid_routers(model):
         raise NoExactStart(
             "its attention comes from outside, and nothing here makes it sum to 1; "
             "start the whole block or model"
         )
-    written = _equal_experts(layer, source)
-    for router in routers:
-        if router.num_experts == 1:
-            raise NoExactStart("the sigmoid of a single expert never answers 1")
-        assert router.bias is not None
-        kernel = jnp.zeros_like(router.kernel[...])
-        # Sigmoids of these are half to one and a half times 1/K, and sum to 1.
-        spread = jnp.linspace(-0.5, 0.5, router.num_experts, dtype=kernel.dtype)
-        weights = (1 + spread) / router.num_experts
-        logits = jnp.log(weights) - jnp.log1p(-weights)
-        written += [Write(router.kernel, kernel), Write(router.bias, logits)]
-    return written
+    if layer.num_experts == 1:
+        raise NoExactStart("the sigmoid of a single expert never answers 1")
+    return _equal_experts(layer, source)
+
+
+def _router_start(router: SigmoidRouter) -> list[Write]:
+    """Makes the weights of a router sum to 1, whatever the input, and differ."""
+    assert router.bias is not None
+    kernel = jnp.zeros_like(router.kernel[...])
+    # Sigmoids of these are half to one and a half times 1/K, and sum to 1.
+    spread = jnp.linspace(-0.5, 0.5, router.num_experts, dtype=kernel.dtype)
+    weights = (1 + spread) / router.num_experts
+    logits = jnp.log(weights) - jnp.log1p(-weights)
+    return [Write(router.kernel, kernel), Write(router.bias, logits)]
 
 
 @static_start.register
