@@ -19,7 +19,7 @@ from dynconv_jax import DynamicNet, Temperature
 from dynconv_jax.weights import load_weights
 from parity_tests.parity import TOLERANCES
 from train.__main__ import main
-from train.config import Config, TrainError, parse
+from train.config import Config, parse
 from train.data import (
     Images,
     check_batch_size,
@@ -27,6 +27,7 @@ from train.data import (
     load_digits,
     training_batches,
 )
+from train.errors import TrainError
 from train.report import FILES, draw_routing
 from train.step import (
     decayed_parameters,

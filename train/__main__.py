@@ -3,7 +3,8 @@
 import sys
 from collections.abc import Sequence
 
-from train.config import TrainError, parse
+from train.config import parse
+from train.errors import TrainError
 from train.loop import train
 
 

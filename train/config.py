@@ -4,99 +4,29 @@ import contextlib
 import dataclasses
 import difflib
 import io
-import math
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import tyro
 
-
-class TrainError(Exception):
-    """A failure that one line explains to the person who started the run.
-
-    Attributes:
-        exit_status: What the program exits with.
-    """
-
-    exit_status = 2
-
-
-class TrainingFailed(TrainError):
-    """A run that was started well and could not be finished."""
-
-    exit_status = 1
-
-
-# None stands for a value that the other flags give; it need not be typed.
-OptionalInt = Annotated[int | None, tyro.conf.arg(metavar="INT")]
-OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
+from train.errors import TrainError
+from train.flags.checks import flag_of
+from train.flags.data import DataFlags
+from train.flags.model import ModelFlags
+from train.flags.recipe import RecipeFlags
+from train.flags.run import RunFlags
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """Trains a DynamicNet; without arguments, on handwritten digits in a minute.
+class Config(RunFlags, RecipeFlags, ModelFlags, DataFlags):
+    """Trains a network; without arguments, DynamicNet on digits in under a minute.
 
-    The results are written to --out: metrics.jsonl, summary.json, config.json,
-    model.safetensors (PyTorch layout) and routing.png (what the routers learned).
-
-    Attributes:
-        preset: The data to train on. digits: the 1797 handwritten digits of
-            scikit-learn, 8x8 pixels, one fifth of them held out for the test.
-        steps: How many optimizer steps to take.
-        batch_size: How many images a step sees, over all devices together; it must be
-            divisible by the number of devices.
-        seed: Where the initial parameters, the order of the images and the dropout come
-            from. The same seed and flags on the same machine give the same parameters.
-        out: The directory for the results, created if missing. Without it, a fresh one
-            below runs/, named by preset and time.
-        overwrite: Accept an --out that is not empty and replace the results of the run
-            in it; other files in it are left alone.
-        learning_rate: The peak learning rate of AdamW.
-        warmup_steps: Over how many steps the learning rate rises to its peak, before it
-            falls along a cosine; without it, a tenth of --steps.
-        weight_decay: The decoupled weight decay of the kernels. Norms and biases have
-            none.
-        router_weight_decay: The same for the kernels of the routers, which have this
-            one in its place.
-        num_experts: How many expert kernels each dynamic convolution mixes.
-        reduction: By how much the hidden layer of a router is narrower than its input.
-        top_k: How many experts a router keeps for an image; without it, all.
-        router_dropout: The share of a router's hidden units that is dropped in
-            training.
-        load_balance: The weight of the load-balancing loss, the mean over all routers,
-            which asks that a batch use all experts alike.
-        temperature_start: The temperature of the routers' softmax at the first step. A
-            high one has all experts learn before the routers choose among them.
-        temperature_end: The temperature that it falls to, along a line.
-        temperature_steps: When it arrives there; without it, after half of --steps.
-        log_every: Every how many steps to log the metrics; the last step is always
-            logged.
-        eval_every: Every how many steps to evaluate on the test set; the last step
-            always is.
+    The results are written to --out. The same command again goes on where a run was
+    stopped. Other commands, each with a --help of its own: compare RUN RUN ...,
+    evaluate RUN, predict RUN IMAGE ..., study.
     """
-
-    preset: Literal["digits"] = "digits"
-    steps: int = 400
-    batch_size: int = 64
-    seed: int = 0
-    out: OptionalPath = None
-    overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
-    learning_rate: float = 2e-3
-    warmup_steps: OptionalInt = None
-    weight_decay: float = 0.05
-    router_weight_decay: float = 0.0
-    num_experts: int = 4
-    reduction: int = 4
-    top_k: OptionalInt = None
-    router_dropout: float = 0.0
-    load_balance: float = 0.0
-    temperature_start: float = 4.0
-    temperature_end: float = 0.1
-    temperature_steps: OptionalInt = None
-    log_every: int = 20
-    eval_every: int = 100
 
     def __post_init__(self):
         """Refuses what no run could use.
@@ -104,67 +34,33 @@ class Config:
         Raises:
             TrainError: If a value is out of range or does not fit another.
         """
-        for name in ("steps", "num_experts", "reduction", "log_every", "eval_every"):
-            self._require(name, getattr(self, name) >= 1, "be at least 1")
-        self._require(
-            "batch_size",
-            self.batch_size >= 2,
-            "be at least 2: batch norm needs more than one image",
-        )
-        self._require("seed", 0 <= self.seed < 2**32, "be from 0 to 4294967295")
-        for name in ("learning_rate", "temperature_start", "temperature_end"):
-            is_positive = 0 < getattr(self, name) < math.inf
-            self._require(name, is_positive, "be positive and finite")
-        for name in ("weight_decay", "router_weight_decay", "load_balance"):
-            is_weight = 0 <= getattr(self, name) < math.inf
-            self._require(name, is_weight, "be finite and at least 0")
-        self._require(
-            "router_dropout",
-            0 <= self.router_dropout < 1,
-            "be at least 0 and less than 1",
-        )
-        self._require(
-            "warmup_steps",
-            0 <= self.warmup < self.steps,
-            f"be at least 0 and less than --steps (={self.steps})",
-        )
-        self._require("temperature_steps", self.annealing >= 1, "be at least 1")
-        if self.top_k is not None:
-            self._require(
-                "top_k",
-                1 <= self.top_k <= self.num_experts,
-                f"be from 1 to --num-experts (={self.num_experts})",
-            )
-
-    def _require(self, name: str, is_met: bool, rule: str) -> None:
-        if not is_met:
-            value = getattr(self, name)
-            raise TrainError(f"{flag_of(name)} (={value}) must {rule}")
-
-    @property
-    def warmup(self) -> int:
-        """The steps of warm-up, given or derived."""
-        return self.steps // 10 if self.warmup_steps is None else self.warmup_steps
-
-    @property
-    def annealing(self) -> int:
-        """The steps of annealing the temperature, given or derived."""
-        if self.temperature_steps is None:
-            return max(1, self.steps // 2)
-        return self.temperature_steps
+        self.check_data()
+        self.check_model()
+        self.check_recipe()
+        self.check_run()
 
     def to_json(self) -> dict[str, Any]:
         """Returns the flags as JSON has them, with those derived filled in."""
-        return dataclasses.asdict(self) | {
-            "out": None if self.out is None else str(self.out),
+        values = dataclasses.asdict(self) | {
             "warmup_steps": self.warmup,
+            "decay_every": self.decaying,
             "temperature_steps": self.annealing,
+            "assignment_steps": self.assigning,
+        }
+        return {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in values.items()
         }
 
 
-def flag_of(name: str) -> str:
-    """Returns the flag of a field of `Config`."""
-    return "--" + name.replace("_", "-")
+# The first that fits: a tuple of words is read word by word.
+KINDS: dict[type, str] = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    Path: "a path",
+    str: "a word",
+}
 
 
 def parse(argv: Sequence[str]) -> Config:
@@ -235,6 +131,7 @@ def _kind(hint: Any) -> str:
     members = typing.get_args(hint)
     if typing.get_origin(hint) is Literal:
         return f"one of: {', '.join(members)}"
-    if hint is int or int in members:
-        return "a whole number"
-    return "a number" if hint is float else "a path"
+    for kind, words in KINDS.items():
+        if hint is kind or kind in members:
+            return words
+    return "a value"

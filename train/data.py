@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from train.config import Config, TrainError
+from train.config import Config
+from train.errors import TrainError
 
 # The split is part of the preset, not of the run: accuracies of all seeds compare.
 SPLIT_SEED = 0

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dynconv_jax.models import DynamicNet
-from train.config import Config, TrainingFailed
+from train.config import Config
 from train.data import (
     PRESETS,
     Dataset,
@@ -20,6 +20,7 @@ from train.data import (
     training_batches,
 )
 from train.display import Display
+from train.errors import TrainingFailed
 from train.report import RunDirectory
 from train.step import make_eval_step, make_optimizer, make_train_step, params_sha256
 

@@ -17,7 +17,8 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
 from dynconv_jax.weights import save_weights, write_file
-from train.config import Config, TrainError, TrainingFailed
+from train.config import Config
+from train.errors import TrainError, TrainingFailed
 
 METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"

@@ -1,0 +1,80 @@
+"""The flags of the images: where they come from and how they are varied."""
+
+import dataclasses
+from typing import Literal
+
+from train.flags.checks import Flags, OptionalFloat, OptionalInt, OptionalPath
+
+
+@dataclasses.dataclass(frozen=True)
+class DataFlags(Flags):
+    """The flags of the images.
+
+    Attributes:
+        preset: The data to train on. digits: the 1797 handwritten digits of
+            scikit-learn, 8x8 pixels, one fifth of them held out for the test. fashion:
+            Fashion-MNIST, 60,000 + 10,000 images of clothes, 28x28. cifar10: 50,000 +
+            10,000 photographs, 32x32. folder: --data/train/CLASS/* and
+            --data/val/CLASS/*, JPEG or PNG.
+        data: Where the files of the preset are. For fashion a directory with the four
+            idx files, plain or .gz, by default that of Debian's package
+            dataset-fashion-mnist; for cifar10 the original archive (.tar.gz), python or
+            binary version, or the directory it unpacks to; for folder the directory
+            above train/ and val/.
+        image_size: For folder, the side that images are scaled and cropped to; 224 by
+            default.
+        workers: How many processes read and decode images; by default 0 (the program's
+            own thread) for presets that fit into memory, and the number of processors
+            for folder.
+        on_bad_image: What to do about an image that cannot be read: stop the run, or
+            skip the image, which is named and replaced by another one.
+        crop_padding: By how many pixels images are padded before a crop of the former
+            size is cut at random; this and the five flags below have defaults of the
+            preset.
+        flip: The share of images that are flipped from left to right.
+        color_jitter: By how much, as a share, brightness, contrast and saturation
+            vary.
+        erasing: The share of images in which a random rectangle is erased.
+        mixup: The alpha of mixup's Beta distribution; 0 is none.
+        cutmix: The alpha of cutmix's Beta distribution; 0 is none. With both, each
+            batch has one of the two.
+    """
+
+    preset: Literal["digits", "fashion", "cifar10", "folder"] = "digits"
+    data: OptionalPath = None
+    image_size: OptionalInt = None
+    workers: OptionalInt = None
+    on_bad_image: Literal["stop", "skip"] = "stop"
+    crop_padding: OptionalInt = None
+    flip: OptionalFloat = None
+    color_jitter: OptionalFloat = None
+    erasing: OptionalFloat = None
+    mixup: OptionalFloat = None
+    cutmix: OptionalFloat = None
+
+    def check_data(self) -> None:
+        """Refuses what no run could use.
+
+        Raises:
+            TrainError: If a value is out of range or does not fit another.
+        """
+        self.require_at_least_one("image_size")
+        if self.image_size is not None:
+            rule = f"be left out with --preset {self.preset}, whose images have a size"
+            self.require("image_size", self.preset == "folder", rule)
+        if self.data is None:
+            rule = "be the directory above train/ and val/"
+            self.require("data", self.preset != "folder", rule)
+            rule = "be the archive of CIFAR-10 or the directory it unpacks to"
+            self.require("data", self.preset != "cifar10", rule)
+        else:
+            rule = "be left out with --preset digits, which scikit-learn carries"
+            self.require("data", self.preset != "digits", rule)
+        for name in ("workers", "crop_padding"):
+            value = getattr(self, name)
+            self.require(name, value is None or value >= 0, "be at least 0")
+        for name in ("flip", "erasing"):
+            value = getattr(self, name)
+            self.require(name, value is None or 0 <= value <= 1, "be from 0 to 1")
+        self.require_share("color_jitter")
+        self.require_weight("mixup", "cutmix")

@@ -1,0 +1,67 @@
+"""The flags of the model: which one, of which convolutions, and where it starts."""
+
+import dataclasses
+from typing import Literal
+
+from train.flags.checks import Flags, OptionalInt, OptionalPath, OptionalStr
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFlags(Flags):
+    """The flags of the model.
+
+    Attributes:
+        model: The network, one of `dynconv_jax.list_models()`.
+        conv: What its convolutions are, one of `dynconv_jax.list_convolutions()`;
+            without it, what the model has by default (for dynamic_net: dynamic).
+        num_experts: How many expert kernels each dynamic convolution mixes; this and
+            the three flags below are refused by a convolution that has no such option,
+            and without them it has its own defaults.
+        reduction: By how much the hidden layer of a router is narrower than its input.
+        top_k: How many experts a router keeps for an image; without it, all.
+        router_dropout: The share of a router's hidden units that is dropped in
+            training.
+        conv_options: Other options of the convolution, as NAME=VALUE ...; see its
+            class.
+        model_options: Options of the model, as NAME=VALUE ..., such as
+            dynamic=pointwise; see its class.
+        dtype: What the network computes in. Parameters, statistics and the optimizer's
+            state are float32 always.
+        init_from: A safetensors file to start from, in PyTorch's layout: of the same
+            model, or of the same model with static convolutions, whose function the
+            dynamic one then starts with.
+        init_noise: The standard deviation of what is added to each expert that starts
+            as a static kernel, as a share of that of the kernel.
+    """
+
+    model: str = "dynamic_net"
+    conv: OptionalStr = None
+    num_experts: OptionalInt = None
+    reduction: OptionalInt = None
+    top_k: OptionalInt = None
+    router_dropout: float = 0.0
+    conv_options: tuple[str, ...] = ()
+    model_options: tuple[str, ...] = ()
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    init_from: OptionalPath = None
+    init_noise: float = 0.0
+
+    def check_model(self) -> None:
+        """Refuses what no run could use; what only the model knows, it refuses itself.
+
+        Raises:
+            TrainError: If a value is out of range or does not fit another.
+        """
+        self.require_at_least_one("num_experts", "reduction", "top_k")
+        if self.top_k is not None and self.num_experts is not None:
+            rule = f"be from 1 to --num-experts (={self.num_experts})"
+            self.require("top_k", self.top_k <= self.num_experts, rule)
+        self.require_share("router_dropout")
+        for name in ("conv_options", "model_options"):
+            for each in getattr(self, name):
+                is_pair = "=" in each and each.partition("=")[0].isidentifier()
+                self.require(name, is_pair, "be of the form NAME=VALUE")
+        self.require_weight("init_noise")
+        if self.init_noise:
+            rule = "be 0 without --init-from, whose kernels it is added to"
+            self.require("init_noise", self.init_from is not None, rule)

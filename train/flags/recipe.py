@@ -1,0 +1,133 @@
+"""The flags of the recipe: the optimizer, its schedules, and what the loss is."""
+
+import dataclasses
+from typing import Literal
+
+from train.flags.checks import Flags, OptionalFloat, OptionalInt
+
+
+@dataclasses.dataclass(frozen=True)
+class RecipeFlags(Flags):
+    """The flags of the recipe.
+
+    Attributes:
+        steps: How many optimizer steps to take.
+        batch_size: How many images a step sees, over all devices and processes
+            together; it must be divisible by the number of devices.
+        accumulate: Into how many parts a batch is cut, whose gradients are averaged
+            before the step, to save memory. The step is that of the whole batch, but
+            batch norms see a part at a time.
+        optimizer: adamw, sgd (with momentum) or lamb.
+        learning_rate: The peak learning rate.
+        momentum: That of sgd.
+        nesterov: Nesterov's form of sgd's momentum.
+        beta1: How slowly the mean of the gradients moves, of adamw and lamb.
+        beta2: How slowly the mean of their squares moves.
+        schedule: How the learning rate falls after the warm-up: along a cosine or a
+            line to --final-learning-rate, in steps, or not at all (constant).
+        warmup_steps: Over how many steps the learning rate rises to its peak; without
+            it, a tenth of --steps.
+        final_learning_rate: Where the cosine and the line end.
+        decay_every: After how many steps each the schedule "step" decays; without it, a
+            third of --steps.
+        decay_factor: What it multiplies the learning rate with.
+        weight_decay: The weight decay of the kernels: decoupled in adamw and lamb,
+            added to the gradient in sgd. Norms and biases have none.
+        router_weight_decay: The same for the kernels of the routers, which have this
+            one in its place.
+        clip_norm: The largest global norm of the gradients; larger ones are scaled down
+            to it. Without it, none are.
+        label_smoothing: The share of the target that is spread over all classes.
+        ema_decay: How slowly a moving average of the parameters and batch statistics
+            follows them; it is evaluated and saved too. Without it, there is none.
+        load_balance: The weight of the load-balancing loss, the mean over all routers,
+            which asks that a batch use all experts alike.
+        temperature_start: The temperature of the routers' softmax at the first step. A
+            high one has all experts learn before the routers choose among them; Chen et
+            al. and ODConv fall from 30 to 1.
+        temperature_end: The temperature that it falls to.
+        temperature_steps: When it arrives there; without it, after half of --steps.
+        temperature_schedule: How it falls: along a line, or exponentially.
+        assignment_steps: Over how many steps the fixed assignment of cells, with which
+            a kernel_warehouse starts, gives way to its attention; without it, a fifth
+            of --steps.
+    """
+
+    steps: int = 400
+    batch_size: int = 64
+    accumulate: int = 1
+    optimizer: Literal["adamw", "sgd", "lamb"] = "adamw"
+    learning_rate: float = 2e-3
+    momentum: float = 0.9
+    nesterov: bool = False
+    beta1: float = 0.9
+    beta2: float = 0.999
+    schedule: Literal["cosine", "linear", "step", "constant"] = "cosine"
+    warmup_steps: OptionalInt = None
+    final_learning_rate: float = 0.0
+    decay_every: OptionalInt = None
+    decay_factor: float = 0.1
+    weight_decay: float = 0.05
+    router_weight_decay: float = 0.0
+    clip_norm: OptionalFloat = None
+    label_smoothing: float = 0.0
+    ema_decay: OptionalFloat = None
+    load_balance: float = 0.0
+    temperature_start: float = 4.0
+    temperature_end: float = 0.1
+    temperature_steps: OptionalInt = None
+    temperature_schedule: Literal["linear", "exponential"] = "linear"
+    assignment_steps: OptionalInt = None
+
+    def check_recipe(self) -> None:
+        """Refuses what no run could use.
+
+        Raises:
+            TrainError: If a value is out of range or does not fit another.
+        """
+        self.require_at_least_one(
+            *("steps", "accumulate", "decay_every"),
+            *("temperature_steps", "assignment_steps"),
+        )
+        rule = "be at least 2: batch norm needs more than one image"
+        self.require("batch_size", self.batch_size >= 2, rule)
+        rule = f"divide --batch-size (={self.batch_size}) into parts of 2 or more"
+        divides = self.batch_size % self.accumulate == 0
+        is_enough = self.batch_size // self.accumulate >= 2
+        self.require("accumulate", divides and is_enough, rule)
+        self.require_positive(
+            *("learning_rate", "temperature_start", "temperature_end"),
+            *("clip_norm", "decay_factor"),
+        )
+        self.require_weight(
+            *("weight_decay", "router_weight_decay", "load_balance"),
+            "final_learning_rate",
+        )
+        self.require_share(
+            *("momentum", "beta1", "beta2", "label_smoothing", "ema_decay")
+        )
+        rule = f"be at most --learning-rate (={self.learning_rate})"
+        is_below = self.final_learning_rate <= self.learning_rate
+        self.require("final_learning_rate", is_below, rule)
+        rule = f"be at least 0 and less than --steps (={self.steps})"
+        self.require("warmup_steps", 0 <= self.warmup < self.steps, rule)
+
+    @property
+    def warmup(self) -> int:
+        """The steps of warm-up, given or derived."""
+        return self.steps // 10 if self.warmup_steps is None else self.warmup_steps
+
+    @property
+    def decaying(self) -> int:
+        """The steps between decays of the schedule "step", given or derived."""
+        return self.decay_every or max(1, self.steps // 3)
+
+    @property
+    def annealing(self) -> int:
+        """The steps of annealing the temperature, given or derived."""
+        return self.temperature_steps or max(1, self.steps // 2)
+
+    @property
+    def assigning(self) -> int:
+        """The steps of fading the warehouse's assignment out, given or derived."""
+        return self.assignment_steps or max(1, self.steps // 5)
