@@ -41,30 +41,36 @@ def start(config: Config) -> Iterator[None]:
         TrainError: If the processes do not come together, or differ in their flags.
     """
     flags = config.to_json()
-    if config.coordinator is not None:
-        count, process = config.num_processes or 1, config.process_id or 0
+    count, process = config.num_processes or 1, config.process_id or 0
+    lines = {}
+    if config.coordinator is not None and count > 1:
         lines = _meet(config.coordinator, flags, process, count)
         jax.distributed.initialize(
             *(config.coordinator, count, process),
             cluster_detection_method="deactivate",
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
-    elif _is_cluster():
-        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+    elif config.coordinator is None and _finds_others():
         count, process = jax.process_count(), jax.process_index()
         lines = _meet_within(flags, process, count)
-    else:
+    if count == 1:
         yield
         return
     with processes.Watch(lines, process, count):
         yield
 
 
-def _is_cluster() -> bool:
-    """Tells whether JAX finds the processes by itself: of a SLURM step, or on TPU."""
+def _finds_others() -> bool:
+    """Tells whether JAX found, and joined, other processes: of a SLURM step, on TPU."""
     tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
-    on_tpu = "tpu" in (jax.config.jax_platforms or "").split(",")
-    return (tasks.isdigit() and int(tasks) > 1) or on_tpu
+    platforms = jax.config.jax_platforms or ""  # pyright: ignore[reportAttributeAccessIssue]
+    if not (tasks.isdigit() and int(tasks) > 1) and "tpu" not in platforms:
+        return False
+    try:
+        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+    except ValueError:  # a TPU of this machine alone, which belongs to no cluster
+        return False
+    return jax.process_count() > 1
 
 
 def _meet(
@@ -136,9 +142,7 @@ def state_shardings(state: Any, mesh: Mesh, *, fsdp: bool) -> Any:
     """
 
     def sharding(array: Any) -> NamedSharding:
-        axes = [
-            axis for axis, size in enumerate(array.shape) if size % mesh.size == 0
-        ]
+        axes = [axis for axis, size in enumerate(array.shape) if size % mesh.size == 0]
         if not fsdp or not axes or array.size < SHARDED_FROM:
             return everywhere(mesh)
         # Of axes of one length the last: kernels end in their output channels.
