@@ -1,4 +1,4 @@
-"""What people look at after a run."""
+"""Pictures of a run."""
 
 import io
 import math
@@ -9,7 +9,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
-COLORS = "PuOr_r"  # of the picture: light in the middle of the scale
+COLORS = "PuOr_r"  # light in the middle of the scale
 
 
 def draw_routing(attention: Mapping[str, np.ndarray]) -> bytes:
