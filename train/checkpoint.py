@@ -1,7 +1,6 @@
 """Checkpoints: what a run goes on from after it was stopped, or died."""
 
 import dataclasses
-import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from train.checkpoint_content import (
     to_arrays,
 )
 from train.errors import TrainingFailed, warn
+from train.hush import hush_orbax
 from train.seal import seal
 
 # A checkpoint that could not be used is kept, under a name that none has.
@@ -54,8 +54,7 @@ class Checkpoints:
             keep: How many of the latest to keep, beside the best.
             fingerprint: Of the flags of the run; checkpoints of another are not used.
         """
-        # What goes wrong is said here, in a line; orbax logs it as well, in a page.
-        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        hush_orbax()
         self._folder = folder.absolute()
         self._fingerprint = fingerprint
         self._kept = _LatestAndBest(keep)
@@ -238,6 +237,6 @@ class _Saving:
         good = "there is none yet" if latest is None else self._folder / str(latest)
         raise TrainingFailed(
             f"a checkpoint could not be saved in {self._folder}: {in_one_line(error)}; "
-            f"free the space and give the same command again (the last good "
+            f"make room for it and give the same command again (the last good "
             f"checkpoint: {good})"
         ) from error

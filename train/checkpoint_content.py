@@ -1,6 +1,7 @@
 """One checkpoint on disk: what it holds, whether it can be used, and how it is read."""
 
 import dataclasses
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -180,7 +181,7 @@ def in_one_line(error: BaseException) -> str:
     """Returns what is wrong in a few words: what the system says of it, if it does."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    said = re.search(r"OS error \d+: ([^\]\n]+)", str(error))  # as tensorstore says it
-    if said:
-        return said[1]
+    number = re.search(r"os_error_code='(\d+)'", str(error))  # tensorstore's way
+    if number:
+        return os.strerror(int(number[1]))
     return (str(error).splitlines() or [type(error).__name__])[0]
