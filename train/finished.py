@@ -58,11 +58,11 @@ class Run:
     def split_flags(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Returns the flags that differ from their defaults, and the others.
 
-        --out, which differs in every run, is in neither.
+        --out and --overwrite, which say where a run is and not what, are in neither.
         """
         flags = self.config.to_json()
         usual = Config().to_json() | _derived_anew(self.config)
-        del flags["out"]
+        del flags["out"], flags["overwrite"]
         changed = {n: value for n, value in flags.items() if value != usual[n]}
         return changed, {n: v for n, v in flags.items() if n not in changed}
 

@@ -46,7 +46,9 @@ def chart(
     title: str,
     lines: Sequence[Line],
     *,
-    limits: tuple[float, float] | None = None,
+    low: float | None = None,
+    high: float | None = None,
+    may_be_logarithmic: bool = False,
     note: str = "",
 ) -> str:
     """Draws curves over the steps of a run.
@@ -54,7 +56,9 @@ def chart(
     Args:
         title: What is drawn.
         lines: The curves; points that are not finite are left out.
-        limits: The ends of the vertical axis; without them, those of the values.
+        low: A value that the vertical axis reaches down to.
+        high: One that it reaches up to.
+        may_be_logarithmic: Whether it is, if the values differ much.
         note: A few words beside the title.
     """
     curves = [(line, *_points(line)) for line in lines]
@@ -64,12 +68,12 @@ def chart(
     steps = np.concatenate([each for _, each, _ in curves])
     values = np.concatenate([each for _, _, each in curves])
     across = _Axis.linear(min(0, steps.min()), steps.max(), ticks=5, is_loose=False)
-    if limits is not None:
-        up = _Axis.linear(*limits, ticks=4, is_loose=False)
-    elif values.min() > 0 and values.max() / values.min() > LOGARITHMIC:
-        up = _Axis.logarithmic(values.min(), values.max())
+    bottom = min(values.min(), math.inf if low is None else low)
+    top = max(values.max(), -math.inf if high is None else high)
+    if may_be_logarithmic and bottom > 0 and top / bottom > LOGARITHMIC:
+        up = _Axis.logarithmic(bottom, top)
     else:
-        up = _Axis.linear(values.min(), values.max(), ticks=4)
+        up = _Axis.linear(bottom, top, ticks=4)
     grid = "".join(
         f'<line class="grid" x1="0" x2="100" y1="{y}" y2="{y}"/>'
         for y in (_down(up, tick) for tick in up.ticks)

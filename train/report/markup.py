@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-# From here on numbers are told with a letter for their magnitude.
-LETTERS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k"))
+# From where on numbers are told in which unit.
+UNITS = ((1e12, 1e12, "T"), (1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k"))
 
 
 def text(value: object) -> str:
@@ -32,10 +32,9 @@ def table(
     """Returns a table that scrolls where it is too wide.
 
     Args:
-        head: The HTML of the head's cells.
+        head: The HTML of the head's cells; if all are empty, there is no head.
         rows: The HTML of the other cells; the first of each row is its head.
         kind: A CSS class.
-        caption: The HTML of a caption.
     """
     body = "".join(
         f'<tr><th scope="row">{first}</th>'
@@ -44,10 +43,10 @@ def table(
         for first, *rest in rows
     )
     heads = "".join(f'<th scope="col">{cell}</th>' for cell in head)
-    above = f"<caption>{caption}</caption>" if caption else ""
+    heads = f"<thead><tr>{heads}</tr></thead>" if any(head) else ""
     return (
-        f'<div class="scroll"><table class="{kind}">{above}'
-        f"<thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
+        f'<div class="scroll"><table class="{kind}">'
+        f"{heads}<tbody>{body}</tbody></table></div>"
     )
 
 
@@ -57,14 +56,21 @@ def details(summary: str, *parts: str, is_open: bool = False) -> str:
     return f"<details{state}><summary>{summary}</summary>{''.join(parts)}</details>"
 
 
-def picture(pixels: np.ndarray, alt: str) -> str:
-    """Returns an image (H, W, 1, 3 or 4) uint8 that carries its data."""
+def picture(pixels: np.ndarray, alt: str, largest: int | None = None) -> str:
+    """Returns an image that carries its data.
+
+    Args:
+        pixels: (H, W, 1, 3 or 4) uint8.
+        alt: What it shows, for those who do not see it.
+        largest: The largest side; an image that is larger is scaled down.
+    """
     from PIL import Image
 
+    image = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
+    if largest is not None:
+        image.thumbnail((largest, largest))
     buffer = io.BytesIO()
-    Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(
-        buffer, "PNG", optimize=True
-    )
+    image.save(buffer, "PNG", optimize=True)
     data = base64.b64encode(buffer.getvalue()).decode()
     return f'<img src="data:image/png;base64,{data}" alt="{text(alt)}">'
 
@@ -73,14 +79,14 @@ def number(value: float) -> str:
     """Returns a number in at most about five characters.
 
     Example:
-        >>> number(1234567), number(0.00123), number(12.5), number(400)
-        ('1.23M', '0.00123', '12.5', '400')
+        >>> number(1234567), number(20000), number(0.00123), number(400)
+        ('1.23M', '20k', '0.00123', '400')
     """
     if not math.isfinite(value):
         return str(value)
-    for size, letter in LETTERS:
-        if abs(value) >= size:
-            return f"{value / size:.3g}{letter}"
+    for start, unit, letter in UNITS:
+        if abs(value) >= start:
+            return f"{value / unit:.3g}{letter}"
     if abs(value) >= 1000 or value == int(value):
         return f"{value:,.0f}"
     return f"{value:.3g}"

@@ -55,7 +55,7 @@ def confusion_map(confusion: np.ndarray, class_names: Sequence[str]) -> str:
         else:
             named = names
         return _table(confusion, tones, named, names, "{:.0f}", "confusion")
-    return f'<figure class="map">{_pixels(tones, "confusion matrix")}</figure>'
+    return f'<figure class="map square">{_pixels(tones, "confusion matrix")}</figure>'
 
 
 def _table(

@@ -21,7 +21,7 @@ Summary = Mapping[str, Any]
 MOST_MISTAKES = 24
 MOST_PAIRS = 12
 MOST_OPEN_MAPS = 12  # of more, the page is shorter while they are folded away
-PICTURE_SIDE = 160  # larger images are shown smaller
+PICTURE_SIDE = 128  # larger images are shown smaller
 MOST_SHARES = 64  # experts of a router whose usage is drawn
 
 
@@ -29,6 +29,11 @@ def headline(summary: Summary, evaluation: Evaluation) -> str:
     """Shows the figures by which a run is judged."""
     read = evaluation.predictions >= 0
     wrong = int(read.sum() - np.trace(evaluation.confusion))
+    if "ema_test_accuracy" in summary:
+        accuracy = percent(summary["ema_test_accuracy"], 2)
+        last = ("averaged weights", accuracy, "test accuracy")
+    else:
+        last = ("compilation", duration(summary["compile_seconds"]), "of the time")
     figures = [
         (
             "test accuracy",
@@ -41,23 +46,13 @@ def headline(summary: Summary, evaluation: Evaluation) -> str:
             percent(summary["best_test_accuracy"], 2),
             f"at step {summary['best_step']:,}",
         ),
-        ("parameters", number(summary["parameters"]), ""),
+        ("parameters", number(summary["parameters"]), "of the model"),
         ("multiply-adds", number(summary["multiply_adds"]), "an image"),
-        ("steps", f"{summary['steps']:,}", ""),
+        ("steps", f"{summary['steps']:,}", "of the optimizer"),
         ("speed", f"{number(summary['images_per_second'])} /s", "images, in training"),
         ("time", duration(summary["wall_seconds"]), "in all"),
+        last,
     ]
-    if "ema_test_accuracy" in summary:
-        figures[5] = (
-            "averaged weights",
-            percent(summary["ema_test_accuracy"], 2),
-            "test accuracy of the moving average",
-        )
-        figures[6] = (
-            "steps",
-            f"{summary['steps']:,}",
-            f"{number(summary['images_per_second'])} images/s",
-        )
     cells = "".join(
         f"<div><dt>{name}</dt><dd>{value}<small>{note}</small></dd></div>"
         for name, value, note in figures
@@ -79,10 +74,10 @@ def curves(run: Run) -> str:
         _line("test, averaged weights", tests, "ema_test_accuracy", 2),
     ]
     charts = [
-        chart("Loss", _present(learning)),
+        chart("Loss", _present(learning), may_be_logarithmic=True),
         chart("Accuracy", _present(accuracy)),
         *(
-            chart(title, _present([_line(title, training, name, 0)]))
+            chart(title, _present([_line(title, training, name, 0)]), low=0)
             for title, name in (
                 ("Learning rate", "learning_rate"),
                 ("Temperature of the routers", "temperature"),
@@ -139,7 +134,8 @@ def routing(run: Run, evaluation: Evaluation, dataset: Dataset) -> str:
     over_time = chart(
         "Entropy of the routers",
         history,
-        limits=(0, 1),
+        low=0,
+        high=1,
         note="1: all experts alike; 0: one expert an image",
     )
     maps = "".join(
@@ -163,9 +159,9 @@ def routing(run: Run, evaluation: Evaluation, dataset: Dataset) -> str:
         ),
         note="What each router does with the test images. Entropy is that of an "
         "image's attention, as a share of the largest there is; usage is the share of "
-        "images in which each expert weighs most; the difference between classes is "
-        "the mean distance (half the sum of absolute differences) of a class's "
-        "attention from that of all.",
+        "images in which each expert weighs most, the largest first; the difference "
+        "between classes is the mean distance (half the sum of absolute differences) "
+        "of a class's attention from that of all.",
     )
 
 
@@ -236,12 +232,11 @@ def _worst(evaluation: Evaluation, dataset: Dataset, names: list[str]) -> str:
     for index in worst:
         true, predicted = names[labels[index]], names[evaluation.predictions[index]]
         image = dataset.test.image(int(index))
-        stride = -(-max(image.shape[:2]) // PICTURE_SIDE)
-        shown = markup.picture(image[::stride, ::stride], f"test image {index}")
+        shown = markup.picture(image, f"test image {index}", PICTURE_SIDE)
         figures.append(
             f"<figure>{shown}<figcaption><b>{true}</b><br>taken for {predicted}<br>"
-            f"<span>{percent(evaluation.confidence[index], 0)} sure · no. {index}"
-            "</span></figcaption></figure>"
+            f"<span>{percent(evaluation.confidence[index], 0)} sure · #{index}</span>"
+            "</figcaption></figure>"
         )
     return section(
         "Its worst mistakes",
