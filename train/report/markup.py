@@ -27,7 +27,6 @@ def table(
     head: Sequence[str],
     rows: Iterable[Sequence[str]],
     kind: str = "",
-    caption: str = "",
 ) -> str:
     """Returns a table that scrolls where it is too wide.
 
