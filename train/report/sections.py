@@ -235,7 +235,7 @@ def _worst(evaluation: Evaluation, dataset: Dataset, names: list[str]) -> str:
         shown = markup.picture(image, f"test image {index}", PICTURE_SIDE)
         figures.append(
             f"<figure>{shown}<figcaption><b>{true}</b><br>taken for {predicted}<br>"
-            f"<span>{percent(evaluation.confidence[index], 0)} sure · #{index}</span>"
+            f"<span>{percent(float(evaluation.confidence[index]), 0)} sure · #{index}</span>"
             "</figcaption></figure>"
         )
     return section(
