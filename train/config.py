@@ -63,14 +63,18 @@ KINDS: dict[type, str] = {
 }
 
 
-def parse(argv: Sequence[str]) -> Config:
+def parse[T](
+    argv: Sequence[str], kind: type[T] = Config, program: str = "python -m train"
+) -> T:
     """Reads the command line.
 
     Args:
         argv: The arguments, without the name of the program.
+        kind: The dataclass of the flags.
+        program: The name of the program.
 
     Returns:
-        The configuration, valid in itself.
+        The flags, valid in themselves.
 
     Raises:
         TrainError: If a flag is unknown or a value is refused.
