@@ -21,7 +21,8 @@ from train.data import (
 )
 from train.display import Display
 from train.errors import TrainingFailed
-from train.report import RunDirectory
+from train.report import draw_routing
+from train.run_directory import PICTURE, WEIGHTS, RunDirectory
 from train.step import make_eval_step, make_optimizer, make_train_step, params_sha256
 
 
@@ -146,7 +147,9 @@ def train(config: Config) -> dict[str, Any]:
             "parameters": parameters,
             "params_sha256": params_sha256(model),
         }
-        run.finish(model, evaluation["attention"], summary)
+        run.write_weights(WEIGHTS, model)
+        run.write(PICTURE, draw_routing(evaluation["attention"]))
+        run.finish(summary)
         display.say(
             f"test accuracy {summary['test_accuracy']:.4f} after "
             f"{summary['wall_seconds']:.1f} s; results in {run.path}"
