@@ -6,10 +6,11 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from train.config import Config, parse
+from train.config import Config, parse_flags
 from train.errors import TrainError, TrainingFailed, TrainingStopped
 from train.study.flags import StudyFlags
 from train.study.plan import (
+    COUNTS,
     Comparison,
     Entrant,
     entrants_of,
@@ -32,7 +33,7 @@ def main(argv: Sequence[str]) -> None:
         TrainError: If an argument is refused, or, as `TrainingFailed`, a run fails.
         SystemExit: With 0, after `--help`.
     """
-    flags = parse(argv, StudyFlags, PROGRAM)
+    flags = parse_flags(argv, StudyFlags, PROGRAM)
     before = signal.signal(signal.SIGTERM, _stop)
     try:
         study(flags, " ".join([PROGRAM, *argv]))
@@ -77,7 +78,8 @@ def study(flags: StudyFlags, command: str = PROGRAM, start: Start = start) -> No
     }
     timed = match_times(flags.members, flags.base, seconds)
     print(f"of equal time: {_listed(timed)}")
-    summaries |= _train(flags, entrants_of(timed), start)
+    longer = list(dict.fromkeys(each.static for each in timed))
+    summaries |= _train(flags, longer, start)
 
     results = results_of(flags, [*comparisons, *timed], summaries)
     about = {"command": command, "date": str(datetime.date.today())}
@@ -104,10 +106,10 @@ def _train(
     for config, summary in train_all(list(owners), flags.side_by_side, start):
         _verify(config, owners[config], summary)
         done[config] = summary
+        minutes = (time.perf_counter() - began) / 60
         print(
-            f"{len(done)} of {len(owners)}, after "
-            f"{(time.perf_counter() - began) / 60:.1f} min: {config.out}: test accuracy "
-            f"{summary['test_accuracy']:.4f}",
+            f"{len(done)} of {len(owners)} runs after {minutes:.1f} min: {config.out}, "
+            f"test accuracy {summary['test_accuracy']:.4f}",
             flush=True,
         )
     return {
@@ -118,11 +120,11 @@ def _train(
 
 def _verify(config: Config, entrant: Entrant, summary: Mapping[str, Any]) -> None:
     """Checks that what was trained costs what was planned."""
-    for what in ("parameters", "multiply_adds"):
-        planned = getattr(entrant.cost, what)
+    for what in COUNTS:
+        planned = entrant.count(what)
         if summary[what] != planned:
             raise TrainingFailed(
                 f"{config.out} has {summary[what]:,} {what.replace('_', '-')}, but "
-                f"{planned:,} were planned: the budgets are not equal; it is the run of "
-                "another version of the program, remove it"
+                f"{planned:,} were planned; if another version of the program made it, "
+                "remove it"
             )

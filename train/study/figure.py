@@ -28,7 +28,9 @@ def draw(results: Mapping[str, Any]) -> bytes:
     panels = figure.subplots(2, len(AXES), sharey="row")
     convs = list(dict.fromkeys(each["conv"] for each in results["comparisons"]))
     colors = {conv: f"C{index}" for index, conv in enumerate(convs)}
-    for (budget, (title, axis)), above, below in zip(AXES.items(), *panels, strict=True):
+    for (budget, (title, axis)), above, below in zip(
+        AXES.items(), *panels, strict=True
+    ):
         _draw_differences(above, budget, results, colors)
         above.set_title(f"same {title}")
         _draw_accuracies(below, budget, results, colors)
@@ -71,10 +73,8 @@ def _draw_accuracies(panel: Any, budget: str, results: Any, colors: Any) -> None
 
     def of_budget(row: Mapping[str, Any]) -> bool:
         """Whether a static net differs from the base in nothing but this budget."""
-        longer = row["steps"] != results["steps"]
-        return row["width_mult"] == results["width_mult"] if budget == "time" else (
-            not longer
-        )
+        kept = "width_mult" if budget == "time" else "steps"
+        return row[kept] == results[kept]
 
     static = [row for row in results["entrants"] if row["conv"] == "static"]
     static = sorted(filter(of_budget, static), key=spent)

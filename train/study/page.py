@@ -8,7 +8,7 @@ from typing import Any
 from dynconv_jax.weights import write_file
 from train.errors import TrainingFailed
 from train.study.figure import draw
-from train.study.plan import GRID, SHARE_OF_STEPS, TOLERANCE
+from train.study.plan import SHARE_OF_STEPS, TOLERANCE
 
 PAGE = "index.md"
 PICTURE = "accuracy.png"
@@ -101,8 +101,8 @@ def paragraphs(results: Record) -> Iterator[str]:
     yield "\n".join(
         [
             "- Same parameters, same multiply-adds: the static network is as much "
-            f"wider as that takes (in steps of 1/{GRID} of the width; members within "
-            f"{TOLERANCE:.0%} of each other share one) and trained for as many steps.",
+            "wider as that takes (to whole channels; members that one serves to "
+            f"{TOLERANCE:.0%} share it) and trained for as many steps.",
             "- Same time: the static network of the member's width is trained for as "
             "many steps as it takes in the member's time, in multiples of "
             f"{SHARE_OF_STEPS:.0%} of the steps, its schedules stretched to them. "
@@ -155,8 +155,8 @@ def _count(comparisons: Sequence[Record]) -> str:
     corrected = sum(each["adjusted_p_value"] < SIGNIFICANT for each in comparisons)
     return (
         f"Of {len(comparisons)} comparisons {decided} are decided, each taken alone, "
-        f"where about {0.05 * len(comparisons):.1f} would be by chance if there were no "
-        f"difference at all; {corrected} remain after Holm's correction."
+        f"where about {0.05 * len(comparisons):.1f} would be by chance if no two "
+        f"differed at all; {corrected} remain after Holm's correction."
     )
 
 

@@ -28,19 +28,6 @@ SHARE_OF_STEPS = 0.04
 
 
 @dataclasses.dataclass(frozen=True)
-class Cost:
-    """What a network costs.
-
-    Attributes:
-        parameters: How many numbers are learned.
-        multiply_adds: Those of one image's forward pass.
-    """
-
-    parameters: int
-    multiply_adds: int
-
-
-@dataclasses.dataclass(frozen=True)
 class Entrant:
     """What is trained, with every seed: a DynamicNet for a number of steps.
 
@@ -59,10 +46,9 @@ class Entrant:
         """A name that no other entrant has."""
         return f"{self.conv}-{self.width_mult}-{self.steps}"
 
-    @property
-    def cost(self) -> Cost:
-        """What it costs, counted."""
-        return cost_of(self.conv, self.width_mult)
+    def count(self, budget: str) -> int:
+        """Counts its parameters or multiply_adds."""
+        return COUNTS[budget](self.conv, self.width_mult)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,15 +66,31 @@ class Comparison:
     static: Entrant
 
 
-@functools.cache
-def cost_of(conv: str, width_mult: float) -> Cost:
-    """Counts what a DynamicNet for Fashion-MNIST costs, without building it.
+def parameters_of(conv: str, width_mult: float) -> int:
+    """Counts the parameters of a DynamicNet for Fashion-MNIST, without building it.
 
     Example:
-        >>> cost_of("static", 0.25)
-        Cost(parameters=25154, multiply_adds=803584)
+        >>> parameters_of("static", 0.25)
+        25154
     """
-    network = nnx.eval_shape(
+    return count_parameters(_outline(conv, width_mult))
+
+
+@functools.cache
+def multiply_adds_of(conv: str, width_mult: float) -> int:
+    """Counts its multiply-adds for one image.
+
+    Example:
+        >>> multiply_adds_of("static", 0.25)
+        803584
+    """
+    image = jax.ShapeDtypeStruct((1, *IMAGE_SHAPE), "float32")
+    return count_multiply_adds(_outline(conv, width_mult), image)
+
+
+@functools.cache
+def _outline(conv: str, width_mult: float) -> nnx.Module:
+    return nnx.eval_shape(
         lambda: create_model(
             "dynamic_net",
             NUM_CLASSES,
@@ -98,8 +100,13 @@ def cost_of(conv: str, width_mult: float) -> Cost:
             rngs=nnx.Rngs(0),
         )
     )
-    image = jax.ShapeDtypeStruct((1, *IMAGE_SHAPE), "float32")
-    return Cost(count_parameters(network), count_multiply_adds(network, image))
+
+
+# What is counted. Time, the third budget, is measured.
+COUNTS: dict[str, Callable[[str, float], int]] = {
+    "parameters": parameters_of,
+    "multiply_adds": multiply_adds_of,
+}
 
 
 def matching_width(target: int, measure: Callable[[float], int]) -> float:
@@ -110,8 +117,8 @@ def matching_width(target: int, measure: Callable[[float], int]) -> float:
         measure: Answers for a width; it never falls.
 
     Example:
-        >>> matching_width(98148, lambda width: cost_of("static", width).parameters)
-        0.498046875
+        >>> matching_width(98148, lambda width: parameters_of("static", width))
+        0.4970703125
     """
     widest = GRID
     while measure(widest / GRID) < target:
@@ -130,14 +137,11 @@ def match_costs(members: Sequence[Entrant], base: Entrant) -> list[Comparison]:
         base: The static net of their width and steps.
     """
     comparisons = []
-    for budget in ("parameters", "multiply_adds"):
-
-        def measure(width: float, budget=budget) -> int:
-            return getattr(cost_of("static", width), budget)
-
+    for budget, count in COUNTS.items():
+        measure = functools.partial(count, base.conv)
         widths = [base.width_mult]
         for member in members:
-            target = getattr(member.cost, budget)
+            target = member.count(budget)
 
             def miss(width: float, measure=measure, target=target) -> float:
                 return abs(measure(width) / target - 1)
