@@ -10,7 +10,6 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
 from train.config import Config
 from train.presets.dataset import Dataset
@@ -145,7 +144,7 @@ def _unit(images: jax.Array) -> jax.Array:
     return images.astype(jnp.float32)
 
 
-def _between(chance: jax.Array, low: ArrayLike, high: ArrayLike) -> jax.Array:
+def _between(chance: jax.Array, low: float, high: float) -> jax.Array:
     return low + chance * (high - low)
 
 

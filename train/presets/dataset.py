@@ -8,15 +8,17 @@ import numpy as np
 
 
 class Source(Protocol):
-    """Images that are read by their number.
+    """Images that are read by their number."""
 
-    Attributes:
-        labels: The class of every image, (N,) int32, known without reading an image.
-        is_in_memory: Whether reading takes no time worth a process of its own.
-    """
+    @property
+    def labels(self) -> np.ndarray:
+        """The class of every image, (N,) int32, known without reading an image."""
+        ...
 
-    labels: np.ndarray
-    is_in_memory: bool
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether reading takes no time worth a process of its own."""
+        ...
 
     def __len__(self) -> int:
         """Returns N."""
