@@ -17,7 +17,7 @@ import pytest
 from flax import nnx
 
 from train.checkpoint import Checkpoints
-from train.checkpoint_content import ITEM, Restored, complete_steps, restore_best
+from train.checkpoint_content import ITEM, Restored, complete_steps
 from train.errors import TrainingFailed
 
 DEFAULT_NUMERICS = True  # of a run
@@ -175,19 +175,6 @@ def test_best_is_still_kept_after_a_restart(tmp_path):
         checkpoints.restore(state_after(0))
         checkpoints.save(3, state_after(3), {})
     assert sorted(complete_steps(tmp_path)) == [1, 3]
-
-
-def test_best_can_be_restored_and_nothing_is_touched(tmp_path):
-    with open_checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(1, state_after(1), {}, is_best=True)
-        checkpoints.save(2, state_after(2), {})
-    under_way = tmp_path / "3.orbax-checkpoint-tmp"  # by a run that is still going on
-    under_way.mkdir()
-    best = restore_best(tmp_path, state_after(0))
-    assert best is not None
-    assert best.step == 1
-    assert_same_bits(best.state, state_after(1))
-    assert under_way.exists()
 
 
 def test_step_that_is_saved_is_not_saved_again(two):
