@@ -271,7 +271,7 @@ def test_images_none_of_which_can_be_read_stop_the_run(tmp_path):
 
 def test_bad_image_stops_an_evaluation(pictures):
     with pytest.raises(TrainingFailed, match=rf"{BROKEN:02}\.png"):
-        [*evaluation_batches(pictures, 4)]
+        list(evaluation_batches(pictures, 4))
 
 
 def test_bad_image_that_is_skipped_does_not_count_in_an_evaluation(pictures, capsys):

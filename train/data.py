@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Generator, Iterator
 from multiprocessing import parent_process
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -18,7 +18,6 @@ from train.config import Config
 from train.errors import TrainError, TrainingFailed, warn
 from train.presets.dataset import Dataset, Source
 
-Tree = TypeVar("Tree")
 OnBadImage = Literal["stop", "skip"]
 
 # Batches that lie ready, on the host: enough to bridge a hiccup, few enough for memory.
@@ -198,7 +197,7 @@ def evaluation_batches(
             yield batch, mask
 
 
-def to_devices(arrays: Tree, sharding: Sharding) -> Tree:
+def to_devices(arrays: Any, sharding: Sharding) -> Any:
     """Returns the rows that each process has as arrays over the devices of all.
 
     Args:
