@@ -18,7 +18,7 @@ import pytest
 from flax import nnx
 
 from train.checkpoint import Checkpoints
-from train.checkpoint_content import ITEM, complete_steps, restore_best
+from train.checkpoint_content import ITEM, Restored, complete_steps, restore_best
 from train.errors import TrainingFailed
 
 DEFAULT_NUMERICS = True  # of a run
@@ -56,9 +56,15 @@ def assert_same_bits(one, other) -> None:
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
-def restore(folder: Path, fingerprint: str = RUN):
+def restore_if_any(folder: Path, fingerprint: str = RUN) -> Restored | None:
     with open_checkpoints(folder, fingerprint=fingerprint) as checkpoints:
         return checkpoints.restore(state_after(0))
+
+
+def restore(folder: Path) -> Restored:
+    restored = restore_if_any(folder)
+    assert restored is not None
+    return restored
 
 
 @pytest.fixture(scope="module")
@@ -97,13 +103,11 @@ def data_files(folder: Path, step: int) -> list[Path]:
 
 def test_state_comes_back_bit_for_bit(two_saved):
     restored = restore(two_saved)
-    assert restored is not None
     assert_same_bits(restored.state, state_after(40))
 
 
 def test_step_and_record_come_back(two_saved):
     restored = restore(two_saved)
-    assert restored is not None
     assert (restored.step, restored.record) == (40, {"step": 40})
 
 
@@ -150,7 +154,7 @@ def test_state_can_be_donated_while_it_is_saved(tmp_path):
 
 
 def test_new_folder_has_nothing_to_restore(tmp_path, capsys):
-    assert restore(tmp_path / "new") is None
+    assert restore_if_any(tmp_path / "new") is None
     assert capsys.readouterr().err == ""
 
 
@@ -210,7 +214,6 @@ def change_a_bit(path: Path) -> None:
 def test_damaged_checkpoint_gives_way_to_the_one_before(damage, two, capsys):
     damage(data_files(two, 40)[0])
     restored = restore(two)
-    assert restored is not None
     assert restored.step == 20
     assert_same_bits(restored.state, state_after(20))
     message = capsys.readouterr().err
@@ -226,25 +229,23 @@ def test_no_file_of_a_checkpoint_can_be_cut_unnoticed(two):
         content = path.read_bytes()
         cut(path)
         restored = restore(two)
-        assert restored is not None
         assert restored.step == 20, path
         (two / "40.unusable").rename(two / "40")
         path.write_bytes(content)
     restored = restore(two)
-    assert restored is not None
     assert restored.step == 40
 
 
 def test_step_of_a_damaged_checkpoint_can_be_saved_again(two):
     cut(data_files(two, 40)[0])
     with open_checkpoints(two) as checkpoints:
-        assert checkpoints.restore(state_after(0)).step == 20
+        checkpoints.restore(state_after(0))
         checkpoints.save(40, state_after(40), {})
-        assert_same_bits(checkpoints.restore(state_after(0)).state, state_after(40))
+    assert_same_bits(restore(two).state, state_after(40))
 
 
 def test_checkpoint_of_other_flags_is_not_used(two, capsys):
-    assert restore(two, fingerprint="others") is None
+    assert restore_if_any(two, fingerprint="others") is None
     message = capsys.readouterr().err
     assert message.count("of a run with other flags") == 2
     assert "starts at step 0" in message
@@ -262,7 +263,6 @@ def test_folder_that_is_no_checkpoint_is_not_used(two, capsys):
     (two / "60").mkdir()
     (two / "60" / "notes.txt").write_text("mine")
     restored = restore(two)
-    assert restored is not None
     assert restored.step == 40
     assert str(two / "60") in capsys.readouterr().err
 
@@ -270,7 +270,6 @@ def test_folder_that_is_no_checkpoint_is_not_used(two, capsys):
 def test_checkpoint_that_was_being_removed_does_no_harm(two, capsys):
     shutil.rmtree(two / "20" / ITEM / "d")
     restored = restore(two)
-    assert restored is not None
     assert restored.step == 40
     assert capsys.readouterr().err == ""
 
@@ -318,7 +317,6 @@ def test_full_disk_fails_the_save_and_nothing_else(two):
         assert word in message
     assert sorted(complete_steps(two)) == [20, 40]
     restored = restore(two)
-    assert restored is not None
     assert_same_bits(restored.state, state_after(40))
 
 

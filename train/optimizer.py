@@ -64,7 +64,7 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
     """
 
     def clip(gradients, params=None):
-        scale = jnp.minimum(1.0, max_norm / (optax.global_norm(gradients) + 1e-6))
+        scale = jnp.minimum(1.0, max_norm / (optax.tree.norm(gradients) + 1e-6))
         return jax.tree.map(lambda each: each * scale.astype(each.dtype), gradients)
 
     return optax.stateless(clip)

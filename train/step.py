@@ -112,14 +112,13 @@ def make_train_step(
             images,
             jax.nn.one_hot(labels, class_count),
             augmentation,
-            jnp.arange(len(images)),
         )
         targets = optax.smooth_labels(targets, config.label_smoothing)
         gradients, means = _differentiate(model, images, targets, config)
         optimizer.update(model, gradients)
         if config.ema_decay is not None:
             _follow(whole.average, model, index, config.ema_decay)
-        metrics |= means | {"gradient_norm": optax.global_norm(gradients)}
+        metrics |= means | {"gradient_norm": optax.tree.norm(gradients)}
         return nnx.state(whole), metrics
 
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, everywhere))
