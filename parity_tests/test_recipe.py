@@ -167,7 +167,7 @@ def train_torch(
 def test_ten_steps_are_those_of_pytorch(optimizer, rng):
     config = RECIPES[optimizer]
     # Of float32, to which the program rounds images that are not.
-    images = rng.normal(size=(STEPS, 8, 9, 8, 1)).astype(np.float32).astype(float)
+    images = rng.uniform(size=(STEPS, 8, 9, 8, 1)).astype(np.float32).astype(float)
     labels = rng.integers(CLASSES, size=(STEPS, 8))
     theirs = TorchNet()
     enliven(theirs, images[0], rng)
