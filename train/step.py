@@ -194,7 +194,8 @@ def _follow(
     most, so that the first step copies the model and the initial weights are forgotten.
     """
     kinds = nnx.Param, nnx.BatchStat
-    kept = jnp.minimum(decay, index / (index + 9))
+    taken = index.astype(float)
+    kept = jnp.minimum(decay, taken / (taken + 9))
 
     def mix(old, new):
         if not jnp.issubdtype(new.dtype, jnp.floating):  # the batches counted
