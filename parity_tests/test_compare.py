@@ -60,7 +60,7 @@ def test_unfinished_run_is_shown_as_far_as_it_is(rows):
         ([], "compare needs the directories of runs"),
         (["/nowhere"], "/nowhere holds no run"),
         (["one", "one"], "twice"),
-        (["--outt", "x"], "did you mean --out"),
+        (["one", "--outt=x"], "did you mean --out"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(runs, arguments, message):

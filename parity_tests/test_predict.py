@@ -35,7 +35,10 @@ def expected(trained):
         model, use_running_average=True, deterministic=True, raise_if_not_found=False
     )
     images = normalize(dataset.test.images[:2], dataset.mean, dataset.std)
-    logits, attention = jax.jit(lambda x: capture_attention(evaluating, x))(images)
+    graphdef, state = nnx.split(evaluating)
+    logits, attention = jax.jit(
+        lambda state: capture_attention(nnx.merge(graphdef, state), images)
+    )(state)
     return np.asarray(jax.nn.softmax(logits)), attention
 
 
