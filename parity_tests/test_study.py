@@ -82,10 +82,9 @@ class Trainer:
 
 
 def small(tmp_path, **options) -> StudyFlags:
-    options: dict[str, Any] = (
-        dict(convs=("dynamic", "odconv"), seeds=2, steps=50) | options
-    )
-    return StudyFlags(out=tmp_path / "runs", page=tmp_path / "page", **options)
+    given: dict[str, Any] = dict(convs=("dynamic", "odconv"), seeds=2, steps=50)
+    folders = dict(out=tmp_path / "runs", page=tmp_path / "page")
+    return StudyFlags(**given | folders | options)
 
 
 def page_of(flags: StudyFlags) -> Path:
