@@ -116,8 +116,8 @@ def test_static_nets_have_the_budget_of_every_member(budget):
         costs = [who.count(budget) for who in (each.member, each.static)]
         assert each.static.conv == "static"
         assert each.static.steps == each.member.steps
-        # One channel more in the stem is 4 % more multiply-adds at the most.
-        assert abs(costs[1] / costs[0] - 1) <= 0.02
+        # Of whole channels: one more in the stem makes 4 % more multiply-adds.
+        assert abs(costs[1] / costs[0] - 1) <= TOLERANCE
 
 
 def test_the_nearest_width_is_found():
