@@ -12,7 +12,7 @@ from typing import Any, Literal
 import tyro
 
 from train.errors import TrainError
-from train.flags.checks import Flags, flag_of
+from train.flags.checks import flag_of
 from train.flags.data import DataFlags
 from train.flags.model import ModelFlags
 from train.flags.recipe import RecipeFlags
@@ -53,7 +53,7 @@ class Config(RunFlags, RecipeFlags, ModelFlags, DataFlags):
         }
 
 
-FlagsT = typing.TypeVar("FlagsT", bound=Flags)
+FlagsT = typing.TypeVar("FlagsT")
 
 # The first that fits: a tuple of words is read word by word.
 KINDS: dict[type, str] = {

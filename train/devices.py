@@ -52,6 +52,11 @@ def start(config: Config) -> Iterator[None]:
         )
     elif config.coordinator is None and _finds_others():
         count, process = jax.process_count(), jax.process_index()
+        if config.out is None:
+            raise TrainError(
+                f"--out (=None) must be given to a run of {count} processes, which "
+                "must share it"
+            )
         lines = _meet_within(flags, process, count)
     if count == 1:
         yield

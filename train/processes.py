@@ -119,6 +119,7 @@ def receive_all(
                 )
                 for each in lines.values():
                     each.send(message)
+                    each.close()
                 raise TrainingFailed(message) from None
             process, objection = _examine(line.receive(RETRY_SECONDS * 50), flags)
             if process in lines:
@@ -179,14 +180,15 @@ def join(address: str, flags: Mapping[str, Any], process: int) -> Line:
             time.sleep(RETRY_SECONDS)
     line.send(json.dumps([process, flags]))
     answer = line.receive(2 * MEETING_SECONDS)
+    if answer == WELCOME:
+        return line
+    line.close()
     if answer is None:
         raise TrainingFailed(
             f"--coordinator (={address}) went away before all processes were there; "
             "see what process 0 says"
         )
-    if answer != WELCOME:
-        raise TrainError(answer)
-    return line
+    raise TrainError(answer)
 
 
 class Watch:

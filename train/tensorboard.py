@@ -59,10 +59,13 @@ class TensorBoard:
     def _write(self, step: int, **content: Any) -> None:
         if self._writer is None:
             return
-        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto import event_pb2
+
+        messages: Any = event_pb2  # whose classes are made when it is imported
+        event = messages.Event(wall_time=time.time(), step=step, **content)
 
         with self._run.writing():
-            self._writer.write_event(Event(wall_time=time.time(), step=step, **content))
+            self._writer.write_event(event)
             self._writer.flush()
 
 
