@@ -11,6 +11,7 @@ from flax import nnx
 import dynconv_torch
 from dynconv_jax import DynamicNet
 from dynconv_jax.weights import to_torch_state_dict
+from dynconv_jax.weights.torch_layout import torch_shapes
 from parity_tests import reference
 from parity_tests.parity import (
     OPTIMIZERS,
@@ -109,6 +110,44 @@ def test_net_takes_an_implementation(implementation, rng):
     )
     theirs = dynconv_torch.DynamicNet(1, 7, implementation="loop").double()
     assert_parity(ours, theirs, rng.normal(size=(1, 9, 10, 1)))
+
+
+@pytest.mark.parametrize(
+    ("width_mult", "widths"),
+    [
+        (1.0, (32, 64, 128, 256)),
+        (0.5, (16, 32, 64, 128)),
+        (0.29, (9, 19, 37, 74)),  # 9.28, 18.56, 37.12, 74.24
+        (0.046875, (2, 3, 6, 12)),  # the half of 1.5 goes up
+        (0.001, (1, 1, 1, 1)),
+    ],
+)
+def test_width_mult_rounds_to_whole_channels(width_mult, widths):
+    ours = nnx.eval_shape(lambda: DynamicNet(width_mult=width_mult, rngs=nnx.Rngs(0)))
+    theirs = dynconv_torch.DynamicNet(width_mult=width_mult, device="meta")
+    shapes = torch_shapes(ours)
+    assert shapes == {key: tuple(a.shape) for key, a in theirs.state_dict().items()}
+    norms = ("stem.1", "stage1.bn", "stage2.bn", "stage3.bn")
+    assert tuple(shapes[f"{norm}.weight"][0] for norm in norms) == widths
+    assert shapes["fc.weight"] == (10, widths[-1])
+
+
+@pytest.mark.parametrize("options", [{}, {"conv": None}])
+def test_nets_of_another_width_agree(options, rng):
+    options = {"width_mult": 0.29, **options}
+    ours = DynamicNet(2, 7, param_dtype="float64", rngs=nnx.Rngs(0), **options)
+    theirs = dynconv_torch.DynamicNet(2, 7, **options).double()
+    assert_parity(ours, theirs, rng.normal(size=(2, 13, 10, 2)))
+
+
+@pytest.mark.parametrize("width_mult", [0, -1.0, float("nan"), float("inf")])
+def test_impossible_factors_of_the_width_are_refused(width_mult):
+    for build in (
+        lambda: DynamicNet(width_mult=width_mult, rngs=nnx.Rngs(0)),
+        lambda: dynconv_torch.DynamicNet(width_mult=width_mult, device="meta"),
+    ):
+        with pytest.raises(ValueError, match="`width_mult` .*must be positive"):
+            build()
 
 
 SHAPES = """\

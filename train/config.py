@@ -53,6 +53,8 @@ class Config(RunFlags, RecipeFlags, ModelFlags, DataFlags):
         }
 
 
+FlagsT = typing.TypeVar("FlagsT")
+
 # The first that fits: a tuple of words is read word by word.
 KINDS: dict[type, str] = {
     bool: "True or False",
@@ -64,7 +66,7 @@ KINDS: dict[type, str] = {
 
 
 def parse(argv: Sequence[str]) -> Config:
-    """Reads the command line.
+    """Reads the command line of a run.
 
     Args:
         argv: The arguments, without the name of the program.
@@ -76,27 +78,45 @@ def parse(argv: Sequence[str]) -> Config:
         TrainError: If a flag is unknown or a value is refused.
         SystemExit: With 0, after `--help`.
     """
+    return parse_flags(argv, Config, "python -m train")
+
+
+def parse_flags(argv: Sequence[str], kind: type[FlagsT], program: str) -> FlagsT:
+    """Reads a command line.
+
+    Args:
+        argv: The arguments, without the name of the program.
+        kind: The dataclass of the flags.
+        program: The name of the program, for its help.
+
+    Returns:
+        The flags, valid in themselves.
+
+    Raises:
+        TrainError: If a flag is unknown or a value is refused.
+        SystemExit: With 0, after `--help`.
+    """
     if "-h" in argv or "--help" in argv:
-        tyro.cli(Config, prog="python -m train", args=["--help"])
+        tyro.cli(kind, prog=program, args=["--help"])
     try:
-        config, unknown = _read(argv)
+        config, unknown = _read(argv, kind)
     except SystemExit:
-        raise TrainError(_explain(argv)) from None
+        raise TrainError(_explain(argv, kind)) from None
     if unknown:
         flag = unknown[0].split("=")[0]
-        known = [flag_of(field.name) for field in dataclasses.fields(Config)]
+        known = [flag_of(name) for name in typing.get_type_hints(kind)]
         close = difflib.get_close_matches(flag.replace("_", "-"), known, n=1)
         hint = f"did you mean {close[0]}?" if close else "--help lists the flags"
         raise TrainError(f"{unknown[0]!r} is no flag of this program; {hint}")
     return config
 
 
-def _read(argv: Sequence[str]) -> tuple[Config, list[str]]:
+def _read(argv: Sequence[str], kind: type[Any]) -> tuple[Any, list[str]]:
     with contextlib.redirect_stderr(io.StringIO()):  # tyro's box; see _explain
-        return tyro.cli(Config, args=list(argv), return_unknown_args=True)
+        return tyro.cli(kind, args=list(argv), return_unknown_args=True)
 
 
-def _explain(argv: Sequence[str]) -> str:
+def _explain(argv: Sequence[str], kind: type[Any]) -> str:
     """Says in one line which value could not be read.
 
     tyro explains it in a box of several lines; so each flag is read on its own, and the
@@ -108,10 +128,10 @@ def _explain(argv: Sequence[str]) -> str:
             groups.append(token.split("=", 1))
         elif groups:
             groups[-1].append(token)
-    hints = typing.get_type_hints(Config)
+    hints = typing.get_type_hints(kind)
     for group in groups:
         try:
-            _read(group)
+            _read(group, kind)
         except TrainError:
             continue  # Readable; out of range only without the flags around it.
         except SystemExit:
@@ -119,14 +139,14 @@ def _explain(argv: Sequence[str]) -> str:
             field = flag[2:].replace("-", "_")
             if field not in hints:  # a flag of tyro's own
                 continue
-            kind = _kind(hints[field])
+            values = _values(hints[field])
             if len(group) == 1:
-                return f"{flag} needs a value: give {kind}"
-            return f"{flag} (={group[1]}) must be {kind}"
+                return f"{flag} needs a value: give {values}"
+            return f"{flag} (={group[1]}) must be {values}"
     return "the arguments cannot be read; --help shows how they are written"
 
 
-def _kind(hint: Any) -> str:
+def _values(hint: Any) -> str:
     """Returns the words for the values that a type hint admits."""
     members = typing.get_args(hint)
     if typing.get_origin(hint) is Literal:

@@ -1,32 +1,42 @@
 """The training program, from the first line to the last."""
 
+import contextlib
 import math
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dynconv_jax.models import DynamicNet
+from dynconv_jax import count_multiply_adds, count_parameters
+from train import devices, presets
+from train.augment import Augmentation
+from train.checkpoint import Checkpoints
+from train.clock import Clock
 from train.config import Config
-from train.data import (
-    PRESETS,
-    Dataset,
-    check_batch_size,
-    evaluation_batches,
-    training_batches,
-)
+from train.data import batch_indices, check_batch_size, to_devices, training_batches
 from train.display import Display
-from train.errors import TrainingFailed
-from train.report import RunDirectory
-from train.step import make_eval_step, make_optimizer, make_train_step, params_sha256
+from train.errors import TrainingFailed, TrainingStopped
+from train.evaluation import evaluate
+from train.figures import draw_routing
+from train.model import create, static_twin
+from train.report import write_report
+from train.run_directory import (
+    BEST_WEIGHTS,
+    CHECKPOINTS,
+    EMA_WEIGHTS,
+    PICTURE,
+    WEIGHTS,
+    RunDirectory,
+)
+from train.signals import StopSignals
+from train.step import create_state, make_eval_step, make_train_step, params_sha256
+from train.tensorboard import TensorBoard
 
 
 def train(config: Config) -> dict[str, Any]:
-    """Trains, evaluates and writes the results.
+    """Trains, or goes on where a run was stopped; evaluates and writes the results.
 
     Args:
         config: The flags.
@@ -35,43 +45,75 @@ def train(config: Config) -> dict[str, Any]:
         The content of summary.json.
 
     Raises:
-        TrainError: If a flag does not fit the data, the devices or the disk, or if the
-            loss is not finite.
+        TrainError: If a flag does not fit the data, the devices or the disk; as
+            `TrainingFailed` if the run cannot go on, as `TrainingStopped` if it was
+            told to stop and has saved all that it needs to go on.
     """
     started = time.perf_counter()
+    # A process that fails leaves the others before it closes what they share.
+    with contextlib.ExitStack() as closing, devices.start(config):
+        # Devices. Images lie on one device each, all else on every one, or with --fsdp
+        # cut among them; the compiler adds what crosses between them.
+        mesh = devices.make_mesh()
+        everywhere, by_image = devices.everywhere(mesh), devices.by_image(mesh)
 
-    # Data, and the devices that share a batch of it. Parameters lie on every device,
-    # images on one; the compiler adds what crosses between them.
-    dataset = PRESETS[config.preset]()
-    mesh = Mesh(np.asarray(jax.local_devices()), ("data",))
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    by_image = NamedSharding(mesh, PartitionSpec("data"))
-    check_batch_size(config, dataset, mesh.size)
-    run = RunDirectory(config)
+        # Data and model: what can be refused is, before a file is written.
+        dataset = presets.load(config)
+        check_batch_size(config, dataset, mesh.size)
+        model = create(
+            *(config, dataset.num_classes, dataset.image_shape[-1]),
+            nnx.Rngs(config.seed),
+        )
+        run = closing.enter_context(RunDirectory(config, devices.is_writer()))
+        display = closing.enter_context(Display(config.steps, run.is_writer))
+        if run.finished is not None:
+            display.say(
+                f"the run in {run.path} is finished, with test accuracy "
+                f"{run.finished['test_accuracy']:.4f}; --overwrite starts it anew"
+            )
+            return run.finished
 
-    # Model and optimizer: a static description and a tree of arrays, so that one plain
-    # jax.jit can donate the arrays.
-    model = DynamicNet(
-        in_features=dataset.train.images.shape[-1],
-        num_classes=dataset.num_classes,
-        num_experts=config.num_experts,
-        temperature=config.temperature_start,
-        reduction=config.reduction,
-        top_k=config.top_k,
-        router_dropout=config.router_dropout,
-        rngs=nnx.Rngs(config.seed),
-    )
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
-    graphdef, state = nnx.split((model, make_optimizer(model, config)))
-    state = jax.device_put(state, everywhere)
+        # State: a static description and a tree of arrays, so that one plain jax.jit
+        # can donate the arrays; as at the start, or as the last checkpoint has it.
+        parameters = count_parameters(model)
+        graphdef, state = nnx.split(create_state(model, config))
+        shardings = devices.state_shardings(state, mesh, fsdp=config.fsdp)
+        state = devices.place(state, shardings)
+        checkpoints = closing.enter_context(
+            Checkpoints(
+                run.path / CHECKPOINTS, config.keep_checkpoints, run.fingerprint
+            )
+        )
+        done, best, seconds = 0, None, 0.0
+        restored = checkpoints.restore(state)
+        if restored is not None:
+            done, state = restored.step, restored.state
+            best, seconds = restored.record["best"], restored.record["seconds"]
+            display.say(f"going on after step {done}, from its checkpoint")
+        run.rewind(done)
+        board = closing.enter_context(TensorBoard(run, done))
 
-    batches = training_batches(dataset.train, config.batch_size, config.seed)
+        def log(record: dict[str, Any]) -> None:
+            run.log(record)
+            board.log(record)
 
-    def next_batch() -> tuple[jax.Array, jax.Array]:
-        batch = next(batches)
-        return jax.device_put((batch.images, batch.labels), by_image)
+        batches = closing.enter_context(
+            contextlib.closing(
+                training_batches(
+                    *(dataset.train, config.batch_size, config.seed),
+                    start=done,
+                    process_index=jax.process_index(),
+                    process_count=jax.process_count(),
+                    workers=config.workers,
+                    on_bad_image=config.on_bad_image,
+                )
+            )
+        )
 
-    with Display(config.steps) as display:
+        def next_batch() -> tuple[Any, Any]:
+            batch = next(batches)
+            return to_devices((batch.images, batch.labels), by_image)
+
         # Compilation, ahead of time, so that it can be told from training.
         display.say(
             f"{config.preset}: {len(dataset.train)} training and {len(dataset.test)} "
@@ -79,74 +121,119 @@ def train(config: Config) -> dict[str, Any]:
             f"{mesh.devices.flat[0].platform} device(s)"
         )
         images, labels = next_batch()
-        mask = jax.device_put(np.ones(config.batch_size, np.float32), by_image)
         compile_started = time.perf_counter()
         train_step = (
-            make_train_step(graphdef, config, everywhere)
+            make_train_step(
+                *(graphdef, config, Augmentation.of(config, dataset)),
+                *(dataset.num_classes, shardings, everywhere),
+            )
             .lower(state, images, labels)
-            .compile()
-        )
-        eval_step = (
-            make_eval_step(graphdef, dataset.num_classes, everywhere)
-            .lower(state, images, labels, mask)
             .compile()
         )
         compile_seconds = time.perf_counter() - compile_started
         display.say(f"compiled in {compile_seconds:.1f} s")
+        eval_steps = {
+            prefix: make_eval_step(
+                *(graphdef, dataset.num_classes, (dataset.mean, dataset.std)),
+                everywhere,
+                average=average,
+            )
+            for prefix, average in (("test_", False), ("ema_test_", True))
+            if not average or config.ema_decay is not None
+        }
+
+        def evaluate_all(step: int) -> dict[str, Any]:
+            evaluations = {}
+            for prefix, eval_step in eval_steps.items():
+                found = evaluate(eval_step, state, dataset, config, mesh)
+                check_finite({f"{prefix}loss": found.loss}, step, config, checkpoints)
+                evaluations[prefix] = found
+            return evaluations
 
         # Training. The clock runs only here: neither compilation nor evaluation counts.
-        clock = Clock(config.batch_size)
-        losses: list[jax.Array] = []  # since the last log; read together, to wait once
-        evaluation: dict[str, Any] = {}
+        clock = Clock(config.batch_size, done, seconds)
+        stop_signals = closing.enter_context(StopSignals())
+        pending: list[dict[str, jax.Array]] = []  # read together, to wait only once
+        evaluations: dict[str, Any] = {}
+        display.start(done)
         clock.start()
-        for step in range(1, config.steps + 1):
+        for step in range(done + 1, config.steps + 1):
             state, metrics = train_step(state, images, labels)
-            losses.append(metrics["loss"])
+            pending.append(metrics)
             is_last = step == config.steps
             is_logged = is_last or step % config.log_every == 0
             is_evaluated = is_last or step % config.eval_every == 0
+            is_told_to_stop = stop_signals.stop_after(step) and not is_last
+            is_saved = is_last or is_told_to_stop or step % config.checkpoint_every == 0
             if not is_last:
                 images, labels = next_batch()
-            if not (is_logged or is_evaluated):
+            if not (is_logged or is_evaluated or is_saved):
                 continue
-            first = step - len(losses) + 1
-            for number, loss in enumerate(jax.device_get(losses), start=first):
-                check_loss(loss, "loss", number)
-            losses.clear()
+            rows = jax.device_get(pending)
+            pending.clear()
             clock.stop(step)
+            for number, row in enumerate(rows, start=step - len(rows) + 1):
+                check_finite(row, number, config, checkpoints, len(dataset.train))
             if is_logged:
                 record = {
                     "step": step,
-                    **{name: float(value) for name, value in metrics.items()},
+                    **{name: float(value) for name, value in rows[-1].items()},
                     "images_per_second": clock.lap_rate(),
                 }
-                run.log(record)
+                log(record)
                 display.logged(record)
+            is_best = False
             if is_evaluated:
-                evaluation = evaluate(eval_step, state, dataset, config, by_image)
-                check_loss(evaluation["test_loss"], "test loss", step)
-                record = {
-                    "step": step,
-                    "test_loss": evaluation["test_loss"],
-                    "test_accuracy": evaluation["test_accuracy"],
-                }
-                run.log(record)
+                evaluations = evaluate_all(step)
+                record = {"step": step}
+                for prefix, evaluation in evaluations.items():
+                    record |= evaluation.scores(prefix)
+                log(record | evaluations["test_"].routing())
                 display.evaluated(record)
+                # The averages are what one would use, where there are any.
+                accuracy = [*evaluations.values()][-1].accuracy
+                is_best = best is None or accuracy > best["test_accuracy"]
+                if is_best:
+                    best = {"step": step, "test_accuracy": accuracy}
+                    whole = nnx.merge(graphdef, devices.gather(state))
+                    run.write_weights(BEST_WEIGHTS, whole.average or whole.model)
+            if is_saved or is_best:
+                record = {"best": best, "seconds": clock.seconds}
+                checkpoints.save(step, state, record, is_best=is_best)
+            if is_told_to_stop:
+                checkpoints.wait()
+                raise TrainingStopped(
+                    f"stopped after step {step}, and saved; the same command goes on"
+                )
             clock.start()
 
         # Results.
-        model, _ = nnx.merge(graphdef, state)
+        evaluations = evaluations or evaluate_all(config.steps)
+        checkpoints.wait()
+        whole = nnx.merge(graphdef, devices.gather(state))
+        costs = costs_of(config, dataset, whole.model)
         summary = {
-            "test_accuracy": evaluation["test_accuracy"],
-            "test_loss": evaluation["test_loss"],
             "steps": config.steps,
+            "best_test_accuracy": best["test_accuracy"] if best else None,
+            "best_step": best["step"] if best else None,
             "images_per_second": clock.rate(),
             "compile_seconds": compile_seconds,
             "wall_seconds": time.perf_counter() - started,
-            "parameters": parameters,
-            "params_sha256": params_sha256(model),
+            **costs,
+            "params_sha256": params_sha256(whole.model),
         }
-        run.finish(model, evaluation["attention"], summary)
+        for prefix, evaluation in evaluations.items():
+            summary = evaluation.scores(prefix) | summary
+        final = evaluations["test_"]
+        run.write_weights(WEIGHTS, whole.model)
+        if whole.average is not None:
+            run.write_weights(EMA_WEIGHTS, whole.average)
+        if run.is_writer and final.attention:
+            run.write(PICTURE, draw_routing(final.attention))
+        with run.writing() as is_mine:
+            if is_mine:
+                write_report(run.path, dataset, final, summary)
+        run.finish(summary)
         display.say(
             f"test accuracy {summary['test_accuracy']:.4f} after "
             f"{summary['wall_seconds']:.1f} s; results in {run.path}"
@@ -154,82 +241,58 @@ def train(config: Config) -> dict[str, Any]:
     return summary
 
 
-def check_loss(loss: float, name: str, step: int) -> None:
-    """Raises a TrainingFailed if the loss after or of `step` is not finite."""
-    if not math.isfinite(loss):
-        raise TrainingFailed(
-            f"the {name} is {loss} at step {step}; lower --learning-rate (or raise "
-            "--warmup-steps or --temperature-end)"
-        )
-
-
-def evaluate(
-    eval_step: Callable[..., Any],
-    state: nnx.State,
-    dataset: Dataset,
+def check_finite(
+    values: dict[str, Any],
+    step: int,
     config: Config,
-    by_image: NamedSharding,
-) -> dict[str, Any]:
-    """Evaluates on the whole test set.
+    checkpoints: Checkpoints,
+    num_images: int | None = None,
+) -> None:
+    """Raises a TrainingFailed unless the values of a step are finite numbers.
 
     Args:
-        eval_step: The compiled evaluation step.
-        state: That of the model and the optimizer.
-        dataset: Its test images are used.
+        values: The metrics of the step, by name.
+        step: The step, from 1.
         config: The flags.
-        by_image: How a batch lies on the devices.
-
-    Returns:
-        `test_loss` and `test_accuracy`, and under `attention` for every router its mean
-        attention by class, (classes, K).
+        checkpoints: Those of the run; the last good one is named.
+        num_images: How many training images there are; None if the values are not those
+            of a batch. It tells which images the batch had.
     """
-    total = None
-    for batch, mask in evaluation_batches(dataset.test, config.batch_size):
-        arrays = jax.device_put((batch.images, batch.labels, mask), by_image)
-        sums = jax.device_get(eval_step(state, *arrays))
-        total = sums if total is None else jax.tree.map(np.add, total, sums)
-    assert total is not None
-    count = len(dataset.test)
-    by_class = np.bincount(dataset.test.labels, minlength=dataset.num_classes)
+    wrong = [name for name, value in values.items() if not math.isfinite(value)]
+    if not wrong:
+        return
+    name = wrong[0] if "loss" not in wrong else "loss"
+    checkpoints.wait()
+    latest = checkpoints.latest_step
+    good = (
+        "there is no checkpoint yet"
+        if latest is None
+        else (f"the last good checkpoint is that of step {latest}")
+    )
+    batch = ""
+    if num_images is not None:
+        indices = batch_indices(num_images, config.batch_size, config.seed, step - 1)
+        batch = f"; the training images of its batch are {', '.join(map(str, indices))}"
+    what = f"the {name.replace('_', ' ')} is {float(values[name])} at step {step}"
+    raise TrainingFailed(
+        f"{what}; {good}; lower --learning-rate, or raise --warmup-steps or "
+        f"--temperature-end, or give --clip-norm{batch}"
+    )
+
+
+def costs_of(
+    config: Config, dataset: presets.Dataset, model: nnx.Module
+) -> dict[str, int]:
+    """Returns what the model costs for an image, and what its static twin does."""
+    image = jax.ShapeDtypeStruct((1, *dataset.image_shape), np.float32)
+    twin = nnx.eval_shape(
+        lambda: static_twin(
+            *(config, dataset.num_classes, dataset.image_shape[-1]), nnx.Rngs(0)
+        )
+    )
     return {
-        "test_loss": float(total["loss"]) / count,
-        "test_accuracy": float(total["correct"]) / count,
-        "attention": {
-            path: each / by_class[:, None] for path, each in total["attention"].items()
-        },
+        "parameters": count_parameters(model),
+        "multiply_adds": count_multiply_adds(model, image),
+        "static_parameters": count_parameters(twin),
+        "static_multiply_adds": count_multiply_adds(twin, image),
     }
-
-
-class Clock:
-    """Measures images per second over the stretches between `start` and `stop`."""
-
-    def __init__(self, batch_size: int):
-        """Sets the clock to zero.
-
-        Args:
-            batch_size: The images of a step.
-        """
-        self._batch_size = batch_size
-        self._started = 0.0
-        self._seconds = 0.0
-        self._step = 0
-        self._logged = (0, 0.0)
-
-    def start(self) -> None:
-        """Starts a stretch."""
-        self._started = time.perf_counter()
-
-    def stop(self, step: int) -> None:
-        """Ends the stretch after `step`."""
-        self._seconds += time.perf_counter() - self._started
-        self._step = step
-
-    def rate(self) -> float:
-        """Returns the images per second of the whole run."""
-        return self._step * self._batch_size / self._seconds
-
-    def lap_rate(self) -> float:
-        """Returns the images per second since it was last asked."""
-        step, seconds = self._logged
-        self._logged = (self._step, self._seconds)
-        return (self._step - step) * self._batch_size / (self._seconds - seconds)

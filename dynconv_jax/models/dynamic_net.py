@@ -1,7 +1,8 @@
 """DynamicNet: the small reference network of dynamic convolutions."""
 
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +18,24 @@ from dynconv_jax.layers.dynamic_conv import DynamicConv
 from dynconv_jax.layers.dynamic_conv_block import DynamicConvBlock
 from dynconv_jax.models.images import check_images, global_average_pool
 
+# The channels of the stem and of the three blocks.
+WIDTHS = (32, 64, 128, 256)
+
+
+def scaled_widths(widths: Sequence[int], width_mult: float) -> list[int]:
+    """Multiplies numbers of channels and rounds them, halves upwards, to 1 at least.
+
+    Raises:
+        ValueError: If `width_mult` is not positive and finite.
+
+    Example:
+        >>> scaled_widths(WIDTHS, 0.29)
+        [9, 19, 37, 74]
+    """
+    if not 0 < width_mult < math.inf:
+        raise ValueError(f"`width_mult` (={width_mult}) must be positive and finite")
+    return [max(1, math.floor(width * width_mult + 0.5)) for width in widths]
+
 
 def _relu(x: jax.Array) -> jax.Array:
     return jax.nn.relu(x)  # which itself cannot be pickled
@@ -26,8 +45,9 @@ class DynamicNet(nnx.Module):
     """A static stem, three strided dynamic blocks, a pooled linear head.
 
     The stem is a 3×3 convolution to 32 channels, batch norm and ReLU; the blocks are
-    3×3, stride 2, with 64, 128 and 256 channels. Padding is 1 throughout, not `"SAME"`,
-    which pads differently from PyTorch where the stride is 2.
+    3×3, stride 2, with 64, 128 and 256 channels; `width_mult` multiplies all four.
+    Padding is 1 throughout, not `"SAME"`, which pads differently from PyTorch where the
+    stride is 2.
 
     Attributes:
         stem: The convolution, batch norm and ReLU.
@@ -58,6 +78,7 @@ class DynamicNet(nnx.Module):
         top_k: int | None = None,
         router_dropout: float | None = None,
         implementation: str | None = None,
+        width_mult: float = 1.0,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -78,6 +99,8 @@ class DynamicNet(nnx.Module):
             router_dropout: The dropout rate of every router; 0 by default.
             implementation: Of every dynamic convolution, see `DynamicConv`; `"auto"` by
                 default.
+            width_mult: Multiplies the widths of stem and blocks, which are rounded to
+                the nearest whole number of channels (halves upwards), but never to 0.
             dtype: The dtype of the computation; None infers it.
             param_dtype: The dtype of the parameters.
             rngs: Where the initial parameters come from.
@@ -88,6 +111,7 @@ class DynamicNet(nnx.Module):
         """
         self.in_features = positive_int("in_features", in_features)
         self.num_classes = positive_int("num_classes", num_classes)
+        widths = scaled_widths(WIDTHS, width_mult)
         shared: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
         options = dict(
@@ -127,7 +151,7 @@ class DynamicNet(nnx.Module):
         self.stem = nnx.Sequential(
             nnx.Conv(
                 in_features,
-                32,
+                widths[0],
                 (3, 3),
                 padding=1,
                 use_bias=False,
@@ -135,13 +159,13 @@ class DynamicNet(nnx.Module):
                 conv_general_dilated=few_channel_conv,
                 **shared,
             ),
-            BatchNorm(32, **shared),
+            BatchNorm(widths[0], **shared),
             _relu,
         )
-        self.stage1 = block(32, 64)
-        self.stage2 = block(64, 128)
-        self.stage3 = block(128, 256)
-        self.fc = torch_linear(256, num_classes, **shared)
+        self.stage1 = block(widths[0], widths[1])
+        self.stage2 = block(widths[1], widths[2])
+        self.stage3 = block(widths[2], widths[3])
+        self.fc = torch_linear(widths[3], num_classes, **shared)
 
     def __call__(self, inputs: jax.Array, *, verbose: bool = False) -> jax.Array:
         """Classifies images.

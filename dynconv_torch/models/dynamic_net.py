@@ -1,7 +1,8 @@
 """DynamicNet: the small reference network of dynamic convolutions."""
 
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,12 +13,31 @@ from dynconv_torch.layers.dynamic_conv import DynamicConv2d
 from dynconv_torch.layers.dynamic_conv_block import DynamicConvBlock
 from dynconv_torch.models.images import check_images, global_average_pool
 
+# The channels of the stem and of the three blocks.
+WIDTHS = (32, 64, 128, 256)
+
+
+def scaled_widths(widths: Sequence[int], width_mult: float) -> list[int]:
+    """Multiplies numbers of channels and rounds them, halves upwards, to 1 at least.
+
+    Raises:
+        ValueError: If `width_mult` is not positive and finite.
+
+    Example:
+        >>> scaled_widths(WIDTHS, 0.29)
+        [9, 19, 37, 74]
+    """
+    if not 0 < width_mult < math.inf:
+        raise ValueError(f"`width_mult` (={width_mult}) must be positive and finite")
+    return [max(1, math.floor(width * width_mult + 0.5)) for width in widths]
+
 
 class DynamicNet(nn.Module):
     """A static stem, three strided dynamic blocks, a pooled linear head.
 
     The stem is a 3×3 convolution to 32 channels, batch norm and ReLU; the blocks are
-    3×3, stride 2, with 64, 128 and 256 channels. Padding is 1 throughout.
+    3×3, stride 2, with 64, 128 and 256 channels; `width_mult` multiplies all four.
+    Padding is 1 throughout.
 
     Attributes:
         stem: The convolution, batch norm and ReLU.
@@ -47,6 +67,7 @@ class DynamicNet(nn.Module):
         top_k: int | None = None,
         router_dropout: float | None = None,
         implementation: str | None = None,
+        width_mult: float = 1.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
@@ -66,6 +87,8 @@ class DynamicNet(nn.Module):
             router_dropout: The dropout rate of every router; 0 by default.
             implementation: Of every dynamic convolution, see `DynamicConv2d`; `"auto"`
                 by default.
+            width_mult: Multiplies the widths of stem and blocks, which are rounded to
+                the nearest whole number of channels (halves upwards), but never to 0.
             device: Where the parameters are.
             dtype: The dtype of the parameters.
 
@@ -76,6 +99,7 @@ class DynamicNet(nn.Module):
         super().__init__()
         self.in_channels = positive_int("in_channels", in_channels)
         positive_int("num_classes", num_classes)
+        widths = scaled_widths(WIDTHS, width_mult)
 
         options = dict(
             num_experts=num_experts,
@@ -114,15 +138,21 @@ class DynamicNet(nn.Module):
 
         self.stem = nn.Sequential(
             nn.Conv2d(
-                in_channels, 32, 3, padding=1, bias=False, device=device, dtype=dtype
+                in_channels,
+                widths[0],
+                3,
+                padding=1,
+                bias=False,
+                device=device,
+                dtype=dtype,
             ),
-            nn.BatchNorm2d(32, device=device, dtype=dtype),
+            nn.BatchNorm2d(widths[0], device=device, dtype=dtype),
             nn.ReLU(),
         )
-        self.stage1 = block(32, 64)
-        self.stage2 = block(64, 128)
-        self.stage3 = block(128, 256)
-        self.fc = nn.Linear(256, num_classes, device=device, dtype=dtype)
+        self.stage1 = block(widths[0], widths[1])
+        self.stage2 = block(widths[1], widths[2])
+        self.stage3 = block(widths[2], widths[3])
+        self.fc = nn.Linear(widths[3], num_classes, device=device, dtype=dtype)
 
     def forward(self, x: Tensor, *, verbose: bool = False) -> Tensor:
         """Classifies images.

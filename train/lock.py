@@ -1,0 +1,59 @@
+"""A lock on a directory, that ends with the process that holds it."""
+
+import contextlib
+import fcntl
+import os
+from pathlib import Path
+
+from train.errors import TrainError
+
+
+class Lock:
+    """Keeps a second run out of a directory.
+
+    The kernel holds it for the process, and lets go when that ends, however it ends.
+    The file that stays after a process was killed is of no consequence.
+    """
+
+    def __init__(self, path: Path):
+        """Takes the lock.
+
+        Args:
+            path: The file to lock; it says which process holds it.
+
+        Raises:
+            TrainError: If another process holds it.
+            OSError: If the file cannot be written.
+        """
+        self._path = path
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Its holder may have removed the file since it was opened.
+            if not _is_at(self._descriptor, path):
+                raise BlockingIOError
+            os.ftruncate(self._descriptor, 0)
+            os.write(self._descriptor, str(os.getpid()).encode())
+        except BlockingIOError:
+            holder = os.pread(self._descriptor, 20, 0).decode(errors="replace")
+            os.close(self._descriptor)
+            raise TrainError(
+                f"--out (={path.parent}) is in use by another run, process "
+                f"{holder or 'unknown'}; choose another directory, or wait for it"
+            ) from None
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+
+    def release(self) -> None:
+        """Gives the lock back, and removes its file."""
+        with contextlib.suppress(OSError):  # such as when the directory is gone
+            self._path.unlink()
+        os.close(self._descriptor)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,95 @@
+"""What a preset gives: images to learn from, to be tested on, and what they show."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+
+
+class Source(Protocol):
+    """Images that are read by their number."""
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The class of every image, (N,) int32, known without reading an image."""
+        ...
+
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether reading takes no time worth a process of its own."""
+        ...
+
+    def __len__(self) -> int:
+        """Returns N."""
+        ...
+
+    def image(self, index: int) -> np.ndarray:
+        """Returns an image, (H, W, C) uint8.
+
+        Raises:
+            UnreadableImage: If its file is broken.
+        """
+        ...
+
+    def gather(self, indices: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
+        """Reads several images at once.
+
+        Args:
+            indices: The numbers of the images, (b,).
+
+        Returns:
+            The images, (b, H, W, C) uint8, and for each row that could not be read, and
+            is blank, why.
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class ArraySource:
+    """Images (N, H, W, C) uint8 in memory, and their labels (N,) int32."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    is_in_memory: bool = dataclasses.field(default=True, init=False)
+
+    def __len__(self) -> int:
+        """Returns N."""
+        return len(self.labels)
+
+    def image(self, index: int) -> np.ndarray:
+        """Returns an image, (H, W, C) uint8."""
+        return self.images[index]
+
+    def gather(self, indices: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
+        """Returns the images (b, H, W, C) of `indices` (b,); none is unreadable."""
+        return self.images[indices], {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Images to learn from, images to be tested on, and what they may show.
+
+    Attributes:
+        train: The images to learn from.
+        test: The images to be tested on.
+        class_names: What the labels stand for.
+        image_shape: (H, W, C) of every image.
+        mean: The mean of each channel over the training images, white being 1.
+        std: The standard deviation of each channel.
+        augmentation: The flags of augmentation that suit the images, by name; the
+            others are off.
+    """
+
+    train: Source
+    test: Source
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augmentation: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes."""
+        return len(self.class_names)

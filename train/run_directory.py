@@ -1,0 +1,277 @@
+"""The directory of a run: whose it is, what is in it, and that it stays whole."""
+
+import contextlib
+import datetime
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from flax import nnx
+
+from dynconv_jax.weights import save_weights, write_file
+from train.config import Config
+from train.errors import TrainError, TrainingFailed
+from train.flags.checks import flag_of
+from train.lock import Lock
+
+CONFIG = "config.json"
+METRICS = "metrics.jsonl"
+SUMMARY = "summary.json"
+WEIGHTS = "model.safetensors"
+BEST_WEIGHTS = "best.safetensors"
+EMA_WEIGHTS = "ema.safetensors"
+PICTURE = "routing.png"
+REPORT = "report.html"
+FILES = (
+    *(CONFIG, METRICS, SUMMARY, WEIGHTS, BEST_WEIGHTS, EMA_WEIGHTS, PICTURE),
+    REPORT,
+)
+CHECKPOINTS = "checkpoints"
+TENSORBOARD = "tensorboard"
+FOLDERS = (CHECKPOINTS, TENSORBOARD)
+LOCK = ".lock"
+
+# Flags that may change from one start of a run to the next: what is computed does not
+# depend on them.
+FREE = frozenset(
+    {
+        *("out", "overwrite", "data", "workers", "checkpoint_every"),
+        *("keep_checkpoints", "coordinator", "num_processes", "process_id", "fsdp"),
+    }
+)
+
+
+class RunDirectory:
+    """The directory of one run; a context manager, and locked while it is open.
+
+    A file in it is complete or absent; the metrics are appended line by line. In a run
+    of several processes one writes, and for the others writing is no work.
+
+    Attributes:
+        path: Where it is.
+        is_writer: Whether this process writes.
+    """
+
+    def __init__(self, config: Config, is_writer: bool = True):
+        """Creates, accepts or goes on with the directory.
+
+        Args:
+            config: The flags; `out` and `overwrite` say where and how.
+            is_writer: Whether this process writes.
+
+        Raises:
+            TrainError: If the directory cannot be written, is in use, holds a run with
+                other flags, or holds something else; with `overwrite`, only for the
+                first two reasons.
+        """
+        self.is_writer = is_writer
+        self._config = config
+        self._lock = None
+        if not is_writer:
+            config.require("out", config.out is not None, "be given to all processes")
+        self.path = config.out or _fresh_directory(config.preset)
+        if is_writer:
+            _create(self.path)
+            self._lock = Lock(self.path / LOCK)
+            try:
+                self._claim()
+            except BaseException:
+                self._lock.release()
+                raise
+
+    def __enter__(self) -> Self:
+        """Returns the directory."""
+        return self
+
+    def __exit__(self, *_) -> None:
+        """Lets other runs in."""
+        if self._lock is not None:
+            self._lock.release()
+
+    @property
+    def finished(self) -> dict[str, Any] | None:
+        """The summary of the run, if it is finished; nothing is left to do then."""
+        if self._config.overwrite and not self.is_writer:
+            return None  # the one that writes may still be about to remove it
+        try:
+            return json.loads((self.path / SUMMARY).read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise TrainError(
+                f"{self.path / SUMMARY} cannot be read ({error}); remove it and give "
+                "the same command again to finish the run anew"
+            ) from error
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint of the flags on which the result depends."""
+        flags = json.dumps(decisive_flags(self._config), sort_keys=True)
+        return hashlib.sha256(flags.encode()).hexdigest()
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Appends one line to the metrics."""
+        line = json.dumps(record) + "\n"
+        with self.writing() as is_mine:
+            if is_mine:
+                with open(self.path / METRICS, "a", encoding="utf-8") as file:
+                    file.write(line)
+
+    def rewind(self, step: int) -> None:
+        """Drops the metrics after `step`, and a last line that was written by half.
+
+        A run that goes on after `step` writes them again.
+        """
+        with self.writing() as is_mine:
+            if not is_mine:
+                return
+            path = self.path / METRICS
+            lines = path.read_bytes().splitlines(True) if path.exists() else []
+            kept = [line for line in lines if _step_of(line) <= step]
+            if kept != lines:
+                write_file(path, b"".join(kept))
+
+    def write(self, name: str, content: bytes) -> None:
+        """Writes the file `name`."""
+        with self.writing() as is_mine:
+            if is_mine:
+                write_file(self.path / name, content)
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Writes the file `name` as JSON."""
+        self.write(name, (json.dumps(content, indent=2) + "\n").encode())
+
+    def write_weights(self, name: str, model: nnx.Module) -> None:
+        """Writes the parameters and statistics of `model` as safetensors."""
+        with self.writing() as is_mine:
+            if is_mine:
+                save_weights(model, self.path / name)
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Writes the summary, last, because it stands for a complete run."""
+        self.write_json(SUMMARY, summary)
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[bool]:
+        """Says whether to write, and turns an `OSError` into a `TrainingFailed`."""
+        try:
+            yield self.is_writer
+        except OSError as error:
+            raise TrainingFailed(
+                f"--out (={self.path}) could not be written: {error.strerror}; free "
+                "the space or choose another directory"
+            ) from error
+
+    def _claim(self) -> None:
+        """Makes the directory that of this run."""
+        with self.writing():
+            _remove_halves(self.path)
+            names = {each.name for each in self.path.iterdir()} - {LOCK}
+            if self._config.overwrite:
+                for name in FILES:
+                    (self.path / name).unlink(missing_ok=True)
+                for name in names.intersection(FOLDERS):
+                    shutil.rmtree(self.path / name)
+            elif CONFIG in names:
+                _refuse_other_flags(self.path, self._config)
+            elif names:
+                raise TrainError(
+                    f"--out (={self.path}) is not empty, and holds no run to go on "
+                    "with; choose another directory, or give --overwrite to add the "
+                    "results to it"
+                )
+        if self.finished is None:
+            flags = self._config.to_json() | {"out": str(self.path)}
+            self.write_json(CONFIG, flags)
+
+
+def decisive_flags(config: Config) -> dict[str, Any]:
+    """Returns the flags on which the result of a run depends, as JSON has them."""
+    flags = json.loads(json.dumps(config.to_json()))
+    return {name: value for name, value in flags.items() if name not in FREE}
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Returns the flags of the run in the directory `path`.
+
+    Raises:
+        TrainError: If there is none.
+    """
+    try:
+        flags = json.loads((path / CONFIG).read_bytes())
+        if not isinstance(flags, dict):
+            raise ValueError("no flags in it")
+    except (OSError, ValueError) as error:
+        raise TrainError(
+            f"{path} holds no run: {CONFIG} cannot be read ({error}); give the "
+            "directory of a run"
+        ) from error
+    return flags
+
+
+def _refuse_other_flags(path: Path, config: Config) -> None:
+    """Refuses to go on with a run under flags that would make it another."""
+    before = {n: v for n, v in read_config(path).items() if n not in FREE}
+    now = decisive_flags(config)
+    differences = [
+        f"{flag_of(name)} {before.get(name, '?')} -> {now.get(name, '?')}"
+        for name in now | before
+        if before.get(name) != now.get(name)
+    ]
+    if differences:
+        raise TrainError(
+            f"--out (={path}) holds a run with other flags: {'; '.join(differences)}; "
+            "give the same ones to go on with it, choose another directory, or "
+            "--overwrite it to start anew"
+        )
+
+
+def _step_of(line: bytes) -> float:
+    """Returns the step of a line of the metrics; half a line has none."""
+    try:
+        return json.loads(line)["step"] if line.endswith(b"\n") else float("inf")
+    except (ValueError, TypeError, KeyError):
+        return float("inf")
+
+
+def _remove_halves(path: Path) -> None:
+    """Removes what a killed process left of files that it wrote beside their place."""
+    for name in FILES:
+        for half in path.glob(f".{name}.*"):
+            half.unlink()
+
+
+def _fresh_directory(preset: str) -> Path:
+    """Creates a directory below runs/ that no other run has."""
+    name = f"{preset}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    candidates = [name] + [f"{name}-{number}" for number in range(2, 100)]
+    try:
+        for candidate in candidates:
+            path = Path("runs") / candidate
+            with contextlib.suppress(FileExistsError):
+                path.mkdir(parents=True)
+                return path
+        raise FileExistsError(0, "all names are taken")
+    except OSError as error:
+        raise TrainError(
+            f"--out was not given, and runs/{name} cannot be created: "
+            f"{error.strerror}; give --out a directory that can be written"
+        ) from error
+
+
+def _create(path: Path) -> None:
+    """Creates a directory, or accepts one that can be written."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        next(path.iterdir(), None)
+    except OSError as error:
+        raise TrainError(
+            f"--out (={path}) is not a directory that can be written: "
+            f"{error.strerror}; choose another one"
+        ) from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise TrainError(f"--out (={path}) cannot be written; choose another directory")
