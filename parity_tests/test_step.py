@@ -152,7 +152,7 @@ def test_steps_donate_their_state(three_steps):
 
 
 def test_steps_write_the_temperature_of_the_schedule(three_steps):
-    schedule = temperature_schedule(three_steps.config)
+    schedule: Any = temperature_schedule(three_steps.config)
     for index, whole in enumerate(three_steps.states):
         expected = float(schedule(index))
         assert three_steps.metrics[index]["temperature"] == expected
