@@ -1,5 +1,7 @@
 """What all tests share: full precision, and numbers from a seed."""
 
+import gc
+import importlib.metadata
 import os
 import zlib
 
@@ -8,6 +10,13 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 # Most of the time goes to compiling small programs, not to running them. What XLA does
 # to a program stays as it is; what it spares is LLVM's work on it.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# Of the two ways in which XLA writes code for what it fused, the older takes half the
+# time. An unknown flag ends the process, so it is told to versions that know it.
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    os.environ["XLA_FLAGS"] = (
+        "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1 "
+        + os.environ.get("XLA_FLAGS", "")
+    )
 
 import jax
 import numpy as np
@@ -17,6 +26,15 @@ import torch
 import dynconv_jax
 import dynconv_torch
 from parity_tests import networks
+
+# The arrays are small, and another process has the other core.
+torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """Spares the garbage collector what was imported, and most of its rounds."""
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 100)
 
 
 @pytest.fixture(autouse=True, scope="module")

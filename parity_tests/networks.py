@@ -11,6 +11,7 @@ from flax import nnx
 
 import dynconv_jax
 import dynconv_torch
+from dynconv_jax.models.abstract import abstract_module
 from parity_tests.parity import as_torch, channels_first
 
 
@@ -63,12 +64,12 @@ def twins(
         conv: What builds the dynamic convolutions of either.
         **options: Further options of both.
     """
-    ours = nnx.eval_shape(
-        lambda: jax_net(
+    ours = abstract_module(
+        lambda rngs: jax_net(
             *arguments,
             conv=conv[0],
             param_dtype=jnp.float64,
-            rngs=nnx.Rngs(0),
+            rngs=rngs,
             **options,
         )
     )

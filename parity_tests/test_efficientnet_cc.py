@@ -22,6 +22,7 @@ from dynconv_jax import (
     models,
     to_torch_state_dict,
 )
+from dynconv_jax.models.abstract import abstract_module
 from dynconv_jax.models.efficientnet_cc import STAGES, DropPath, EfficientNet
 from dynconv_jax.weights.torch_layout import torch_shapes
 from dynconv_torch import CondConv2d, DynamicConv2d
@@ -155,7 +156,7 @@ def test_counts_are_those_that_were_published():
 
 @pytest.fixture(scope="module")
 def smallest(numerics):
-    return nnx.eval_shape(lambda: models.efficientnet_cc_b0_4e(rngs=nnx.Rngs(0)))
+    return abstract_module(lambda rngs: models.efficientnet_cc_b0_4e(rngs=rngs))
 
 
 def test_network_has_the_keys_and_the_count_published(smallest):
@@ -305,9 +306,9 @@ def test_network_of_the_twin_pads_by_the_definition_of_same(rng):
 def test_network_pads_by_the_definition_of_same(rng):
     x = rng.normal(size=(2, 70, 65, 3))
     state = lively(x, rng).state_dict()
-    ours = nnx.eval_shape(
-        lambda: models.tf_efficientnet_cc_b0_4e(
-            7, param_dtype=jnp.float64, rngs=nnx.Rngs(0)
+    ours = abstract_module(
+        lambda rngs: models.tf_efficientnet_cc_b0_4e(
+            7, param_dtype=jnp.float64, rngs=rngs
         )
     )
     load_torch_state_dict(ours, {key: value.numpy() for key, value in state.items()})
@@ -411,26 +412,26 @@ def test_drop_path_drops_whole_samples_and_scales_up_the_others(rng):
 def test_drop_path_grows_over_the_blocks_and_is_left_out_by_default():
     stages = SEPARABLE_FIRST + INVERTED_ONLY
     options: dict[str, Any] = dict(stages=stages, drop_path_rate=0.4)
-    net = nnx.eval_shape(lambda: BUILD[0](rngs=nnx.Rngs(0), **options))
+    net = abstract_module(lambda rngs: BUILD[0](rngs=rngs, **options))
     rates = [stage.layers[0].drop_path.rate for stage in net.blocks.layers]
     theirs: Any = BUILD[1](device="meta", **options)
     assert rates == [block[0].drop_path.p for block in theirs.blocks]
     np.testing.assert_allclose(rates, [0.0, 0.1, 0.2, 0.3])
-    plain = nnx.eval_shape(lambda: BUILD[0](stages=stages, rngs=nnx.Rngs(0)))
+    plain = abstract_module(lambda rngs: BUILD[0](stages=stages, rngs=rngs))
     assert not jax.tree.leaves(nnx.state(plain, nnx.RngState))
 
 
 def test_dropout_is_before_the_classifier():
     options: dict[str, Any] = dict(stages=SEPARABLE_FIRST, dropout=0.5, dynamic="all")
     theirs = BUILD[1](device="meta", **options)
-    ours = nnx.eval_shape(lambda: BUILD[0](rngs=nnx.Rngs(0), **options))
+    ours = abstract_module(lambda rngs: BUILD[0](rngs=rngs, **options))
     assert ours.dropout.rate == theirs.dropout.p == 0.5
 
 
 def test_a_network_may_be_static_and_then_has_no_router():
     options: dict[str, Any] = dict(conv="static", stages=INVERTED_ONLY, dynamic=1)
     name = "efficientnet_cc_b0_8e"
-    ours = nnx.eval_shape(lambda: create_model(name, rngs=nnx.Rngs(0), **options))
+    ours = abstract_module(lambda rngs: create_model(name, rngs=rngs, **options))
     theirs = create_torch_model(name, device="meta", **options)
     shapes = {key: tuple(value.shape) for key, value in theirs.state_dict().items()}
     assert torch_shapes(ours) == shapes

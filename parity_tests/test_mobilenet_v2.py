@@ -14,6 +14,7 @@ from flax import nnx
 
 from dynconv_jax import DynamicConv, models
 from dynconv_jax.functional.activations import relu6
+from dynconv_jax.models.abstract import abstract_module
 from dynconv_jax.models.mobilenet_v2 import make_divisible
 from dynconv_jax.weights.torch_layout import torch_shapes
 from dynconv_torch import DynamicConv2d
@@ -38,7 +39,7 @@ def torch_shapes_of(net):
 
 
 def abstract(*arguments, **options):
-    return nnx.eval_shape(lambda: BUILD[0](*arguments, rngs=nnx.Rngs(0), **options))
+    return abstract_module(lambda rngs: BUILD[0](*arguments, rngs=rngs, **options))
 
 
 def on_meta(*arguments, **options):

@@ -6,6 +6,7 @@ from flax import nnx
 
 import dynconv_jax
 from dynconv_jax import create_model, load_torch_state_dict
+from dynconv_jax.models.abstract import abstract_module
 from dynconv_jax.weights.recognize import (
     describe,
     recognize_layers,
@@ -15,8 +16,8 @@ from dynconv_jax.weights.torch_layout import torch_shapes
 
 
 def abstract(name, *arguments, **options):
-    return nnx.eval_shape(
-        lambda: create_model(name, *arguments, rngs=nnx.Rngs(0), **options)
+    return abstract_module(
+        lambda rngs: create_model(name, *arguments, rngs=rngs, **options)
     )
 
 

@@ -10,13 +10,14 @@ from flax import nnx
 import dynconv_jax
 import dynconv_torch
 from dynconv_jax.models import registry
+from dynconv_jax.models.abstract import abstract_module
 from dynconv_jax.weights.torch_layout import torch_shapes
 from dynconv_torch.models import registry as torch_registry
 
 
 def abstract(name, *arguments, **options):
-    return nnx.eval_shape(
-        lambda: dynconv_jax.create_model(name, *arguments, rngs=nnx.Rngs(0), **options)
+    return abstract_module(
+        lambda rngs: dynconv_jax.create_model(name, *arguments, rngs=rngs, **options)
     )
 
 
@@ -209,10 +210,8 @@ QUICK = ("dynamic_net", "resnet18", "efficientnet_cc_b0_4e")
     ],
 )
 def test_models_of_the_registry_run(name):
-    def logits(images):
-        return dynconv_jax.create_model(name, 7, rngs=nnx.Rngs(0))(images)
-
     images = jax.ShapeDtypeStruct((2, 33, 40, 3), "float32")
-    assert jax.eval_shape(logits, images).shape == (2, 7)
+    logits = nnx.eval_shape(lambda net, images: net(images), abstract(name, 7), images)
+    assert logits.shape == (2, 7)
     net = on_meta(name, 7).eval()
     assert net(torch.ones(2, 3, 33, 40, device="meta")).shape == (2, 7)

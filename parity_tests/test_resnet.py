@@ -12,6 +12,7 @@ from flax import nnx
 
 from dynconv_jax import DynamicConv, models
 from dynconv_jax.models import resnet
+from dynconv_jax.models.abstract import abstract_module
 from dynconv_jax.models.convolutions import Convolutions
 from dynconv_jax.weights.torch_layout import torch_shapes
 from dynconv_torch import DynamicConv2d
@@ -34,8 +35,8 @@ def torch_shapes_of(net):
 
 
 def abstract(name, *arguments, **options):
-    return nnx.eval_shape(
-        lambda: getattr(models, name)(*arguments, rngs=nnx.Rngs(0), **options)
+    return abstract_module(
+        lambda rngs: getattr(models, name)(*arguments, rngs=rngs, **options)
     )
 
 

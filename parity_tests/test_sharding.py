@@ -10,6 +10,7 @@ import pytest
 
 from parity_tests import compiled_programs
 
+ENVIRONMENT = compiled_programs.ENVIRONMENT
 SHAPES = compiled_programs.SHAPES
 SHARDINGS = ("automatic", "explicit")
 DIRECTIONS = ("forward", "gradient")
@@ -25,13 +26,14 @@ PROGRAMS += [
 @pytest.fixture(scope="module")
 def exchanged() -> dict[str, dict[str, int]]:
     """What the devices exchange in each program, by kind; see compiled_programs.py."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {ENVIRONMENT['XLA_FLAGS']}"
     run = subprocess.run(
         [sys.executable, "-m", "parity_tests.compiled_programs"],
         capture_output=True,
         text=True,
         check=False,
         cwd=Path(__file__).parent.parent,
-        env={**os.environ, **compiled_programs.ENVIRONMENT},
+        env={**os.environ, **ENVIRONMENT, "XLA_FLAGS": flags},
     )
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout)

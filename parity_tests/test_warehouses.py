@@ -12,6 +12,7 @@ from flax import nnx
 import dynconv_jax
 import dynconv_torch
 from dynconv_jax.functional import Geometry
+from dynconv_jax.models.abstract import abstract_module
 from dynconv_jax.models.warehouses import stage_and_kernel_size
 from dynconv_jax.weights import torch_variables
 from dynconv_torch.models.warehouses import stage_and_kernel_size as torch_key
@@ -79,7 +80,7 @@ class TorchNet(torch.nn.Module):
 def outlined(build: Any = JaxNet, **options) -> Any:
     """The JAX model without arrays; errors are those of a real one."""
     make = functools.partial(dynconv_jax.with_warehouses, build, **options)
-    return nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0)))
+    return abstract_module(lambda rngs: make(rngs=rngs))
 
 
 def torch_net(**options) -> Any:

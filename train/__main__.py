@@ -1,11 +1,13 @@
 """The command line: `python -m train`."""
 
+import importlib
 import sys
 from collections.abc import Sequence
 
-from train.config import parse
-from train.errors import TrainError
-from train.loop import train
+from train.errors import TrainError, TrainingStopped
+
+# Each is the module of its name, with a `main`; imported when it is asked for.
+COMMANDS = ("compare", "evaluate", "predict", "study")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -15,13 +17,25 @@ def main(argv: Sequence[str]) -> int:
         argv: The arguments, without the name of the program.
 
     Returns:
-        0 after a complete run, 1 if training failed, 2 if an argument is refused.
+        0 after a complete run, 1 if training failed, 2 if an argument is refused, 75
+        if the run was told to stop and has saved what it needs to go on.
 
     Raises:
         SystemExit: With 0, after `--help`.
     """
     try:
-        train(parse(argv))
+        if argv and argv[0] in COMMANDS:
+            importlib.import_module(f"train.{argv[0]}").main(argv[1:])
+            return 0
+        from train.config import parse
+
+        config = parse(argv)
+        from train.loop import train  # which brings all that --help does not need
+
+        train(config)
+    except TrainingStopped as stop:
+        print(f"train: {stop}", file=sys.stderr)
+        return stop.exit_status
     except TrainError as error:
         print(f"train: error: {error}", file=sys.stderr)
         return error.exit_status

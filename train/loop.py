@@ -50,10 +50,10 @@ def train(config: Config) -> dict[str, Any]:
             told to stop and has saved all that it needs to go on.
     """
     started = time.perf_counter()
-    with contextlib.ExitStack() as closing:
-        # Processes and devices. Images lie on one device each, all else on every one,
-        # or with --fsdp cut among them; the compiler adds what crosses between them.
-        closing.enter_context(devices.start(config))
+    # A process that fails leaves the others before it closes what they share.
+    with contextlib.ExitStack() as closing, devices.start(config):
+        # Devices. Images lie on one device each, all else on every one, or with --fsdp
+        # cut among them; the compiler adds what crosses between them.
         mesh = devices.make_mesh()
         everywhere, by_image = devices.everywhere(mesh), devices.by_image(mesh)
 
@@ -110,7 +110,7 @@ def train(config: Config) -> dict[str, Any]:
             )
         )
 
-        def next_batch() -> tuple[jax.Array, jax.Array]:
+        def next_batch() -> tuple[Any, Any]:
             batch = next(batches)
             return to_devices((batch.images, batch.labels), by_image)
 

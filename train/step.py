@@ -114,7 +114,7 @@ def make_train_step(
             augmentation,
         )
         targets = optax.smooth_labels(targets, config.label_smoothing)
-        gradients, means = _differentiate(model, images, targets, config)
+        gradients, means = _differentiate(model, images, targets, config, everywhere)
         optimizer.update(model, gradients)
         if config.ema_decay is not None:
             _follow(whole.average, model, index, config.ema_decay)
@@ -125,7 +125,11 @@ def make_train_step(
 
 
 def _differentiate(
-    model: nnx.Module, images: jax.Array, targets: jax.Array, config: Config
+    model: nnx.Module,
+    images: jax.Array,
+    targets: jax.Array,
+    config: Config,
+    everywhere: Sharding,
 ) -> tuple[Any, dict[str, jax.Array]]:
     """Returns the gradients and metrics of a batch, each the mean over its parts.
 
@@ -134,6 +138,8 @@ def _differentiate(
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
 
     def loss_of(params, rest, images, targets):
+        # Parameters that are sharded come to the images, not the images to them.
+        params = jax.lax.with_sharding_constraint(params, everywhere)
         merged = nnx.merge(graphdef, params, rest, copy=True)
         logits, attention = capture_attention(merged, images)
         logits = logits.astype(at_least_float32(logits.dtype))
@@ -233,6 +239,7 @@ def make_eval_step(
     """
 
     def step(state, images, labels, mask):
+        state = jax.lax.with_sharding_constraint(state, everywhere)  # as in training
         whole = nnx.merge(graphdef, state)
         model = nnx.view(
             whole.average if average else whole.model,

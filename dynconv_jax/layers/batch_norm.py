@@ -128,8 +128,11 @@ class BatchNorm(nnx.BatchNorm):
                 if isinstance(count, int) and count == 0:
                     continue  # an empty batch has no statistics to learn from
                 new = lax.stop_gradient(new).astype(running[...].dtype)
-                running[...] = self.momentum * running[...] + (1 - self.momentum) * new
-            self.num_batches_tracked[...] += 1
+                # Not `running[...] =`, which looks through all that was traced before.
+                running.set_value(
+                    self.momentum * running[...] + (1 - self.momentum) * new
+                )
+            self.num_batches_tracked.set_value(self.num_batches_tracked[...] + 1)
         # Not `wide * multiplier + (bias - mean * multiplier)`, which loses digits where
         # the mean is far from zero.
         multiplier = lax.rsqrt(var + self.epsilon)

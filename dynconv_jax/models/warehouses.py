@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 from dynconv_jax.functional.geometry import Geometry, PaddingLike
 from dynconv_jax.layers.convolution import Convolution
 from dynconv_jax.layers.kernel_warehouse import KernelWarehouse, WarehouseConv
+from dynconv_jax.models.abstract import abstract_module
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +77,7 @@ def _outline(build: Callable[..., Any]) -> tuple[list[_Request], list[str]]:
         requests.append(request)
         return _Outline(len(requests) - 1, request.geometry)
 
-    model = nnx.eval_shape(lambda: build(conv=_conv(record), rngs=nnx.Rngs(0)))
+    model = abstract_module(lambda rngs: build(conv=_conv(record), rngs=rngs))
     if not requests:
         raise ValueError("`build` never called its `conv`; there is nothing to share")
     paths = [""] * len(requests)

@@ -10,8 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from flax import nnx
-
+from dynconv_jax.models.abstract import abstract_module
 from dynconv_jax.models.registry import MODELS, create_model
 from dynconv_jax.weights.torch_layout import torch_shapes
 
@@ -64,7 +63,7 @@ def recognize_models(shapes: Shapes) -> list[str]:
         shapes: Of the arrays of a state dict, by PyTorch key.
 
     Example:
-        >>> net = nnx.eval_shape(lambda: create_model("resnet18", 7, rngs=nnx.Rngs(0)))
+        >>> net = abstract_module(lambda rngs: create_model("resnet18", 7, rngs=rngs))
         >>> recognize_models(torch_shapes(net))
         ['resnet18']
     """
@@ -114,7 +113,7 @@ def _is_dynamic_conv(shapes: Shapes, key: str) -> bool:
 
 @functools.cache
 def _shapes_of(name: str) -> dict[str, tuple[int, ...]]:
-    return torch_shapes(nnx.eval_shape(lambda: create_model(name, rngs=nnx.Rngs(0))))
+    return torch_shapes(abstract_module(lambda rngs: create_model(name, rngs=rngs)))
 
 
 def _norms(shapes: Shapes) -> dict[str, tuple[int, ...]]:
