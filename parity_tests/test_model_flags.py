@@ -175,6 +175,11 @@ def test_dynamic_model_starts_with_the_function_of_a_static_one(static, images):
     assert_close(
         {"": logits(started, images)}, {"": logits(model, images)}, dtype="float32"
     )
+
+
+@pytest.mark.slow
+def test_noise_sets_the_experts_apart(static):
+    _, path = static
     noisy: Any = create(
         Config(init_from=path, init_noise=0.1, **SMALL), CLASSES, 1, nnx.Rngs(0)
     )

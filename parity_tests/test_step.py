@@ -54,6 +54,7 @@ def build(model: nnx.Module, config: Config, augmentation=None):
     """Returns the parts of a run: graphdef, state, step."""
     graphdef, state = nnx.split(create_state(model, config))
     device = SingleDeviceSharding(jax.devices()[0])
+    state = jax.device_put(state, device)
     augmentation = augmentation or Augmentation()
     step = make_train_step(graphdef, config, augmentation, CLASSES, device, device)
     return graphdef, state, step
