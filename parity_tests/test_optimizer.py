@@ -1,5 +1,7 @@
 """The optimizer: what decays, by how much; clipping; LAMB."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -111,6 +113,7 @@ def test_decay_shrinks_each_group_by_its_own_rate(optimizer, block):
 @pytest.mark.parametrize("max_norm", [0.5, 100.0])
 def test_clipping_is_that_of_pytorch(max_norm, rng):
     gradients = {"one": rng.normal(size=(3, 4)), "two": rng.normal(size=5)}
+    clipped: Any
     clipped, _ = clip_by_global_norm(max_norm).update(gradients, optax.EmptyState())
     parameters = []
     for gradient in gradients.values():

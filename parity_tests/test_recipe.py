@@ -183,6 +183,7 @@ def test_ten_steps_are_those_of_pytorch(optimizer, rng):
         state, metrics = step(state, batch, classes)
         history.append(metrics)
     trained = nnx.merge(graphdef, state)
+    assert trained.average is not None
 
     for name, expected in [("loss", losses), ("gradient_norm", norms)]:
         actual = np.stack([metrics[name] for metrics in history])

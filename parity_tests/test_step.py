@@ -54,6 +54,7 @@ def build(model: nnx.Module, config: Config, augmentation=None):
     """Returns the parts of a run: graphdef, state, step."""
     graphdef, state = nnx.split(create_state(model, config))
     device = SingleDeviceSharding(jax.devices()[0])
+    state = jax.device_put(state, device)
     augmentation = augmentation or Augmentation()
     step = make_train_step(graphdef, config, augmentation, CLASSES, device, device)
     return graphdef, state, step
@@ -152,7 +153,7 @@ def test_steps_donate_their_state(three_steps):
 
 
 def test_steps_write_the_temperature_of_the_schedule(three_steps):
-    schedule = temperature_schedule(three_steps.config)
+    schedule: Any = temperature_schedule(three_steps.config)
     for index, whole in enumerate(three_steps.states):
         expected = float(schedule(index))
         assert three_steps.metrics[index]["temperature"] == expected
