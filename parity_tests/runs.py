@@ -98,8 +98,8 @@ def write_run(path: Path, *, is_finished: bool = True, **flags: Any) -> Config:
 
 
 def write_trained(path: Path, **flags: Any) -> tuple[Dataset, nnx.Module]:
-    """Writes a run with weights; returns its data and its model."""
-    config = write_run(path, **flags)
+    """Writes a run of a narrow model, with weights; returns its data and its model."""
+    config = write_run(path, model_options=("width_mult=0.25",), **flags)
     dataset = presets.load(config)
     channels = dataset.image_shape[-1]
     model = create(config, dataset.num_classes, channels, nnx.Rngs(config.seed + 1))

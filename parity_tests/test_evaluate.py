@@ -52,7 +52,7 @@ def test_weights_that_are_not_there_are_refused(trained, weights):
 
 
 def test_weights_that_are_cut_are_refused(trained, tmp_path):
-    write_run(tmp_path / "cut", conv="static")
+    write_run(tmp_path / "cut", conv="static", model_options=("width_mult=0.25",))
     weights = (trained[0] / "model.safetensors").read_bytes()
     (tmp_path / "cut" / "model.safetensors").write_bytes(weights[:1000])
     with pytest.raises(TrainError, match=r"model\.safetensors cannot be loaded"):

@@ -133,7 +133,7 @@ def test_page_shows_averaged_weights(tmp_path):
 def test_long_curves_are_thinned_and_skip_what_is_not_finite():
     steps = np.arange(1, 10_001)
     values = np.where(steps == 5, np.nan, 1 / steps)
-    source = chart("Loss", [Line("loss", list(steps), list(values), "red")])
+    source = chart("Loss", [Line("loss", steps.tolist(), values.tolist(), "red")])
     points = source.split('points="')[1].split('"')[0].split()
     assert len(points) == MOST_POINTS
     assert "nan" not in source

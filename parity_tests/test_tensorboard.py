@@ -1,12 +1,16 @@
 """TensorBoard's files: what is logged is in them, and what is written again is not."""
 
 import struct
+from typing import Any
 
 from tensorboardX.proto import event_pb2
 
 from train.config import Config
 from train.run_directory import RunDirectory
 from train.tensorboard import TensorBoard
+
+# Its classes are made when it is imported, where a type checker does not see them.
+messages: Any = event_pb2
 
 
 def read_events(folder) -> list:
@@ -16,7 +20,7 @@ def read_events(folder) -> list:
         content = path.read_bytes()
         while content:
             (size,) = struct.unpack("<Q", content[:8])
-            events.append(event_pb2.Event.FromString(content[12 : 12 + size]))
+            events.append(messages.Event.FromString(content[12 : 12 + size]))
             content = content[16 + size :]
     return events
 
@@ -50,7 +54,7 @@ def test_run_that_goes_on_has_later_steps_left_out(tmp_path):
     write(tmp_path, [{"step": 5, "loss": 1.0}], step=4)
     _, start, row = read_events(tmp_path / "tensorboard")
     assert start.step == 5
-    assert start.session_log.status == event_pb2.SessionLog.START
+    assert start.session_log.status == messages.SessionLog.START
     assert row.step == 5
 
 
