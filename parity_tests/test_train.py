@@ -296,8 +296,8 @@ def test_overwrite_replaces_its_own_files_only(tmp_path):
         (["--temperature-start=0"], ["--temperature-start (=0.0)", "positive"]),
         (["--temperature-end=-2"], ["--temperature-end (=-2.0)", "positive"]),
         (["--temperature-steps=0"], ["--temperature-steps (=0)", "at least 1"]),
-        (["--top-k=5"], ["--top-k (=5)", "--num-experts (=4)"]),
-        (["--top-k=0"], ["--top-k (=0)", "from 1"]),
+        (["--top-k=5", "--num-experts=4"], ["--top-k (=5)", "--num-experts (=4)"]),
+        (["--top-k=0"], ["--top-k (=0)", "at least 1"]),
         (["--steps=5", "--warmup-steps=5"], ["--warmup-steps (=5)", "less than"]),
     ],
 )

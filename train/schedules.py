@@ -27,10 +27,10 @@ def learning_rate_schedule(config: Config) -> optax.Schedule:
         config: The flags.
 
     Example:
-        >>> config = Config(steps=20, warmup_steps=4, learning_rate=0.5)
+        >>> config = Config(steps=19, warmup_steps=3, learning_rate=0.5)
         >>> schedule = learning_rate_schedule(config)
-        >>> [float(schedule(step)) for step in (0, 4, 12, 20)]
-        [0.10000000149011612, 0.5, 0.25, 0.0]
+        >>> [round(float(schedule(step)), 3) for step in (0, 3, 11, 19)]
+        [0.125, 0.5, 0.25, 0.0]
     """
     peak, last = config.learning_rate, config.final_learning_rate
     remaining = config.steps - config.warmup
