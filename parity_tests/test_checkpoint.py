@@ -1,8 +1,6 @@
 """Checkpoints: bit for bit, whole or absent, and never the end of a run."""
 
-import contextlib
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -16,6 +14,7 @@ import optax
 import pytest
 from flax import nnx
 
+from parity_tests.small_runs import files_of_at_most
 from train.checkpoint import Checkpoints
 from train.checkpoint_content import ITEM, Restored, complete_steps
 from train.errors import TrainingFailed
@@ -78,17 +77,6 @@ def two_saved(tmp_path_factory) -> Path:
 def two(two_saved, tmp_path) -> Path:
     """A copy of it."""
     return shutil.copytree(two_saved, tmp_path / "checkpoints")
-
-
-@contextlib.contextmanager
-def files_of_at_most(size: int):
-    """The disk takes no more than `size` bytes of a file, as when it is full."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def data_files(folder: Path, step: int) -> list[Path]:

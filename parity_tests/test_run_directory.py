@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import resource
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import pytest
 from flax import nnx
 
 from dynconv_jax.weights import load_weights
+from parity_tests.small_runs import files_of_at_most
 from train.config import Config
 from train.errors import TrainError, TrainingFailed
 from train.run_directory import (
@@ -258,20 +258,15 @@ def test_processes_without_a_common_directory_are_refused():
 
 
 def test_full_disk_is_one_line_and_the_files_stay(tmp_path):
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     with RunDirectory(Config(out=tmp_path)) as run:
         run.log({"step": 1})
         run.write_json("file.json", {})
         before = contents(tmp_path)
-        # The limit stands for a disk that is full: bytes are written until it is.
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20, limits[1]))
-        try:
+        with files_of_at_most(20):
             with pytest.raises(TrainingFailed, match="File too large") as failure:
                 run.write("file.json", bytes(100))
             with pytest.raises(TrainingFailed, match="File too large"):
                 run.log({"step": 2, "loss": 1.0})
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         assert "\n" not in str(failure.value)
         run.rewind(1)
         assert contents(tmp_path) == before

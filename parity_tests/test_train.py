@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -15,6 +14,13 @@ from flax import nnx
 from dynconv_jax import DynamicNet
 from dynconv_jax.weights import load_weights
 from parity_tests.parity import TOLERANCES
+from parity_tests.small_runs import (
+    SMALL,
+    contents,
+    read_metrics,
+    read_summary,
+    run,
+)
 from train.__main__ import main
 from train.config import Config, parse
 from train.data import batch_indices
@@ -25,63 +31,27 @@ from train.step import params_sha256
 # The program is run as a user runs it.
 DEFAULT_NUMERICS = True
 
+pytestmark = pytest.mark.usefixtures("compilation_cache")
+
 ROOT = Path(__file__).parent.parent
-SMALL = ["--steps=3", "--batch-size=16", "--log-every=1"]
 BALANCED = ["--load-balance=0.1", "--learning-rate=1e-5"]
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
-def run(out: Path, *flags: str, experts: int | None = 2) -> Path:
-    given = [] if experts is None else [f"--num-experts={experts}"]
-    assert main([*SMALL, *given, f"--out={out}", *flags]) == 0
-    return out
-
-
-def read_summary(out: Path) -> dict:
-    return json.loads((out / "summary.json").read_text())
-
-
-def read_metrics(out: Path) -> list[dict]:
-    return [*map(json.loads, (out / "metrics.jsonl").read_text().splitlines())]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compilation_cache(tmp_path_factory):
-    """Runs with the same flags compile once, which is most of the time of a test."""
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-
-
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
+def finished(tmp_path_factory, compilation_cache) -> Path:
     """The directory of a short run with seed 0."""
     return run(tmp_path_factory.mktemp("runs") / "finished")
 
 
 @pytest.fixture(scope="module")
-def averaged(tmp_path_factory) -> Path:
+def averaged(tmp_path_factory, compilation_cache) -> Path:
     """The directory of the same run with averages."""
     return run(tmp_path_factory.mktemp("runs") / "averaged", "--ema-decay=0.9")
 
 
 @pytest.fixture(scope="module")
-def balanced(tmp_path_factory) -> Path:
+def balanced(tmp_path_factory, compilation_cache) -> Path:
     """The directory of the same run with the load-balancing loss."""
     return run(tmp_path_factory.mktemp("runs") / "balanced", *BALANCED)
 
@@ -110,7 +80,11 @@ def test_eight_devices_give_the_losses_of_one(balanced, tmp_path):
             *(*BALANCED, f"--out={tmp_path}"),
         ],
         cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
+        env=os.environ
+        | {
+            "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} "
+            "--xla_force_host_platform_device_count=8"
+        },
         stdout=subprocess.DEVNULL,
         check=True,
     )

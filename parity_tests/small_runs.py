@@ -1,0 +1,53 @@
+"""Short runs of the training program, in this process, and what they leave."""
+
+import contextlib
+import json
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+from train.__main__ import main
+
+SMALL = ["--steps=3", "--batch-size=16", "--log-every=1"]
+
+
+def start(out: Path, *flags: str, experts: int | None = 2) -> int:
+    """Runs the program and returns its exit status; later flags win."""
+    given = [] if experts is None else [f"--num-experts={experts}"]
+    return main([*SMALL, *given, f"--out={out}", *flags])
+
+
+def run(out: Path, *flags: str, experts: int | None = 2) -> Path:
+    """Runs the program to its end, and returns the directory of the run."""
+    assert start(out, *flags, experts=experts) == 0
+    return out
+
+
+def read_summary(out: Path) -> dict:
+    """Returns the figures of a finished run."""
+    return json.loads((out / "summary.json").read_text())
+
+
+def read_metrics(out: Path) -> list[dict]:
+    """Returns the lines of the metrics."""
+    return [*map(json.loads, (out / "metrics.jsonl").read_text().splitlines())]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Returns all files below a folder."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@contextlib.contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """The disk takes no more than `size` bytes of a file, as when it is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
