@@ -23,6 +23,7 @@ from dynconv_jax import (
     dynamic_conv,
     dynamic_conv_transpose,
 )
+from dynconv_jax.models.abstract import abstract_module
 from dynconv_jax.models.registry import CONVOLUTIONS
 from dynconv_jax.models.warehouses import with_warehouses
 
@@ -69,6 +70,25 @@ def collectives(compiled: jax.stages.Compiled) -> dict[str, int]:
     return dict(collections.Counter(re.findall(pattern, compiled.as_text() or "")))
 
 
+def outlines(tree: Any, mesh: jax.sharding.Mesh, *axes: str) -> Any:
+    """Returns what arrays look like whose first axes are laid out by those of the mesh.
+
+    A program is compiled for shapes; values would only have to be computed.
+    """
+    sharding = NamedSharding(mesh, PartitionSpec(*axes))
+
+    def outline(array: jax.typing.ArrayLike) -> jax.ShapeDtypeStruct:
+        kind = jax.typeof(array)
+        return jax.ShapeDtypeStruct(kind.shape, kind.dtype, sharding=sharding)
+
+    return jax.tree.map(outline, tree)
+
+
+def floats(*shape: int) -> jax.ShapeDtypeStruct:
+    """Returns what an array of float32 looks like."""
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
 def meshes() -> Iterator[tuple[str, jax.sharding.Mesh]]:
     """Yields a mesh over all devices, for each way to shard."""
     for name, kind in (("automatic", AxisType.Auto), ("explicit", AxisType.Explicit)):
@@ -77,14 +97,12 @@ def meshes() -> Iterator[tuple[str, jax.sharding.Mesh]]:
 
 def layer_programs(mesh: jax.sharding.Mesh) -> Iterator[tuple[str, Callable, tuple]]:
     """Yields name, function and operands for each shape, form and direction."""
-    by_sample = NamedSharding(mesh, PartitionSpec("data"))
-    everywhere = NamedSharding(mesh, PartitionSpec())
     for name, (spatial, features, kernel_shape, options) in SHAPES.items():
-        inputs = jnp.ones((2 * DEVICES, *spatial, features))
-        attention = jnp.ones((2 * DEVICES, kernel_shape[0]))
+        inputs = floats(2 * DEVICES, *spatial, features)
+        attention = floats(2 * DEVICES, kernel_shape[0])
         operands = (
-            *jax.device_put((inputs, attention), by_sample),
-            jax.device_put(jnp.ones(kernel_shape), everywhere),
+            *outlines((inputs, attention), mesh, "data"),
+            outlines(floats(*kernel_shape), mesh),
         )
         function = dynamic_conv_transpose if name == "transposed" else dynamic_conv
         for form in FORMS:
@@ -112,8 +130,8 @@ def local_programs(mesh: jax.sharding.Mesh) -> Iterator[tuple[str, Callable, tup
         ("depthwise", 64, (4, 5, 5, 1, 64)),
     ):
         groups = features // kernel_shape[-2]
-        inputs = jnp.ones((16 * DEVICES, 28, 28, features))
-        attention = jnp.ones((16 * DEVICES, 4))
+        inputs = floats(16 * DEVICES, 28, 28, features)
+        attention = floats(16 * DEVICES, 4)
 
         def loss(*operands, groups=groups):
             outputs = jax.shard_map(
@@ -125,47 +143,47 @@ def local_programs(mesh: jax.sharding.Mesh) -> Iterator[tuple[str, Callable, tup
             return jnp.square(outputs).mean()
 
         gradient = jax.grad(loss, argnums=(0, 1, 2))
-        arrays = (inputs, attention, jnp.ones(kernel_shape))
-        operands = tuple(
-            jax.device_put(array, NamedSharding(mesh, spec))
-            for array, spec in zip(
-                arrays, (by_sample, by_sample, everywhere), strict=True
-            )
+        operands = (
+            *outlines((inputs, attention), mesh, "data"),
+            outlines(floats(*kernel_shape), mesh),
         )
         yield name, gradient, operands
 
 
 def family_programs(mesh: jax.sharding.Mesh) -> Iterator[tuple[str, Callable, tuple]]:
     """Yields the gradient of a block of each member of the family, in training."""
-    images = jax.device_put(
-        jnp.ones((2 * DEVICES, 9, 7, 3)), NamedSharding(mesh, PartitionSpec("data"))
-    )
-    everywhere = NamedSharding(mesh, PartitionSpec())
+    images = outlines(floats(2 * DEVICES, 9, 7, 3), mesh, "data")
     for name in FAMILY:
         conv = CONVOLUTIONS[name] or nnx.Conv
 
         def build(conv, rngs):
             return DynamicConvBlock(3, 8, strides=2, padding=1, conv=conv, rngs=rngs)
 
-        if conv is with_warehouses:
-            block = with_warehouses(build, rngs=nnx.Rngs(0))
-        else:
-            block = build(conv, nnx.Rngs(0))
+        def whole(rngs, conv=conv, build=build):
+            if conv is with_warehouses:
+                return with_warehouses(build, rngs=rngs)
+            return build(conv, rngs)
+
+        block = abstract_module(whole)
         graphdef, params, rest = nnx.split(block, nnx.Param, ...)
 
         def loss(params, rest, images, graphdef=graphdef):
             block: Any = nnx.merge(graphdef, params, rest, copy=True)
             return jnp.square(block(images)).mean(), nnx.state(block, nnx.BatchStat)
 
-        state = jax.device_put((params, rest), everywhere)
+        state = outlines((params, rest), mesh)
         yield name, jax.grad(loss, (0, 2), has_aux=True), (*state, images)
 
 
 def training_program(mesh: jax.sharding.Mesh, form: str) -> tuple[Callable, tuple]:
     """Returns a training step of DynamicNet and its operands."""
-    net = DynamicNet(implementation=form, rngs=nnx.Rngs(0))
-    optimizer = nnx.Optimizer(net, optax.sgd(0.1, momentum=0.9), wrt=nnx.Param)
-    graphdef, state = nnx.split((net, optimizer))
+
+    def build(rngs):
+        net = DynamicNet(implementation=form, rngs=rngs)
+        optimizer = nnx.Optimizer(net, optax.sgd(0.1, momentum=0.9), wrt=nnx.Param)
+        return net, optimizer
+
+    graphdef, state = nnx.split(abstract_module(build))
 
     def step(state, images, labels):
         net, optimizer = nnx.merge(graphdef, state)
@@ -180,13 +198,9 @@ def training_program(mesh: jax.sharding.Mesh, form: str) -> tuple[Callable, tupl
         optimizer.update(net, gradients)
         return nnx.state((net, optimizer)), loss
 
-    images = jnp.ones((2 * DEVICES, 16, 12, 3))
-    labels = jnp.zeros(2 * DEVICES, jnp.int32)
-    by_sample = NamedSharding(mesh, PartitionSpec("data"))
-    return step, (
-        jax.device_put(state, NamedSharding(mesh, PartitionSpec())),
-        *jax.device_put((images, labels), by_sample),
-    )
+    images = floats(2 * DEVICES, 16, 12, 3)
+    labels = jax.ShapeDtypeStruct((2 * DEVICES,), jnp.int32)
+    return step, (outlines(state, mesh), *outlines((images, labels), mesh, "data"))
 
 
 def main() -> None:

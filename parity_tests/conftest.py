@@ -19,13 +19,15 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
     )
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from flax import nnx
 
 import dynconv_jax
 import dynconv_torch
-from parity_tests import networks
+from parity_tests import networks, routed
 
 # The arrays are small, and another process has the other core.
 torch.set_num_threads(1)
@@ -70,3 +72,21 @@ def routers(monkeypatch):
         (dynconv_torch, networks.LinearRouter2d),
     ):
         monkeypatch.setattr(package.routing, "SigmoidRouter", router, raising=False)
+
+
+@pytest.fixture
+def images(rng) -> jax.Array:
+    """Six small images."""
+    return jnp.asarray(rng.normal(size=(6, 5, 7, 3)))
+
+
+@pytest.fixture(scope="module")
+def shared_two_blocks(numerics) -> routed.TwoBlocks:
+    """The network of `two_blocks`, only to be copied."""
+    return routed.TwoBlocks()
+
+
+@pytest.fixture
+def two_blocks(shared_two_blocks) -> routed.TwoBlocks:
+    """A network with two routers, to be changed at will."""
+    return nnx.clone(shared_two_blocks)

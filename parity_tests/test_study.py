@@ -82,10 +82,9 @@ class Trainer:
 
 
 def small(tmp_path, **options) -> StudyFlags:
-    options: dict[str, Any] = (
-        dict(convs=("dynamic", "odconv"), seeds=2, steps=50) | options
-    )
-    return StudyFlags(out=tmp_path / "runs", page=tmp_path / "page", **options)
+    given: dict[str, Any] = dict(convs=("dynamic", "odconv"), seeds=2, steps=50)
+    folders = dict(out=tmp_path / "runs", page=tmp_path / "page")
+    return StudyFlags(**given | folders | options)
 
 
 def page_of(flags: StudyFlags) -> Path:
@@ -117,8 +116,8 @@ def test_static_nets_have_the_budget_of_every_member(budget):
         costs = [who.count(budget) for who in (each.member, each.static)]
         assert each.static.conv == "static"
         assert each.static.steps == each.member.steps
-        # One channel more in the stem is 4 % more multiply-adds at the most.
-        assert abs(costs[1] / costs[0] - 1) <= 0.02
+        # Of whole channels: one more in the stem makes 4 % more multiply-adds.
+        assert abs(costs[1] / costs[0] - 1) <= TOLERANCE
 
 
 def test_the_nearest_width_is_found():

@@ -1,4 +1,4 @@
-"""Static models made dynamic and back, and batch norms folded: the same function."""
+"""From a static model to a dynamic one that computes the same, and trains on."""
 
 from typing import Any
 
@@ -10,69 +10,21 @@ import pytest
 from flax import nnx
 
 from dynconv_jax import (
-    BatchNorm,
     CondConv,
-    DecomposedConv,
     DynamicConv,
     DynamicConvBlock,
     DynamicConvTranspose,
-    KernelWarehouse,
     ODConv,
     Router,
-    WarehouseConv,
-    collapse,
     create_model,
-    fold_batch_norm,
     init_from_static,
     list_convolutions,
-    with_warehouses,
 )
-from dynconv_jax.functional import Geometry
 from parity_tests.parity import assert_close
+from parity_tests.trained import GEOMETRY, evaluated, layer_of, warmed
 
 MEMBERS = [name for name in list_convolutions() if name != "static"]
-GEOMETRY: dict[str, Any] = dict(
-    in_features=6, out_features=8, kernel_size=(3, 3), strides=2, padding=1
-)
 OPTIONS: dict[str, Any] = dict(param_dtype="float64", rngs=nnx.Rngs(0))
-
-
-def evaluated(module: nnx.Module) -> Any:
-    return nnx.view(
-        module, use_running_average=True, deterministic=True, raise_if_not_found=False
-    )
-
-
-def warmed(module: Any) -> Any:
-    """Gives batch norms statistics and parameters of their own, as training would."""
-    rng = np.random.default_rng(0)
-    for _, part in nnx.iter_modules(module):
-        if isinstance(part, nnx.BatchNorm):
-            shape = part.mean[...].shape
-            part.mean[...] = jnp.asarray(rng.normal(size=shape))
-            part.var[...] = jnp.asarray(rng.uniform(0.5, 2, shape))
-            assert part.scale is not None and part.bias is not None
-            part.scale[...] = jnp.asarray(rng.uniform(0.5, 2, shape))
-            part.bias[...] = jnp.asarray(rng.normal(size=shape))
-    return module
-
-
-def layer_of(name: str, **options: Any) -> Any:
-    """Builds a layer of the geometry, of each kind that starts by itself."""
-    if name == "kernel_warehouse":
-        features = GEOMETRY["in_features"], GEOMETRY["out_features"]
-        rest = {key: GEOMETRY[key] for key in ("strides", "padding")}
-        geometry = Geometry.create(
-            *features,
-            GEOMETRY["kernel_size"],
-            **rest,
-            feature_group_count=options.pop("feature_group_count", 1),
-        )
-        use_bias = options.pop("use_bias", False)
-        warehouse = KernelWarehouse([geometry], **OPTIONS, **options)
-        return WarehouseConv(warehouse, use_bias=use_bias, rngs=nnx.Rngs(1))
-    cls = {"dynamic": DynamicConv, "odconv": ODConv, "decomposed": DecomposedConv}[name]
-    return cls(**GEOMETRY, **OPTIONS, **options)
 
 
 @pytest.mark.parametrize(("use_bias", "groups"), [(False, 1), (True, 2)])
@@ -293,162 +245,3 @@ def test_one_step_after_the_start_moves_every_expert(name):
         old, new = (each[(*path, "kernel")].get_value() for each in (before, after))
         changed = [bool((a != b).any()) for a, b in zip(old, new, strict=True)]
         assert all(changed), f"{path}: experts that moved {changed}"
-
-
-@pytest.mark.parametrize("groups", [1, 2])
-def test_a_layer_collapses_to_what_it_computes_at_an_attention(groups, rng):
-    options: dict[str, Any] = dict(use_bias=True, feature_group_count=groups)
-    layer = DynamicConv(**GEOMETRY, **OPTIONS, **options)
-    assert layer.bias is not None
-    layer.bias[...] = jnp.asarray(rng.normal(size=(4, 8)))
-    static = nnx.Conv(**GEOMETRY, **OPTIONS, **options)
-    attention = jnp.asarray(rng.dirichlet(np.ones(4)))
-    collapse(layer, static, attention)
-    images = jnp.asarray(rng.normal(size=(2, 9, 8, 6)))
-    expected = layer(images, jnp.stack([attention, attention]))
-    assert_close({"output": static(images)}, {"output": expected}, dtype="float64")
-
-
-@pytest.mark.parametrize("groups", [1, 2])
-def test_an_omni_dimensional_layer_collapses_with_its_four_attentions(groups, rng):
-    options: dict[str, Any] = dict(feature_group_count=groups, norm="none")
-    layer = ODConv(**GEOMETRY, **OPTIONS, **options)
-    static = nnx.Conv(**GEOMETRY, **OPTIONS, feature_group_count=groups, use_bias=False)
-    image = jnp.asarray(rng.normal(size=(1, 9, 8, 6)))
-    collapse(layer, static, jax.tree.map(lambda each: each[0], layer.attentions(image)))
-    assert_close({"output": static(image)}, {"output": layer(image)}, dtype="float64")
-
-
-def test_a_layer_of_a_warehouse_collapses_at_a_mixture(rng):
-    layer = evaluated(layer_of("kernel_warehouse", use_bias=True))
-    static = nnx.Conv(**GEOMETRY, **OPTIONS)
-    image = jnp.asarray(rng.normal(size=(1, 9, 8, 6)))
-    collapse(layer, static, layer.mixture(image)[0])
-    assert_close({"output": static(image)}, {"output": layer(image)}, dtype="float64")
-
-
-def test_a_network_collapses_by_the_attention_of_each_layer(rng):
-    build: dict[str, Any] = dict(num_classes=3, **OPTIONS)
-    even = jnp.full(4, 0.25)
-    model: Any = create_model(
-        "dynamic_net", temperature=1e30, **build
-    )  # even attention
-    static: Any = create_model("dynamic_net", conv="static", **build)
-    images = jnp.asarray(rng.normal(size=(2, 12, 9, 3)))
-    warmed(model)
-    paths = ["stage1.dyn", "stage2.dyn.router", "stage3.dyn"]
-    collapse(model, static, dict.fromkeys(paths, even))
-    assert_close(
-        {"logits": evaluated(static)(images)},
-        {"logits": evaluated(model)(images)},
-        dtype="float64",
-    )
-    with pytest.raises(ValueError, match="stage2.dyn: no attention is given"):
-        collapse(model, static, {path: even for path in paths if "2" not in path})
-
-
-def test_what_is_not_one_convolution_does_not_collapse(rng):
-    static = nnx.Conv(**GEOMETRY, use_bias=False, **OPTIONS)
-    with pytest.raises(ValueError, match="not one convolution"):
-        collapse(layer_of("decomposed"), static, jnp.ones(4))
-    with pytest.raises(ValueError, match=r"\(3,\), not \(num_experts,\) = \(4,\)"):
-        collapse(layer_of("dynamic"), static, jnp.ones(3))
-
-
-def block_of(conv: Any, **options: Any) -> Any:
-    options = dict(strides=2, padding=1, conv=conv, **OPTIONS) | options
-    return warmed(DynamicConvBlock(6, 8, **options))
-
-
-@pytest.mark.parametrize(
-    "conv", [CondConv, DecomposedConv, DynamicConv, ODConv, nnx.Conv]
-)
-def test_folded_batch_norms_leave_the_function_as_it_was(conv, rng):
-    images = jnp.asarray(rng.normal(size=(2, 9, 8, 6)))
-    block = block_of(conv, use_bias=True)
-    folded: Any = fold_batch_norm(block, jax.ShapeDtypeStruct(images.shape, "float64"))
-    assert not isinstance(folded.bn, nnx.BatchNorm)
-    assert_close(
-        {"output": folded(images)},
-        {"output": evaluated(block)(images)},
-        dtype="float64",
-    )
-
-
-def test_a_folded_copy_shares_nothing_with_the_model(rng):
-    images = jnp.asarray(rng.normal(size=(2, 9, 8, 6)))
-    block = block_of(DynamicConv)
-    before = evaluated(block)(images)
-    folded: Any = fold_batch_norm(block, images)
-    assert_close({"": evaluated(block)(images)}, {"": before}, dtype="float64")
-    for leaf in jax.tree.leaves(nnx.state(block)):
-        leaf.delete()  # as a step does to what it is donated
-    assert_close({"": folded(images)}, {"": before}, dtype="float64")
-
-
-class TwoNorms(nnx.Module):
-    """A convolution whose outputs two batch norms take."""
-
-    def __init__(self):
-        self.conv = nnx.Conv(6, 8, (3, 3), **OPTIONS)
-        self.first, self.second = (BatchNorm(8, **OPTIONS) for _ in range(2))
-        warmed(self)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        y = self.conv(x)
-        return self.first(y) * self.second(y)
-
-
-class SharedConv(nnx.Module):
-    """One convolution under two names, a batch norm after each call."""
-
-    def __init__(self):
-        self.a_conv = self.b_conv = nnx.Conv(6, 6, (3, 3), **OPTIONS)
-        self.first, self.second = (BatchNorm(6, **OPTIONS) for _ in range(2))
-        warmed(self)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.second(self.b_conv(self.first(self.a_conv(x))))
-
-
-class Elsewhere(nnx.Module):
-    """A convolution whose outputs go around its batch norm too."""
-
-    def __init__(self):
-        self.conv = nnx.Conv(6, 8, (3, 3), **OPTIONS)
-        self.bn = BatchNorm(8, **OPTIONS)
-        warmed(self)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        y = self.conv(x)
-        return self.bn(y) + y
-
-
-@pytest.mark.parametrize(
-    ("build", "reason"),
-    [
-        (TwoNorms, "takes its input from a convolution of its own"),
-        (
-            SharedConv,
-            "takes its input from a convolution of its own",
-        ),
-        (Elsewhere, "go elsewhere, too"),
-    ],
-)
-def test_what_cannot_be_folded_is_refused(build, reason, rng):
-    with pytest.raises(ValueError, match=reason):
-        fold_batch_norm(build(), jnp.asarray(rng.normal(size=(2, 5, 4, 6))))
-
-
-def test_the_norm_behind_cells_that_layers_share_stays():
-    def build(conv: Any, rngs: Any) -> Any:
-        return DynamicConvBlock(3, 8, conv=conv, param_dtype="float64", rngs=rngs)
-
-    block = with_warehouses(build, rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match="no batch norm"):
-        fold_batch_norm(block, jax.ShapeDtypeStruct((2, 9, 8, 3), "float64"))
-
-
-def test_a_model_without_a_batch_norm_to_fold_is_refused():
-    with pytest.raises(ValueError, match="no batch norm"):
-        fold_batch_norm(layer_of("dynamic"), jnp.ones((2, 9, 8, 6)))

@@ -1,8 +1,9 @@
 """Checkpoints: what a run goes on from after it was stopped, or died."""
 
+import contextlib
 import dataclasses
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -88,8 +89,7 @@ class Checkpoints:
         except TrainingFailed as error:
             if kind is None:
                 raise
-            if kind is not TrainingFailed:
-                warn(str(error))
+            warn(str(error))
 
     @property
     def latest_step(self) -> int | None:
@@ -194,8 +194,19 @@ class Checkpoints:
                 path.rename(aside)
         return None
 
-    def _saving(self) -> "_Saving":
-        return _Saving(self._folder)
+    @contextlib.contextmanager
+    def _saving(self) -> Iterator[None]:
+        """Turns what orbax raises, which is of any kind, into one line."""
+        try:
+            yield
+        except Exception as error:
+            latest = self.latest_step
+            good = "there is none yet" if latest is None else self._folder / str(latest)
+            raise TrainingFailed(
+                f"a checkpoint could not be saved in {self._folder}: "
+                f"{in_one_line(error)}; make room for it and give the same command "
+                f"again (the last good checkpoint: {good})"
+            ) from error
 
 
 @dataclasses.dataclass
@@ -219,24 +230,3 @@ class _SealingHandler(ocp.PyTreeCheckpointHandler):
     def finalize(self, directory) -> None:
         super().finalize(directory)
         seal(directory)
-
-
-class _Saving:
-    """Turns what orbax raises while it saves into one line."""
-
-    def __init__(self, folder: Path):
-        self._folder = folder
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind, error, traceback) -> None:
-        if not isinstance(error, Exception):
-            return
-        latest = max(complete_steps(self._folder), default=None)
-        good = "there is none yet" if latest is None else self._folder / str(latest)
-        raise TrainingFailed(
-            f"a checkpoint could not be saved in {self._folder}: {in_one_line(error)}; "
-            f"make room for it and give the same command again (the last good "
-            f"checkpoint: {good})"
-        ) from error

@@ -40,42 +40,13 @@ def complete_steps(folder: Path) -> list[int]:
     return [int(each.name) for each in folder.glob("[0-9]*") if each.name.isdigit()]
 
 
-def restore_best(folder: Path, like: Any) -> Restored | None:
-    """Restores the best checkpoint, for use after the run or beside it.
-
-    Args:
-        folder: Where the checkpoints of the run are; it is left as it is.
-        like: A tree of arrays, or of `jax.ShapeDtypeStruct` with shardings.
-
-    Returns:
-        The content of the best, or None if no checkpoint that can be used says which
-        it is.
-
-    Raises:
-        TrainingFailed: If there is one, and it cannot be used.
-    """
-    for step in sorted(complete_steps(folder), reverse=True):
-        path = folder.absolute() / str(step)
-        if find_flaw(path, like) is not None:
-            continue
-        best_step = _metadata(path).custom_metadata["best_step"]
-        if best_step is None:
-            return None
-        best = path.with_name(str(best_step))
-        flaw = find_flaw(best, like) if best.is_dir() else "is missing"
-        if flaw is not None:
-            raise TrainingFailed(f"the best checkpoint {best} {flaw}; use another")
-        return read(best, like)
-    return None
-
-
-def find_flaw(path: Path, like: Any, fingerprint: str | None = None) -> str | None:
+def find_flaw(path: Path, like: Any, fingerprint: str) -> str | None:
     """Tells why a checkpoint cannot be used.
 
     Args:
         path: The checkpoint.
         like: The tree of arrays that is to be restored.
-        fingerprint: Of the flags of the run, if it must be of that.
+        fingerprint: Of the flags of the run that it must be of.
 
     Returns:
         The reason, in words that follow the name of the checkpoint, or None.
@@ -92,7 +63,7 @@ def find_flaw(path: Path, like: Any, fingerprint: str | None = None) -> str | No
         return f"is none of this program ({in_one_line(error)})"
     if not is_of_this_program:
         return "is none of this program"
-    if fingerprint is not None and content["fingerprint"] != fingerprint:
+    if content["fingerprint"] != fingerprint:
         return "is of a run with other flags"
     asked = {name: _form(leaf) for name, leaf in _to_abstract(like).items()}
     for name in sorted(saved.keys() | asked.keys()):

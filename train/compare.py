@@ -100,13 +100,13 @@ def _table(runs: dict[str, Run]) -> Table:
 
 
 def _differing(runs: Sequence[Run]) -> list[str]:
-    """Returns the flags in which runs differ, but for where they are."""
+    """Returns the flags in which runs differ, but for those that follow from others."""
     flags = [run.config.to_json() for run in runs]
+    changed = {name for run in runs for name in run.split_flags()[0]}
     return [
         name
         for name in flags[0]
-        if name not in ("out", "overwrite")
-        and any(each[name] != flags[0][name] for each in flags)
+        if name in changed and any(each[name] != flags[0][name] for each in flags)
     ]
 
 
@@ -124,18 +124,22 @@ def _figures(run: Run) -> dict[str, str]:
         figures = {"steps": f"{steps:,} of {run.config.steps:,}"}
         for name in ("test_accuracy", "test_loss"):
             if name in latest:
-                figures[name.replace("_", " ")] = f"{latest[name]:.4f}"
+                figures[_words(name)] = f"{latest[name]:.4f}"
         return figures
     summary = run.summary()
     figures = {
-        name.replace("_", " "): form.format(summary[name])
+        _words(name): form.format(summary[name])
         for name, form in FIGURES.items()
         if summary.get(name) is not None
     }
     for name in ("parameters", "multiply_adds"):
         ratio = summary[name] / summary[f"static_{name}"]
-        figures[f"{name.replace('_', '-')} / static"] = f"{ratio:.2f}"
+        figures[f"{_words(name)} / static"] = f"{ratio:.2f}"
     return figures
+
+
+def _words(name: str) -> str:
+    return name.replace("multiply_adds", "multiply-adds").replace("_", " ")
 
 
 FIGURES = {

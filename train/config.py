@@ -104,7 +104,7 @@ def parse_flags(argv: Sequence[str], kind: type[FlagsT], program: str) -> FlagsT
         raise TrainError(_explain(argv, kind)) from None
     if unknown:
         flag = unknown[0].split("=")[0]
-        known = [flag_of(field.name) for field in dataclasses.fields(kind)]
+        known = [flag_of(name) for name in typing.get_type_hints(kind)]
         close = difflib.get_close_matches(flag.replace("_", "-"), known, n=1)
         hint = f"did you mean {close[0]}?" if close else "--help lists the flags"
         raise TrainError(f"{unknown[0]!r} is no flag of this program; {hint}")

@@ -52,7 +52,7 @@ def draw_routing(attention: Mapping[str, np.ndarray]) -> bytes:
         axes.set_xticks(range(table.shape[1]))
         axes.set_yticks(range(classes))
         for (row, column), value in np.ndenumerate(table):
-            is_dark = abs(float(norm(ratios[path][row, column])) - 0.5) > 0.35
+            is_dark = abs(float(norm(ratios[path][row, column])) - 0.5) > 0.3
             axes.text(
                 column,
                 row,

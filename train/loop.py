@@ -110,7 +110,7 @@ def train(config: Config) -> dict[str, Any]:
             )
         )
 
-        def next_batch() -> tuple[jax.Array, jax.Array]:
+        def next_batch() -> tuple[Any, Any]:
             batch = next(batches)
             return to_devices((batch.images, batch.labels), by_image)
 

@@ -199,8 +199,11 @@ def _refuse(error: TypeError | ValueError, config: Config) -> NoReturn:
         ) from error
     named = re.match(r"`(\w+)` \(=[^)]*\) (.*)", message)
     if named:
+        # A value that no flag gave is the library's own.
         rest = re.sub(
-            r"`(\w+)` \(=[^)]*\)", lambda other: _written(other[1], config), named[2]
+            r"`(\w+)` (\(=[^)]*\))",
+            lambda other: f"{flag_of(other[1])} {other[2]}",
+            named[2],
         )
         raise TrainError(f"{_written(named[1], config)} {rest}") from error
     raise TrainError(f"{_describe(config)} cannot be built: {message}") from error

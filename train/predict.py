@@ -109,13 +109,14 @@ def predict(
     graphdef, state = nnx.split(view)
 
     @jax.jit  # of one picture at a time: many files do not need much memory
-    def forward(state: nnx.State, picture: jax.Array) -> tuple[jax.Array, Any]:
+    def forward(state, picture):
         images = normalize(picture[None], dataset.mean, dataset.std)
         logits, attention = capture_attention(nnx.merge(graphdef, state), images)
         probabilities = jax.nn.softmax(logits.astype(jnp.float32))
         return probabilities[0], jax.tree.map(lambda each: each[0], attention)
 
-    return [_readable(*forward(state, jnp.asarray(each)), dataset) for each in pictures]
+    answers = (forward(state, jnp.asarray(picture)) for picture in pictures)
+    return [_readable(classes, attention, dataset) for classes, attention in answers]
 
 
 def _readable(

@@ -3,9 +3,18 @@
 Each is a function of the steps taken before, which may be traced.
 """
 
+import jax.numpy as jnp
 import optax
 
 from train.config import Config
+
+
+def _in_floats(schedule: optax.Schedule) -> optax.Schedule:
+    """Counts steps in the widest float that JAX is configured for.
+
+    As a share of 32-bit whole numbers, progress would be a float32 always.
+    """
+    return lambda step: schedule(jnp.asarray(step, float))
 
 
 def learning_rate_schedule(config: Config) -> optax.Schedule:
@@ -37,9 +46,9 @@ def learning_rate_schedule(config: Config) -> optax.Schedule:
         "constant": optax.constant_schedule(peak),
     }[config.schedule]
     if not config.warmup:
-        return falling
+        return _in_floats(falling)
     rising = optax.linear_schedule(peak / (config.warmup + 1), peak, config.warmup)
-    return optax.join_schedules([rising, falling], [config.warmup])
+    return _in_floats(optax.join_schedules([rising, falling], [config.warmup]))
 
 
 def temperature_schedule(config: Config) -> optax.Schedule:
@@ -56,10 +65,11 @@ def temperature_schedule(config: Config) -> optax.Schedule:
     """
     start, end = config.temperature_start, config.temperature_end
     if config.temperature_schedule == "linear":
-        return optax.linear_schedule(start, end, config.annealing)
-    return optax.exponential_decay(
+        return _in_floats(optax.linear_schedule(start, end, config.annealing))
+    falling = optax.exponential_decay(
         start, config.annealing, decay_rate=end / start, end_value=end
     )
+    return _in_floats(falling)
 
 
 def assignment_schedule(config: Config) -> optax.Schedule:
@@ -75,4 +85,4 @@ def assignment_schedule(config: Config) -> optax.Schedule:
         >>> [float(schedule(step)) for step in (0, 1, 4, 5)]
         [1.0, 0.75, 0.0, 0.0]
     """
-    return optax.linear_schedule(1.0, 0.0, config.assigning)
+    return _in_floats(optax.linear_schedule(1.0, 0.0, config.assigning))

@@ -36,6 +36,8 @@ class TrainState(nnx.Module):
     Attributes:
         model: The model, set to train.
         optimizer: Its optimizer, which counts the steps.
+        key: Where augmentation comes from. It is state, not a constant, so that runs of
+            other seeds share one compiled step.
         average: The model with the moving averages of parameters and batch statistics,
             or None.
     """
@@ -44,10 +46,12 @@ class TrainState(nnx.Module):
         self,
         model: nnx.Module,
         optimizer: nnx.Optimizer,
+        key: jax.Array,
         average: nnx.Module | None = None,
     ):
         self.model = model
         self.optimizer = optimizer
+        self.key = nnx.Variable(key)
         self.average = average
 
 
@@ -63,7 +67,8 @@ def create_state(model: nnx.Module, config: Config) -> TrainState:
         # Copies: a step is given each array once, since it donates them all.
         graphdef, state = nnx.split(model)
         average = nnx.merge(graphdef, jax.tree.map(jnp.copy, state))
-    return TrainState(model, make_optimizer(model, config), average)
+    key = jax.random.fold_in(jax.random.key(config.seed), AUGMENTATION)
+    return TrainState(model, make_optimizer(model, config), key, average)
 
 
 def make_train_step(
@@ -106,9 +111,8 @@ def make_train_step(
         if set_scheduled(model, Assignment, assignment(index)):
             metrics["assignment"] = assignment(index)
 
-        key = jax.random.fold_in(jax.random.key(config.seed), AUGMENTATION)
         images, targets = augment(
-            jax.random.fold_in(key, index),
+            jax.random.fold_in(whole.key[...], index),
             images,
             jax.nn.one_hot(labels, class_count),
             augmentation,
@@ -200,7 +204,8 @@ def _follow(
     most, so that the first step copies the model and the initial weights are forgotten.
     """
     kinds = nnx.Param, nnx.BatchStat
-    kept = jnp.minimum(decay, index / (index + 9))
+    taken = index.astype(float)
+    kept = jnp.minimum(decay, taken / (taken + 9))
 
     def mix(old, new):
         if not jnp.issubdtype(new.dtype, jnp.floating):  # the batches counted

@@ -1,7 +1,7 @@
 """Modules without values: what a model consists of, at once, however deep it is."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 from flax import nnx
@@ -39,7 +39,7 @@ def abstract_module(build: Callable[[nnx.Rngs], M]) -> M:
     """
 
     def make() -> M:
-        rngs = nnx.Rngs(0)
+        rngs: Any = nnx.Rngs(0)
         rngs.default = _OneKey(0, tag="default")
         return build(rngs)
 

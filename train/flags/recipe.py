@@ -16,7 +16,7 @@ class RecipeFlags(Flags):
             together; it must be divisible by the number of devices.
         accumulate: Into how many parts a batch is cut, whose gradients are averaged
             before the step, to save memory. The step is that of the whole batch, but
-            batch norms see a part at a time.
+            batch norms and the load-balancing loss see a part at a time.
         optimizer: adamw, sgd (with momentum) or lamb.
         learning_rate: The peak learning rate.
         momentum: That of sgd.
@@ -28,8 +28,8 @@ class RecipeFlags(Flags):
         warmup_steps: Over how many steps the learning rate rises to its peak; without
             it, a tenth of --steps.
         final_learning_rate: Where the cosine and the line end.
-        decay_every: After how many steps each the schedule "step" decays; without it, a
-            third of --steps.
+        decay_every: After how many steps each the schedule "step" decays, counted from
+            the start of the run; without it, a third of --steps.
         decay_factor: What it multiplies the learning rate with.
         weight_decay: The weight decay of the kernels: decoupled in adamw and lamb,
             added to the gradient in sgd. Norms and biases have none.
@@ -39,7 +39,8 @@ class RecipeFlags(Flags):
             to it. Without it, none are.
         label_smoothing: The share of the target that is spread over all classes.
         ema_decay: How slowly a moving average of the parameters and batch statistics
-            follows them; it is evaluated and saved too. Without it, there is none.
+            follows them, which keeps this share of itself, and after n steps n / (n +
+            9) at the most; it is evaluated and saved too. Without it, there is none.
         load_balance: The weight of the load-balancing loss, the mean over all routers,
             which asks that a batch use all experts alike.
         temperature_start: The temperature of the routers' softmax at the first step. A
@@ -106,6 +107,8 @@ class RecipeFlags(Flags):
         self.require_share(
             *("momentum", "beta1", "beta2", "label_smoothing", "ema_decay")
         )
+        rule = "be left out with --momentum 0, of which it is a form"
+        self.require("nesterov", not self.nesterov or self.momentum > 0, rule)
         rule = f"be at most --learning-rate (={self.learning_rate})"
         is_below = self.final_learning_rate <= self.learning_rate
         self.require("final_learning_rate", is_below, rule)

@@ -37,9 +37,13 @@ def read_members(path: Path, names: Iterable[str], largest: int) -> dict[str, by
                         f"at most {largest}; get the original archive"
                     )
                 contents[name] = file.read()
+            rest = archive.fileobj
+            while rest is not None and rest.read(2**20):
+                pass  # At its end a compressed file tells whether it is whole.
     except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+        reason = str(error).partition("\n")[0]
         raise TrainError(
-            f"{path} cannot be read as a tar archive ({error}); get it anew"
+            f"{path} cannot be read as a tar archive ({reason}); get it anew"
         ) from None
     return contents
 

@@ -1,6 +1,7 @@
 """Fashion-MNIST: 60,000 + 10,000 grey images of clothes, 28x28, as idx files."""
 
 import gzip
+import math
 import zlib
 from pathlib import Path
 
@@ -84,12 +85,12 @@ def _read_idx(folder: Path, name: str, dimensions: int) -> np.ndarray:
             f"{_remedy(folder)}"
         )
     start = 4 + 4 * dimensions
-    shape = [int(each) for each in np.frombuffer(content[4:start], ">u4")]
-    size, expected = len(content) - start, int(np.prod(shape, dtype=np.uint64))
-    if len(shape) != dimensions or size != expected:
+    header = content[4:start].ljust(4 * dimensions, b"\0")
+    shape = [int(each) for each in np.frombuffer(header, ">u4")]
+    if len(content) != start + math.prod(shape):
         raise TrainError(
-            f"{path} is damaged: {max(size, 0)} bytes of values where its header says "
-            f"{expected}; {_remedy(folder)}"
+            f"{path} is damaged: {len(content)} bytes where its header says "
+            f"{start + math.prod(shape)}; {_remedy(folder)}"
         )
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 

@@ -60,7 +60,7 @@ def headline(summary: Summary, evaluation: Evaluation) -> str:
     return f'<dl class="figures">{cells}</dl>'
 
 
-def curves(run: Run) -> str:
+def curves(run: Run, *, has_routers: bool) -> str:
     """Shows how the run went, step by step."""
     training, tests = run.training, run.tests
     learning = [
@@ -80,7 +80,7 @@ def curves(run: Run) -> str:
             chart(title, _present([_line(title, training, name, 0)]), low=0)
             for title, name in (
                 ("Learning rate", "learning_rate"),
-                ("Temperature of the routers", "temperature"),
+                *([("Temperature of the routers", "temperature")] * has_routers),
                 ("Assignment of cells", "assignment"),
                 ("Norm of the gradients", "gradient_norm"),
                 ("Images per second", "images_per_second"),
@@ -232,10 +232,11 @@ def _worst(evaluation: Evaluation, dataset: Dataset, names: list[str]) -> str:
     for index in worst:
         true, predicted = names[labels[index]], names[evaluation.predictions[index]]
         image = dataset.test.image(int(index))
+        sure = percent(float(evaluation.confidence[index]), 0)
         shown = markup.picture(image, f"test image {index}", PICTURE_SIDE)
         figures.append(
             f"<figure>{shown}<figcaption><b>{true}</b><br>taken for {predicted}<br>"
-            f"<span>{percent(float(evaluation.confidence[index]), 0)} sure · #{index}</span>"
+            f"<span>{sure} sure · #{index}</span>"
             "</figcaption></figure>"
         )
     return section(

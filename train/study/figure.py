@@ -36,7 +36,7 @@ def draw(results: Mapping[str, Any]) -> bytes:
         _draw_accuracies(below, budget, results, colors)
         below.set_xlabel(axis)
     panels[0][0].set_yticks(range(len(convs)), convs)
-    panels[0][0].invert_yaxis()
+    panels[0][0].set_ylim(len(convs) - 0.4, -0.6)
     panels[0][1].set_xlabel(
         "test accuracy less that of static, percentage points: mean, 95 % interval, "
         "seeds"

@@ -22,7 +22,7 @@ NUM_CLASSES = 10
 # Widths are multiples of 1 / GRID: with them every width of every stage can be met.
 GRID = 1024
 # How far apart two budgets may be that share a static net, so that fewer are trained.
-TOLERANCE = 0.01
+TOLERANCE = 0.02
 # Steps of the same time are multiples of this share of the steps, for the same reason.
 SHARE_OF_STEPS = 0.04
 

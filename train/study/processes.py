@@ -47,6 +47,7 @@ def start(config: Config) -> subprocess.Popen:
     environment = dict(os.environ)
     cache = config.out.parent.absolute() / "compiled"
     environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    environment.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     with open(log_of(config), "ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "train", *command_line(config)],

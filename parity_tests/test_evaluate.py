@@ -1,0 +1,65 @@
+"""`evaluate` finds again what the model of a run computes."""
+
+import json
+
+import jax
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from parity_tests.parity import TOLERANCES
+from parity_tests.runs import write_run, write_trained
+from train.augment import normalize
+from train.errors import TrainError
+from train.evaluate import main
+
+DEFAULT_NUMERICS = True
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "run"
+    return path, *write_trained(path, conv="static", ema_decay=0.5, batch_size=64)
+
+
+def test_results_are_those_of_the_model(trained, capsys):
+    path, dataset, model = trained
+    main([str(path), "--json"])
+    results = json.loads(capsys.readouterr().out)
+    images = normalize(dataset.test.images, dataset.mean, dataset.std)
+    labels = dataset.test.labels
+    evaluating = nnx.view(model, use_running_average=True)
+    logits = jax.jit(evaluating)(images)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    tolerance = TOLERANCES["float32"].relative
+    np.testing.assert_allclose(results["test_loss"], losses.mean(), rtol=tolerance)
+    assert results["test_accuracy"] == (logits.argmax(-1) == labels).mean()
+    assert sum(each["images"] for each in results["classes"]) == len(labels)
+
+
+def test_results_are_told_by_class(trained, capsys):
+    main([str(trained[0])])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("final weights on 360 test images: accuracy 0.")
+    assert len([line for line in lines if "│" in line]) == 10
+
+
+@pytest.mark.parametrize("weights", ["best", "ema"])
+def test_weights_that_are_not_there_are_refused(trained, weights):
+    with pytest.raises(TrainError, match=f"{weights}.safetensors"):
+        main([str(trained[0]), "--weights", weights])
+
+
+def test_weights_that_are_cut_are_refused(trained, tmp_path):
+    write_run(tmp_path / "cut", conv="static", model_options=("width_mult=0.25",))
+    weights = (trained[0] / "model.safetensors").read_bytes()
+    (tmp_path / "cut" / "model.safetensors").write_bytes(weights[:1000])
+    with pytest.raises(TrainError, match=r"model\.safetensors cannot be loaded"):
+        main([str(tmp_path / "cut")])
+
+
+@pytest.mark.parametrize("arguments", [[], ["one", "two"]])
+def test_other_than_one_run_is_refused(arguments):
+    with pytest.raises(TrainError, match="the directory of one run"):
+        main(arguments)
