@@ -62,6 +62,9 @@ def start(config: Config) -> Iterator[None]:
         yield
         return
     with processes.Watch(lines, process, count):
+        # The first exchange between CPUs waits for the others for 30 s only, and here
+        # they have just met.
+        multihost_utils.sync_global_devices("start")
         yield
 
 
