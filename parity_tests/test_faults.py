@@ -33,7 +33,7 @@ def undisturbed(tmp_path_factory, compilation_cache) -> Path:
 
 @pytest.fixture
 def stopped(tmp_path, undisturbed, capsys) -> Path:
-    """The directory of a run that SIGTERM stopped on its way; `capsys` has its words."""
+    """The directory of a run that SIGTERM stopped; `capsys` has what it said."""
     out = tmp_path / "stopped"
     told = threading.Thread(target=tell_to_stop, args=[out / METRICS])
     told.start()
