@@ -2,7 +2,7 @@
 
 The same compiled step is timed in turn on batches as the training program reads them,
 and on one batch that lies on the device already. The ratio of the medians is what
-reading, handing over and the loop around it cost.
+reading and handing over cost.
 """
 
 import dataclasses

@@ -43,7 +43,7 @@ def pytest_collection_finish() -> None:
 def numerics(request):
     """Runs a module in float64 and full matrix precision, unless it is about defaults.
 
-    A module with `DEFAULT_NUMERICS = True` sees JAX as a user does.
+    A module with `DEFAULT_NUMERICS = True` has the precision that a user has.
     """
     if getattr(request.module, "DEFAULT_NUMERICS", False):
         yield

@@ -1,6 +1,7 @@
 """What goes wrong in a run, and that nothing is lost by it."""
 
 import os
+import shutil
 import signal
 import threading
 import time
@@ -15,7 +16,7 @@ from parity_tests.small_runs import (
     run,
     start,
 )
-from train.run_directory import CHECKPOINTS, METRICS
+from train.run_directory import BEST_WEIGHTS, CHECKPOINTS, CONFIG, FILES, METRICS
 
 # The program is run as a user runs it.
 DEFAULT_NUMERICS = True
@@ -35,17 +36,23 @@ def undisturbed(tmp_path_factory, compilation_cache) -> Path:
 def stopped(tmp_path, undisturbed, capsys) -> Path:
     """The directory of a run that SIGTERM stopped; `capsys` has what it said."""
     out = tmp_path / "stopped"
-    told = threading.Thread(target=tell_to_stop, args=[out / METRICS])
+    # Should the run end before it is told, the signal must not end the tests.
+    former = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    told = threading.Thread(target=tell_to_stop, args=[out / METRICS], daemon=True)
     told.start()
-    assert start(out, *FLAGS) == 75
+    status = start(out, *FLAGS)
     told.join()
+    signal.signal(signal.SIGTERM, former)
+    assert status == 75
     return out
 
 
 def tell_to_stop(metrics: Path) -> None:
-    while not metrics.exists() or metrics.read_bytes().count(b"\n") < 9:
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        if metrics.exists() and metrics.read_bytes().count(b"\n") >= 9:
+            return os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.001)
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def values(out: Path) -> list[dict]:
@@ -104,3 +111,16 @@ def test_full_disk_ends_the_run_and_leaves_what_was_there(stopped, undisturbed, 
     assert message.count("\n") == 1
     assert checkpoints_of(stopped) == before
     assert_goes_on_to_the_same_end(stopped, undisturbed)
+
+
+@pytest.mark.parametrize("missing", [["summary.json"], FILES])
+def test_run_that_died_before_its_summary_is_finished(
+    missing, tmp_path, undisturbed, capsys
+):
+    out = tmp_path / "finished"
+    shutil.copytree(undisturbed, out)
+    kept = {METRICS, BEST_WEIGHTS, CONFIG}
+    for name in {*missing} - kept:
+        (out / name).unlink(missing_ok=True)
+    assert_goes_on_to_the_same_end(out, undisturbed)
+    assert (out / "report.html").exists()

@@ -159,7 +159,7 @@ def test_a_difference_from_zero_is_noticed():
         assert_close({"x": np.full(2, 1e-30)}, {"x": np.zeros(2)}, dtype="float64")
 
 
-@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("dtype", [name for name in TOLERANCES if name != "curve"])
 def test_arrays_cross_between_the_frameworks_bit_for_bit(dtype, rng):
     array = np.asarray(jnp.asarray(rng.normal(size=(3, 4)), dtype))
     back = as_numpy(as_torch(array))

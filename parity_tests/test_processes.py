@@ -64,8 +64,15 @@ def test_what_is_a_processs_own_may_differ():
     close(*lines.values(), line)
 
 
+STRAY = [b"GET / HTTP/1.1\n", b"5\n", b"[1, 2]\n"]
+
+
 def test_who_knocks_by_mistake_is_sent_away():
-    lines, line = meet(FLAGS | {"process_id": 1}, count=2, knock=[b"GET / HTTP/1.1\n"])
+    lines, line = meet(
+        FLAGS | {"process_id": 1},
+        count=2,
+        knock=STRAY,
+    )
     assert list(lines) == [1]
     close(*lines.values(), line)
 

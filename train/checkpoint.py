@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import errno
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +27,10 @@ from train.errors import TrainingFailed, warn
 from train.hush import hush_orbax
 from train.seal import seal
 
+# What the system says of it; orbax raises it as an error of some other kind.
+DISK_IS_FULL = tuple(
+    os.strerror(number) for number in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+)
 # A checkpoint that could not be used is kept, under a name that none has.
 ASIDE = ".unusable"
 
@@ -202,10 +208,13 @@ class Checkpoints:
         except Exception as error:
             latest = self.latest_step
             good = "there is none yet" if latest is None else self._folder / str(latest)
+            reason = in_one_line(error)
+            is_full = any(words in reason for words in DISK_IS_FULL)
+            remedy = "make room for it" if is_full else "see to that"
             raise TrainingFailed(
-                f"a checkpoint could not be saved in {self._folder}: "
-                f"{in_one_line(error)}; make room for it and give the same command "
-                f"again (the last good checkpoint: {good})"
+                f"a checkpoint could not be saved in {self._folder}: {reason}; "
+                f"{remedy} and give the same command again (the last good checkpoint: "
+                f"{good})"
             ) from error
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from dynconv_jax.weights import write_file
@@ -88,10 +89,11 @@ def _table(runs: dict[str, Run]) -> Table:
     table = Table(show_edge=False)
     table.add_column()
     for name in runs:
-        table.add_column(name, justify="right", overflow="fold")
+        table.add_column(escape(name), justify="right", overflow="fold")
     for flag in _differing(list(runs.values())):
         values = (run.config.to_json()[flag] for run in runs.values())
-        table.add_row(flag_of(flag), *map(_flag_text, values))
+        texts = (escape(_flag_text(value)) for value in values)
+        table.add_row(flag_of(flag), *texts)
     table.add_section()
     figures = [_figures(run) for run in runs.values()]
     for name in dict.fromkeys(name for each in figures for name in each):

@@ -260,7 +260,8 @@ def _mark_flags_as_parsed() -> None:
 
 def _start_worker(index: int, count: int) -> None:
     """Prepares a process that reads images: it ends when the run does, in silence."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # The run sees to it.
+    for number in (signal.SIGINT, signal.SIGTERM):  # The run sees to them.
+        signal.signal(number, signal.SIG_IGN)
     parent: Any = parent_process()
 
     def follow() -> None:

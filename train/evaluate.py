@@ -10,6 +10,7 @@ import jax
 import tyro
 from flax import nnx
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from dynconv_jax.weights import load_weights
@@ -164,7 +165,7 @@ def _show(results: dict[str, Any], weights: str) -> None:
         classes.add_column(name, justify="right")
     for each in results["classes"]:
         accuracy = "–" if each["accuracy"] is None else f"{each['accuracy']:.4f}"
-        classes.add_row(each["class"], f"{each['images']:,}", accuracy)
+        classes.add_row(escape(each["class"]), f"{each['images']:,}", accuracy)
     console.print(classes)
     if not results["entropy"]:
         return
@@ -173,5 +174,5 @@ def _show(results: dict[str, Any], weights: str) -> None:
     routers.add_column("images an expert wins")
     for path, entropy in results["entropy"].items():
         shares = " ".join(f"{share:.0%}" for share in results["usage"][path])
-        routers.add_row(path, f"{entropy:.3f}", shares)
+        routers.add_row(escape(path), f"{entropy:.3f}", shares)
     console.print(routers)

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from train import devices
 from train.config import Config
 from train.data import evaluation_batches, to_devices
+from train.errors import TrainingFailed
 from train.presets import Dataset
 
 
@@ -102,6 +103,8 @@ def _summarize(
     per_image: dict[str, np.ndarray], total: dict[str, Any], dataset: Dataset
 ) -> Evaluation:
     is_read = per_image["mask"] > 0
+    if not is_read.any():
+        raise TrainingFailed("none of the test images can be read")
     labels, predictions = dataset.test.labels[is_read], per_image["prediction"][is_read]
     confusion = np.zeros((dataset.num_classes, dataset.num_classes), int)
     np.add.at(confusion, (labels, predictions), 1)

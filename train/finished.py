@@ -76,7 +76,8 @@ def read_run(path: Path) -> Run:
     config = _as_config(read_config(path), path)
     try:
         text = (path / METRICS).read_text("utf-8")
-        rows = [json.loads(line) for line in text.splitlines()]
+        # A run that died may have left half a line.
+        rows = [json.loads(line) for line in text.rpartition("\n")[0].splitlines()]
     except FileNotFoundError:
         rows = []
     except (OSError, ValueError) as error:

@@ -52,6 +52,8 @@ def train(config: Config) -> dict[str, Any]:
     started = time.perf_counter()
     # A process that fails leaves the others before it closes what they share.
     with contextlib.ExitStack() as closing, devices.start(config):
+        stop_signals = closing.enter_context(StopSignals())
+
         # Devices. Images lie on one device each, all else on every one, or with --fsdp
         # cut among them; the compiler adds what crosses between them.
         mesh = devices.make_mesh()
@@ -84,11 +86,12 @@ def train(config: Config) -> dict[str, Any]:
                 run.path / CHECKPOINTS, config.keep_checkpoints, run.fingerprint
             )
         )
-        done, best, seconds = 0, None, 0.0
+        done, best, seconds, wall_seconds = 0, None, 0.0, 0.0
         restored = checkpoints.restore(state)
         if restored is not None:
             done, state = restored.step, restored.state
             best, seconds = restored.record["best"], restored.record["seconds"]
+            wall_seconds = restored.record["wall_seconds"]
             display.say(f"going on after step {done}, from its checkpoint")
         run.rewind(done)
         board = closing.enter_context(TensorBoard(run, done))
@@ -152,7 +155,6 @@ def train(config: Config) -> dict[str, Any]:
 
         # Training. The clock runs only here: neither compilation nor evaluation counts.
         clock = Clock(config.batch_size, done, seconds)
-        stop_signals = closing.enter_context(StopSignals())
         pending: list[dict[str, jax.Array]] = []  # read together, to wait only once
         evaluations: dict[str, Any] = {}
         display.start(done)
@@ -198,12 +200,17 @@ def train(config: Config) -> dict[str, Any]:
                     whole = nnx.merge(graphdef, devices.gather(state))
                     run.write_weights(BEST_WEIGHTS, whole.average or whole.model)
             if is_saved or is_best:
-                record = {"best": best, "seconds": clock.seconds}
+                record = {
+                    "best": best,
+                    "seconds": clock.seconds,
+                    "wall_seconds": wall_seconds + time.perf_counter() - started,
+                }
                 checkpoints.save(step, state, record, is_best=is_best)
             if is_told_to_stop:
                 checkpoints.wait()
                 raise TrainingStopped(
-                    f"stopped after step {step}, and saved; the same command goes on"
+                    f"stopped after step {step}, and saved; the same command with "
+                    f"--out {run.path}, and without --overwrite, goes on"
                 )
             clock.start()
 
@@ -218,7 +225,7 @@ def train(config: Config) -> dict[str, Any]:
             "best_step": best["step"] if best else None,
             "images_per_second": clock.rate(),
             "compile_seconds": compile_seconds,
-            "wall_seconds": time.perf_counter() - started,
+            "wall_seconds": wall_seconds + time.perf_counter() - started,
             **costs,
             "params_sha256": params_sha256(whole.model),
         }
@@ -275,8 +282,8 @@ def check_finite(
         batch = f"; the training images of its batch are {', '.join(map(str, indices))}"
     what = f"the {name.replace('_', ' ')} is {float(values[name])} at step {step}"
     raise TrainingFailed(
-        f"{what}; {good}; lower --learning-rate, or raise --warmup-steps or "
-        f"--temperature-end, or give --clip-norm{batch}"
+        f"{what}; {good}; start anew with a lower --learning-rate or --clip-norm, or a "
+        f"higher --warmup-steps or --temperature-end{batch}"
     )
 
 

@@ -138,9 +138,9 @@ def _examine(text: str | None, flags: Mapping[str, Any]) -> tuple[int | None, st
     """Returns who introduces itself so, and what speaks against it."""
     try:
         process, theirs = json.loads(text or "")
-    except ValueError:  # not one of ours that knocked
+        differing = [name for name in flags if theirs.get(name) != flags[name]]
+    except (ValueError, TypeError, AttributeError):  # not one of ours that knocked
         return None, ""
-    differing = [name for name in flags if theirs.get(name) != flags[name]]
     differences = [
         f"{flag_of(name)} (={theirs.get(name)}) is {flags[name]} in process 0"
         for name in differing

@@ -39,7 +39,7 @@ LOCK = ".lock"
 # depend on them.
 FREE = frozenset(
     {
-        *("out", "overwrite", "data", "workers", "checkpoint_every"),
+        *("out", "overwrite", "data", "workers", "on_bad_image", "checkpoint_every"),
         *("keep_checkpoints", "coordinator", "num_processes", "process_id", "fsdp"),
     }
 )
@@ -169,8 +169,9 @@ class RunDirectory:
     def _claim(self) -> None:
         """Makes the directory that of this run."""
         with self.writing():
-            _remove_halves(self.path)
+            halves = _halves(self.path)
             names = {each.name for each in self.path.iterdir()} - {LOCK}
+            names -= {each.name for each in halves}
             if self._config.overwrite:
                 for name in FILES:
                     (self.path / name).unlink(missing_ok=True)
@@ -184,6 +185,8 @@ class RunDirectory:
                     "with; choose another directory, or give --overwrite to add the "
                     "results to it"
                 )
+            for half in halves:
+                half.unlink()
         if self.finished is None:
             flags = self._config.to_json() | {"out": str(self.path)}
             self.write_json(CONFIG, flags)
@@ -238,11 +241,9 @@ def _step_of(line: bytes) -> float:
         return float("inf")
 
 
-def _remove_halves(path: Path) -> None:
-    """Removes what a killed process left of files that it wrote beside their place."""
-    for name in FILES:
-        for half in path.glob(f".{name}.*"):
-            half.unlink()
+def _halves(path: Path) -> list[Path]:
+    """Returns what a killed process left of files that it wrote beside their place."""
+    return [half for name in FILES for half in path.glob(f".{name}." + "?" * 8)]
 
 
 def _fresh_directory(preset: str) -> Path:

@@ -36,8 +36,7 @@ class TensorBoard:
                 folder.mkdir(exist_ok=True)
                 # The name has the second; a process of its own has a file of its own.
                 self._writer = EventsWriter(f"{folder}/events", f".{os.getpid()}")
-        if step:
-            self._write(step + 1, session_log={"status": "START"})
+        self._write(step + 1, session_log={"status": "START"})
 
     def __enter__(self) -> Self:
         """Returns this."""

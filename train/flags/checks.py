@@ -12,6 +12,7 @@ from train.errors import TrainError
 OptionalInt = Annotated[int | None, tyro.conf.arg(metavar="INT")]
 OptionalFloat = Annotated[float | None, tyro.conf.arg(metavar="FLOAT")]
 OptionalStr = Annotated[str | None, tyro.conf.arg(metavar="NAME")]
+OptionalAddress = Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")]
 OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
 Switch = tyro.conf.FlagCreatePairsOff[bool]
 

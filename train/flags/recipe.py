@@ -109,6 +109,8 @@ class RecipeFlags(Flags):
         )
         rule = "be left out with --momentum 0, of which it is a form"
         self.require("nesterov", not self.nesterov or self.momentum > 0, rule)
+        rule = f"be left out with --optimizer {self.optimizer}; it is a form of sgd"
+        self.require("nesterov", not self.nesterov or self.optimizer == "sgd", rule)
         rule = f"be at most --learning-rate (={self.learning_rate})"
         is_below = self.final_learning_rate <= self.learning_rate
         self.require("final_learning_rate", is_below, rule)

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from train.flags.checks import Flags, OptionalInt, OptionalPath, OptionalStr, Switch
+from train.flags.checks import Flags, OptionalAddress, OptionalInt, OptionalPath, Switch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,7 +15,7 @@ class RunFlags(Flags):
             the same parameters.
         out: The directory for the results, created if missing. The same command again
             goes on where the run in it was stopped. Without it, a fresh one below
-            runs/, named by preset and time.
+            runs/, named by preset and time. Several processes must be given one.
         overwrite: Start the run in --out anew, or accept a directory with other files,
             which are left alone.
         log_every: Every how many steps to log the metrics; the last step is always
@@ -41,7 +41,7 @@ class RunFlags(Flags):
     eval_every: int = 100
     checkpoint_every: int = 100
     keep_checkpoints: int = 3
-    coordinator: OptionalStr = None
+    coordinator: OptionalAddress = None
     num_processes: OptionalInt = None
     process_id: OptionalInt = None
     fsdp: Switch = False

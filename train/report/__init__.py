@@ -54,4 +54,4 @@ def write_report(
         f"</header>{body}<footer>params_sha256 "
         f"<code>{text(summary['params_sha256'])}</code></footer></main></body></html>\n"
     )
-    write_file(path / REPORT, page.encode())
+    write_file(path / REPORT, page.encode("utf-8", "replace"))

@@ -78,11 +78,13 @@ def number(value: float) -> str:
     """Returns a number in at most about five characters.
 
     Example:
-        >>> number(1234567), number(20000), number(0.00123), number(400)
-        ('1.23M', '20k', '0.00123', '400')
+        >>> number(1234567), number(999_600), number(0.00123), number(999.7)
+        ('1.23M', '1M', '0.00123', '1,000')
     """
     if not math.isfinite(value):
         return str(value)
+    if abs(value) >= 100:  # to three digits first: 999.7 is 1,000, not 1e+03
+        value = float(f"{value:.3g}")
     for start, unit, letter in UNITS:
         if abs(value) >= start:
             return f"{value / unit:.3g}{letter}"

@@ -14,6 +14,7 @@ from typing import Any
 from train.config import Config
 from train.errors import TrainingFailed, TrainingStopped
 from train.flags.checks import flag_of
+from train.run_directory import CONFIG, SUMMARY, decisive_flags
 
 Start = Callable[[Config], subprocess.Popen]
 
@@ -68,9 +69,10 @@ def finished(config: Config) -> dict[str, Any] | None:
     """Returns the summary of a run that was finished with these very flags, or None."""
     assert config.out is not None
     try:
-        flags = json.loads((config.out / "config.json").read_bytes())
-        if flags == json.loads(json.dumps(config.to_json())):
-            return json.loads((config.out / "summary.json").read_bytes())
+        flags = json.loads((config.out / CONFIG).read_bytes())
+        wanted = decisive_flags(config)
+        if {name: flags.get(name) for name in wanted} == wanted:
+            return json.loads((config.out / SUMMARY).read_bytes())
     except (FileNotFoundError, ValueError):
         pass
     return None
