@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from parity_tests.parity import TOLERANCES
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
@@ -22,8 +24,7 @@ FLAGS = (
     *("--preset", "digits", "--steps", "30", "--log-every", "5", "--seed", "5"),
     *("--learning-rate", "5e-4", "--model-options", "width_mult=0.25"),
 )
-# How far the losses may be apart, as a share.
-WITHIN = 1e-3
+WITHIN = TOLERANCES["curve"].relative
 
 
 @pytest.fixture(scope="module")
