@@ -128,7 +128,7 @@ def test_killed_process_takes_the_other_down(killed, start, tmp_path):
 
 def test_process_told_to_stop_stops_all_and_all_go_on(start, tmp_path):
     out = tmp_path / "run"
-    flags = ("--steps", "400", "--eval-every", "400")
+    flags = ("--steps", "120", "--eval-every", "120")
     both = start_two(start, out, *flags)
     wait_for_step(out, 5)
     both[1].send_signal(signal.SIGTERM)
@@ -144,4 +144,4 @@ def test_process_told_to_stop_stops_all_and_all_go_on(start, tmp_path):
     for process in start_two(start, out, *flags):
         assert process.wait(timeout=120) == 0, log_of(out, 2)
     assert f"going on after step {steps.pop()}" in log_of(out, 2)
-    assert sorted(losses(out)) == list(range(5, 401, 5))
+    assert sorted(losses(out)) == list(range(5, 121, 5))
