@@ -18,8 +18,8 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 EIGHT_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-# A higher rate multiplies roundings: where one opens a ReLU on one side only, the curves
-# part.
+# A higher rate multiplies roundings: where one opens a ReLU on one side only, the
+# curves part.
 FLAGS = (
     *("--preset", "digits", "--steps", "30", "--log-every", "5", "--seed", "5"),
     *("--learning-rate", "5e-4", "--model-options", "width_mult=0.25"),
