@@ -6,21 +6,21 @@ import time
 from typing import Any
 
 import jax
-import numpy as np
 from flax import nnx
 
-from dynconv_jax import count_multiply_adds, count_parameters
+from dynconv_jax import count_parameters
 from train import devices, presets
 from train.augment import Augmentation
 from train.checkpoint import Checkpoints
 from train.clock import Clock
 from train.config import Config
+from train.costs import costs_of
 from train.data import batch_indices, check_batch_size, to_devices, training_batches
 from train.display import Display
 from train.errors import TrainingFailed, TrainingStopped
 from train.evaluation import evaluate
 from train.figures import draw_routing
-from train.model import create, static_twin
+from train.model import create
 from train.report import write_report
 from train.run_directory import (
     BEST_WEIGHTS,
@@ -285,21 +285,3 @@ def check_finite(
         f"{what}; {good}; start anew with a lower --learning-rate or --clip-norm, or a "
         f"higher --warmup-steps or --temperature-end{batch}"
     )
-
-
-def costs_of(
-    config: Config, dataset: presets.Dataset, model: nnx.Module
-) -> dict[str, int]:
-    """Returns what the model costs for an image, and what its static twin does."""
-    image = jax.ShapeDtypeStruct((1, *dataset.image_shape), np.float32)
-    twin = nnx.eval_shape(
-        lambda: static_twin(
-            *(config, dataset.num_classes, dataset.image_shape[-1]), nnx.Rngs(0)
-        )
-    )
-    return {
-        "parameters": count_parameters(model),
-        "multiply_adds": count_multiply_adds(model, image),
-        "static_parameters": count_parameters(twin),
-        "static_multiply_adds": count_multiply_adds(twin, image),
-    }
