@@ -200,8 +200,8 @@ def test_overwrite_starts_anew_and_leaves_other_files(tmp_path):
 
 
 def test_halves_that_a_killed_process_left_are_removed(tmp_path):
-    (tmp_path / f".{CONFIG}.a1b2c3").write_text("{")
-    (tmp_path / f".{SUMMARY}.x").write_text("{")
+    (tmp_path / f".{CONFIG}.a1b2c3d4").write_text("{")
+    (tmp_path / f".{SUMMARY}.x_0y1z2w").write_text("{")
     start(tmp_path)
     assert set(contents(tmp_path)) == {CONFIG}
 

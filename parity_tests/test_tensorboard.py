@@ -58,6 +58,16 @@ def test_run_that_goes_on_has_later_steps_left_out(tmp_path):
     assert row.step == 5
 
 
+def test_run_that_died_before_its_first_checkpoint_has_all_left_out(tmp_path):
+    with RunDirectory(Config(out=tmp_path)):
+        (tmp_path / "tensorboard").mkdir()
+        (tmp_path / "tensorboard" / "events.before").touch()
+    write(tmp_path, [{"step": 1, "loss": 1.0}])
+    _, start, row = read_events(tmp_path / "tensorboard")
+    assert start.step == row.step == 1
+    assert start.session_log.status == messages.SessionLog.START
+
+
 def test_other_processes_write_nothing(tmp_path):
     write(tmp_path, [{"step": 1, "loss": 1.0}], step=3, is_writer=False)
     assert list(tmp_path.iterdir()) == []

@@ -28,15 +28,18 @@ class TensorBoard:
         """
         self._run = run
         self._writer = None
+        goes_on = False
         with run.writing() as is_mine:
             if is_mine:
                 from tensorboardX.event_file_writer import EventsWriter
 
                 folder = run.path / TENSORBOARD
                 folder.mkdir(exist_ok=True)
+                goes_on = step > 0 or any(folder.iterdir())
                 # The name has the second; a process of its own has a file of its own.
                 self._writer = EventsWriter(f"{folder}/events", f".{os.getpid()}")
-        self._write(step + 1, session_log={"status": "START"})
+        if goes_on:
+            self._write(step + 1, session_log={"status": "START"})
 
     def __enter__(self) -> Self:
         """Returns this."""
