@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from dynconv_jax.weights import load_weights
-from parity_tests.small_runs import files_of_at_most
+from parity_tests.small_runs import contents, files_of_at_most
 from train.config import Config
 from train.errors import TrainError, TrainingFailed
 from train.run_directory import (
@@ -36,10 +36,6 @@ def start(out: Path, **flags) -> None:
     """Starts a run, and stops it."""
     with RunDirectory(Config(out=out, **flags)):
         pass
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 # Whose it is

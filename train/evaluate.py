@@ -29,23 +29,32 @@ FILES = {"final": WEIGHTS, "best": BEST_WEIGHTS, "ema": EMA_WEIGHTS}
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluateFlags:
-    """Evaluates the network of a run on the test images of its preset.
+class TrainedFlags:
+    """What every command is told that loads the network of a run.
 
     Attributes:
-        run: The directory of the run.
         data: Where the files of the preset are, if elsewhere than in training.
         weights: Which to load: those after the last step, those with the best test
             accuracy, or the moving average.
         json: Print the results as JSON.
     """
 
-    run: Annotated[
-        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN")
-    ] = ()
     data: OptionalPath = None
     weights: Weights = "final"
     json: Switch = False
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateFlags(TrainedFlags):
+    """Evaluates the network of a run on the test images of its preset.
+
+    Attributes:
+        run: The directory of the run.
+    """
+
+    run: Annotated[
+        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN")
+    ] = ()
 
     def __post_init__(self):
         """Refuses more or fewer than one run.

@@ -18,8 +18,7 @@ from train import presets
 from train.augment import normalize
 from train.config import parse_flags
 from train.errors import TrainError
-from train.evaluate import Weights, load_trained
-from train.flags.checks import OptionalPath, Switch
+from train.evaluate import TrainedFlags, load_trained
 from train.presets.pictures import read_picture
 
 TOP = 5
@@ -27,25 +26,18 @@ MOST_EXPERTS = 8  # of whose routers the attention is printed whole
 
 
 @dataclasses.dataclass(frozen=True)
-class PredictFlags:
+class PredictFlags(TrainedFlags):
     """Tells what the network of a run sees in image files, and how it routes them.
 
     Images are brought to the size and the channels of the preset.
 
     Attributes:
         arguments: The directory of the run, and the image files.
-        data: Where the files of the preset are, if elsewhere than in training.
-        weights: Which to load: those after the last step, those with the best test
-            accuracy, or the moving average.
-        json: Print the results as JSON.
     """
 
     arguments: Annotated[
         tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN IMAGE ...")
     ] = ()
-    data: OptionalPath = None
-    weights: Weights = "final"
-    json: Switch = False
 
     def __post_init__(self):
         """Refuses to predict nothing.
