@@ -25,7 +25,7 @@ import tyro
 from benchmarks.machine import describe
 from dynconv_jax.weights import write_file
 from train.checkpoint_content import complete_steps
-from train.run_directory import CHECKPOINTS, CONFIG, METRICS, SUMMARY
+from train.run_files import CHECKPOINTS, CONFIG, METRICS, SUMMARY
 
 UNFINISHED = ".orbax-checkpoint-tmp"  # what a checkpoint that is being written ends in
 MEASURED = {"images_per_second"}  # which no two runs have in common

@@ -13,7 +13,8 @@ from train.config import Config
 from train.evaluation import Evaluation
 from train.model import create
 from train.presets import ArraySource, Dataset
-from train.run_directory import WEIGHTS, RunDirectory
+from train.run_directory import RunDirectory
+from train.run_files import WEIGHTS
 
 SUMMARY: dict[str, Any] = {
     "test_accuracy": 0.75,
@@ -38,7 +39,14 @@ def make_dataset(classes: int = 4, images: int = 12, side: int = 5) -> Dataset:
     pixels = rng.integers(0, 256, (images, side, side, 3), dtype=np.uint8)
     source = ArraySource(pixels, np.arange(images, dtype=np.int32) % classes)
     names = tuple(f"class <{number}>" for number in range(classes))
-    return Dataset(source, source, names, (side, side, 3), (0.5,) * 3, (0.25,) * 3)
+    return Dataset(
+        train=source,
+        test=source,
+        class_names=names,
+        image_shape=(side, side, 3),
+        mean=(0.5,) * 3,
+        std=(0.25,) * 3,
+    )
 
 
 def make_evaluation(
@@ -101,6 +109,8 @@ def write_trained(path: Path, **flags: Any) -> tuple[Dataset, nnx.Module]:
     """Writes a run of a narrow model, with weights; returns its data and its model."""
     config = write_run(path, model_options=("width_mult=0.25",), **flags)
     dataset = presets.load(config)
+    with RunDirectory(config) as run:
+        run.keep_domain(dataset)
     channels = dataset.image_shape[-1]
     model = create(config, dataset.num_classes, channels, nnx.Rngs(config.seed + 1))
     save_weights(model, path / WEIGHTS)

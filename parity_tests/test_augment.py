@@ -262,8 +262,10 @@ def test_devices_do_not_change_what_is_done(images, tmp_path):
 
 
 def test_flags_left_out_are_those_of_the_data_set():
+    blank = presets.ArraySource(np.zeros((1, 2, 2, 1), np.uint8), np.zeros(1, int))
     dataset = presets.Dataset(
-        *(presets.ArraySource(np.zeros((1, 2, 2, 1), np.uint8), np.zeros(1, int)),) * 2,
+        train=blank,
+        test=blank,
         class_names=("one",),
         image_shape=(2, 2, 1),
         mean=(0.1,),

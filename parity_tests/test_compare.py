@@ -61,6 +61,7 @@ def test_unfinished_run_is_shown_as_far_as_it_is(rows):
         (["/nowhere"], "/nowhere holds no run"),
         (["one", "one"], "twice"),
         (["one", "--outt=x"], "did you mean --out"),
+        (["one", "--out=x", "two"], "'two' must stand before the flags"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(runs, arguments, message):

@@ -1,6 +1,7 @@
 """`evaluate` finds again what the model of a run computes."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from flax import nnx
 
 from parity_tests.parity import TOLERANCES
-from parity_tests.runs import write_run, write_trained
+from parity_tests.runs import write_trained
 from train.augment import normalize
 from train.errors import TrainError
 from train.evaluate import main
@@ -45,6 +46,15 @@ def test_results_are_told_by_class(trained, capsys):
     assert len([line for line in lines if "│" in line]) == 10
 
 
+def test_data_of_other_classes_are_refused(trained, tmp_path):
+    shutil.copytree(trained[0], tmp_path / "run")
+    domain = json.loads((tmp_path / "run" / "domain.json").read_text())
+    domain["class_names"].reverse()
+    (tmp_path / "run" / "domain.json").write_text(json.dumps(domain))
+    with pytest.raises(TrainError, match="the images have the class names"):
+        main([str(tmp_path / "run")])
+
+
 @pytest.mark.parametrize("weights", ["best", "ema"])
 def test_weights_that_are_not_there_are_refused(trained, weights):
     with pytest.raises(TrainError, match=f"{weights}.safetensors"):
@@ -52,7 +62,7 @@ def test_weights_that_are_not_there_are_refused(trained, weights):
 
 
 def test_weights_that_are_cut_are_refused(trained, tmp_path):
-    write_run(tmp_path / "cut", conv="static", model_options=("width_mult=0.25",))
+    shutil.copytree(trained[0], tmp_path / "cut")
     weights = (trained[0] / "model.safetensors").read_bytes()
     (tmp_path / "cut" / "model.safetensors").write_bytes(weights[:1000])
     with pytest.raises(TrainError, match=r"model\.safetensors cannot be loaded"):

@@ -16,7 +16,7 @@ from parity_tests.small_runs import (
     run,
     start,
 )
-from train.run_directory import BEST_WEIGHTS, CHECKPOINTS, CONFIG, FILES, METRICS
+from train.run_files import BEST_WEIGHTS, CHECKPOINTS, CONFIG, FILES, METRICS
 
 # The program is run as a user runs it.
 DEFAULT_NUMERICS = True

@@ -11,6 +11,7 @@ from PIL import Image
 from dynconv_jax.diagnostics import capture_attention
 from parity_tests.parity import TOLERANCES
 from parity_tests.runs import write_trained
+from train import presets
 from train.augment import normalize
 from train.errors import TrainError
 from train.predict import main
@@ -56,6 +57,13 @@ def test_predictions_are_those_of_the_model(trained, expected, capsys):
         np.testing.assert_allclose(found, probabilities[row][order], rtol=tolerance)
         for router, shares in prediction["attention"].items():
             np.testing.assert_allclose(shares, attention[router][row], rtol=tolerance)
+
+
+def test_the_data_need_not_be_there(trained, monkeypatch, capsys):
+    path, _, _ = trained
+    monkeypatch.delattr(presets.digits, "load")
+    main([str(path), str(path.parent / "0.png"), "--json"])
+    assert len(json.loads(capsys.readouterr().out)) == 1
 
 
 def test_unreadable_image_is_named(trained, tmp_path):

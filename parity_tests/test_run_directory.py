@@ -1,6 +1,7 @@
 """The directory of a run: locked, of one run only, and whole whatever happens."""
 
 import contextlib
+import dataclasses
 import json
 import signal
 import subprocess
@@ -12,19 +13,22 @@ import pytest
 from flax import nnx
 
 from dynconv_jax.weights import load_weights
+from parity_tests.runs import make_dataset
 from parity_tests.small_runs import contents, files_of_at_most
 from train.config import Config
 from train.errors import TrainError, TrainingFailed
-from train.run_directory import (
+from train.run_directory import RunDirectory
+from train.run_files import (
     BEST_WEIGHTS,
     CHECKPOINTS,
     CONFIG,
+    DOMAIN,
     LOCK,
     METRICS,
     SUMMARY,
     TENSORBOARD,
-    RunDirectory,
     read_config,
+    read_domain,
 )
 
 DEFAULT_NUMERICS = True  # of a run
@@ -166,6 +170,24 @@ def test_config_that_cannot_be_read_is_refused(tmp_path):
     (tmp_path / CONFIG).write_text('{"steps": 4')
     with pytest.raises(TrainError, match="config.json cannot be read"):
         start(tmp_path)
+
+
+def test_run_goes_on_with_the_same_images_only(tmp_path):
+    dataset = make_dataset()
+    for _ in range(2):
+        with RunDirectory(Config(out=tmp_path)) as run:
+            run.keep_domain(dataset)
+    assert read_domain(tmp_path).to_json() == dataset.to_json()
+    other = dataclasses.replace(dataset, class_names=("a", "b", "c", "d"))
+    with RunDirectory(Config(out=tmp_path)) as run:
+        with pytest.raises(TrainError, match="the images have the class names .'a'"):
+            run.keep_domain(other)
+
+
+def test_domain_that_cannot_be_read_is_refused(tmp_path):
+    (tmp_path / DOMAIN).write_text('{"classes": 3}')
+    with pytest.raises(TrainError, match=r"domain\.json cannot be read"):
+        read_domain(tmp_path)
 
 
 def test_unfinished_run_has_no_summary(tmp_path):

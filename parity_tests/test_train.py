@@ -25,7 +25,7 @@ from train.__main__ import main
 from train.config import Config, parse
 from train.data import batch_indices
 from train.figures import draw_routing
-from train.run_directory import CHECKPOINTS, EMA_WEIGHTS, FILES, FOLDERS, LOCK
+from train.run_files import CHECKPOINTS, EMA_WEIGHTS, FILES, FOLDERS, LOCK
 from train.step import params_sha256
 
 # The program is run as a user runs it.
@@ -246,7 +246,11 @@ def test_overwrite_replaces_its_own_files_only(tmp_path):
     ("flags", "words"),
     [
         (["--stepz=3"], ["--stepz", "did you mean --steps?"]),
-        (["surplus"], ["'surplus'", "--help"]),
+        (["surplus"], ["'surplus' is no command", "--help"]),
+        (["evalute"], ["'evalute' is no command", "did you mean evaluate?"]),
+        (["--beta1=0.8", "--optimizer=sgd"], ["--beta1 (=0.8)", "--optimizer sgd"]),
+        (["--nesterov"], ["--nesterov (=True)", "--optimizer adamw"]),
+        (["--decay-factor=0.5"], ["--decay-factor (=0.5)", "--schedule cosine"]),
         (["--steps=many"], ["--steps (=many)", "whole number"]),
         (["--top-k", "x"], ["--top-k (=x)", "whole number"]),
         (["--learning-rate", "1.0.0"], ["--learning-rate (=1.0.0)", "number"]),

@@ -4,10 +4,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from train.config import COMMANDS, parse
 from train.errors import TrainError, TrainingStopped
-
-# Each is the module of its name, with a `main`; imported when it is asked for.
-COMMANDS = ("compare", "evaluate", "predict", "study")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -27,8 +25,6 @@ def main(argv: Sequence[str]) -> int:
         if argv and argv[0] in COMMANDS:
             importlib.import_module(f"train.{argv[0]}").main(argv[1:])
             return 0
-        from train.config import parse
-
         config = parse(argv)
         from train.loop import train  # which brings all that --help does not need
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from train.devices import is_key
 from train.errors import TrainingFailed
 from train.seal import find_damage
 
@@ -99,7 +99,7 @@ def read(path: Path, like: Any) -> Restored:
             "to go on from the one before"
         ) from error
     leaves = [
-        jax.random.wrap_key_data(arrays[name]) if _is_key(leaf) else arrays[name]
+        jax.random.wrap_key_data(arrays[name]) if is_key(leaf) else arrays[name]
         for name, leaf in names.items()
     ]
     return Restored(
@@ -121,14 +121,10 @@ def _named_leaves(tree: Any) -> tuple[dict[str, Any], Any]:
     return names, structure
 
 
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
 def to_arrays(state: Any) -> dict[str, jax.Array]:
     """Returns plain arrays by name: orbax is given no trees and no typed keys."""
     return {
-        name: jax.random.key_data(leaf) if _is_key(leaf) else leaf
+        name: jax.random.key_data(leaf) if is_key(leaf) else leaf
         for name, leaf in _named_leaves(state)[0].items()
     }
 
@@ -137,7 +133,7 @@ def _to_abstract(like: Any) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the forms of what `to_arrays` returns, and where they are to lie."""
     forms = {}
     for name, leaf in _named_leaves(like)[0].items():
-        form = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+        form = jax.eval_shape(jax.random.key_data, leaf) if is_key(leaf) else leaf
         forms[name] = jax.ShapeDtypeStruct(
             form.shape, form.dtype, sharding=leaf.sharding
         )

@@ -15,7 +15,7 @@ from train.config import parse_flags
 from train.errors import TrainError, TrainingFailed
 from train.finished import Run, read_run
 from train.flags.checks import flag_of
-from train.run_directory import SUMMARY
+from train.run_files import SUMMARY
 
 PICTURE = "compare.png"
 

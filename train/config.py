@@ -55,6 +55,9 @@ class Config(RunFlags, RecipeFlags, ModelFlags, DataFlags):
 
 FlagsT = typing.TypeVar("FlagsT")
 
+# What the program does beside training. Each is the module of its name, with a `main`.
+COMMANDS = ("compare", "evaluate", "predict", "study")
+
 # The first that fits: a tuple of words is read word by word.
 KINDS: dict[type, str] = {
     bool: "True or False",
@@ -103,17 +106,27 @@ def parse_flags(argv: Sequence[str], kind: type[FlagsT], program: str) -> FlagsT
     except SystemExit:
         raise TrainError(_explain(argv, kind)) from None
     if unknown:
-        flag = unknown[0].split("=")[0]
-        known = [flag_of(name) for name in typing.get_type_hints(kind)]
-        close = difflib.get_close_matches(flag.replace("_", "-"), known, n=1)
-        hint = f"did you mean {close[0]}?" if close else "--help lists the flags"
-        raise TrainError(f"{unknown[0]!r} is no flag of this program; {hint}")
+        raise TrainError(_explain_unknown(unknown[0], kind))
     return config
 
 
 def _read(argv: Sequence[str], kind: type[Any]) -> tuple[Any, list[str]]:
     with contextlib.redirect_stderr(io.StringIO()):  # tyro's box; see _explain
         return tyro.cli(kind, args=list(argv), return_unknown_args=True)
+
+
+def _explain_unknown(word: str, kind: type[Any]) -> str:
+    """Says what a word may have been meant to be."""
+    if word.startswith("-"):
+        what, known = "flag", [flag_of(name) for name in typing.get_type_hints(kind)]
+    elif kind is Config:
+        what, known = "command", list(COMMANDS)
+    else:
+        return f"{word!r} must stand before the flags, with what is no flag"
+    written = word.split("=")[0].replace("_", "-")
+    close = difflib.get_close_matches(written, known, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"--help lists the {what}s"
+    return f"{word!r} is no {what} of this program; {hint}"
 
 
 def _explain(argv: Sequence[str], kind: type[Any]) -> str:

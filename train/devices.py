@@ -135,6 +135,11 @@ def by_image(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(AXIS))
 
 
+def is_key(array: Any) -> bool:
+    """Tells whether an array is of typed keys, which have no values to be copied."""
+    return jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
+
+
 def state_shardings(state: Any, mesh: Mesh, *, fsdp: bool) -> Any:
     """Returns how parameters, optimizer state and all else lie on the devices.
 
@@ -169,7 +174,7 @@ def place(state: Any, shardings: Any) -> Any:
     """
 
     def put(array: Any, sharding: NamedSharding) -> jax.Array:
-        if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        if is_key(array):
             data = put(jax.random.key_data(array), sharding)
             return jax.random.wrap_key_data(data, impl=jax.random.key_impl(array))
         values = np.asarray(array)
@@ -191,7 +196,7 @@ def gather(state: Any) -> Any:
     """
 
     def whole(array: jax.Array) -> Any:
-        if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        if is_key(array):
             data = whole(jax.random.key_data(array))
             return jax.random.wrap_key_data(data, impl=jax.random.key_impl(array))
         if array.is_fully_addressable:

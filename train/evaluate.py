@@ -21,7 +21,13 @@ from train.evaluation import Evaluation, evaluate
 from train.finished import read_run
 from train.flags.checks import OptionalPath, Switch
 from train.model import create
-from train.run_directory import BEST_WEIGHTS, EMA_WEIGHTS, WEIGHTS
+from train.run_files import (
+    BEST_WEIGHTS,
+    EMA_WEIGHTS,
+    WEIGHTS,
+    read_domain,
+    refuse_other_images,
+)
 from train.step import create_state, make_eval_step
 
 Weights = Literal["final", "best", "ema"]
@@ -33,13 +39,11 @@ class TrainedFlags:
     """What every command is told that loads the network of a run.
 
     Attributes:
-        data: Where the files of the preset are, if elsewhere than in training.
         weights: Which to load: those after the last step, those with the best test
             accuracy, or the moving average.
         json: Print the results as JSON.
     """
 
-    data: OptionalPath = None
     weights: Weights = "final"
     json: Switch = False
 
@@ -49,9 +53,11 @@ class EvaluateFlags(TrainedFlags):
     """Evaluates the network of a run on the test images of its preset.
 
     Attributes:
+        data: Where the files of the preset are, if elsewhere than in training.
         run: The directory of the run.
     """
 
+    data: OptionalPath = None
     run: Annotated[
         tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN")
     ] = ()
@@ -76,12 +82,17 @@ def main(argv: Sequence[str]) -> None:
         argv: The arguments, without the name of the program and of the command.
 
     Raises:
-        TrainError: If an argument is refused, or the run or its data cannot be read.
+        TrainError: If an argument is refused, the run or its data cannot be read, or
+            the data are not like those that it was trained on.
         SystemExit: With 0, after `--help`.
     """
     flags = parse_flags(argv, EvaluateFlags, "python -m train evaluate")
     path = flags.run[0]
-    config, dataset, model = load_trained(path, flags.weights, flags.data)
+    config, domain, model = load_trained(path, flags.weights)
+    if flags.data is not None:
+        config = dataclasses.replace(config, data=flags.data)
+    dataset = presets.load(config)
+    refuse_other_images(dataset, domain, path)
     mesh = devices.make_mesh()
     everywhere = devices.everywhere(mesh)
     graphdef, state = nnx.split(create_state(model, config))
@@ -99,23 +110,21 @@ def main(argv: Sequence[str]) -> None:
 
 
 def load_trained(
-    path: Path, weights: Weights = "final", data: Path | None = None
-) -> tuple[Config, presets.Dataset, nnx.Module]:
-    """Loads what a run trained.
+    path: Path, weights: Weights = "final"
+) -> tuple[Config, presets.Domain, nnx.Module]:
+    """Loads what a run trained; its data need not be there.
 
     Args:
         path: The directory of the run.
         weights: Which to load: those after the last step, those with the best test
             accuracy, or the moving average.
-        data: Where the files of its preset are, if elsewhere than in training.
 
     Returns:
-        Its flags, without those of where it started from and who shared it; its data;
-        and its model.
+        Its flags, without those of where it started from and who shared it; what its
+        images are like; and its model.
 
     Raises:
-        TrainError: If there is no such run, it has no such weights (yet), or its data
-            cannot be read.
+        TrainError: If there is no such run, or it has no such weights (yet).
     """
     config = dataclasses.replace(
         read_run(path).config,
@@ -123,23 +132,21 @@ def load_trained(
         **dict.fromkeys(("init_from", "ema_decay")),
         init_noise=0.0,
     )
-    if data is not None:
-        config = dataclasses.replace(config, data=data)
     file = path / FILES[weights]
     if not file.exists():
         raise TrainError(
             f"--weights (={weights}) must be there, but {path} has no {file.name}; "
             "choose others, or give the run's command again to go on with it"
         )
-    dataset = presets.load(config)
-    channels = dataset.image_shape[-1]
-    model = create(config, dataset.num_classes, channels, nnx.Rngs(config.seed))
+    domain = read_domain(path)
+    channels = domain.image_shape[-1]
+    model = create(config, domain.num_classes, channels, nnx.Rngs(config.seed))
     try:
         load_weights(model, file)
     except (OSError, ValueError) as error:
         message = " ".join(str(error).split())
         raise TrainError(f"{file} cannot be loaded: {message}") from error
-    return config, dataset, model
+    return config, domain, model
 
 
 def _results(evaluation: Evaluation, dataset: presets.Dataset) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def draw_routing(attention: Mapping[str, np.ndarray]) -> bytes:
         pad=0.02,
     )
     figure.suptitle("Attention over the experts, by class of the test images")
-    return _as_png(figure)
+    return as_png(figure)
 
 
 def _to_even(table: np.ndarray) -> np.ndarray:
@@ -120,14 +120,15 @@ def draw_comparison(
         frameon=False,
         title="test (strong) and training (faint)",
     )
-    return _as_png(figure)
+    return as_png(figure)
 
 
 def _curve(rows: Sequence[Mapping], key: str) -> tuple[list, list]:
     return [row["step"] for row in rows], [row[key] for row in rows]
 
 
-def _as_png(figure: Figure) -> bytes:
+def as_png(figure: Figure) -> bytes:
+    """Returns a figure as the content of a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     return buffer.getvalue()

@@ -8,7 +8,7 @@ from typing import Any
 
 from train.config import Config
 from train.errors import TrainError
-from train.run_directory import METRICS, SUMMARY, read_config
+from train.run_files import METRICS, read_config, read_summary
 
 Row = dict[str, Any]
 
@@ -43,17 +43,13 @@ class Run:
         Raises:
             TrainError: If the run is not finished.
         """
-        try:
-            return json.loads((self.path / SUMMARY).read_bytes())
-        except FileNotFoundError:
+        summary = read_summary(self.path)
+        if summary is None:
             raise TrainError(
                 f"the run in {self.path} is not finished; give its command again to "
                 "go on with it"
-            ) from None
-        except (OSError, ValueError) as error:
-            raise TrainError(
-                f"{self.path / SUMMARY} cannot be read: {error}"
-            ) from error
+            )
+        return summary
 
     def split_flags(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Returns the flags that differ from their defaults, and the others.

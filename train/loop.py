@@ -22,14 +22,8 @@ from train.evaluation import evaluate
 from train.figures import draw_routing
 from train.model import create
 from train.report import write_report
-from train.run_directory import (
-    BEST_WEIGHTS,
-    CHECKPOINTS,
-    EMA_WEIGHTS,
-    PICTURE,
-    WEIGHTS,
-    RunDirectory,
-)
+from train.run_directory import RunDirectory
+from train.run_files import BEST_WEIGHTS, CHECKPOINTS, EMA_WEIGHTS, PICTURE, WEIGHTS
 from train.signals import StopSignals
 from train.step import create_state, make_eval_step, make_train_step, params_sha256
 from train.tensorboard import TensorBoard
@@ -67,6 +61,7 @@ def train(config: Config) -> dict[str, Any]:
             nnx.Rngs(config.seed),
         )
         run = closing.enter_context(RunDirectory(config, devices.is_writer()))
+        run.keep_domain(dataset)
         display = closing.enter_context(Display(config.steps, run.is_writer))
         if run.finished is not None:
             display.say(

@@ -14,11 +14,11 @@ from flax import nnx
 from rich.console import Console
 
 from dynconv_jax.diagnostics import capture_attention
-from train import presets
 from train.augment import normalize
 from train.config import parse_flags
 from train.errors import TrainError
 from train.evaluate import TrainedFlags, load_trained
+from train.presets import Domain
 from train.presets.pictures import read_picture
 
 TOP = 5
@@ -29,7 +29,8 @@ MOST_EXPERTS = 8  # of whose routers the attention is printed whole
 class PredictFlags(TrainedFlags):
     """Tells what the network of a run sees in image files, and how it routes them.
 
-    Images are brought to the size and the channels of the preset.
+    Images are brought to the size and the channels of those that it was trained on,
+    which need not be there.
 
     Attributes:
         arguments: The directory of the run, and the image files.
@@ -64,11 +65,11 @@ def main(argv: Sequence[str]) -> None:
     """
     flags = parse_flags(argv, PredictFlags, "python -m train predict")
     run, *paths = flags.arguments
-    config, dataset, model = load_trained(run, flags.weights, flags.data)
-    pictures = [read_picture(path, dataset.image_shape) for path in paths]
+    _, domain, model = load_trained(run, flags.weights)
+    pictures = [read_picture(path, domain.image_shape) for path in paths]
     predictions = [
         {"image": str(path)} | each
-        for path, each in zip(paths, predict(model, pictures, dataset), strict=True)
+        for path, each in zip(paths, predict(model, pictures, domain), strict=True)
     ]
     if flags.json:
         print(json.dumps(predictions, indent=2))
@@ -79,14 +80,14 @@ def main(argv: Sequence[str]) -> None:
 
 
 def predict(
-    model: nnx.Module, pictures: Sequence[np.ndarray], dataset: presets.Dataset
+    model: nnx.Module, pictures: Sequence[np.ndarray], domain: Domain
 ) -> list[dict[str, Any]]:
     """Returns what a model sees in pictures.
 
     Args:
         model: The model.
         pictures: Each (H, W, C) uint8.
-        dataset: What it was trained on.
+        domain: What the images are like that it was trained on.
 
     Returns:
         For each picture, under `classes` the most probable ones with their `class` and
@@ -102,21 +103,21 @@ def predict(
 
     @jax.jit  # of one picture at a time: many files do not need much memory
     def forward(state, picture):
-        images = normalize(picture[None], dataset.mean, dataset.std)
+        images = normalize(picture[None], domain.mean, domain.std)
         logits, attention = capture_attention(nnx.merge(graphdef, state), images)
         probabilities = jax.nn.softmax(logits.astype(jnp.float32))
         return probabilities[0], jax.tree.map(lambda each: each[0], attention)
 
     answers = (forward(state, jnp.asarray(picture)) for picture in pictures)
-    return [_readable(classes, attention, dataset) for classes, attention in answers]
+    return [_readable(classes, attention, domain) for classes, attention in answers]
 
 
 def _readable(
-    probabilities: jax.Array, attention: Mapping[str, jax.Array], dataset: Any
+    probabilities: jax.Array, attention: Mapping[str, jax.Array], domain: Domain
 ) -> dict[str, Any]:
     best = np.argsort(-np.asarray(probabilities), kind="stable")[:TOP]
     classes = [
-        {"class": dataset.class_names[i], "probability": float(probabilities[i])}
+        {"class": domain.class_names[i], "probability": float(probabilities[i])}
         for i in best
     ]
     shares = {path: each.tolist() for path, each in attention.items()}

@@ -17,23 +17,20 @@ from train.config import Config
 from train.errors import TrainError, TrainingFailed
 from train.flags.checks import flag_of
 from train.lock import Lock
-
-CONFIG = "config.json"
-METRICS = "metrics.jsonl"
-SUMMARY = "summary.json"
-WEIGHTS = "model.safetensors"
-BEST_WEIGHTS = "best.safetensors"
-EMA_WEIGHTS = "ema.safetensors"
-PICTURE = "routing.png"
-REPORT = "report.html"
-FILES = (
-    *(CONFIG, METRICS, SUMMARY, WEIGHTS, BEST_WEIGHTS, EMA_WEIGHTS, PICTURE),
-    REPORT,
+from train.presets import Domain
+from train.run_files import (
+    CONFIG,
+    DOMAIN,
+    FILES,
+    FOLDERS,
+    LOCK,
+    METRICS,
+    SUMMARY,
+    read_config,
+    read_domain,
+    read_summary,
+    refuse_other_images,
 )
-CHECKPOINTS = "checkpoints"
-TENSORBOARD = "tensorboard"
-FOLDERS = (CHECKPOINTS, TENSORBOARD)
-LOCK = ".lock"
 
 # Flags that may change from one start of a run to the next: what is computed does not
 # depend on them.
@@ -97,21 +94,27 @@ class RunDirectory:
         """The summary of the run, if it is finished; nothing is left to do then."""
         if self._config.overwrite and not self.is_writer:
             return None  # the one that writes may still be about to remove it
-        try:
-            return json.loads((self.path / SUMMARY).read_bytes())
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as error:
-            raise TrainError(
-                f"{self.path / SUMMARY} cannot be read ({error}); remove it and give "
-                "the same command again to finish the run anew"
-            ) from error
+        return read_summary(self.path)
 
     @property
     def fingerprint(self) -> str:
         """The fingerprint of the flags on which the result depends."""
         flags = json.dumps(decisive_flags(self._config), sort_keys=True)
         return hashlib.sha256(flags.encode()).hexdigest()
+
+    def keep_domain(self, domain: Domain) -> None:
+        """Writes down what the images are like, for those who use the network.
+
+        Raises:
+            TrainError: If the run was begun with images of another kind.
+        """
+        with self.writing() as is_mine:
+            if not is_mine:
+                return
+            if (self.path / DOMAIN).exists():
+                refuse_other_images(domain, read_domain(self.path), self.path)
+            else:
+                self.write_json(DOMAIN, domain.to_json())
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Appends one line to the metrics."""
@@ -196,24 +199,6 @@ def decisive_flags(config: Config) -> dict[str, Any]:
     """Returns the flags on which the result of a run depends, as JSON has them."""
     flags = json.loads(json.dumps(config.to_json()))
     return {name: value for name, value in flags.items() if name not in FREE}
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """Returns the flags of the run in the directory `path`.
-
-    Raises:
-        TrainError: If there is none.
-    """
-    try:
-        flags = json.loads((path / CONFIG).read_bytes())
-        if not isinstance(flags, dict):
-            raise ValueError("no flags in it")
-    except (OSError, ValueError) as error:
-        raise TrainError(
-            f"{path} holds no run: {CONFIG} cannot be read ({error}); give the "
-            "directory of a run"
-        ) from error
-    return flags
 
 
 def _refuse_other_flags(path: Path, config: Config) -> None:

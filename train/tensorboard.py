@@ -5,7 +5,8 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
-from train.run_directory import TENSORBOARD, RunDirectory
+from train.run_directory import RunDirectory
+from train.run_files import TENSORBOARD
 
 # TensorBoard draws a section for each group; these names are those of the test.
 TEST = ("test_", "ema_test_")

@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -20,6 +20,19 @@ Switch = tyro.conf.FlagCreatePairsOff[bool]
 def flag_of(name: str) -> str:
     """Returns the flag of a field of `Config`."""
     return "--" + name.replace("_", "-")
+
+
+def words_of(name: str, value: Any) -> list[str]:
+    """Returns a flag and its value as they are typed.
+
+    Example:
+        >>> words_of("model_options", ("width_mult=0.5",)), words_of("overwrite", False)
+        (['--model-options', 'width_mult=0.5'], ['--no-overwrite'])
+    """
+    if isinstance(value, bool):
+        return [flag_of(name if value else f"no_{name}")]
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return [flag_of(name), *map(str, values)]
 
 
 class Flags:

@@ -3,7 +3,23 @@
 import dataclasses
 from typing import Literal
 
-from train.flags.checks import Flags, OptionalFloat, OptionalInt
+from train.flags.checks import Flags, OptionalFloat, OptionalInt, flag_of
+
+# What only some optimizers and schedules have a use for. Those that are derived where
+# they are left out are not here.
+USES = {
+    "optimizer": {
+        "sgd": ("momentum", "nesterov"),
+        "adamw": ("beta1", "beta2"),
+        "lamb": ("beta1", "beta2"),
+    },
+    "schedule": {
+        "cosine": ("final_learning_rate",),
+        "linear": ("final_learning_rate",),
+        "step": ("decay_factor",),
+        "constant": (),
+    },
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,13 +125,24 @@ class RecipeFlags(Flags):
         )
         rule = "be left out with --momentum 0, of which it is a form"
         self.require("nesterov", not self.nesterov or self.momentum > 0, rule)
-        rule = f"be left out with --optimizer {self.optimizer}; it is a form of sgd"
-        self.require("nesterov", not self.nesterov or self.optimizer == "sgd", rule)
+        self._check_uses()
         rule = f"be at most --learning-rate (={self.learning_rate})"
         is_below = self.final_learning_rate <= self.learning_rate
         self.require("final_learning_rate", is_below, rule)
         rule = f"be at least 0 and less than --steps (={self.steps})"
         self.require("warmup_steps", 0 <= self.warmup < self.steps, rule)
+
+    def _check_uses(self) -> None:
+        """Refuses what would change nothing, which nobody asks for knowingly."""
+        for choice, uses in USES.items():
+            chosen = getattr(self, choice)
+            for name in {name for names in uses.values() for name in names}:
+                is_usual = getattr(self, name) == getattr(RecipeFlags, name)
+                rule = (
+                    f"be left out with {flag_of(choice)} {chosen}, which has no use "
+                    "for it"
+                )
+                self.require(name, is_usual or name in uses[chosen], rule)
 
     @property
     def warmup(self) -> int:

@@ -2,9 +2,9 @@
 
 from train.config import Config
 from train.presets import cifar10, digits, fashion, folder
-from train.presets.dataset import ArraySource, Dataset, Source
+from train.presets.dataset import ArraySource, Dataset, Domain, Source
 
-__all__ = ["ArraySource", "Dataset", "Source", "load"]
+__all__ = ["ArraySource", "Dataset", "Domain", "Source", "load"]
 
 
 def load(config: Config) -> Dataset:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 
@@ -66,30 +66,49 @@ class ArraySource:
         return self.images[indices], {}
 
 
-@dataclasses.dataclass(frozen=True)
-class Dataset:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Domain:
+    """What images are like and may show: all that a trained network needs of its data.
+
+    Attributes:
+        class_names: What the labels stand for.
+        image_shape: (H, W, C) of every image.
+        mean: The mean of each channel over the training images, white being 1.
+        std: The standard deviation of each channel.
+    """
+
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes."""
+        return len(self.class_names)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """Returns the domain that `to_json` described."""
+        return cls(**{name: tuple(each) for name, each in values.items()})
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the domain, and nothing else, as JSON has it."""
+        names = (field.name for field in dataclasses.fields(Domain))
+        return {name: list(getattr(self, name)) for name in names}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dataset(Domain):
     """Images to learn from, images to be tested on, and what they may show.
 
     Attributes:
         train: The images to learn from.
         test: The images to be tested on.
-        class_names: What the labels stand for.
-        image_shape: (H, W, C) of every image.
-        mean: The mean of each channel over the training images, white being 1.
-        std: The standard deviation of each channel.
         augmentation: The flags of augmentation that suit the images, by name; the
             others are off.
     """
 
     train: Source
     test: Source
-    class_names: tuple[str, ...]
-    image_shape: tuple[int, int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
     augmentation: Mapping[str, float] = dataclasses.field(default_factory=dict)
-
-    @property
-    def num_classes(self) -> int:
-        """The number of classes."""
-        return len(self.class_names)

@@ -10,7 +10,7 @@ from train.finished import read_run
 from train.presets import Dataset
 from train.report import sections
 from train.report.markup import text
-from train.run_directory import REPORT
+from train.run_files import REPORT
 
 STYLE = Path(__file__).with_name("style.css")
 

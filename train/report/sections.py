@@ -9,7 +9,7 @@ import numpy as np
 
 from train.evaluation import Evaluation
 from train.finished import Row, Run
-from train.flags.checks import flag_of
+from train.flags.checks import flag_of, words_of
 from train.presets import Dataset
 from train.report import markup
 from train.report.charts import Line, chart, palette
@@ -288,7 +288,7 @@ def configuration(run: Run) -> str:
     flags = run.config.to_json()
     command = ["python", "-m", "train"]
     for name in changed:
-        command += _words(name, flags[name])
+        command += words_of(name, flags[name])
     parts = []
     if changed:
         parts.append(_flags_table(changed))
@@ -299,15 +299,6 @@ def configuration(run: Run) -> str:
         )
     )
     return section("Configuration", *parts)
-
-
-def _words(name: str, value: Any) -> list[str]:
-    """Returns a flag as it is typed."""
-    if isinstance(value, bool):
-        no = "" if value else "no-"
-        return [f"--{no}{name.replace('_', '-')}"]
-    values = value if isinstance(value, (list, tuple)) else [value]
-    return [flag_of(name), *map(str, values)]
 
 
 def _flags_table(flags: Mapping[str, Any]) -> str:

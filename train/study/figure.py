@@ -1,9 +1,12 @@
 """The plot of a study: differences to static, and accuracy over each budget."""
 
-import io
 import statistics
 from collections.abc import Mapping
 from typing import Any
+
+from matplotlib.figure import Figure
+
+from train.figures import as_png
 
 # The budgets, the name of each in a title, and on an axis.
 AXES = {
@@ -20,11 +23,7 @@ def draw(results: Mapping[str, Any]) -> bytes:
     Args:
         results: What came out, see `train.study.results`.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(12, 7.5), layout="constrained")
-    FigureCanvasAgg(figure)
     panels = figure.subplots(2, len(AXES), sharey="row")
     convs = list(dict.fromkeys(each["conv"] for each in results["comparisons"]))
     colors = {conv: f"C{index}" for index, conv in enumerate(convs)}
@@ -43,9 +42,7 @@ def draw(results: Mapping[str, Any]) -> bytes:
     )
     panels[1][0].set_ylabel("test accuracy, %")
     panels[1][-1].legend(fontsize="small", loc="best")
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=120)
-    return content.getvalue()
+    return as_png(figure)
 
 
 def _draw_differences(panel: Any, budget: str, results: Any, colors: Any) -> None:

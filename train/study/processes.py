@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import os
 import subprocess
 import sys
@@ -13,8 +12,9 @@ from typing import Any
 
 from train.config import Config
 from train.errors import TrainingFailed, TrainingStopped
-from train.flags.checks import flag_of
-from train.run_directory import CONFIG, SUMMARY, decisive_flags
+from train.flags.checks import words_of
+from train.run_directory import decisive_flags
+from train.run_files import CONFIG, read_config, read_summary
 
 Start = Callable[[Config], subprocess.Popen]
 
@@ -31,14 +31,8 @@ def command_line(config: Config) -> list[str]:
     flags = []
     for field in dataclasses.fields(Config):
         value = getattr(config, field.name)
-        if value == field.default:
-            continue
-        if isinstance(value, bool):
-            flag = flag_of(field.name)
-            flags.append(flag if value else flag.replace("--", "--no-", 1))
-        else:
-            values = value if isinstance(value, tuple) else (value,)
-            flags += [flag_of(field.name), *map(str, values)]
+        if value != field.default:
+            flags += words_of(field.name, value)
     return flags
 
 
@@ -68,14 +62,12 @@ def log_of(config: Config) -> Path:
 def finished(config: Config) -> dict[str, Any] | None:
     """Returns the summary of a run that was finished with these very flags, or None."""
     assert config.out is not None
-    try:
-        flags = json.loads((config.out / CONFIG).read_bytes())
-        wanted = decisive_flags(config)
-        if {name: flags.get(name) for name in wanted} == wanted:
-            return json.loads((config.out / SUMMARY).read_bytes())
-    except (FileNotFoundError, ValueError):
-        pass
-    return None
+    if not (config.out / CONFIG).exists():
+        return None
+    flags, wanted = read_config(config.out), decisive_flags(config)
+    if {name: flags.get(name) for name in wanted} != wanted:
+        return None
+    return read_summary(config.out)
 
 
 def train_all(

@@ -1,0 +1,91 @@
+"""The files of a run: what they are called, and how those that tell of it are read."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from train.errors import TrainError
+from train.presets import Domain
+
+CONFIG = "config.json"
+DOMAIN = "domain.json"
+METRICS = "metrics.jsonl"
+SUMMARY = "summary.json"
+WEIGHTS = "model.safetensors"
+BEST_WEIGHTS = "best.safetensors"
+EMA_WEIGHTS = "ema.safetensors"
+PICTURE = "routing.png"
+REPORT = "report.html"
+FILES = (
+    *(CONFIG, DOMAIN, METRICS, SUMMARY, WEIGHTS, BEST_WEIGHTS, EMA_WEIGHTS),
+    *(PICTURE, REPORT),
+)
+CHECKPOINTS = "checkpoints"
+TENSORBOARD = "tensorboard"
+FOLDERS = (CHECKPOINTS, TENSORBOARD)
+LOCK = ".lock"
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Returns the flags of the run in the directory `path`.
+
+    Raises:
+        TrainError: If there is none.
+    """
+    try:
+        flags = json.loads((path / CONFIG).read_bytes())
+        if not isinstance(flags, dict):
+            raise ValueError("no flags in it")
+    except (OSError, ValueError) as error:
+        raise TrainError(
+            f"{path} holds no run: {CONFIG} cannot be read ({error}); give the "
+            "directory of a run"
+        ) from error
+    return flags
+
+
+def read_domain(path: Path) -> Domain:
+    """Returns what the images of the run in the directory `path` are like.
+
+    Raises:
+        TrainError: If it does not say.
+    """
+    try:
+        return Domain.of(json.loads((path / DOMAIN).read_bytes()))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise TrainError(
+            f"{path / DOMAIN} cannot be read ({error}); remove it and give the run's "
+            "command again to write it anew"
+        ) from error
+
+
+def read_summary(path: Path) -> dict[str, Any] | None:
+    """Returns the figures of the run in the directory `path`, None if not finished.
+
+    Raises:
+        TrainError: If they cannot be read.
+    """
+    try:
+        return json.loads((path / SUMMARY).read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise TrainError(
+            f"{path / SUMMARY} cannot be read ({error}); remove it and give the run's "
+            "command again to finish it anew"
+        ) from error
+
+
+def refuse_other_images(found: Domain, known: Domain, path: Path) -> None:
+    """Refuses images that are not like those of the run in the directory `path`.
+
+    Raises:
+        TrainError: If they have other classes, another shape or other statistics.
+    """
+    for name, value in known.to_json().items():
+        other = found.to_json()[name]
+        if other != value:
+            raise TrainError(
+                f"the images have the {name.replace('_', ' ')} {other}, and those that "
+                f"the run in {path} began with {value}; give the same images by --data"
+            )
