@@ -32,7 +32,9 @@ def headline(summary: Summary, evaluation: Evaluation) -> str:
     if "ema_test_accuracy" in summary:
         accuracy = percent(summary["ema_test_accuracy"], 2)
         last = ("averaged weights", accuracy, "test accuracy")
+        averaged = "averaged, "
     else:
+        averaged = ""
         last = ("compilation", duration(summary["compile_seconds"]), "of the time")
     figures = [
         (
@@ -44,7 +46,7 @@ def headline(summary: Summary, evaluation: Evaluation) -> str:
         (
             "best accuracy",
             percent(summary["best_test_accuracy"], 2),
-            f"at step {summary['best_step']:,}",
+            f"{averaged}at step {summary['best_step']:,}",
         ),
         ("parameters", number(summary["parameters"]), "of the model"),
         ("multiply-adds", number(summary["multiply_adds"]), "an image"),
