@@ -10,9 +10,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from parity_tests.parity import TOLERANCES
+from parity_tests.parity import TOLERANCES, assert_close
 
 pytestmark = pytest.mark.slow
 
@@ -112,6 +113,73 @@ def test_eight_devices_give_the_curve_of_one(flags, start, curve_of_one, tmp_pat
     process = start(out, *flags, **EIGHT_DEVICES)
     assert process.wait(timeout=120) == 0, log_of(out, 0)
     assert losses(out) == pytest.approx(curve_of_one, rel=WITHIN)
+
+
+# In float64 sums may be in any order, and no ReLU opens on one side only.
+IN_FLOAT64 = """
+import sys
+import jax, numpy as np
+from flax import nnx
+from jax.sharding import AxisType, Mesh
+from train import devices, presets
+from train.augment import Augmentation
+from train.config import parse
+from train.data import to_devices, training_batches
+from train.model import create
+from train.step import create_state, make_train_step
+
+jax.config.update("jax_enable_x64", True)
+config = parse(sys.argv[2:])
+dataset = presets.load(config)
+model = create(config, dataset.num_classes, 1, nnx.Rngs(config.seed))
+kinds = nnx.Param, nnx.BatchStat
+wide = jax.tree.map(lambda each: each.astype(float), nnx.state(model, kinds))
+nnx.update(model, wide)
+graphdef, first = nnx.split(create_state(model, config))
+answers = {}
+for count, fsdp in ((1, False), (8, False), (8, True)):
+    row = np.array(jax.devices()[:count])
+    mesh = Mesh(row, (devices.AXIS,), axis_types=(AxisType.Auto,))
+    shardings = devices.state_shardings(first, mesh, fsdp=fsdp)
+    state = devices.place(first, shardings)
+    step = make_train_step(
+        *(graphdef, config, Augmentation.of(config, dataset)),
+        *(dataset.num_classes, shardings, devices.everywhere(mesh)),
+    )
+    batches = training_batches(dataset.train, config.batch_size, config.seed)
+    losses = []
+    for _ in range(config.steps):
+        batch = next(batches)
+        arrays = to_devices((batch.images, batch.labels), devices.by_image(mesh))
+        state, metrics = step(state, *arrays)
+        losses.append(metrics["loss"])
+    whole = nnx.merge(graphdef, devices.gather(state))
+    name = f"{count}{' fsdp' * fsdp}"
+    answers[f"{name}/losses"] = np.array(losses)
+    for path, variable in nnx.to_flat_state(nnx.state(whole.model, kinds)):
+        answers[f"{name}/{'.'.join(map(str, path))}"] = np.asarray(variable[...])
+np.savez(sys.argv[1], **answers)
+"""
+
+
+def test_in_float64_the_number_of_devices_changes_only_roundings(cache, tmp_path):
+    answers = tmp_path / "answers.npz"
+    run = subprocess.run(
+        [sys.executable, "-c", IN_FLOAT64, str(answers), *FLAGS, "--steps", "8"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache), **EIGHT_DEVICES},
+    )
+    assert run.returncode == 0, run.stderr
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for name, array in np.load(answers).items():
+        devices, _, what = name.partition("/")
+        found.setdefault(devices, {})[what] = array
+    assert found["1"]["losses"].dtype == np.float64
+    assert len(found["1"]) > 1
+    for devices in ("8", "8 fsdp"):
+        assert_close(found[devices], found["1"], dtype="float64")
 
 
 @pytest.mark.parametrize("killed", [0, 1])

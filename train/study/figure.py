@@ -23,7 +23,7 @@ def draw(results: Mapping[str, Any]) -> bytes:
     Args:
         results: What came out, see `train.study.results`.
     """
-    figure = Figure(figsize=(12, 7.5), layout="constrained")
+    figure = Figure(figsize=(12, 7.8), layout="constrained")
     panels = figure.subplots(2, len(AXES), sharey="row")
     convs = list(dict.fromkeys(each["conv"] for each in results["comparisons"]))
     colors = {conv: f"C{index}" for index, conv in enumerate(convs)}
@@ -41,7 +41,8 @@ def draw(results: Mapping[str, Any]) -> bytes:
         "seeds"
     )
     panels[1][0].set_ylabel("test accuracy, %")
-    panels[1][-1].legend(fontsize="small", loc="best")
+    handles = panels[1][0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=len(convs) + 1)
     return as_png(figure)
 
 

@@ -22,6 +22,7 @@ BUDGETS = {
     "time": "training time",
 }
 SIGNIFICANT = 0.05
+UNEQUAL = 0.05  # budgets that are further apart are marked
 TRAIN_IMAGES = 60_000
 
 
@@ -75,7 +76,8 @@ def paragraphs(results: Record) -> Iterator[str]:
         "Differences of test accuracy to the static network, in percentage points, "
         f"with their 95 % intervals over {seeds} seeds. **Bold**: the interval leaves "
         f"0 out. †: still so (p < {SIGNIFICANT}) after Holm's correction for all "
-        "comparisons of the table."
+        f"comparisons of the table. ‡: the budgets are more than {UNEQUAL:.0%} apart, "
+        "as the third table has it."
     )
     yield _differences(results)
     yield "All networks, with the 95 % interval of the mean accuracy:"
@@ -129,15 +131,18 @@ def paragraphs(results: Record) -> Iterator[str]:
 
 
 def _verdict(budget: str, results: Record) -> str:
-    """Says in words who was ahead, who behind, and of whom that cannot be said."""
+    """Says in words who was ahead, who behind, and of whom that cannot be said.
+
+    It takes more to be named than an interval without 0: of many, some have none.
+    """
     ahead, behind, open_ = [], [], []
     for each in results["comparisons"]:
         if each["budget"] == budget:
             words = f"{each['conv']} ({each['mean']:+.2f})"
-            is_ahead = each["mean"] > 0
-            (open_ if not each["is_decided"] else ahead if is_ahead else behind).append(
-                words
-            )
+            if not _is_certain(each):
+                open_.append(words)
+            else:
+                (ahead if each["mean"] > 0 else behind).append(words)
     said = [
         f"{', '.join(names)} {verb}"
         for names, verb in (
@@ -152,19 +157,24 @@ def _verdict(budget: str, results: Record) -> str:
 
 def _count(comparisons: Sequence[Record]) -> str:
     decided = sum(each["is_decided"] for each in comparisons)
-    corrected = sum(each["adjusted_p_value"] < SIGNIFICANT for each in comparisons)
     return (
         f"Of {len(comparisons)} comparisons {decided} are decided, each taken alone, "
         f"where about {0.05 * len(comparisons):.1f} would be by chance if no two "
-        f"differed at all; {corrected} remain after Holm's correction."
+        f"differed at all; {sum(map(_is_certain, comparisons))} remain after Holm's "
+        "correction, and only they are called ahead or behind above."
     )
+
+
+def _is_certain(comparison: Record) -> bool:
+    return comparison["adjusted_p_value"] < SIGNIFICANT
 
 
 def _differences(results: Record) -> str:
     def cell(each: Record) -> str:
         mean = f"{each['mean']:+.2f}"
         mean = f"**{mean}**" if each["is_decided"] else mean
-        mark = "†" if each["adjusted_p_value"] < SIGNIFICANT else ""
+        mark = "†" * _is_certain(each)
+        mark += "‡" * (abs(each["static_over_member"] - 1) > UNEQUAL)
         return f"{mean}{mark} [{each['low']:+.2f}, {each['high']:+.2f}]"
 
     return _by_member(results, [f"same {name}" for name in BUDGETS.values()], cell)
