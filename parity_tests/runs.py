@@ -78,17 +78,15 @@ def write_run(path: Path, *, is_finished: bool = True, **flags: Any) -> Config:
     config = Config(out=path, steps=40, **flags)
     with RunDirectory(config) as run:
         for step in (10, 20, 30, 40) if is_finished else (10, 20):
-            run.log(
-                {
-                    "step": step,
-                    "loss": 10.0 / step,
-                    "accuracy": step / 50,
-                    "learning_rate": 1e-3,
-                    "temperature": 1.0,
-                    "gradient_norm": 0.5,
-                    "images_per_second": 1000.0,
-                }
-            )
+            row = {
+                "step": step,
+                "loss": 10.0 / step,
+                "accuracy": step / 50,
+                "learning_rate": 1e-3,
+                "gradient_norm": 0.5,
+                "images_per_second": 1000.0,
+            }
+            run.log(row if config.conv == "static" else row | {"temperature": 1.0})
             if step % 20 == 0:
                 usage = {"stage0.dyn.router": [0.5, 0.5, 0.0, 0.0]}
                 run.log(

@@ -23,6 +23,16 @@ def test_lines_tell_rate_and_time_left(capsys):
     assert re.search(r"1234 images/s  \d+:\d\d:\d\d left$", second)
 
 
+def test_temperature_is_shown_where_there_is_one(capsys):
+    with Display(100) as display:
+        display.logged(ROW | {"step": 20})
+        display.logged(
+            {name: ROW[name] for name in ROW if name != "temperature"} | {"step": 30}
+        )
+    first, second = capsys.readouterr().out.splitlines()
+    assert "temperature 2.00" in first and "temperature" not in second
+
+
 def test_evaluations_tell_of_averages_where_there_are_any(capsys):
     with Display(100) as display:
         row = {"step": 20, "test_loss": 0.5, "test_accuracy": 0.75}

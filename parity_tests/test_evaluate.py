@@ -51,7 +51,7 @@ def test_data_of_other_classes_are_refused(trained, tmp_path):
     domain = json.loads((tmp_path / "run" / "domain.json").read_text())
     domain["class_names"].reverse()
     (tmp_path / "run" / "domain.json").write_text(json.dumps(domain))
-    with pytest.raises(TrainError, match="the images have the class names"):
+    with pytest.raises(TrainError, match="the images have class_names"):
         main([str(tmp_path / "run")])
 
 
@@ -59,6 +59,15 @@ def test_data_of_other_classes_are_refused(trained, tmp_path):
 def test_weights_that_are_not_there_are_refused(trained, weights):
     with pytest.raises(TrainError, match=f"{weights}.safetensors"):
         main([str(trained[0]), "--weights", weights])
+
+
+def test_averages_of_a_run_that_has_none_are_not_promised(trained, tmp_path):
+    shutil.copytree(trained[0], tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config["ema_decay"] = None
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(TrainError, match="the run had no --ema-decay"):
+        main([str(tmp_path / "run"), "--weights", "ema"])
 
 
 def test_weights_that_are_cut_are_refused(trained, tmp_path):

@@ -168,6 +168,13 @@ def test_twin_is_static_and_has_the_other_options():
     assert twin.conv1.kernel.shape == (7, 7, 2, 64)
 
 
+def test_twin_leaves_out_how_dynamic_convolutions_are_computed():
+    options = ("implementation=patches", "width_mult=0.5")
+    config = Config(model_options=options)
+    twin: Any = nnx.eval_shape(lambda: static_twin(config, CLASSES, 1, nnx.Rngs(0)))
+    assert twin.fc.kernel.shape == (128, CLASSES)
+
+
 def test_dynamic_model_starts_with_the_function_of_a_static_one(static, images):
     model, path = static
     config = Config(init_from=path, **SMALL)

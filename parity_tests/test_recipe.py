@@ -36,7 +36,8 @@ COMMON: dict[str, Any] = dict(
     steps=STEPS, batch_size=8, label_smoothing=0.1, ema_decay=0.4, weight_decay=0.05
 )
 RECIPES = {
-    "sgd": Config(
+    "sgd": Config(optimizer="sgd", learning_rate=0.02, clip_norm=1.0, **COMMON),
+    "sgd, nesterov": Config(
         optimizer="sgd",
         learning_rate=0.02,
         nesterov=True,
@@ -163,9 +164,9 @@ def train_torch(
     return average, losses, norms
 
 
-@pytest.mark.parametrize("optimizer", RECIPES)
-def test_ten_steps_are_those_of_pytorch(optimizer, rng):
-    config = RECIPES[optimizer]
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_ten_steps_are_those_of_pytorch(recipe, rng):
+    config = RECIPES[recipe]
     # Of float32, to which the program rounds images that are not.
     images = rng.uniform(size=(STEPS, 8, 9, 8, 1)).astype(np.float32).astype(float)
     labels = rng.integers(CLASSES, size=(STEPS, 8))

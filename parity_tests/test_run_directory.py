@@ -17,7 +17,8 @@ from parity_tests.runs import make_dataset
 from parity_tests.small_runs import contents, files_of_at_most
 from train.config import Config
 from train.errors import TrainError, TrainingFailed
-from train.run_directory import RunDirectory
+from train.presets import Domain
+from train.run_directory import RunDirectory, find_finished
 from train.run_files import (
     BEST_WEIGHTS,
     CHECKPOINTS,
@@ -177,11 +178,16 @@ def test_run_goes_on_with_the_same_images_only(tmp_path):
     for _ in range(2):
         with RunDirectory(Config(out=tmp_path)) as run:
             run.keep_domain(dataset)
-    assert read_domain(tmp_path).to_json() == dataset.to_json()
-    other = dataclasses.replace(dataset, class_names=("a", "b", "c", "d"))
-    with RunDirectory(Config(out=tmp_path)) as run:
-        with pytest.raises(TrainError, match="the images have the class names .'a'"):
-            run.keep_domain(other)
+    assert read_domain(tmp_path) == Domain.of(dataset.to_json())
+    fewer = dataclasses.replace(dataset, train=make_dataset(images=8).train)
+    renamed = dataclasses.replace(dataset, class_names=("a", "b", "c", "d"))
+    for other, words in (
+        (fewer, f"train_images 8, and those that the run in {tmp_path} began with 12"),
+        (renamed, "the images have class_names .'a'"),
+    ):
+        with RunDirectory(Config(out=tmp_path)) as run:
+            with pytest.raises(TrainError, match=words):
+                run.keep_domain(other)
 
 
 def test_domain_that_cannot_be_read_is_refused(tmp_path):
@@ -191,16 +197,17 @@ def test_domain_that_cannot_be_read_is_refused(tmp_path):
 
 
 def test_unfinished_run_has_no_summary(tmp_path):
-    with RunDirectory(Config(out=tmp_path)) as run:
-        assert run.finished is None
+    start(tmp_path)
+    assert find_finished(Config(out=tmp_path)) is None
 
 
 def test_finished_run_is_known_and_left_alone(tmp_path):
     with RunDirectory(Config(out=tmp_path)) as run:
         run.finish({"test_accuracy": 0.5})
     before = contents(tmp_path)
-    with RunDirectory(Config(out=tmp_path, workers=3)) as run:
-        assert run.finished == {"test_accuracy": 0.5}
+    flags = Config(out=tmp_path, workers=3)
+    assert find_finished(flags) == {"test_accuracy": 0.5}
+    start(tmp_path, workers=3)
     assert contents(tmp_path) == before
 
 

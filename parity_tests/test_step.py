@@ -173,6 +173,12 @@ def test_metrics_are_scalars(three_steps):
     }
 
 
+def test_without_a_softmax_there_is_no_temperature(images, labels):
+    _, state, step = build(Net(nnx.Conv), CONFIG)
+    _, metrics = jax.eval_shape(step, state, images, labels)
+    assert set(metrics) == {"loss", "accuracy", "learning_rate", "gradient_norm"}
+
+
 # Averages
 
 

@@ -143,9 +143,25 @@ def test_the_static_net_takes_as_many_steps_as_the_time_allows():
         base: [10.0, 11.0, 99.0],  # the median is 11
         **dict(zip(members, ([22.0] * 3, [15.0] * 3, [7.0, 11.1, 50.0]), strict=True)),
     }
-    comparisons = match_times(members, base, seconds)
+    comparisons = match_times(dict.fromkeys(members, base), seconds)
     assert [each.static.steps for each in comparisons] == [2000, 1360, 1000]
     assert all(each.static.width_mult == 0.25 for each in comparisons)
+
+
+def test_times_that_come_out_unequal_are_matched_again(tmp_path):
+    def slower_when_longer(config):
+        speed = (
+            1000 if config.conv != "static" else 1500 if config.steps <= 50 else 1200
+        )
+        return finish(config, summary_of(config, 0.9, speed))
+
+    flags = small(tmp_path)
+    study(flags, start=slower_when_longer)
+    results = json.loads((page_of(flags) / "results.json").read_text())
+    timed = [each for each in results["comparisons"] if each["budget"] == "time"]
+    # 76 steps, as at the pace of the shorter run, take a quarter longer: 60 do not.
+    assert [each["static"] for each in timed] == ["static-0.25-60"] * 2
+    assert [each["static_over_member"] for each in timed] == [1.0, 1.0]
 
 
 def test_equal_times_are_verified_by_what_the_runs_took(finished_study):

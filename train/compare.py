@@ -80,8 +80,9 @@ def _names(paths: Sequence[Path]) -> list[str]:
     names = [path.resolve().name for path in paths]
     if len(set(names)) < len(names):
         names = [str(path) for path in paths]
-    if len(set(names)) < len(names):
-        raise TrainError(f"compare was given {names[0]} and others twice; leave it out")
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise TrainError(f"compare was given {twice[0]} twice; leave it out once")
     return names
 
 

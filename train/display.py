@@ -85,10 +85,11 @@ class Display:
             self._task, completed=record["step"], rate=rate, latest=text
         )
         if not self._has_bar:
+            if "temperature" in record:
+                rate = f"temperature {record['temperature']:.2f}  {rate}"
             self.say(
                 f"step {record['step']}/{self.steps}  {text}  "
-                f"learning rate {record['learning_rate']:.2e}  "
-                f"temperature {record['temperature']:.2f}  {rate}{self._left()}"
+                f"learning rate {record['learning_rate']:.2e}  {rate}{self._left()}"
             )
 
     def evaluated(self, record: Mapping[str, Any]) -> None:

@@ -40,7 +40,7 @@ class TrainedFlags:
 
     Attributes:
         weights: Which to load: those after the last step, those with the best test
-            accuracy, or the moving average.
+            accuracy (averages, in a run that has them), or the moving average.
         json: Print the results as JSON.
     """
 
@@ -88,11 +88,12 @@ def main(argv: Sequence[str]) -> None:
     """
     flags = parse_flags(argv, EvaluateFlags, "python -m train evaluate")
     path = flags.run[0]
-    config, domain, model = load_trained(path, flags.weights)
+    config, _, model = load_trained(path, flags.weights)
     if flags.data is not None:
         config = dataclasses.replace(config, data=flags.data)
     dataset = presets.load(config)
-    refuse_other_images(dataset, domain, path)
+    # Not all of it: it may be tested on images that it was not tested on before.
+    refuse_other_images(presets.Domain.of(dataset.to_json()), path)
     mesh = devices.make_mesh()
     everywhere = devices.everywhere(mesh)
     graphdef, state = nnx.split(create_state(model, config))
@@ -126,17 +127,21 @@ def load_trained(
     Raises:
         TrainError: If there is no such run, or it has no such weights (yet).
     """
+    run = read_run(path)
     config = dataclasses.replace(
-        read_run(path).config,
+        run.config,
         **dict.fromkeys(("coordinator", "num_processes", "process_id")),
         **dict.fromkeys(("init_from", "ema_decay")),
         init_noise=0.0,
     )
     file = path / FILES[weights]
     if not file.exists():
+        remedy = "choose others, or give the run's command again to go on with it"
+        if weights == "ema" and run.config.ema_decay is None:
+            remedy = "choose others: the run had no --ema-decay"
         raise TrainError(
             f"--weights (={weights}) must be there, but {path} has no {file.name}; "
-            "choose others, or give the run's command again to go on with it"
+            f"{remedy}"
         )
     domain = read_domain(path)
     channels = domain.image_shape[-1]

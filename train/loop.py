@@ -8,7 +8,6 @@ from typing import Any
 import jax
 from flax import nnx
 
-from dynconv_jax import count_parameters
 from train import devices, presets
 from train.augment import Augmentation
 from train.checkpoint import Checkpoints
@@ -22,7 +21,7 @@ from train.evaluation import evaluate
 from train.figures import draw_routing
 from train.model import create
 from train.report import write_report
-from train.run_directory import RunDirectory
+from train.run_directory import RunDirectory, find_finished
 from train.run_files import BEST_WEIGHTS, CHECKPOINTS, EMA_WEIGHTS, PICTURE, WEIGHTS
 from train.signals import StopSignals
 from train.step import create_state, make_eval_step, make_train_step, params_sha256
@@ -53,6 +52,14 @@ def train(config: Config) -> dict[str, Any]:
         mesh = devices.make_mesh()
         everywhere, by_image = devices.everywhere(mesh), devices.by_image(mesh)
 
+        finished = find_finished(config)
+        if finished is not None:
+            Display(config.steps, devices.is_writer()).say(
+                f"the run in {config.out} is finished, with test accuracy "
+                f"{finished['test_accuracy']:.4f}; --overwrite starts it anew"
+            )
+            return finished
+
         # Data and model: what can be refused is, before a file is written.
         dataset = presets.load(config)
         check_batch_size(config, dataset, mesh.size)
@@ -60,19 +67,13 @@ def train(config: Config) -> dict[str, Any]:
             *(config, dataset.num_classes, dataset.image_shape[-1]),
             nnx.Rngs(config.seed),
         )
+        costs = costs_of(config, dataset, model)
         run = closing.enter_context(RunDirectory(config, devices.is_writer()))
         run.keep_domain(dataset)
         display = closing.enter_context(Display(config.steps, run.is_writer))
-        if run.finished is not None:
-            display.say(
-                f"the run in {run.path} is finished, with test accuracy "
-                f"{run.finished['test_accuracy']:.4f}; --overwrite starts it anew"
-            )
-            return run.finished
 
         # State: a static description and a tree of arrays, so that one plain jax.jit
         # can donate the arrays; as at the start, or as the last checkpoint has it.
-        parameters = count_parameters(model)
         graphdef, state = nnx.split(create_state(model, config))
         shardings = devices.state_shardings(state, mesh, fsdp=config.fsdp)
         state = devices.place(state, shardings)
@@ -115,7 +116,7 @@ def train(config: Config) -> dict[str, Any]:
         # Compilation, ahead of time, so that it can be told from training.
         display.say(
             f"{config.preset}: {len(dataset.train)} training and {len(dataset.test)} "
-            f"test images; {parameters:,} parameters; {mesh.size} "
+            f"test images; {costs['parameters']:,} parameters; {mesh.size} "
             f"{mesh.devices.flat[0].platform} device(s)"
         )
         images, labels = next_batch()
@@ -213,7 +214,6 @@ def train(config: Config) -> dict[str, Any]:
         evaluations = evaluations or evaluate_all(config.steps)
         checkpoints.wait()
         whole = nnx.merge(graphdef, devices.gather(state))
-        costs = costs_of(config, dataset, whole.model)
         summary = {
             "steps": config.steps,
             "best_test_accuracy": best["test_accuracy"] if best else None,

@@ -36,6 +36,9 @@ DEFAULT_CONVOLUTIONS: dict[str, tuple[str, dict[str, Any]]] = {
 # The options of convolutions that have a flag of their own.
 SHORTHANDS = "num_experts", "reduction", "top_k", "router_dropout"
 
+# The option of models that says how their dynamic convolutions are computed.
+FORM = "implementation"
+
 # What NAME=VALUE does not set, and what does.
 SET_ELSEWHERE = {
     **{name: flag_of(name) for name in (*SHORTHANDS, "conv", "dtype")},
@@ -94,6 +97,9 @@ def static_twin(
         config,
         conv="static",
         conv_options=(),
+        model_options=tuple(
+            pair for pair in config.model_options if pair.partition("=")[0] != FORM
+        ),
         router_dropout=0.0,
         **dict.fromkeys(("num_experts", "reduction", "top_k")),
     )

@@ -17,7 +17,7 @@ from train.config import Config
 from train.errors import TrainError, TrainingFailed
 from train.flags.checks import flag_of
 from train.lock import Lock
-from train.presets import Domain
+from train.presets import Dataset
 from train.run_files import (
     CONFIG,
     DOMAIN,
@@ -27,7 +27,6 @@ from train.run_files import (
     METRICS,
     SUMMARY,
     read_config,
-    read_domain,
     read_summary,
     refuse_other_images,
 )
@@ -90,31 +89,21 @@ class RunDirectory:
             self._lock.release()
 
     @property
-    def finished(self) -> dict[str, Any] | None:
-        """The summary of the run, if it is finished; nothing is left to do then."""
-        if self._config.overwrite and not self.is_writer:
-            return None  # the one that writes may still be about to remove it
-        return read_summary(self.path)
-
-    @property
     def fingerprint(self) -> str:
         """The fingerprint of the flags on which the result depends."""
         flags = json.dumps(decisive_flags(self._config), sort_keys=True)
         return hashlib.sha256(flags.encode()).hexdigest()
 
-    def keep_domain(self, domain: Domain) -> None:
+    def keep_domain(self, dataset: Dataset) -> None:
         """Writes down what the images are like, for those who use the network.
 
         Raises:
-            TrainError: If the run was begun with images of another kind.
+            TrainError: If the run was begun with other images.
         """
-        with self.writing() as is_mine:
-            if not is_mine:
-                return
-            if (self.path / DOMAIN).exists():
-                refuse_other_images(domain, read_domain(self.path), self.path)
-            else:
-                self.write_json(DOMAIN, domain.to_json())
+        if self.is_writer and (self.path / DOMAIN).exists():
+            refuse_other_images(dataset, self.path)
+        else:
+            self.write_json(DOMAIN, dataset.to_json())
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Appends one line to the metrics."""
@@ -190,9 +179,23 @@ class RunDirectory:
                 )
             for half in halves:
                 half.unlink()
-        if self.finished is None:
+        if read_summary(self.path) is None:
             flags = self._config.to_json() | {"out": str(self.path)}
             self.write_json(CONFIG, flags)
+
+
+def find_finished(config: Config) -> dict[str, Any] | None:
+    """Returns the summary of the run that is asked for, if it is finished already.
+
+    Raises:
+        TrainError: If a run with other flags is, or its summary cannot be read.
+    """
+    if config.out is None or config.overwrite:
+        return None
+    summary = read_summary(config.out)
+    if summary is not None:
+        _refuse_other_flags(config.out, config)
+    return summary
 
 
 def decisive_flags(config: Config) -> dict[str, Any]:

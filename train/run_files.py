@@ -50,9 +50,15 @@ def read_domain(path: Path) -> Domain:
     Raises:
         TrainError: If it does not say.
     """
+    return Domain.of(_read_images(path))
+
+
+def _read_images(path: Path) -> dict[str, Any]:
     try:
-        return Domain.of(json.loads((path / DOMAIN).read_bytes()))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        images = json.loads((path / DOMAIN).read_bytes())
+        Domain.of(images)
+        return images
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise TrainError(
             f"{path / DOMAIN} cannot be read ({error}); remove it and give the run's "
             "command again to write it anew"
@@ -67,7 +73,7 @@ def read_summary(path: Path) -> dict[str, Any] | None:
     """
     try:
         return json.loads((path / SUMMARY).read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         raise TrainError(
@@ -76,16 +82,21 @@ def read_summary(path: Path) -> dict[str, Any] | None:
         ) from error
 
 
-def refuse_other_images(found: Domain, known: Domain, path: Path) -> None:
-    """Refuses images that are not like those of the run in the directory `path`.
+def refuse_other_images(images: Domain, path: Path) -> None:
+    """Refuses images that are not those of the run in the directory `path`.
+
+    Args:
+        images: A `Dataset`, which must be the same as far as numbers and labels tell;
+            or only its domain, which must be like that of the run.
+        path: The directory.
 
     Raises:
-        TrainError: If they have other classes, another shape or other statistics.
+        TrainError: If they are others, or what those of the run were is not known.
     """
-    for name, value in known.to_json().items():
-        other = found.to_json()[name]
-        if other != value:
+    before = _read_images(path)
+    for name, value in images.to_json().items():
+        if value != before.get(name):
             raise TrainError(
-                f"the images have the {name.replace('_', ' ')} {other}, and those that "
-                f"the run in {path} began with {value}; give the same images by --data"
+                f"the images have {name} {value}, and those that the run in {path} "
+                f"began with {before.get(name)}; give the same images by --data"
             )

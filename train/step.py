@@ -93,23 +93,23 @@ def make_train_step(
 
     Returns:
         (state, images, labels) → (state, metrics). The state passed in is donated; the
-        metrics are scalars, of the batch before the update.
+        metrics are scalars, of the batch before the update; a temperature and an
+        assignment are among them where the model has them.
     """
     learning_rate = learning_rate_schedule(config)
-    temperature = temperature_schedule(config)
-    assignment = assignment_schedule(config)
+    scheduled = (
+        ("temperature", Temperature, temperature_schedule(config)),
+        ("assignment", Assignment, assignment_schedule(config)),
+    )
 
     def step(state, images, labels):
         whole = nnx.merge(graphdef, state)
         model, optimizer = whole.model, whole.optimizer
         index = optimizer.step[...]
-        metrics = {
-            "learning_rate": learning_rate(index),
-            "temperature": temperature(index),
-        }
-        set_scheduled(model, Temperature, temperature(index))
-        if set_scheduled(model, Assignment, assignment(index)):
-            metrics["assignment"] = assignment(index)
+        metrics = {"learning_rate": learning_rate(index)}
+        for name, kind, schedule in scheduled:
+            if set_scheduled(model, kind, schedule(index)):
+                metrics[name] = schedule(index)
 
         images, targets = augment(
             jax.random.fold_in(whole.key[...], index),

@@ -1,6 +1,7 @@
 """What a preset gives: images to learn from, to be tested on, and what they show."""
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping
 from typing import Any, Protocol, Self
 
@@ -89,11 +90,12 @@ class Domain:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
-        """Returns the domain that `to_json` described."""
-        return cls(**{name: tuple(each) for name, each in values.items()})
+        """Returns the domain in what `to_json` wrote, of it or of a `Dataset`."""
+        names = (field.name for field in dataclasses.fields(cls))
+        return cls(**{name: tuple(values[name]) for name in names})
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the domain, and nothing else, as JSON has it."""
+        """Returns the domain as JSON has it."""
         names = (field.name for field in dataclasses.fields(Domain))
         return {name: list(getattr(self, name)) for name in names}
 
@@ -112,3 +114,14 @@ class Dataset(Domain):
     train: Source
     test: Source
     augmentation: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns its domain, and by what else it is told from other data."""
+        labels = hashlib.sha256()
+        for source in (self.train, self.test):
+            labels.update(source.labels.astype("<i4").tobytes())
+        return super().to_json() | {
+            "train_images": len(self.train),
+            "test_images": len(self.test),
+            "labels_sha256": labels.hexdigest(),
+        }

@@ -36,7 +36,7 @@ def write_report(
     body = "".join(
         (
             sections.headline(summary, evaluation),
-            sections.curves(run, has_routers=bool(evaluation.attention)),
+            sections.curves(run),
             sections.routing(run, evaluation, dataset),
             sections.mistakes(evaluation, dataset),
             sections.cost(summary),

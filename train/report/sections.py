@@ -62,7 +62,7 @@ def headline(summary: Summary, evaluation: Evaluation) -> str:
     return f'<dl class="figures">{cells}</dl>'
 
 
-def curves(run: Run, *, has_routers: bool) -> str:
+def curves(run: Run) -> str:
     """Shows how the run went, step by step."""
     training, tests = run.training, run.tests
     learning = [
@@ -82,7 +82,7 @@ def curves(run: Run, *, has_routers: bool) -> str:
             chart(title, _present([_line(title, training, name, 0)]), low=0)
             for title, name in (
                 ("Learning rate", "learning_rate"),
-                *([("Temperature of the routers", "temperature")] * has_routers),
+                ("Temperature of the routers", "temperature"),
                 ("Assignment of cells", "assignment"),
                 ("Norm of the gradients", "gradient_norm"),
                 ("Images per second", "images_per_second"),
@@ -109,8 +109,9 @@ def routing(run: Run, evaluation: Evaluation, dataset: Dataset) -> str:
     if not evaluation.attention:
         return section(
             "Routing",
-            note="The convolutions of this model are static, or have no experts to "
-            "choose among: there is no routing to show.",
+            note="No convolution of this model has a router that chooses among experts "
+            "for an image, so there is no routing to show. (Decompositions and "
+            "warehouses are dynamic too, but mix without experts of their own.)",
         )
     paths = list(evaluation.attention)
     names = {path: path.removesuffix(".router") or "router" for path in paths}

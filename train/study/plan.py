@@ -25,6 +25,8 @@ GRID = 1024
 TOLERANCE = 0.02
 # Steps of the same time are multiples of this share of the steps, for the same reason.
 SHARE_OF_STEPS = 0.04
+# Times that come out further apart are matched again, by the pace of the longer run.
+UNEQUAL = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,25 +156,30 @@ def match_costs(members: Sequence[Entrant], base: Entrant) -> list[Comparison]:
 
 
 def match_times(
-    members: Sequence[Entrant],
-    base: Entrant,
-    seconds: Mapping[Entrant, Sequence[float]],
+    paces: Mapping[Entrant, Entrant], seconds: Mapping[Entrant, Sequence[float]]
 ) -> list[Comparison]:
     """Compares members with the static net, trained for as long as they were.
 
     Args:
-        members: The members of the family.
-        base: The static net of their width.
-        seconds: How long the training of each, and of `base`, took with each seed.
+        paces: The static net of each member's width, trained for some steps, which
+            tells how long a step of it takes.
+        seconds: How long the training of each took with each seed.
     """
-    quantum = max(1, round(SHARE_OF_STEPS * base.steps))
     comparisons = []
-    for member in members:
-        ratio = statistics.median(seconds[member]) / statistics.median(seconds[base])
-        steps = max(1, round(ratio * base.steps / quantum)) * quantum
-        static = dataclasses.replace(base, steps=steps)
+    for member, static in paces.items():
+        steps = static.steps * time_ratio(member, static, seconds)
+        quantum = max(1, round(SHARE_OF_STEPS * member.steps))
+        steps = max(1, round(steps / quantum)) * quantum
+        static = dataclasses.replace(static, steps=steps)
         comparisons.append(Comparison("time", member, static))
     return comparisons
+
+
+def time_ratio(
+    one: Entrant, other: Entrant, seconds: Mapping[Entrant, Sequence[float]]
+) -> float:
+    """Returns by how many times the training of `one` takes longer than the other."""
+    return statistics.median(seconds[one]) / statistics.median(seconds[other])
 
 
 def entrants_of(comparisons: Iterable[Comparison]) -> list[Entrant]:
