@@ -73,10 +73,16 @@ def make_evaluation(
     )
 
 
-def write_run(path: Path, *, is_finished: bool = True, **flags: Any) -> Config:
+def write_run(
+    path: Path,
+    *,
+    is_finished: bool = True,
+    dataset: Dataset | None = None,
+    **flags: Any,
+) -> Config:
     """Writes flags, metrics and, if it is finished, the summary of a run."""
     config = Config(out=path, steps=40, **flags)
-    with RunDirectory(config) as run:
+    with RunDirectory(config, dataset=dataset) as run:
         for step in (10, 20, 30, 40) if is_finished else (10, 20):
             row = {
                 "step": step,
@@ -105,10 +111,9 @@ def write_run(path: Path, *, is_finished: bool = True, **flags: Any) -> Config:
 
 def write_trained(path: Path, **flags: Any) -> tuple[Dataset, nnx.Module]:
     """Writes a run of a narrow model, with weights; returns its data and its model."""
-    config = write_run(path, model_options=("width_mult=0.25",), **flags)
-    dataset = presets.load(config)
-    with RunDirectory(config) as run:
-        run.keep_domain(dataset)
+    dataset = presets.load(Config())
+    options = ("width_mult=0.25",)
+    config = write_run(path, dataset=dataset, model_options=options, **flags)
     channels = dataset.image_shape[-1]
     model = create(config, dataset.num_classes, channels, nnx.Rngs(config.seed + 1))
     save_weights(model, path / WEIGHTS)

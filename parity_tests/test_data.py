@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import itertools
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -162,6 +163,49 @@ def test_closing_ends_the_thread_that_reads_ahead(source):
     for thread in {*threading.enumerate()} - before:
         thread.join(timeout=60)
         assert not thread.is_alive()
+
+
+def test_worker_that_is_killed_fails_the_run_in_one_line(source):
+    with contextlib.closing(training_batches(source, 2, 0, workers=1)) as batches:
+        next(batches)
+        (worker,) = multiprocessing.active_children()
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGKILL)
+        with pytest.raises(TrainingFailed, match="a process that reads images has"):
+            for _ in range(1000):
+                next(batches)
+
+
+STOPPED_WHILE_WORKERS_START = """
+import os, signal, threading
+from train import presets
+from train.config import Config
+from train.data import training_batches
+from train.signals import StopSignals
+if __name__ == "__main__":
+    source = presets.load(Config()).train
+    with StopSignals() as stop_signals:
+        batches = training_batches(source, 8, seed=0, workers=2)
+        # As a scheduler does, to all processes of the group, while they start.
+        threading.Timer(0.3, os.killpg, [os.getpgrp(), signal.SIGTERM]).start()
+        for _ in range(3):
+            next(batches)
+        batches.close()
+"""
+
+
+def test_workers_survive_a_signal_to_all_while_they_start(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(STOPPED_WHILE_WORKERS_START)
+    run = subprocess.run(
+        [sys.executable, str(program)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        start_new_session=True,
+        timeout=60,
+    )
+    assert run.returncode == 0, run.stderr
 
 
 READ_AND_WAIT = """

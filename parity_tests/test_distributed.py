@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from parity_tests.parity import TOLERANCES, assert_close
 
@@ -63,11 +64,16 @@ def start(cache):
         log.close()
 
 
-def start_two(start, out: Path, *flags: str) -> list[subprocess.Popen]:
+def start_two(
+    start, out: Path, *flags: str, own: tuple[tuple[str, ...], ...] = ((), ())
+) -> list[subprocess.Popen]:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     shared = ("--coordinator", f"127.0.0.1:{port}", "--num-processes", "2", *flags)
-    return [start(out, *shared, "--process-id", str(process)) for process in (0, 1)]
+    return [
+        start(out, *shared, "--process-id", str(process), *own[process])
+        for process in (0, 1)
+    ]
 
 
 def log_of(out: Path, process: int) -> str:
@@ -180,6 +186,24 @@ def test_in_float64_the_number_of_devices_changes_only_roundings(cache, tmp_path
     assert len(found["1"]) > 1
     for devices in ("8", "8 fsdp"):
         assert_close(found[devices], found["1"], dtype="float64")
+
+
+def test_processes_of_other_images_are_refused(start, tmp_path):
+    for folder, count in (("one", 8), ("other", 9)):
+        for split in ("train", "val"):
+            for name in ("a", "b"):
+                (tmp_path / folder / split / name).mkdir(parents=True)
+                for number in range(count):
+                    path = tmp_path / folder / split / name / f"{number}.png"
+                    Image.new("L", (8, 8), number).save(path)
+    out = tmp_path / "run"
+    flags = ("--preset", "folder", "--image-size", "8", "--batch-size", "8")
+    one, other = (("--data", str(tmp_path / name)) for name in ("one", "other"))
+    both = start_two(start, out, *flags, own=(one, other))
+    for process, each in enumerate(both):
+        assert each.wait(timeout=60) == 2, log_of(out, process)
+        assert "process 1 has other images" in log_of(out, process)
+    assert not out.exists()
 
 
 @pytest.mark.parametrize("killed", [0, 1])

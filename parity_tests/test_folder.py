@@ -105,6 +105,13 @@ def test_picture_of_any_mode_gets_the_channels_asked_for(mode, tmp_path):
         assert picture.dtype == np.uint8
 
 
+def test_picture_of_16_bits_keeps_its_shades(tmp_path):
+    shades = np.linspace(0, 2**16 - 1, 16, dtype=np.uint16).reshape(4, 4)
+    Image.fromarray(shades).save(tmp_path / "deep.png")
+    picture = read_picture(tmp_path / "deep.png", (4, 4, 1))
+    np.testing.assert_array_equal(picture[..., 0], shades >> 8)
+
+
 def test_transparent_picture_is_laid_upon_black(tmp_path):
     path = tmp_path / "picture.png"
     Image.new("RGBA", (4, 4), (255, 255, 255, 0)).save(path)

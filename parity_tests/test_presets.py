@@ -8,6 +8,7 @@ import struct
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -181,7 +182,8 @@ def python_files() -> dict[str, bytes]:
 
 
 def write_archive(path: Path, files: dict[str, bytes]) -> Path:
-    with tarfile.open(path, "w:gz") as archive:
+    kind: Any = f"w:{path.suffix[1:]}"
+    with tarfile.open(path, kind) as archive:
         for name, content in files.items():
             member = tarfile.TarInfo(f"cifar-10-batches/{name}")
             member.size = len(content)
@@ -234,11 +236,29 @@ def test_missing_batch_is_named(tmp_path):
     assert "has no data_batch_4" in refusal(lambda: cifar10.load(path))
 
 
+def test_pickle_of_bytes_for_an_array_is_named(tmp_path):
+    content = pickle.dumps({b"data": b"abc", b"labels": [0]}, protocol=2)
+    files = python_files() | {"test_batch": content}
+    path = write_archive(tmp_path / "cifar.tar.gz", files)
+    assert "test_batch in it is damaged" in refusal(lambda: cifar10.load(path))
+
+
+@pytest.mark.parametrize("kind", ["gz", "bz2", "xz"])
 @pytest.mark.parametrize("share", [0, 0.5, 0.99])
-def test_cut_archive_is_refused(share, tmp_path):
-    path = write_archive(tmp_path / "cifar.tar.gz", binary_files())
+def test_cut_archive_is_refused(kind, share, tmp_path):
+    path = write_archive(tmp_path / f"cifar.tar.{kind}", binary_files())
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
+    assert f"{path} cannot be read as a tar archive" in refusal(
+        lambda: cifar10.load(path)
+    )
+
+
+def test_damaged_archive_is_refused(tmp_path):
+    path = write_archive(tmp_path / "cifar.tar.xz", binary_files())
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(content)
     assert f"{path} cannot be read as a tar archive" in refusal(
         lambda: cifar10.load(path)
     )

@@ -1,6 +1,7 @@
 """The processes of a run find each other, or say why not, and fall together."""
 
 import concurrent.futures
+import json
 import os
 import signal
 import socket
@@ -64,7 +65,10 @@ def test_what_is_a_processs_own_may_differ():
     close(*lines.values(), line)
 
 
-STRAY = [b"GET / HTTP/1.1\n", b"5\n", b"[1, 2]\n"]
+STRAY = [
+    *(b"GET / HTTP/1.1\n", b"5\n", b"[1, 2]\n", b"[[1], {}]\n", b"[true, {}]\n"),
+    b"\x16\x03\x01\xff\xff\n",  # as TLS begins
+]
 
 
 def test_who_knocks_by_mistake_is_sent_away():
@@ -97,6 +101,24 @@ def test_two_processes_of_one_number_are_refused(impatient):
         "--process-id (=1) is taken by another process",
         "process 2 of 3",
     }
+
+
+def test_process_that_died_while_it_waited_may_come_again():
+    server = processes.listen("127.0.0.1:0")
+    others = [FLAGS | {"process_id": process} for process in (1, 2)]
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        first = pool.submit(processes.receive_all, server, FLAGS, 3)
+        dies = processes.Line(socket.create_connection(server.getsockname()[:2]))
+        dies.send(json.dumps([1, FLAGS | {"process_id": 1}]))
+        dies.close()
+        joined = [
+            pool.submit(processes.join, address_of(server), each, each["process_id"])
+            for each in others
+        ]
+        lines, theirs = first.result(), [each.result() for each in joined]
+    lines[1].send("hello")
+    assert theirs[0].receive() == "hello"
+    close(*lines.values(), *theirs)
 
 
 def test_taken_port_is_named():
@@ -134,6 +156,7 @@ try:
             case "fail": raise TrainingFailed("train: the disk is full")
             case "break": raise KeyError("a bug")
             case "stop": raise TrainingStopped("stopped")
+            case "done": print("done", flush=True)
 except TrainingStopped:
     print("stopped by itself")
     sys.exit(75)
@@ -149,10 +172,10 @@ class Run:
 
     def __init__(self):
         self.members = [self._start("127.0.0.1:0", 0)]
-        port = self._said(0)
+        port = self.said(0)
         self.members += [self._start(f"127.0.0.1:{port}", each) for each in (1, 2)]
         for process in range(3):
-            assert self._said(process) == "there"
+            assert self.said(process) == "there"
 
     def _start(self, address: str, process: int) -> subprocess.Popen:
         return subprocess.Popen(
@@ -162,7 +185,8 @@ class Run:
             cwd=ROOT,
         )
 
-    def _said(self, process: int) -> str:
+    def said(self, process: int) -> str:
+        """Waits for the next line of a process."""
         output = self.members[process].stdout
         assert output is not None
         return output.readline().strip()
@@ -198,6 +222,23 @@ def test_killed_process_0_is_named_by_all_others():
     run = Run()
     os.kill(run.members[0].pid, signal.SIGKILL)
     assert run.ends() == [(-9, ""), (1, LOST.format(0)), (1, LOST.format(0))]
+
+
+def test_killed_process_is_named_by_those_who_are_done():
+    run = Run()
+    for process in (1, 2):
+        run.tell(process, "done")
+        assert run.said(process) == "done"
+    os.kill(run.members[0].pid, signal.SIGKILL)
+    assert run.ends() == [(-9, ""), (1, LOST.format(0)), (1, LOST.format(0))]
+
+
+def test_process_that_is_done_and_killed_is_named_by_the_others():
+    run = Run()
+    run.tell(1, "done")
+    assert run.said(1) == "done"
+    os.kill(run.members[1].pid, signal.SIGKILL)
+    assert run.ends() == [(1, LOST.format(1)), (-9, ""), (1, LOST.format(1))]
 
 
 def test_failed_process_says_why_and_the_others_who():

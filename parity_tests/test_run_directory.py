@@ -176,8 +176,9 @@ def test_config_that_cannot_be_read_is_refused(tmp_path):
 def test_run_goes_on_with_the_same_images_only(tmp_path):
     dataset = make_dataset()
     for _ in range(2):
-        with RunDirectory(Config(out=tmp_path)) as run:
-            run.keep_domain(dataset)
+        with RunDirectory(Config(out=tmp_path), dataset=dataset):
+            pass
+    before = contents(tmp_path)
     assert read_domain(tmp_path) == Domain.of(dataset.to_json())
     fewer = dataclasses.replace(dataset, train=make_dataset(images=8).train)
     renamed = dataclasses.replace(dataset, class_names=("a", "b", "c", "d"))
@@ -185,9 +186,9 @@ def test_run_goes_on_with_the_same_images_only(tmp_path):
         (fewer, f"train_images 8, and those that the run in {tmp_path} began with 12"),
         (renamed, "the images have class_names .'a'"),
     ):
-        with RunDirectory(Config(out=tmp_path)) as run:
-            with pytest.raises(TrainError, match=words):
-                run.keep_domain(other)
+        with pytest.raises(TrainError, match=words):
+            RunDirectory(Config(out=tmp_path, workers=3), dataset=other)
+        assert contents(tmp_path) == before
 
 
 def test_domain_that_cannot_be_read_is_refused(tmp_path):
@@ -202,7 +203,7 @@ def test_unfinished_run_has_no_summary(tmp_path):
 
 
 def test_finished_run_is_known_and_left_alone(tmp_path):
-    with RunDirectory(Config(out=tmp_path)) as run:
+    with RunDirectory(Config(out=tmp_path), dataset=make_dataset()) as run:
         run.finish({"test_accuracy": 0.5})
     before = contents(tmp_path)
     flags = Config(out=tmp_path, workers=3)
@@ -222,6 +223,15 @@ def test_overwrite_starts_anew_and_leaves_other_files(tmp_path):
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {CONFIG, "notes.txt", "mine"}
     assert read_config(tmp_path)["seed"] == 1
+
+
+def test_overwrite_empties_a_folder_on_another_disk(tmp_path):
+    start(tmp_path / "run")
+    (tmp_path / "disk" / "20").mkdir(parents=True)
+    (tmp_path / "run" / CHECKPOINTS).symlink_to(tmp_path / "disk")
+    start(tmp_path / "run", overwrite=True)
+    assert (tmp_path / "run" / CHECKPOINTS).is_symlink()
+    assert list((tmp_path / "disk").iterdir()) == []
 
 
 def test_halves_that_a_killed_process_left_are_removed(tmp_path):

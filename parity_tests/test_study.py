@@ -143,8 +143,14 @@ def test_the_static_net_takes_as_many_steps_as_the_time_allows():
         base: [10.0, 11.0, 99.0],  # the median is 11
         **dict(zip(members, ([22.0] * 3, [15.0] * 3, [7.0, 11.1, 50.0]), strict=True)),
     }
-    comparisons = match_times(dict.fromkeys(members, base), seconds)
+    comparisons = match_times(members, base, seconds)
     assert [each.static.steps for each in comparisons] == [2000, 1360, 1000]
+    # What turns out to take as long as a member is taken, however many steps it has.
+    seconds |= {dataclasses.replace(base, steps=1200): [14.5] * 3}
+    comparisons = match_times(members, base, seconds)
+    assert [each.static.steps for each in comparisons] == [1840, 1200, 1000]
+    comparisons = match_times(members, base, seconds, may_train=False)
+    assert [each.static.steps for each in comparisons] == [1200, 1200, 1000]
     assert all(each.static.width_mult == 0.25 for each in comparisons)
 
 

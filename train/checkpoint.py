@@ -172,7 +172,13 @@ class Checkpoints:
             sent = np.int64(-1 if step is None else step)
             received = int(multihost_utils.broadcast_one_to_all(sent))
             step = None if received < 0 else received
-        self._manager.reload()  # some may have been renamed
+        try:
+            self._manager.reload()  # some may have been renamed
+        except Exception as error:  # of any kind, over files of earlier checkpoints
+            raise TrainingFailed(
+                f"the checkpoints in {self._folder} cannot be read: "
+                f"{in_one_line(error)}; remove the damaged ones, and the latest stays"
+            ) from error
         if step is None:
             return None
         restored = read(self._folder / str(step), like)

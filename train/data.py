@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Generator, Iterator
-from multiprocessing import parent_process
+from multiprocessing import parent_process, resource_tracker
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -20,6 +20,8 @@ from train.presets.dataset import Dataset, Source
 
 OnBadImage = Literal["stop", "skip"]
 
+# What ends a run from outside.
+STOPPING = signal.SIGINT, signal.SIGTERM
 # Batches that lie ready, on the host: enough to bridge a hiccup, few enough for memory.
 READY = 4
 
@@ -136,9 +138,14 @@ def training_batches(
         batches = batches.mp_prefetch(options, _start_worker)
     seen: set[str] = set()
     with contextlib.closing(iter(batches)) as elements:
-        for batch, complaints in elements:
+        # The first one starts the workers.
+        with _signals_blocked():
+            element = _next(elements)
+        while True:
+            batch, complaints = element
             _report(complaints, on_bad_image, seen)
             yield batch
+            element = _next(elements)
 
 
 def evaluation_batches(
@@ -243,12 +250,37 @@ def _report(complaints: tuple[str, ...], on_bad_image: str, seen: set[str]) -> N
     """Stops the run at what could not be read, or says it, once for each image."""
     for complaint in complaints:
         if on_bad_image == "stop":
-            raise TrainingFailed(
-                f"{complaint}; mend or remove it, or pass --on-bad-image skip"
-            )
+            raise TrainingFailed(f"{complaint}; mend it, or pass --on-bad-image skip")
         if complaint not in seen:
             seen.add(complaint)
             warn(f"{complaint}; it is skipped")
+
+
+def _next(elements: Iterator[Any]) -> Any:
+    """Returns the next element; a worker that was killed fails the run in one line."""
+    try:
+        return next(elements)
+    except RuntimeError as error:
+        if "worker" not in str(error).lower():
+            raise
+        raise TrainingFailed(
+            f"a process that reads images has ended: {' '.join(str(error).split())}; "
+            "give the same command again, perhaps with fewer --workers"
+        ) from error
+
+
+@contextlib.contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Keeps from processes started in it what ends the run, until they ignore it.
+
+    A scheduler signals all processes, and these take seconds to start.
+    """
+    resource_tracker.ensure_running()  # which, when it starts, unblocks them
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _mark_flags_as_parsed() -> None:
@@ -260,8 +292,9 @@ def _mark_flags_as_parsed() -> None:
 
 def _start_worker(index: int, count: int) -> None:
     """Prepares a process that reads images: it ends when the run does, in silence."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # The run sees to them.
+    for number in STOPPING:  # The run sees to them.
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
     parent: Any = parent_process()
 
     def follow() -> None:

@@ -1,6 +1,8 @@
 """The devices of a run, over all of its processes, and what lies where on them."""
 
 import contextlib
+import hashlib
+import json
 import os
 import socket
 from collections.abc import Iterator
@@ -42,14 +44,17 @@ def start(config: Config) -> Iterator[None]:
     """
     flags = config.to_json()
     count, process = config.num_processes or 1, config.process_id or 0
-    lines = {}
     if config.coordinator is not None and count > 1:
         lines = _meet(config.coordinator, flags, process, count)
-        jax.distributed.initialize(
-            *(config.coordinator, count, process),
-            cluster_detection_method="deactivate",
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-        )
+        # From here on a death is noticed, also while JAX's runtime waits.
+        with processes.Watch(lines, process, count):
+            jax.distributed.initialize(
+                *(config.coordinator, count, process),
+                cluster_detection_method="deactivate",
+                heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            )
+            _sync()
+            yield
     elif config.coordinator is None and _finds_others():
         count, process = jax.process_count(), jax.process_index()
         if config.out is None:
@@ -57,15 +62,20 @@ def start(config: Config) -> Iterator[None]:
                 f"--out (=None) must be given to a run of {count} processes, which "
                 "must share it"
             )
-        lines = _meet_within(flags, process, count)
-    if count == 1:
+        with processes.Watch(_meet_within(flags, process, count), process, count):
+            _sync()
+            yield
+    else:
         yield
-        return
-    with processes.Watch(lines, process, count):
-        # The first exchange between CPUs waits for the others for 30 s only, and here
-        # they have just met.
-        multihost_utils.sync_global_devices("start")
-        yield
+
+
+def _sync() -> None:
+    """Has the processes meet on their devices.
+
+    The first exchange between CPUs waits for the others for 30 s only, and here they
+    have just met.
+    """
+    multihost_utils.sync_global_devices("start")
 
 
 def _finds_others() -> bool:
@@ -108,6 +118,27 @@ def _meet_within(
 def is_writer() -> bool:
     """Tells whether this is the process that writes, and talks."""
     return jax.process_index() == 0
+
+
+def check_alike(what: str, content: Any) -> None:
+    """Refuses to go on where processes differ; all of them must call it.
+
+    Args:
+        what: What must be alike, for the message.
+        content: What this process has, as JSON has it.
+
+    Raises:
+        TrainError: If another process has something else.
+    """
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()
+    mine = np.frombuffer(digest, np.uint8)
+    every = np.atleast_2d(multihost_utils.process_allgather(mine))
+    others = np.flatnonzero((every != every[0]).any(1))
+    if others.size:
+        raise TrainError(
+            f"process {', '.join(map(str, others))} has other {what} than process 0; "
+            "give all of them the same"
+        )
 
 
 def make_mesh() -> Mesh:

@@ -23,7 +23,7 @@ class Lock:
 
         Raises:
             TrainError: If another process holds it.
-            OSError: If the file cannot be written.
+            OSError: If the file cannot be opened, or the disk knows no locks.
         """
         self._path = path
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -32,8 +32,10 @@ class Lock:
             # Its holder may have removed the file since it was opened.
             if not _is_at(self._descriptor, path):
                 raise BlockingIOError
-            os.ftruncate(self._descriptor, 0)
-            os.write(self._descriptor, str(os.getpid()).encode())
+            # Nothing depends on its content, and a full disk has no room for it.
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._descriptor, 0)
+                os.write(self._descriptor, str(os.getpid()).encode())
         except BlockingIOError:
             holder = os.pread(self._descriptor, 20, 0).decode(errors="replace")
             os.close(self._descriptor)

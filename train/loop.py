@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 
 from train import devices, presets
@@ -62,14 +63,14 @@ def train(config: Config) -> dict[str, Any]:
 
         # Data and model: what can be refused is, before a file is written.
         dataset = presets.load(config)
+        devices.check_alike("images (--data)", dataset.to_json())
         check_batch_size(config, dataset, mesh.size)
         model = create(
             *(config, dataset.num_classes, dataset.image_shape[-1]),
             nnx.Rngs(config.seed),
         )
         costs = costs_of(config, dataset, model)
-        run = closing.enter_context(RunDirectory(config, devices.is_writer()))
-        run.keep_domain(dataset)
+        run = closing.enter_context(RunDirectory(config, devices.is_writer(), dataset))
         display = closing.enter_context(Display(config.steps, run.is_writer))
 
         # State: a static description and a tree of arrays, so that one plain jax.jit
@@ -113,20 +114,27 @@ def train(config: Config) -> dict[str, Any]:
             batch = next(batches)
             return to_devices((batch.images, batch.labels), by_image)
 
+        # The first one starts the processes that read, before any clock does.
+        upcoming = [next_batch()] if done < config.steps else []
+
         # Compilation, ahead of time, so that it can be told from training.
         display.say(
             f"{config.preset}: {len(dataset.train)} training and {len(dataset.test)} "
             f"test images; {costs['parameters']:,} parameters; {mesh.size} "
             f"{mesh.devices.flat[0].platform} device(s)"
         )
-        images, labels = next_batch()
+        shape = config.batch_size, *dataset.image_shape
         compile_started = time.perf_counter()
         train_step = (
             make_train_step(
                 *(graphdef, config, Augmentation.of(config, dataset)),
                 *(dataset.num_classes, shardings, everywhere),
             )
-            .lower(state, images, labels)
+            .lower(
+                state,
+                jax.ShapeDtypeStruct(shape, np.uint8, sharding=by_image),
+                jax.ShapeDtypeStruct(shape[:1], np.int32, sharding=by_image),
+            )
             .compile()
         )
         compile_seconds = time.perf_counter() - compile_started
@@ -156,15 +164,15 @@ def train(config: Config) -> dict[str, Any]:
         display.start(done)
         clock.start()
         for step in range(done + 1, config.steps + 1):
-            state, metrics = train_step(state, images, labels)
+            state, metrics = train_step(state, *upcoming.pop())
             pending.append(metrics)
             is_last = step == config.steps
             is_logged = is_last or step % config.log_every == 0
             is_evaluated = is_last or step % config.eval_every == 0
             is_told_to_stop = stop_signals.stop_after(step) and not is_last
             is_saved = is_last or is_told_to_stop or step % config.checkpoint_every == 0
-            if not is_last:
-                images, labels = next_batch()
+            if not is_last:  # The step is still under way, and the host has time.
+                upcoming.append(next_batch())
             if not (is_logged or is_evaluated or is_saved):
                 continue
             rows = jax.device_get(pending)

@@ -38,7 +38,8 @@ class Line:
 
     def __init__(self, connection: socket.socket):
         self._connection = connection
-        self._texts = connection.makefile("r", encoding="utf-8")
+        # Whoever knocks by mistake may speak anything.
+        self._texts = connection.makefile("r", encoding="utf-8", errors="replace")
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in KEEPALIVE.items():
             if hasattr(socket, name):  # Linux has them all
@@ -57,6 +58,16 @@ class Line:
             return self._texts.readline().rstrip("\n") or None
         except OSError:
             return None
+
+    def is_broken(self) -> bool:
+        """Tells whether the other side is gone, if it has nothing left to say."""
+        self._connection.settimeout(0)
+        try:
+            return not self._connection.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
 
     def close(self) -> None:
         """Closes the connection."""
@@ -122,8 +133,12 @@ def receive_all(
                     each.close()
                 raise TrainingFailed(message) from None
             process, objection = _examine(line.receive(RETRY_SECONDS * 50), flags)
+            for other in [each for each in lines if lines[each].is_broken()]:
+                lines.pop(other).close()  # it may be started again
             if process in lines:
                 objection = f"--process-id (={process}) is taken by another process"
+            if process is not None and not 0 < process < count:
+                objection = f"--process-id (={process}) is none of 1 to {count - 1}"
             if process is None or objection:
                 line.send(objection or "this is no process of the run")
                 line.close()
@@ -139,6 +154,8 @@ def _examine(text: str | None, flags: Mapping[str, Any]) -> tuple[int | None, st
     try:
         process, theirs = json.loads(text or "")
         differing = [name for name in flags if theirs.get(name) != flags[name]]
+        if not isinstance(process, int):
+            return None, ""
     except (ValueError, TypeError, AttributeError):  # not one of ours that knocked
         return None, ""
     differences = [
@@ -194,8 +211,9 @@ def join(address: str, flags: Mapping[str, Any], process: int) -> Line:
 class Watch:
     """Ends this process, with a clear line, as soon as another one has ended.
 
-    Leaving it as a context manager without an error (or told to stop) says goodbye.
-    With one, it ends the process on the spot: to unwind any further would wait for
+    Leaving it as a context manager without an error (or told to stop) waits until the
+    others leave too: who has nothing left to do is still needed, and hears of a death.
+    With an error, it ends the process on the spot: to unwind any further would wait for
     processes that wait for this one.
 
     Args:
@@ -209,6 +227,8 @@ class Watch:
         self._process = process
         self._count = count
         self._is_leaving = threading.Lock()
+        self._is_done = False
+        self._others_done = {other: threading.Event() for other in lines}
         for other in lines:
             threading.Thread(target=self._listen, args=[other], daemon=True).start()
 
@@ -219,8 +239,11 @@ class Watch:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         """Leaves the run, and if by an error the process."""
         if error is None or isinstance(error, TrainingStopped):
-            self._is_leaving.acquire()
+            self._is_done = True
             self._tell(DONE)
+            for each in self._others_done.values():
+                each.wait()
+            self._is_leaving.acquire()
             return
         if not isinstance(error, TrainError | KeyboardInterrupt):
             # It may be what the death of another looks like from here; then the watch
@@ -237,7 +260,10 @@ class Watch:
     def _listen(self, other: int) -> None:
         heard = self._lines[other].receive()
         if heard == DONE:
-            return
+            self._others_done[other].set()
+            heard = self._lines[other].receive()
+            if self._is_done:
+                return  # Both are, so it may go.
         self._is_leaving.acquire()  # and for good: one reason is enough
         lost = other if heard is None else int(heard)
         self._tell(str(lost))

@@ -52,17 +52,21 @@ class RunDirectory:
         is_writer: Whether this process writes.
     """
 
-    def __init__(self, config: Config, is_writer: bool = True):
+    def __init__(
+        self, config: Config, is_writer: bool = True, dataset: Dataset | None = None
+    ):
         """Creates, accepts or goes on with the directory.
 
         Args:
             config: The flags; `out` and `overwrite` say where and how.
             is_writer: Whether this process writes.
+            dataset: What the run is trained on; it writes down what that is like, for
+                those who use the network.
 
         Raises:
             TrainError: If the directory cannot be written, is in use, holds a run with
-                other flags, or holds something else; with `overwrite`, only for the
-                first two reasons.
+                other flags or images, or holds something else; with `overwrite`, only
+                for the first two reasons.
         """
         self.is_writer = is_writer
         self._config = config
@@ -72,9 +76,10 @@ class RunDirectory:
         self.path = config.out or _fresh_directory(config.preset)
         if is_writer:
             _create(self.path)
-            self._lock = Lock(self.path / LOCK)
+            with self.writing():
+                self._lock = Lock(self.path / LOCK)
             try:
-                self._claim()
+                self._claim(dataset)
             except BaseException:
                 self._lock.release()
                 raise
@@ -93,17 +98,6 @@ class RunDirectory:
         """The fingerprint of the flags on which the result depends."""
         flags = json.dumps(decisive_flags(self._config), sort_keys=True)
         return hashlib.sha256(flags.encode()).hexdigest()
-
-    def keep_domain(self, dataset: Dataset) -> None:
-        """Writes down what the images are like, for those who use the network.
-
-        Raises:
-            TrainError: If the run was begun with other images.
-        """
-        if self.is_writer and (self.path / DOMAIN).exists():
-            refuse_other_images(dataset, self.path)
-        else:
-            self.write_json(DOMAIN, dataset.to_json())
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Appends one line to the metrics."""
@@ -154,23 +148,25 @@ class RunDirectory:
             yield self.is_writer
         except OSError as error:
             raise TrainingFailed(
-                f"--out (={self.path}) could not be written: {error.strerror}; free "
-                "the space or choose another directory"
+                f"--out (={self.path}) could not be written: "
+                f"{error.strerror or error}; free the space or choose another directory"
             ) from error
 
-    def _claim(self) -> None:
+    def _claim(self, dataset: Dataset | None) -> None:
         """Makes the directory that of this run."""
         with self.writing():
             halves = _halves(self.path)
             names = {each.name for each in self.path.iterdir()} - {LOCK}
             names -= {each.name for each in halves}
             if self._config.overwrite:
+                for name in names.intersection(FOLDERS):
+                    _empty(self.path / name)
                 for name in FILES:
                     (self.path / name).unlink(missing_ok=True)
-                for name in names.intersection(FOLDERS):
-                    shutil.rmtree(self.path / name)
             elif CONFIG in names:
                 _refuse_other_flags(self.path, self._config)
+                if dataset is not None and DOMAIN in names:
+                    refuse_other_images(dataset, self.path)
             elif names:
                 raise TrainError(
                     f"--out (={self.path}) is not empty, and holds no run to go on "
@@ -182,6 +178,8 @@ class RunDirectory:
         if read_summary(self.path) is None:
             flags = self._config.to_json() | {"out": str(self.path)}
             self.write_json(CONFIG, flags)
+        if dataset is not None and not (self.path / DOMAIN).exists():
+            self.write_json(DOMAIN, dataset.to_json())
 
 
 def find_finished(config: Config) -> dict[str, Any] | None:
@@ -193,9 +191,11 @@ def find_finished(config: Config) -> dict[str, Any] | None:
     if config.out is None or config.overwrite:
         return None
     summary = read_summary(config.out)
-    if summary is not None:
-        _refuse_other_flags(config.out, config)
-    return summary
+    if summary is None:
+        return None
+    _refuse_other_flags(config.out, config)
+    # What the network is used with may have been lost; then it is written anew.
+    return summary if (config.out / DOMAIN).exists() else None
 
 
 def decisive_flags(config: Config) -> dict[str, Any]:
@@ -232,6 +232,17 @@ def _step_of(line: bytes) -> float:
 def _halves(path: Path) -> list[Path]:
     """Returns what a killed process left of files that it wrote beside their place."""
     return [half for name in FILES for half in path.glob(f".{name}." + "?" * 8)]
+
+
+def _empty(folder: Path) -> None:
+    """Removes what is in a folder, which may be a link to one on another disk."""
+    for each in folder.iterdir():
+        if each.is_dir() and not each.is_symlink():
+            shutil.rmtree(each)
+        else:
+            each.unlink()
+    if not folder.is_symlink():
+        folder.rmdir()
 
 
 def _fresh_directory(preset: str) -> Path:

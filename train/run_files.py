@@ -95,8 +95,8 @@ def refuse_other_images(images: Domain, path: Path) -> None:
     """
     before = _read_images(path)
     for name, value in images.to_json().items():
-        if value != before.get(name):
+        if value != before.get(name, value):
             raise TrainError(
                 f"the images have {name} {value}, and those that the run in {path} "
-                f"began with {before.get(name)}; give the same images by --data"
+                f"began with {before[name]}; give the same images"
             )

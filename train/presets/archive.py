@@ -1,11 +1,15 @@
 """Files in a tar archive, read where they are: nothing is ever unpacked to the disk."""
 
+import lzma
 import tarfile
 import zlib
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from train.errors import TrainError
+
+# What Python raises over archives that are cut, damaged or none.
+UNREADABLE = OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError
 
 
 def read_members(path: Path, names: Iterable[str], largest: int) -> dict[str, bytes]:
@@ -40,7 +44,7 @@ def read_members(path: Path, names: Iterable[str], largest: int) -> dict[str, by
             rest = archive.fileobj
             while rest is not None and rest.read(2**20):
                 pass  # At its end a compressed file tells whether it is whole.
-    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+    except UNREADABLE as error:
         reason = str(error).partition("\n")[0]
         raise TrainError(
             f"{path} cannot be read as a tar archive ({reason}); get it anew"

@@ -97,7 +97,7 @@ def _read_python(content: bytes) -> tuple[np.ndarray, np.ndarray] | None:
     """Returns planes and labels of a pickled dictionary, if it is one."""
     try:
         values = read_array_pickle(content)
-        return _checked(values[b"data"], np.asarray(values[b"labels"]))
+        return _checked(np.asarray(values[b"data"]), np.asarray(values[b"labels"]))
     except (ValueError, TypeError, KeyError):
         return None
 

@@ -40,6 +40,9 @@ def read_picture(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
                 picture = picture.convert("RGBA")
                 black = Image.new("RGBA", picture.size, "black")
                 picture = Image.alpha_composite(black, picture)
+            if picture.mode.startswith("I"):  # 16 bits, which Pillow would cut off
+                values = np.asarray(picture, np.int64).clip(0, 2**16 - 1) >> 8
+                picture = Image.fromarray(values.astype(np.uint8))
             picture = ImageOps.fit(picture.convert(mode), (width, height))
             return np.asarray(picture).reshape(shape)
     except Exception as error:  # Decoders raise all kinds of them on broken files.

@@ -11,18 +11,17 @@ from train.errors import TrainError, TrainingFailed, TrainingStopped
 from train.study.flags import StudyFlags
 from train.study.plan import (
     COUNTS,
-    UNEQUAL,
     Comparison,
     Entrant,
     entrants_of,
     match_costs,
     match_times,
-    time_ratio,
 )
 from train.study.processes import Start, start, train_all
 from train.study.results import results_of, seconds_of
 
 PROGRAM = "python -m train study"
+# How often nets may be trained anew to meet a time.
 MATCHES = 3
 
 
@@ -75,22 +74,19 @@ def study(flags: StudyFlags, command: str = PROGRAM, start: Start = start) -> No
     summaries = _train(flags, first, start)
 
     # How long a step takes is known only now, and beside other runs it may take longer.
-    timed: list[Comparison] = []
-    paces = dict.fromkeys(flags.members, flags.base)
-    for _ in range(MATCHES):
+    for attempt in range(MATCHES + 1):
         seconds = {
             entrant: seconds_of(entrant, flags.batch_size, found)
             for entrant, found in summaries.items()
         }
-        paces |= {
-            each.member: each.static
-            for each in timed
-            if abs(time_ratio(each.static, each.member, seconds) - 1) > UNEQUAL
-        }
-        timed = match_times(paces, seconds)
-        print(f"of equal time: {_listed(timed)}")
+        timed = match_times(
+            flags.members, flags.base, seconds, may_train=attempt < MATCHES
+        )
         longer = list(dict.fromkeys(each.static for each in timed))
-        summaries |= _train(flags, longer, start)
+        summaries |= _train(
+            flags, [each for each in longer if each not in summaries], start
+        )
+    print(f"of equal time: {_listed(timed)}")
 
     results = results_of(flags, [*comparisons, *timed], summaries)
     about = {"command": command, "date": str(datetime.date.today())}

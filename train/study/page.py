@@ -106,9 +106,9 @@ def paragraphs(results: Record) -> Iterator[str]:
             f"{TOLERANCE:.0%} share it) and trained for as many steps.",
             "- Same time: the static network of the member's width is trained for as "
             "many steps as it takes in the member's time, in multiples of "
-            f"{SHARE_OF_STEPS:.0%} of the steps, its schedules stretched to them. "
-            f"Where the two came out more than {UNEQUAL:.0%} apart, the number of "
-            "steps was set again, by the pace of that longer run. "
+            f"{SHARE_OF_STEPS:.0%} of the steps, its schedules stretched to them: of "
+            "those trained the nearest in time, and more were trained, by the pace of "
+            f"the nearest, where that was more than {UNEQUAL:.0%} off. "
             f"Times are of training alone, with {results['jobs']} run(s) at a time, "
             "compilation and evaluation left out.",
             "- A seed gives a member and its static counterparts of as many steps the "

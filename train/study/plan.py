@@ -8,6 +8,7 @@ takes; the one of the same time is of the member's width and takes more steps.
 import bisect
 import dataclasses
 import functools
+import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -156,30 +157,39 @@ def match_costs(members: Sequence[Entrant], base: Entrant) -> list[Comparison]:
 
 
 def match_times(
-    paces: Mapping[Entrant, Entrant], seconds: Mapping[Entrant, Sequence[float]]
+    members: Sequence[Entrant],
+    base: Entrant,
+    seconds: Mapping[Entrant, Sequence[float]],
+    *,
+    may_train: bool = True,
 ) -> list[Comparison]:
     """Compares members with the static net, trained for as long as they were.
 
     Args:
-        paces: The static net of each member's width, trained for some steps, which
-            tells how long a step of it takes.
-        seconds: How long the training of each took with each seed.
+        members: The members of the family.
+        base: The static net of their width.
+        seconds: How long the training of each took with each seed. A static net of this
+            width that took as long as a member is its counterpart.
+        may_train: Whether, where there is none, one that is yet to be trained may be,
+            for the steps that the pace of the nearest suggests. Else it is the nearest.
     """
+
+    def ratio(static: Entrant, member: Entrant) -> float:
+        return statistics.median(seconds[static]) / statistics.median(seconds[member])
+
+    trained = [
+        each for each in seconds if dataclasses.replace(each, steps=base.steps) == base
+    ]
+    quantum = max(1, round(SHARE_OF_STEPS * base.steps))
     comparisons = []
-    for member, static in paces.items():
-        steps = static.steps * time_ratio(member, static, seconds)
-        quantum = max(1, round(SHARE_OF_STEPS * member.steps))
-        steps = max(1, round(steps / quantum)) * quantum
-        static = dataclasses.replace(static, steps=steps)
+    for member in members:
+        static = min(trained, key=lambda each: abs(math.log(ratio(each, member))))
+        if may_train and abs(ratio(static, member) - 1) > UNEQUAL:
+            steps = static.steps / ratio(static, member)
+            steps = max(1, round(steps / quantum)) * quantum
+            static = dataclasses.replace(base, steps=steps)
         comparisons.append(Comparison("time", member, static))
     return comparisons
-
-
-def time_ratio(
-    one: Entrant, other: Entrant, seconds: Mapping[Entrant, Sequence[float]]
-) -> float:
-    """Returns by how many times the training of `one` takes longer than the other."""
-    return statistics.median(seconds[one]) / statistics.median(seconds[other])
 
 
 def entrants_of(comparisons: Iterable[Comparison]) -> list[Entrant]:
