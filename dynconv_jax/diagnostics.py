@@ -14,6 +14,9 @@ from dynconv_jax.layers import KernelWarehouse
 from dynconv_jax.layers.expert_conv import ExpertConv
 from dynconv_jax.routing import Attention
 
+# What is recorded that chooses among experts or cells; the rest are gates.
+CHOICES = "attention", "mixture"
+
 # A router that gives one expert more than this share of all attention has collapsed.
 COLLAPSE_SHARE = 0.95
 
@@ -115,6 +118,42 @@ def capture_attention(
         path: each for (path, name), each in recorded.items() if name == "attention"
     }
     return result, attention
+
+
+def capture_routing(
+    model: nnx.Module, *args: Any, **kwargs: Any
+) -> tuple[Any, dict[str, jax.Array]]:
+    """Calls a model and returns its result beside all that it chose for each sample.
+
+    That is what `capture_attention` returns, and the mixtures of warehouses.
+
+    Args:
+        model: A module that contains routers or warehouses.
+        *args: Passed on to the model.
+        **kwargs: Passed on to the model.
+
+    Returns:
+        The model's result, and by path the attention (B, K) of each router and, with
+        `.mixture` added to the path, the mixture (B, M, n) of each `WarehouseConv`: how
+        much of each of n cells is in each of M tiles of its kernel.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from dynconv_jax import DynamicConvBlock
+        >>> block = DynamicConvBlock(3, 8, rngs=nnx.Rngs(0))
+        >>> _, routing = capture_routing(block, jnp.ones((2, 9, 7, 3)))
+        >>> {path: each.shape for path, each in routing.items()}
+        {'dyn.router': (2, 4)}
+    """
+    result, recorded = _capture(model, args, kwargs)
+    return result, {
+        _path_of(*key): each for key, each in recorded.items() if key[1] in CHOICES
+    }
+
+
+def _path_of(path: str, name: str) -> str:
+    """Returns under which path what a part recorded is known."""
+    return path if name == "attention" else f"{path}.{name}".lstrip(".")
 
 
 def summarize(attention: jax.Array | np.ndarray) -> RouterSummary:
@@ -242,13 +281,11 @@ def diagnose(
         )
     summaries: dict[str, RouterSummary | GateSummary] = {}
     for (path, name), each in recorded.items():
-        if name == "attention":
-            summaries[path] = summarize(each)
-        elif name == "mixture":
+        if name in CHOICES:
             rows = each.reshape(-1, each.shape[-1])
-            summaries[f"{path}.{name}".lstrip(".")] = summarize(rows)
+            summaries[_path_of(path, name)] = summarize(rows)
         else:
-            summaries[f"{path}.{name}".lstrip(".")] = summarize_gates(each)
+            summaries[_path_of(path, name)] = summarize_gates(each)
     for path, summary in summaries.items():
         if isinstance(summary, RouterSummary) and summary.collapsed:
             expert = int(summary.share.argmax())

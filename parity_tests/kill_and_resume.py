@@ -154,12 +154,12 @@ def finish(config: Config, out: Path) -> None:
 def kill(config: Config, out: Path, moment: Moment) -> None:
     """Starts a run and kills it; one that was finished before is started anew."""
     has_come, delay = moment
-    for _ in range(5):
+    for attempt in range(5):
         process = start(config, out)
         try:
             while not has_come() and process.poll() is None:
                 time.sleep(0.001)
-            time.sleep(delay)
+            time.sleep(delay / 2**attempt)
         finally:
             process.send_signal(signal.SIGKILL)
         if process.wait() == -signal.SIGKILL and not (out / SUMMARY).exists():

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dynconv_jax import DynamicConv, Router, SigmoidRouter, capture_attention
+from dynconv_jax import (
+    DynamicConv,
+    Router,
+    SigmoidRouter,
+    capture_attention,
+    capture_routing,
+    with_warehouses,
+)
 from parity_tests.parity import assert_close
 from parity_tests.routed import assert_untouched, snapshot
 
@@ -192,6 +199,19 @@ def test_capture_sees_a_router_of_sigmoids(images):
     model = nnx.Sequential(lambda x: 2 * x, router)
     _, attention = capture_attention(model, images)
     assert_close(attention, {"layers.1": router(2 * images)}, dtype="float64")
+
+
+def test_routing_has_the_mixtures_of_warehouses_too(images):
+    model = with_warehouses(
+        lambda conv, rngs: nnx.Sequential(
+            conv(3, 4, (3, 3), rngs=rngs), DynamicConv(4, 5, (1, 1), rngs=rngs)
+        ),
+        rngs=nnx.Rngs(0),
+    )
+    _, routing = capture_routing(model, images)
+    assert set(routing) == {"layers.0.mixture", "layers.1.router"}
+    mixture = model.layers[0].mixture(images)
+    np.testing.assert_array_equal(routing["layers.0.mixture"], mixture)
 
 
 def test_model_that_raises_is_left_as_it_was(images):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import scipy.special
 from flax import nnx
 from jax.sharding import SingleDeviceSharding
 
@@ -22,6 +23,7 @@ from dynconv_jax import (
     with_warehouses,
 )
 from dynconv_jax.diagnostics import capture_attention
+from parity_tests import trained
 from parity_tests.parity import assert_close
 from train.augment import Augmentation
 from train.config import Config
@@ -285,6 +287,25 @@ def test_model_without_routers_trains_and_answers_no_routing(images, labels):
     assert np.isfinite(metrics["loss"])
     answer = evaluation(graphdef)(state, images, labels, np.ones(8, np.float32))
     assert answer["attention"] == answer["entropy"] == answer["wins"] == {}
+
+
+def test_routing_of_a_warehouse_is_that_of_its_tiles(images, labels):
+    model = with_warehouses(
+        lambda conv, rngs: Net(conv, use_bias=False), rngs=nnx.Rngs(0)
+    )
+    graphdef, state, _ = build(model, CONFIG)
+    mask = np.array([1, 1, 1, 1, 1, 1, 1, 0], np.float32)
+    answer = evaluation(graphdef)(state, images, labels, mask)
+    mixture = np.asarray(trained.evaluated(model).conv.mixture(images[:7]))
+    shares = np.abs(mixture) / np.abs(mixture).sum(-1, keepdims=True)
+    expected = {
+        "attention": shares.mean((0, 1)),
+        "entropy": scipy.special.entr(shares).sum(-1).mean(),
+        "wins": np.eye(shares.shape[-1])[mixture.argmax(-1)].mean((0, 1)),
+    }
+    found = {name: np.asarray(answer[name]["conv.mixture"]) / 7 for name in expected}
+    found["attention"] = found["attention"].sum(0)
+    assert_close(found, expected, dtype="float32")
 
 
 def test_warehouse_follows_its_assignment_schedule(images, labels):

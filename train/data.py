@@ -138,8 +138,8 @@ def training_batches(
         batches = batches.mp_prefetch(options, _start_worker)
     seen: set[str] = set()
     with contextlib.closing(iter(batches)) as elements:
-        # The first one starts the workers.
-        with _signals_blocked():
+        # The first one starts the workers, where there are any.
+        with _signals_blocked() if workers else contextlib.nullcontext():
             element = _next(elements)
         while True:
             batch, complaints = element

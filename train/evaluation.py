@@ -26,7 +26,8 @@ class Evaluation:
             could not be read, which count nowhere.
         confidence: The probability of the class predicted, (N,).
         losses: The cross-entropy of every image, (N,).
-        attention: For every router its mean attention by class, (classes, K).
+        attention: For every router its mean attention by class, (classes, K); for every
+            layer of a warehouse, here and below, how it shares in the cells.
         entropy: For every router the mean entropy of an image's shares, in nats.
         usage: For every router the share of images in which each expert has the largest
             weight, (K,).

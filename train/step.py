@@ -12,7 +12,7 @@ from jax.scipy.special import entr
 from jax.sharding import Sharding
 
 from dynconv_jax import Assignment, Temperature, load_balance_loss
-from dynconv_jax.diagnostics import capture_attention
+from dynconv_jax.diagnostics import capture_attention, capture_routing
 from dynconv_jax.functional.numerics import at_least_float32
 from dynconv_jax.scheduled import set_scheduled
 from dynconv_jax.weights import to_torch_state_dict
@@ -239,7 +239,8 @@ def make_eval_step(
         `prediction` and `confidence`, (B,); and for every router, summed over the
         images with mask 1: `attention`, by class (class_count, K), `entropy` of the
         experts' shares in nats, (), and `wins`, how often each expert has the largest
-        weight, (K,). Models without routers have empty dicts in their place.
+        weight, (K,). Of a warehouse it is the shares of the cells, and all are means
+        over the tiles of a kernel. Models that choose nothing have empty dicts.
     """
 
     def step(state, images, labels, mask):
@@ -252,24 +253,31 @@ def make_eval_step(
             raise_if_not_found=False,
         )
         images = normalize(images, *normalisation)
-        logits, attention = capture_attention(model, images)
+        logits, routing = capture_routing(model, images)
         logits = logits.astype(at_least_float32(logits.dtype))
+        shares = {path: _shares(each) for path, each in routing.items()}
         is_class = jax.nn.one_hot(labels, class_count) * mask[:, None]
         return {
             "loss": optax.softmax_cross_entropy_with_integer_labels(logits, labels),
             "prediction": logits.argmax(-1),
             "confidence": jax.nn.softmax(logits).max(-1),
             "attention": {
-                path: jnp.einsum("bn,bk->nk", is_class, each, precision="highest")
-                for path, each in attention.items()
+                path: jnp.einsum(
+                    "bn,bk->nk",
+                    is_class,
+                    each if each.ndim == 2 else _over_tiles(shares[path]),
+                    precision="highest",
+                )
+                for path, each in routing.items()
             },
             "entropy": {
-                path: (entr(_shares(each)).sum(-1) * mask).sum()
-                for path, each in attention.items()
+                path: mask @ _over_tiles(entr(each)).sum(-1)
+                for path, each in shares.items()
             },
             "wins": {
-                path: mask @ jax.nn.one_hot(each.argmax(-1), each.shape[-1])
-                for path, each in attention.items()
+                path: mask
+                @ _over_tiles(jax.nn.one_hot(each.argmax(-1), each.shape[-1]))
+                for path, each in routing.items()
             },
         }
 
@@ -277,7 +285,7 @@ def make_eval_step(
 
 
 def _shares(attention: jax.Array) -> jax.Array:
-    """Returns the share of each expert in the attention (B, K) of a sample.
+    """Returns the share of each expert in the attention (..., K) of a sample.
 
     A softmax answers shares; sigmoids do not. A row of zeros counts as even.
     """
@@ -285,6 +293,11 @@ def _shares(attention: jax.Array) -> jax.Array:
     total = magnitudes.sum(-1, keepdims=True)
     even = 1 / attention.shape[-1]
     return jnp.where(total == 0, even, magnitudes / jnp.where(total == 0, 1, total))
+
+
+def _over_tiles(values: jax.Array) -> jax.Array:
+    """Returns the mean over the tiles of a kernel, where there are any, (B, K)."""
+    return values.mean(axis=tuple(range(1, values.ndim - 1)))
 
 
 def params_sha256(model: nnx.Module) -> str:

@@ -109,9 +109,9 @@ def routing(run: Run, evaluation: Evaluation, dataset: Dataset) -> str:
     if not evaluation.attention:
         return section(
             "Routing",
-            note="No convolution of this model has a router that chooses among experts "
-            "for an image, so there is no routing to show. (Decompositions and "
-            "warehouses are dynamic too, but mix without experts of their own.)",
+            note="No convolution of this model chooses among experts for an image, so "
+            "there is no routing to show. (A decomposition is dynamic too, and chooses "
+            "nothing.)",
         )
     paths = list(evaluation.attention)
     names = {path: path.removesuffix(".router") or "router" for path in paths}
@@ -160,7 +160,8 @@ def routing(run: Run, evaluation: Evaluation, dataset: Dataset) -> str:
             f'<div class="maps">{maps}</div>',
             is_open=len(paths) <= MOST_OPEN_MAPS,
         ),
-        note="What each router does with the test images. Entropy is that of an "
+        note="What each router does with the test images, and what each layer takes "
+        "from a warehouse of cells, over its kernel's tiles. Entropy is that of an "
         "image's attention, as a share of the largest there is; usage is the share of "
         "images in which each expert weighs most, the largest first; the difference "
         "between classes is the mean distance (half the sum of absolute differences) "
