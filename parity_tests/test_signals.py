@@ -20,7 +20,15 @@ def test_signal_is_noted(number):
         assert signals.stop_after(1)
 
 
-def test_second_interrupt_interrupts():
+@pytest.fixture
+def interrupts():
+    """Has Ctrl-C raise, also in a process whose shell started it in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_second_interrupt_interrupts(interrupts):
     with StopSignals(), pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
