@@ -112,7 +112,7 @@ class _Axis:
     ) -> "_Axis":
         """Ends at a tick if loose, else where it is told."""
         if low == high:
-            low, high = (0.0, 2 * high) if high > 0 else (low - 1, high + 1)
+            low, high = (0.0, 2 * high or 1.0) if high >= 0 else (low - 1, high + 1)
         found = MaxNLocator(ticks, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
         if is_loose:
             low, high = found[0], found[-1]
