@@ -2,6 +2,7 @@
 
 import dataclasses
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -114,10 +115,7 @@ def capture_attention(
         {'dyn.router': (2, 4)}
     """
     result, recorded = _capture(model, args, kwargs)
-    attention = {
-        path: each for (path, name), each in recorded.items() if name == "attention"
-    }
-    return result, attention
+    return result, _named(recorded, ["attention"])
 
 
 def capture_routing(
@@ -146,8 +144,17 @@ def capture_routing(
         {'dyn.router': (2, 4)}
     """
     result, recorded = _capture(model, args, kwargs)
-    return result, {
-        _path_of(*key): each for key, each in recorded.items() if key[1] in CHOICES
+    return result, _named(recorded, CHOICES)
+
+
+def _named(
+    recorded: dict[tuple[str, str], jax.Array], names: Sequence[str]
+) -> dict[str, jax.Array]:
+    """Returns what was recorded under some names, by path."""
+    return {
+        _path_of(path, name): each
+        for (path, name), each in recorded.items()
+        if name in names
     }
 
 

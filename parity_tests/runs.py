@@ -111,7 +111,7 @@ def write_run(
 
 def write_trained(path: Path, **flags: Any) -> tuple[Dataset, nnx.Module]:
     """Writes a run of a narrow model, with weights; returns its data and its model."""
-    dataset = presets.load(Config())
+    dataset = presets.load(Config(**flags))
     options = ("width_mult=0.25",)
     config = write_run(path, dataset=dataset, model_options=options, **flags)
     channels = dataset.image_shape[-1]

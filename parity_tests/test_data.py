@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -165,6 +166,14 @@ def test_closing_ends_the_thread_that_reads_ahead(source):
         assert not thread.is_alive()
 
 
+def program(folder: Path, text: str) -> dict[str, Any]:
+    """How a program is started that uses this package, and starts itself anew."""
+    path = folder / "program.py"
+    path.write_text(text)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return dict(args=[sys.executable, str(path)], env=environment)
+
+
 def test_worker_that_is_killed_fails_the_run_in_one_line(source):
     with contextlib.closing(training_batches(source, 2, 0, workers=1)) as batches:
         next(batches)
@@ -195,11 +204,8 @@ if __name__ == "__main__":
 
 
 def test_workers_survive_a_signal_to_all_while_they_start(tmp_path):
-    program = tmp_path / "program.py"
-    program.write_text(STOPPED_WHILE_WORKERS_START)
     run = subprocess.run(
-        [sys.executable, str(program)],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        **program(tmp_path, STOPPED_WHILE_WORKERS_START),
         capture_output=True,
         text=True,
         start_new_session=True,
@@ -224,13 +230,7 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 def test_workers_do_not_outlive_a_run_that_is_killed(tmp_path):
-    program = tmp_path / "program.py"
-    program.write_text(READ_AND_WAIT)
-    run = subprocess.Popen(
-        [sys.executable, str(program)],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-    )
+    run = subprocess.Popen(**program(tmp_path, READ_AND_WAIT), stdout=subprocess.PIPE)
     with run:
         assert run.stdout is not None
         worker = int(run.stdout.readline())

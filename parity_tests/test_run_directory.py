@@ -179,7 +179,7 @@ def test_run_goes_on_with_the_same_images_only(tmp_path):
         with RunDirectory(Config(out=tmp_path), dataset=dataset):
             pass
     before = contents(tmp_path)
-    assert read_domain(tmp_path) == Domain.of(dataset.to_json())
+    assert read_domain(tmp_path) == Domain.of(dataset.identity())
     fewer = dataclasses.replace(dataset, train=make_dataset(images=8).train)
     renamed = dataclasses.replace(dataset, class_names=("a", "b", "c", "d"))
     for other, words in (

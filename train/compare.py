@@ -15,7 +15,7 @@ from train.config import parse_flags
 from train.errors import TrainError, TrainingFailed
 from train.finished import Run, read_run
 from train.flags.checks import flag_of
-from train.run_files import SUMMARY
+from train.run_files import read_summary
 
 PICTURE = "compare.png"
 
@@ -121,7 +121,8 @@ def _flag_text(value: Any) -> str:
 
 def _figures(run: Run) -> dict[str, str]:
     """Returns what came out of a run, as far as it is."""
-    if not (run.path / SUMMARY).exists():
+    summary = read_summary(run.path)
+    if summary is None:
         latest = run.tests[-1] if run.tests else {}
         steps = max((row["step"] for row in run.training + run.tests), default=0)
         figures = {"steps": f"{steps:,} of {run.config.steps:,}"}
@@ -129,7 +130,6 @@ def _figures(run: Run) -> dict[str, str]:
             if name in latest:
                 figures[_words(name)] = f"{latest[name]:.4f}"
         return figures
-    summary = run.summary()
     figures = {
         _words(name): form.format(summary[name])
         for name, form in FIGURES.items()

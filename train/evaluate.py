@@ -88,12 +88,12 @@ def main(argv: Sequence[str]) -> None:
     """
     flags = parse_flags(argv, EvaluateFlags, "python -m train evaluate")
     path = flags.run[0]
-    config, _, model = load_trained(path, flags.weights)
+    config, domain, model = load_trained(path, flags.weights)
     if flags.data is not None:
         config = dataclasses.replace(config, data=flags.data)
     dataset = presets.load(config)
-    # Not all of it: it may be tested on images that it was not tested on before.
-    refuse_other_images(presets.Domain.of(dataset.to_json()), path)
+    # They may be others, if they are alike.
+    refuse_other_images(dataset.to_json(), domain.to_json(), path)
     mesh = devices.make_mesh()
     everywhere = devices.everywhere(mesh)
     graphdef, state = nnx.split(create_state(model, config))

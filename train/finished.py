@@ -8,7 +8,7 @@ from typing import Any
 
 from train.config import Config
 from train.errors import TrainError
-from train.run_files import METRICS, read_config, read_summary
+from train.run_files import METRICS, read_config
 
 Row = dict[str, Any]
 
@@ -36,20 +36,6 @@ class Run:
     def name(self) -> str:
         """What to call it: the name of the directory."""
         return self.path.resolve().name
-
-    def summary(self) -> dict[str, Any]:
-        """Returns the content of summary.json.
-
-        Raises:
-            TrainError: If the run is not finished.
-        """
-        summary = read_summary(self.path)
-        if summary is None:
-            raise TrainError(
-                f"the run in {self.path} is not finished; give its command again to "
-                "go on with it"
-            )
-        return summary
 
     def split_flags(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Returns the flags that differ from their defaults, and the others.

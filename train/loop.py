@@ -63,7 +63,7 @@ def train(config: Config) -> dict[str, Any]:
 
         # Data and model: what can be refused is, before a file is written.
         dataset = presets.load(config)
-        devices.check_alike("images (--data)", dataset.to_json())
+        devices.check_alike("images (--data)", dataset.identity())
         check_batch_size(config, dataset, mesh.size)
         model = create(
             *(config, dataset.num_classes, dataset.image_shape[-1]),

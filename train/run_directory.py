@@ -27,6 +27,7 @@ from train.run_files import (
     METRICS,
     SUMMARY,
     read_config,
+    read_identity,
     read_summary,
     refuse_other_images,
 )
@@ -166,7 +167,8 @@ class RunDirectory:
             elif CONFIG in names:
                 _refuse_other_flags(self.path, self._config)
                 if dataset is not None and DOMAIN in names:
-                    refuse_other_images(dataset, self.path)
+                    known = read_identity(self.path)
+                    refuse_other_images(dataset.identity(), known, self.path)
             elif names:
                 raise TrainError(
                     f"--out (={self.path}) is not empty, and holds no run to go on "
@@ -179,7 +181,7 @@ class RunDirectory:
             flags = self._config.to_json() | {"out": str(self.path)}
             self.write_json(CONFIG, flags)
         if dataset is not None and not (self.path / DOMAIN).exists():
-            self.write_json(DOMAIN, dataset.to_json())
+            self.write_json(DOMAIN, dataset.identity())
 
 
 def find_finished(config: Config) -> dict[str, Any] | None:

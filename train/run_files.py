@@ -1,6 +1,7 @@
 """The files of a run: what they are called, and how those that tell of it are read."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +51,15 @@ def read_domain(path: Path) -> Domain:
     Raises:
         TrainError: If it does not say.
     """
-    return Domain.of(_read_images(path))
+    return Domain.of(read_identity(path))
 
 
-def _read_images(path: Path) -> dict[str, Any]:
+def read_identity(path: Path) -> dict[str, Any]:
+    """Returns what the images of the run in the directory `path` are told by.
+
+    Raises:
+        TrainError: If it does not say.
+    """
     try:
         images = json.loads((path / DOMAIN).read_bytes())
         Domain.of(images)
@@ -82,21 +88,22 @@ def read_summary(path: Path) -> dict[str, Any] | None:
         ) from error
 
 
-def refuse_other_images(images: Domain, path: Path) -> None:
-    """Refuses images that are not those of the run in the directory `path`.
+def refuse_other_images(
+    found: Mapping[str, Any], known: Mapping[str, Any], path: Path
+) -> None:
+    """Refuses images that are not those of a run, as far as both are described.
 
     Args:
-        images: A `Dataset`, which must be the same as far as numbers and labels tell;
-            or only its domain, which must be like that of the run.
-        path: The directory.
+        found: What the images are told by, or only what they are like.
+        known: The same of those of the run.
+        path: The directory of the run.
 
     Raises:
-        TrainError: If they are others, or what those of the run were is not known.
+        TrainError: If they are others.
     """
-    before = _read_images(path)
-    for name, value in images.to_json().items():
-        if value != before.get(name, value):
+    for name in [name for name in found if name in known]:
+        if found[name] != known[name]:
             raise TrainError(
-                f"the images have {name} {value}, and those that the run in {path} "
-                f"began with {before[name]}; give the same images"
+                f"the images have {name} {found[name]}, and those that the run in "
+                f"{path} began with {known[name]}; give the same images"
             )

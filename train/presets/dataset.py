@@ -90,7 +90,7 @@ class Domain:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
-        """Returns the domain in what `to_json` wrote, of it or of a `Dataset`."""
+        """Returns the domain of which JSON tells, perhaps among other things."""
         names = (field.name for field in dataclasses.fields(cls))
         return cls(**{name: tuple(values[name]) for name in names})
 
@@ -115,12 +115,12 @@ class Dataset(Domain):
     test: Source
     augmentation: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
-    def to_json(self) -> dict[str, Any]:
-        """Returns its domain, and by what else it is told from other data."""
+    def identity(self) -> dict[str, Any]:
+        """Returns, as JSON has it, by what it is told from other data."""
         labels = hashlib.sha256()
         for source in (self.train, self.test):
             labels.update(source.labels.astype("<i4").tobytes())
-        return super().to_json() | {
+        return self.to_json() | {
             "train_images": len(self.train),
             "test_images": len(self.test),
             "labels_sha256": labels.hexdigest(),
