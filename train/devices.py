@@ -16,7 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from train import processes
 from train.config import Config
-from train.errors import TrainError
+from train.errors import ProcessesDiffer, TrainError
 
 AXIS = "data"
 # Smaller arrays cost more to gather than they take.
@@ -128,14 +128,14 @@ def check_alike(what: str, content: Any) -> None:
         content: What this process has, as JSON has it.
 
     Raises:
-        TrainError: If another process has something else.
+        ProcessesDiffer: If another process has something else.
     """
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()
     mine = np.frombuffer(digest, np.uint8)
     every = np.atleast_2d(multihost_utils.process_allgather(mine))
     others = np.flatnonzero((every != every[0]).any(1))
     if others.size:
-        raise TrainError(
+        raise ProcessesDiffer(
             f"process {', '.join(map(str, others))} has other {what} than process 0; "
             "give all of them the same"
         )

@@ -8,9 +8,18 @@ class TrainError(Exception):
 
     Attributes:
         exit_status: What the program exits with.
+        is_agreed: Whether all processes of a run raise it, so that none has to tell
+            the others.
     """
 
     exit_status = 2
+    is_agreed = False
+
+
+class ProcessesDiffer(TrainError):
+    """Processes of a run have not what all of them must have alike."""
+
+    is_agreed = True
 
 
 class TrainingFailed(TrainError):
@@ -26,6 +35,7 @@ class TrainingStopped(TrainError):
     """
 
     exit_status = 75
+    is_agreed = True
 
 
 def warn(message: str) -> None:

@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from train.errors import TrainError, TrainingFailed, TrainingStopped
+from train.errors import TrainError, TrainingFailed
 from train.flags.checks import flag_of
 
 MEETING_SECONDS = 120.0
@@ -211,10 +211,10 @@ def join(address: str, flags: Mapping[str, Any], process: int) -> Line:
 class Watch:
     """Ends this process, with a clear line, as soon as another one has ended.
 
-    Leaving it as a context manager without an error (or told to stop) waits until the
-    others leave too: who has nothing left to do is still needed, and hears of a death.
-    With an error, it ends the process on the spot: to unwind any further would wait for
-    processes that wait for this one.
+    Leaving it as a context manager without an error, or with one that all raise, waits
+    until the others leave too: who has nothing left to do is still needed, and hears of
+    a death. With an error of its own, it ends the process on the spot: to unwind any
+    further would wait for processes that wait for this one.
 
     Args:
         lines: To the other processes: in process 0 to all, else to process 0.
@@ -238,7 +238,7 @@ class Watch:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         """Leaves the run, and if by an error the process."""
-        if error is None or isinstance(error, TrainingStopped):
+        if error is None or (isinstance(error, TrainError) and error.is_agreed):
             self._is_done = True
             self._tell(DONE)
             for each in self._others_done.values():
