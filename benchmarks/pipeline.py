@@ -17,12 +17,13 @@ from flax import nnx
 from benchmarks.machine import describe
 from benchmarks.timing import interleave
 from dynconv_jax.weights import write_file
-from train import devices, presets
-from train.augment import Augmentation
-from train.config import Config as TrainConfig
-from train.data import to_devices, training_batches
-from train.model import create
-from train.step import create_state, make_train_step
+from train.data import presets
+from train.data.batches import to_devices, training_batches
+from train.flags.config import Config as TrainConfig
+from train.learning.augment import Augmentation
+from train.learning.model import create
+from train.learning.step import create_state, make_train_step
+from train.machines import devices
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,7 +27,7 @@ from flax import nnx
 
 import dynconv_jax
 import dynconv_torch
-from parity_tests import networks, routed
+from parity_tests.tools import networks, routed
 
 # The arrays are small, and another process has the other core.
 torch.set_num_threads(1)

@@ -17,7 +17,7 @@ from dynconv_jax import (
     with_warehouses,
 )
 from parity_tests.parity import assert_close
-from parity_tests.routed import assert_untouched, snapshot
+from parity_tests.tools.routed import assert_untouched, snapshot
 
 
 class OwnModel(nnx.Module):

@@ -24,7 +24,7 @@ from dynconv_jax import (
     with_warehouses,
 )
 from parity_tests.parity import assert_close
-from parity_tests.routed import assert_untouched, snapshot
+from parity_tests.tools.routed import assert_untouched, snapshot
 
 
 def force_onto(router, expert):

@@ -5,17 +5,16 @@ import importlib
 import inspect
 import io
 import types
-from pathlib import Path
 
 import pytest
 import torch
 
 import dynconv_jax
 import dynconv_torch
+from parity_tests.tools.checkout import ROOT
 
 DEFAULT_NUMERICS = True  # the examples are to run as a user runs them
 
-ROOT = Path(__file__).parents[1]
 
 # Results, warnings and markers: they are met in the examples of what makes them.
 WITHOUT_EXAMPLE = {

@@ -8,7 +8,7 @@ import pytest
 
 from dynconv_jax import summarize, summarize_gates
 from parity_tests.parity import assert_close
-from parity_tests.routed import bits
+from parity_tests.tools.routed import bits
 
 
 def test_mean_attention_is_the_average_over_samples():

@@ -4,8 +4,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from train.config import COMMANDS, parse
 from train.errors import TrainError, TrainingStopped
+from train.flags.config import COMMANDS, parse
 
 
 def main(argv: Sequence[str]) -> int:
@@ -23,7 +23,7 @@ def main(argv: Sequence[str]) -> int:
     """
     try:
         if argv and argv[0] in COMMANDS:
-            importlib.import_module(f"train.{argv[0]}").main(argv[1:])
+            importlib.import_module(f"train.commands.{argv[0]}").main(argv[1:])
             return 0
         config = parse(argv)
         from train.loop import train  # which brings all that --help does not need

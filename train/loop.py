@@ -9,24 +9,41 @@ import jax
 import numpy as np
 from flax import nnx
 
-from train import devices, presets
-from train.augment import Augmentation
-from train.checkpoint import Checkpoints
-from train.clock import Clock
-from train.config import Config
-from train.costs import costs_of
-from train.data import batch_indices, check_batch_size, to_devices, training_batches
-from train.display import Display
+from train.data import presets
+from train.data.batches import (
+    batch_indices,
+    check_batch_size,
+    to_devices,
+    training_batches,
+)
 from train.errors import TrainingFailed, TrainingStopped
-from train.evaluation import evaluate
-from train.figures import draw_routing
-from train.model import create
-from train.report import write_report
-from train.run_directory import RunDirectory, find_finished
-from train.run_files import BEST_WEIGHTS, CHECKPOINTS, EMA_WEIGHTS, PICTURE, WEIGHTS
-from train.signals import StopSignals
-from train.step import create_state, make_eval_step, make_train_step, params_sha256
-from train.tensorboard import TensorBoard
+from train.flags.config import Config
+from train.learning.augment import Augmentation
+from train.learning.costs import costs_of
+from train.learning.evaluation import evaluate
+from train.learning.model import create
+from train.learning.step import (
+    create_state,
+    make_eval_step,
+    make_train_step,
+    params_sha256,
+)
+from train.machines import devices
+from train.machines.signals import StopSignals
+from train.showing.clock import Clock
+from train.showing.display import Display
+from train.showing.figures import draw_routing
+from train.showing.report import write_report
+from train.showing.tensorboard import TensorBoard
+from train.storage.checkpoint import Checkpoints
+from train.storage.run_directory import RunDirectory, find_finished
+from train.storage.run_files import (
+    BEST_WEIGHTS,
+    CHECKPOINTS,
+    EMA_WEIGHTS,
+    PICTURE,
+    WEIGHTS,
+)
 
 
 def train(config: Config) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""The flags of a run, by what they are about; `train.config` puts them together."""
+"""What may be asked of a run; `config.py` puts the flags of all subjects together."""

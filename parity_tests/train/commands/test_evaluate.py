@@ -1,0 +1,84 @@
+"""`evaluate` finds again what the model of a run computes."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from parity_tests.parity import TOLERANCES
+from parity_tests.tools.runs import write_trained
+from train.commands.evaluate import main
+from train.errors import TrainError
+from train.learning.augment import normalize
+
+DEFAULT_NUMERICS = True
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "run"
+    return path, *write_trained(path, conv="static", ema_decay=0.5, batch_size=64)
+
+
+def test_results_are_those_of_the_model(trained, capsys):
+    path, dataset, model = trained
+    main([str(path), "--json"])
+    results = json.loads(capsys.readouterr().out)
+    images = normalize(dataset.test.images, dataset.mean, dataset.std)
+    labels = dataset.test.labels
+    evaluating = nnx.view(model, use_running_average=True)
+    logits = jax.jit(evaluating)(images)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    tolerance = TOLERANCES["float32"].relative
+    np.testing.assert_allclose(results["test_loss"], losses.mean(), rtol=tolerance)
+    assert results["test_accuracy"] == (logits.argmax(-1) == labels).mean()
+    assert sum(each["images"] for each in results["classes"]) == len(labels)
+
+
+def test_results_are_told_by_class(trained, capsys):
+    main([str(trained[0])])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("final weights on 360 test images: accuracy 0.")
+    assert len([line for line in lines if "│" in line]) == 10
+
+
+def test_data_of_other_classes_are_refused(trained, tmp_path):
+    shutil.copytree(trained[0], tmp_path / "run")
+    domain = json.loads((tmp_path / "run" / "domain.json").read_text())
+    domain["class_names"].reverse()
+    (tmp_path / "run" / "domain.json").write_text(json.dumps(domain))
+    with pytest.raises(TrainError, match="the images have class_names"):
+        main([str(tmp_path / "run")])
+
+
+@pytest.mark.parametrize("weights", ["best", "ema"])
+def test_weights_that_are_not_there_are_refused(trained, weights):
+    with pytest.raises(TrainError, match=f"{weights}.safetensors"):
+        main([str(trained[0]), "--weights", weights])
+
+
+def test_averages_of_a_run_that_has_none_are_not_promised(trained, tmp_path):
+    shutil.copytree(trained[0], tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config["ema_decay"] = None
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(TrainError, match="the run had no --ema-decay"):
+        main([str(tmp_path / "run"), "--weights", "ema"])
+
+
+def test_weights_that_are_cut_are_refused(trained, tmp_path):
+    shutil.copytree(trained[0], tmp_path / "cut")
+    weights = (trained[0] / "model.safetensors").read_bytes()
+    (tmp_path / "cut" / "model.safetensors").write_bytes(weights[:1000])
+    with pytest.raises(TrainError, match=r"model\.safetensors cannot be loaded"):
+        main([str(tmp_path / "cut")])
+
+
+@pytest.mark.parametrize("arguments", [[], ["one", "two"]])
+def test_other_than_one_run_is_refused(arguments):
+    with pytest.raises(TrainError, match="the directory of one run"):
+        main(arguments)

@@ -1,0 +1,220 @@
+"""The model of the flags: any by name, options checked, and where it starts."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+from flax import nnx
+
+from dynconv_jax import CondConv, DynamicConv, ODConv, list_convolutions, list_models
+from dynconv_jax.weights import save_weights, to_torch_state_dict
+from parity_tests.parity import assert_close
+from train.errors import TrainError
+from train.flags.config import Config
+from train.learning.model import create, static_twin
+
+# The program is run as a user runs it.
+DEFAULT_NUMERICS = True
+
+CLASSES = 7
+SMALL: dict[str, Any] = dict(num_experts=2)
+
+
+def abstract(**flags) -> Any:
+    return nnx.eval_shape(lambda: create(Config(**flags), CLASSES, 2, nnx.Rngs(0)))
+
+
+def layers_of(model: nnx.Module, kind: type) -> list:
+    return [part for _, part in nnx.iter_modules(model) if isinstance(part, kind)]
+
+
+# Names
+
+
+@pytest.mark.parametrize("conv", [None, *list_convolutions()])
+@pytest.mark.parametrize(
+    "name", ["dynamic_net", pytest.param("resnet18", marks=pytest.mark.slow)]
+)
+def test_every_convolution_is_made_by_name(name, conv):
+    model = abstract(model=name, conv=conv, dtype="bfloat16")
+    graphdef, state = nnx.split(model)
+    image = jax.ShapeDtypeStruct((4, 8, 8, 2), "float32")
+    logits = jax.eval_shape(lambda s, x: nnx.merge(graphdef, s)(x), state, image)
+    assert (logits.shape, logits.dtype) == ((4, CLASSES), jnp.bfloat16)
+    params = jax.tree.leaves(nnx.state(model, nnx.Param))
+    assert {leaf.dtype for leaf in params} == {jnp.dtype("float32")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list_models())
+def test_every_model_is_made_by_name(name):
+    assert layers_of(abstract(model=name, conv="dynamic"), DynamicConv)
+
+
+@pytest.mark.parametrize(("name", "experts"), [("b0_4e", 4), ("b0_8e", 8)])
+def test_named_convolution_of_a_model_keeps_its_experts(name, experts):
+    model = abstract(model=f"efficientnet_cc_{name}", conv="condconv")
+    layers = layers_of(model, CondConv)
+    assert layers
+    assert {layer.num_experts for layer in layers} == {experts}
+
+
+# Options
+
+
+def test_flags_and_named_options_reach_the_convolutions():
+    model = abstract(
+        model="resnet18",
+        conv="dynamic",
+        num_experts=3,
+        reduction=8,
+        top_k=2,
+        router_dropout=0.25,
+        conv_options=("implementation=vmap",),
+        model_options=("dynamic=1", "dropout=0.5"),
+    )
+    layers = layers_of(model, DynamicConv)
+    assert len(layers) == 4  # of the last stage alone
+    for layer in layers:
+        assert layer.num_experts == 3
+        assert layer.implementation == "vmap"
+        router = layer.router
+        assert (router.reduction, router.top_k, router.dropout.rate) == (8, 2, 0.25)
+    assert model.dropout.rate == 0.5
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (dict(model="resnet81"), ["--model (=resnet81)", "'resnet18'"]),
+        (dict(conv="dinamic"), ["--conv (=dinamic)", "did you mean 'dynamic'?"]),
+        (
+            dict(model="resnet18", num_experts=3),
+            ["--num-experts (=3)", "--model resnet18", "--conv"],
+        ),
+        (dict(conv="condconv", top_k=2), ["--top-k (=2)", "--conv condconv"]),
+        (
+            dict(conv="odconv", router_dropout=0.1),
+            ["--router-dropout (=0.1)", "--conv odconv"],
+        ),
+        (dict(top_k=7), ["--top-k (=7)", "--num-experts (=4)"]),
+        (
+            dict(model="resnet18", conv="dynamic", model_options=("dynamic=often",)),
+            ["--model-options (=dynamic=often)", "'pointwise'"],
+        ),
+        (
+            dict(model="resnet18", model_options=("dynamik=all",)),
+            ["--model-options (=dynamik=all)", "not known"],
+        ),
+        (
+            dict(conv_options=("num_experts=3",)),
+            ["--conv-options (=num_experts=3)", "set by --num-experts"],
+        ),
+        (
+            dict(model_options=("num_classes=3",)),
+            ["--model-options (=num_classes=3)", "set by the data"],
+        ),
+        (
+            dict(conv_options=("use_bias=True", "use_bias=False")),
+            ["--conv-options (=use_bias=False)", "an earlier one"],
+        ),
+        (
+            dict(conv="kernel_warehouse", conv_options=("ratio=0.3",)),
+            ["--conv kernel_warehouse", "`ratio` (=0.3)"],
+        ),
+        (
+            dict(conv="decomposed", load_balance=0.1),
+            ["--load-balance (=0.1)", "--conv decomposed"],
+        ),
+    ],
+)
+def test_what_a_model_cannot_take_is_refused_in_one_line(flags, words):
+    with pytest.raises(TrainError) as caught:
+        abstract(**flags)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert [word for word in words if word not in message] == []
+
+
+# Where it starts
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    return np.random.default_rng(0).uniform(size=(2, 8, 8, 1)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def static(tmp_path_factory):
+    """A static model, and the file that it is saved to."""
+    path = tmp_path_factory.mktemp("weights") / "static.safetensors"
+    model = static_twin(Config(**SMALL), CLASSES, 1, nnx.Rngs(5))
+    save_weights(model, path)
+    return model, path
+
+
+def logits(model: nnx.Module, images: np.ndarray) -> jax.Array:
+    graphdef, state = nnx.split(nnx.view(model, use_running_average=True))
+    return jax.jit(lambda s, x: nnx.merge(graphdef, s)(x))(state, images)
+
+
+def test_twin_is_static_and_has_the_other_options():
+    config = Config(model="resnet18", conv="odconv", num_experts=2)
+    twin: Any = nnx.eval_shape(lambda: static_twin(config, CLASSES, 2, nnx.Rngs(0)))
+    assert not layers_of(twin, ODConv)
+    assert twin.conv1.kernel.shape == (7, 7, 2, 64)
+
+
+def test_twin_leaves_out_how_dynamic_convolutions_are_computed():
+    options = ("implementation=patches", "width_mult=0.5")
+    config = Config(model_options=options)
+    twin: Any = nnx.eval_shape(lambda: static_twin(config, CLASSES, 1, nnx.Rngs(0)))
+    assert twin.fc.kernel.shape == (128, CLASSES)
+
+
+def test_dynamic_model_starts_with_the_function_of_a_static_one(static, images):
+    model, path = static
+    config = Config(init_from=path, **SMALL)
+    started = create(config, CLASSES, 1, nnx.Rngs(0))
+    assert_close(
+        {"": logits(started, images)}, {"": logits(model, images)}, dtype="float32"
+    )
+
+
+@pytest.mark.slow
+def test_noise_sets_the_experts_apart(static):
+    _, path = static
+    noisy: Any = create(
+        Config(init_from=path, init_noise=0.1, **SMALL), CLASSES, 1, nnx.Rngs(0)
+    )
+    one, other = noisy.stage1.dyn.kernel[...]
+    assert not np.array_equal(one, other)
+
+
+def test_model_starts_from_a_file_of_its_own(tmp_path):
+    path = tmp_path / "own.safetensors"
+    trained = create(Config(**SMALL), CLASSES, 1, nnx.Rngs(5))
+    save_weights(trained, path)
+    started = create(Config(init_from=path, **SMALL), CLASSES, 1, nnx.Rngs(0))
+    actual, expected = map(to_torch_state_dict, (started, trained))
+    for name, array in expected.items():
+        np.testing.assert_array_equal(actual[name], array)
+    with pytest.raises(TrainError, match=r"--init-noise \(=0.1\) must be 0"):
+        create(Config(init_from=path, init_noise=0.1, **SMALL), CLASSES, 1, nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("content", [None, b"no weights", "foreign"])
+def test_file_that_does_not_fit_is_refused_in_one_line(content, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    if content == "foreign":
+        safetensors.numpy.save_file({"x": np.zeros(3)}, path)
+    elif content is not None:
+        path.write_bytes(content)
+    with pytest.raises(TrainError) as caught:
+        create(Config(init_from=path, **SMALL), CLASSES, 1, nnx.Rngs(0))
+    message = str(caught.value)
+    assert message.startswith(f"--init-from (={path})")
+    assert "\n" not in message

@@ -1,0 +1,168 @@
+"""The report page: one file that has all it shows, whatever the run was."""
+
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from parity_tests.tools.runs import SUMMARY, make_dataset, make_evaluation, write_run
+from train.errors import TrainError
+from train.showing.report import write_report
+from train.showing.report.charts import MOST_POINTS, Line, chart
+from train.showing.report.markup import duration, number
+from train.storage.finished import read_run
+
+VOID = {"meta", "img", "br"}
+
+
+class Page(HTMLParser):
+    """A page, read: its text, what it refers to, and whether its elements close."""
+
+    def __init__(self, source: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.references: list[str] = []
+        self.tags: list[str] = []
+        self.text = ""
+        self.feed(source)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.references += [
+            value for name, value in attrs if name in ("src", "href") and value
+        ]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def read_page(path, dataset, evaluation, summary=SUMMARY, **flags) -> Page:
+    write_run(path, **flags)
+    write_report(path, dataset, evaluation, summary)
+    return Page((path / "report.html").read_text("utf-8"))
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory) -> Page:
+    dataset = make_dataset()
+    evaluation = make_evaluation(dataset, wrong=(3, 7))
+    path = tmp_path_factory.mktemp("runs") / "run"
+    return read_page(path, dataset, evaluation, learning_rate=0.01)
+
+
+def test_page_needs_nothing_but_itself(page):
+    assert page.references
+    assert all(each.startswith("data:image/png;base64,") for each in page.references)
+    assert not {"script", "link", "iframe"} & set(page.tags)
+
+
+def test_style_of_the_page_loads_nothing(tmp_path):
+    dataset = make_dataset()
+    write_run(tmp_path / "run")
+    write_report(tmp_path / "run", dataset, make_evaluation(dataset), SUMMARY)
+    source = (tmp_path / "run" / "report.html").read_text("utf-8")
+    assert "url(" not in source and "@import" not in source and "http" not in source
+
+
+def test_elements_of_the_page_close(page):
+    assert page.open == []
+
+
+def test_names_of_classes_are_text_not_markup(page):
+    assert "class <3>" in page.text
+
+
+def test_page_tells_the_figures_of_the_run(page):
+    for figure in ("83.33 %", "2 of 12 images wrong", "1 min 15 s", "4.00 x"):
+        assert figure in page.text
+
+
+def test_page_draws_each_curve(page):
+    assert page.tags.count("polyline") == 2 + 2 + 4 + 1  # one router has a history
+
+
+def test_worst_mistakes_come_first(page):
+    assert page.text.index("sure · #7") < page.text.index("sure · #3")
+
+
+def test_changed_flags_come_before_the_others(page):
+    changed, others = page.text.split("flags as they are by default")
+    assert "--learning-rate" in changed and "--learning-rate" not in others
+    assert "--weight-decay" in others and "--warmup-steps" in others
+    assert "python -m train --steps 40 --learning-rate 0.01" in changed
+
+
+def test_static_model_has_no_empty_figures(tmp_path):
+    dataset = make_dataset()
+    evaluation = make_evaluation(dataset, routers=0)
+    page = read_page(tmp_path / "run", dataset, evaluation, conv="static")
+    assert "there is no routing to show" in page.text
+    assert "Entropy" not in page.text and "Temperature" not in page.text
+
+
+def test_page_of_many_classes_and_routers_stays_small(tmp_path):
+    dataset = make_dataset(classes=100, images=300)
+    evaluation = make_evaluation(dataset, routers=30, wrong=tuple(range(60)))
+    page = read_page(tmp_path / "run", dataset, evaluation)
+    assert page.tags.count("img") == 30 + 1 + 24
+    assert (tmp_path / "run" / "report.html").stat().st_size < 200_000
+
+
+def test_run_without_mistakes_says_so(tmp_path):
+    dataset = make_dataset()
+    evaluation = make_evaluation(dataset, wrong=())
+    assert "It made none" in read_page(tmp_path / "run", dataset, evaluation).text
+
+
+def test_page_shows_averaged_weights(tmp_path):
+    dataset = make_dataset()
+    summary = SUMMARY | {"ema_test_accuracy": 0.8125, "ema_test_loss": 0.4}
+    page = read_page(tmp_path / "run", dataset, make_evaluation(dataset), summary)
+    assert "81.25 %" in page.text
+
+
+def test_long_curves_are_thinned_and_skip_what_is_not_finite():
+    steps = np.arange(1, 10_001)
+    values = np.where(steps == 5, np.nan, 1 / steps)
+    source = chart("Loss", [Line("loss", steps.tolist(), values.tolist(), "red")])
+    points = source.split('points="')[1].split('"')[0].split()
+    assert len(points) == MOST_POINTS
+    assert "nan" not in source
+
+
+def test_curve_of_one_point_is_a_dot():
+    assert 'class="curve dot"' in chart("Loss", [Line("loss", [5], [1.0], "red")])
+
+
+@pytest.mark.parametrize(
+    ("value", "words"), [(0, "0"), (0.0005, "0.0005"), (1500, "1,500"), (2.5e9, "2.5G")]
+)
+def test_numbers_are_short(value, words):
+    assert number(value) == words
+
+
+def test_times_are_told_as_people_tell_them():
+    assert [duration(each) for each in (0.5, 59.99, 3600)] == [
+        *("0.5 s", "60.0 s", "1 h 0 min"),
+    ]
+
+
+def test_flags_of_a_run_are_read_back(tmp_path):
+    config = write_run(tmp_path / "run", conv_options=("a=1",), ema_decay=0.5)
+    read = read_run(tmp_path / "run").config
+    assert read.to_json() == config.to_json()
+    assert read.out == tmp_path / "run"
+
+
+def test_directory_without_a_run_is_refused(tmp_path):
+    with pytest.raises(TrainError, match="holds no run"):
+        read_run(tmp_path)

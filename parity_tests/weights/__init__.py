@@ -1,0 +1,1 @@
+"""Tests of weights: their layout, files and surgery."""

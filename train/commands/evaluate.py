@@ -1,0 +1,201 @@
+"""`python -m train evaluate`: a trained network on the test images."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax
+import tyro
+from flax import nnx
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from dynconv_jax.weights import load_weights
+from train.data import presets
+from train.data.dataset import Dataset, Domain
+from train.errors import TrainError
+from train.flags.checks import OptionalPath, Switch
+from train.flags.config import Config, parse_flags
+from train.learning.evaluation import Evaluation, evaluate
+from train.learning.model import create
+from train.learning.step import create_state, make_eval_step
+from train.machines import devices
+from train.storage.finished import read_run
+from train.storage.run_files import (
+    BEST_WEIGHTS,
+    EMA_WEIGHTS,
+    WEIGHTS,
+    read_domain,
+    refuse_other_images,
+)
+
+Weights = Literal["final", "best", "ema"]
+FILES = {"final": WEIGHTS, "best": BEST_WEIGHTS, "ema": EMA_WEIGHTS}
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedFlags:
+    """What every command is told that loads the network of a run.
+
+    Attributes:
+        weights: Which to load: those after the last step, those with the best test
+            accuracy (averages, in a run that has them), or the moving average.
+        json: Print the results as JSON.
+    """
+
+    weights: Weights = "final"
+    json: Switch = False
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateFlags(TrainedFlags):
+    """Evaluates the network of a run on the test images of its preset.
+
+    Attributes:
+        data: Where the files of the preset are, if elsewhere than in training.
+        run: The directory of the run.
+    """
+
+    data: OptionalPath = None
+    run: Annotated[
+        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN")
+    ] = ()
+
+    def __post_init__(self):
+        """Refuses more or fewer than one run.
+
+        Raises:
+            TrainError: If it is not one.
+        """
+        if len(self.run) != 1:
+            raise TrainError(
+                f"evaluate needs the directory of one run, and was given "
+                f"{len(self.run)}: give RUN"
+            )
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the command.
+
+    Args:
+        argv: The arguments, without the name of the program and of the command.
+
+    Raises:
+        TrainError: If an argument is refused, the run or its data cannot be read, or
+            the data are not like those that it was trained on.
+        SystemExit: With 0, after `--help`.
+    """
+    flags = parse_flags(argv, EvaluateFlags, "python -m train evaluate")
+    path = flags.run[0]
+    config, domain, model = load_trained(path, flags.weights)
+    if flags.data is not None:
+        config = dataclasses.replace(config, data=flags.data)
+    dataset = presets.load(config)
+    # They may be others, if they are alike.
+    refuse_other_images(dataset.to_json(), domain.to_json(), path)
+    mesh = devices.make_mesh()
+    everywhere = devices.everywhere(mesh)
+    graphdef, state = nnx.split(create_state(model, config))
+    eval_step = make_eval_step(
+        *(graphdef, dataset.num_classes, (dataset.mean, dataset.std)), everywhere
+    )
+    state = jax.device_put(state, everywhere)
+    evaluation = evaluate(eval_step, state, dataset, config, mesh)
+    results = _results(evaluation, dataset)
+    if flags.json:
+        asked = {"run": str(path), "weights": flags.weights}
+        print(json.dumps(asked | results, indent=2))
+    else:
+        _show(results, flags.weights)
+
+
+def load_trained(
+    path: Path, weights: Weights = "final"
+) -> tuple[Config, Domain, nnx.Module]:
+    """Loads what a run trained; its data need not be there.
+
+    Args:
+        path: The directory of the run.
+        weights: Which to load: those after the last step, those with the best test
+            accuracy, or the moving average.
+
+    Returns:
+        Its flags, without those of where it started from and who shared it; what its
+        images are like; and its model.
+
+    Raises:
+        TrainError: If there is no such run, or it has no such weights (yet).
+    """
+    run = read_run(path)
+    config = dataclasses.replace(
+        run.config,
+        **dict.fromkeys(("coordinator", "num_processes", "process_id")),
+        **dict.fromkeys(("init_from", "ema_decay")),
+        init_noise=0.0,
+    )
+    file = path / FILES[weights]
+    if not file.exists():
+        remedy = "choose others, or give the run's command again to go on with it"
+        if weights == "ema" and run.config.ema_decay is None:
+            remedy = "choose others: the run had no --ema-decay"
+        raise TrainError(
+            f"--weights (={weights}) must be there, but {path} has no {file.name}; "
+            f"{remedy}"
+        )
+    domain = read_domain(path)
+    channels = domain.image_shape[-1]
+    model = create(config, domain.num_classes, channels, nnx.Rngs(config.seed))
+    try:
+        load_weights(model, file)
+    except (OSError, ValueError) as error:
+        message = " ".join(str(error).split())
+        raise TrainError(f"{file} cannot be loaded: {message}") from error
+    return config, domain, model
+
+
+def _results(evaluation: Evaluation, dataset: Dataset) -> dict[str, Any]:
+    confusion = evaluation.confusion
+    counts = confusion.sum(1).tolist()
+    classes = [
+        {
+            "class": name,
+            "images": count,
+            "accuracy": right / count if count else None,
+        }
+        for name, count, right in zip(
+            *(dataset.class_names, counts, confusion.diagonal().tolist()), strict=True
+        )
+    ]
+    return {
+        "images": sum(counts),
+        **evaluation.scores(),
+        "classes": classes,
+        **evaluation.routing(),
+    }
+
+
+def _show(results: dict[str, Any], weights: str) -> None:
+    console = Console(highlight=False)
+    console.print(
+        f"{weights} weights on {results['images']:,} test images: accuracy "
+        f"{results['test_accuracy']:.4f}, loss {results['test_loss']:.4f}"
+    )
+    classes = Table("class", show_edge=False)
+    for name in ("images", "accuracy"):
+        classes.add_column(name, justify="right")
+    for each in results["classes"]:
+        accuracy = "–" if each["accuracy"] is None else f"{each['accuracy']:.4f}"
+        classes.add_row(escape(each["class"]), f"{each['images']:,}", accuracy)
+    console.print(classes)
+    if not results["entropy"]:
+        return
+    routers = Table("router", show_edge=False)
+    routers.add_column("entropy", justify="right")
+    routers.add_column("images an expert wins")
+    for path, entropy in results["entropy"].items():
+        shares = " ".join(f"{share:.0%}" for share in results["usage"][path])
+        routers.add_row(escape(path), f"{entropy:.3f}", shares)
+    console.print(routers)

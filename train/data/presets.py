@@ -1,0 +1,32 @@
+"""The data sets by name: where each comes from and what is in it."""
+
+from train.data import cifar10, digits, fashion, folder
+from train.data.dataset import Dataset
+from train.flags.config import Config
+
+
+def load(config: Config) -> Dataset:
+    """Returns the data set of `--preset`.
+
+    Args:
+        config: The flags.
+
+    Raises:
+        TrainError: If files are missing, cut or something else.
+
+    Example:
+        >>> load(Config(preset="digits")).num_classes
+        10
+    """
+    data = config.data
+    match config.preset:
+        case "digits":
+            return digits.load()
+        case "fashion":
+            return fashion.load(data)
+        case "cifar10":
+            assert data is not None  # The flags see to it.
+            return cifar10.load(data)
+        case "folder":
+            assert data is not None
+            return folder.load(data, config.image_size)

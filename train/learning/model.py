@@ -1,0 +1,252 @@
+"""The model that the flags describe, and where it starts."""
+
+import ast
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import jax.numpy as jnp
+from flax import nnx
+
+from dynconv_jax import (
+    Router,
+    SigmoidRouter,
+    create_model,
+    init_from_static,
+    list_models,
+    load_weights,
+)
+from dynconv_jax.layers.od_conv import ODAttention
+from train.errors import TrainError
+from train.flags.checks import flag_of
+from train.flags.config import Config
+
+# What models are made of where `--conv` does not say, if not static.
+DEFAULT_CONVOLUTIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "dynamic_net": ("dynamic", {}),
+    # The name ends in the number of experts, as in b0_8e.
+    **{
+        name: ("condconv", {"num_experts": int(name[-2])})
+        for name in list_models()
+        if "efficientnet_cc" in name
+    },
+}
+
+# The options of convolutions that have a flag of their own.
+SHORTHANDS = "num_experts", "reduction", "top_k", "router_dropout"
+
+# The option of models that says how their dynamic convolutions are computed.
+FORM = "implementation"
+
+# What NAME=VALUE does not set, and what does.
+SET_ELSEWHERE = {
+    **{name: flag_of(name) for name in (*SHORTHANDS, "conv", "dtype")},
+    "temperature": "--temperature-start",
+    "assignment": "--assignment-steps",
+    "num_classes": "the data",
+    "in_features": "the data",
+    "param_dtype": "the program: parameters are float32",
+    "rngs": "--seed",
+}
+
+
+def create(
+    config: Config, num_classes: int, in_features: int, rngs: nnx.Rngs
+) -> nnx.Module:
+    """Builds the model, and loads what it is to start from.
+
+    Args:
+        config: The flags.
+        num_classes: The number of classes of the data.
+        in_features: The number of channels of the images.
+        rngs: Where the initial parameters come from.
+
+    Raises:
+        TrainError: If there is no such model or convolution, an option is refused, or
+            the file of `--init-from` does not fit.
+    """
+    model = _build(config, num_classes, in_features, rngs)
+    if config.load_balance and not any(
+        map(_has_experts, (part for _, part in nnx.iter_modules(model)))
+    ):
+        raise TrainError(
+            f"--load-balance (={config.load_balance}) must be 0 with "
+            f"{_describe(config)}, which has no router over experts"
+        )
+    if config.init_from is not None:
+        _start_from_file(model, config, num_classes, in_features, rngs)
+    return model
+
+
+def static_twin(
+    config: Config, num_classes: int, in_features: int, rngs: nnx.Rngs
+) -> nnx.Module:
+    """Builds the same model with static convolutions in the place of dynamic ones.
+
+    Args:
+        config: The flags of the model.
+        num_classes: The number of classes of the data.
+        in_features: The number of channels of the images.
+        rngs: Where the initial parameters come from.
+
+    Raises:
+        TrainError: If there is no such model, or an option of it is refused.
+    """
+    twin = dataclasses.replace(
+        config,
+        conv="static",
+        conv_options=(),
+        model_options=tuple(
+            pair for pair in config.model_options if pair.partition("=")[0] != FORM
+        ),
+        router_dropout=0.0,
+        **dict.fromkeys(("num_experts", "reduction", "top_k")),
+    )
+    return _build(twin, num_classes, in_features, rngs)
+
+
+def _has_experts(part: Any) -> bool:
+    if isinstance(part, ODAttention):
+        return part.kernel_fc is not None
+    return isinstance(part, (Router, SigmoidRouter))
+
+
+def _describe(config: Config) -> str:
+    conv = "" if config.conv is None else f" --conv {config.conv}"
+    return f"--model {config.model}{conv}"
+
+
+def _build(
+    config: Config, num_classes: int, in_features: int, rngs: nnx.Rngs
+) -> nnx.Module:
+    conv, conv_options = _convolution(config)
+    options = _read_options("model_options", config.model_options)
+    if config.dtype != "float32":
+        options["dtype"] = jnp.dtype(config.dtype)
+    try:
+        return create_model(
+            config.model,
+            num_classes,
+            conv=conv,
+            conv_options=conv_options,
+            in_features=in_features,
+            rngs=rngs,
+            **options,
+        )
+    except (TypeError, ValueError) as error:
+        _refuse(error, config)
+
+
+def _convolution(config: Config) -> tuple[str | None, dict[str, Any]]:
+    """Returns the name of the convolution and its options.
+
+    The name is None where both are what the model has by default.
+    """
+    options = _read_options("conv_options", config.conv_options)
+    for name in SHORTHANDS:
+        value = getattr(config, name)
+        if value:  # None and a dropout of 0 are no choice
+            options[name] = value
+    default, default_options = DEFAULT_CONVOLUTIONS.get(config.model, ("static", {}))
+    if config.conv is None and not options:
+        return None, {}
+    conv = config.conv or default
+    if conv == "static" and options:
+        name = next(iter(options))
+        raise TrainError(
+            f"{_written(name, config)} is an option of dynamic convolutions, and those "
+            f"of {_describe(config)} are static; choose others by --conv, or leave it "
+            "out"
+        )
+    return conv, (default_options if conv == default else {}) | options
+
+
+def _read_options(field: str, pairs: Sequence[str]) -> dict[str, Any]:
+    """Returns the options of NAME=VALUE ...; values are Python's literals, or words."""
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        name, _, text = pair.partition("=")
+        if name in SET_ELSEWHERE or name in options:
+            setter = SET_ELSEWHERE.get(name, "an earlier one")
+            raise TrainError(
+                f"{flag_of(field)} (={pair}) must leave {name} out: it is set by "
+                f"{setter}"
+            )
+        try:
+            options[name] = ast.literal_eval(text)
+        except (SyntaxError, ValueError):
+            options[name] = text
+    return options
+
+
+def _written(name: str, config: Config) -> str:
+    """Returns an argument of the library as it was written on the command line."""
+    if name in SHORTHANDS:
+        return f"{flag_of(name)} (={getattr(config, name)})"
+    for field in ("conv_options", "model_options"):
+        for pair in getattr(config, field):
+            if pair.partition("=")[0] == name:
+                return f"{flag_of(field)} (={pair})"
+    field = {"name": "model"}.get(name, name)
+    value = getattr(config, field, None)
+    return f"{flag_of(field)} (={value})"
+
+
+def _refuse(error: TypeError | ValueError, config: Config) -> NoReturn:
+    """Raises what the library says of its arguments in the words of the flags."""
+    message = " ".join(str(error).split())
+    unknown = re.search(r"unexpected keyword argument '(\w+)'", message)
+    if unknown:
+        written = _written(unknown[1], config)
+        raise TrainError(
+            f"{written} is not known to {_describe(config)}; leave it out, or see the "
+            "options of its class"
+        ) from error
+    named = re.match(r"`(\w+)` \(=[^)]*\) (.*)", message)
+    if named:
+        # A value that no flag gave is the library's own.
+        rest = re.sub(
+            r"`(\w+)` (\(=[^)]*\))",
+            lambda other: f"{flag_of(other[1])} {other[2]}",
+            named[2],
+        )
+        raise TrainError(f"{_written(named[1], config)} {rest}") from error
+    raise TrainError(f"{_describe(config)} cannot be built: {message}") from error
+
+
+def _start_from_file(
+    model: nnx.Module,
+    config: Config,
+    num_classes: int,
+    in_features: int,
+    rngs: nnx.Rngs,
+) -> None:
+    """Loads `--init-from`, of the same model or of its static twin."""
+    where = f"--init-from (={config.init_from})"
+    assert config.init_from is not None
+    try:
+        load_weights(model, config.init_from)
+    except OSError as error:
+        raise TrainError(f"{where} cannot be read: {error.strerror}") from error
+    except ValueError as misfit:
+        twin = static_twin(config, num_classes, in_features, rngs)
+        try:
+            load_weights(twin, config.init_from)
+        except ValueError:
+            raise TrainError(
+                f"{where} is neither of {_describe(config)} nor of the same model with "
+                f"static convolutions: {' '.join(str(misfit).split())}"
+            ) from misfit
+    else:
+        if config.init_noise:
+            raise TrainError(
+                f"--init-noise (={config.init_noise}) must be 0 with {where}, whose "
+                "experts are trained; it is added to those that start as a static "
+                "kernel"
+            )
+        return
+    try:
+        init_from_static(model, twin, noise=config.init_noise, rngs=rngs)
+    except ValueError as error:
+        raise TrainError(f"{where}: {' '.join(str(error).split())}") from error

@@ -1,0 +1,1 @@
+"""On what a run computes, and who watches over it."""

@@ -1,0 +1,279 @@
+"""The directory of a run: whose it is, what is in it, and that it stays whole."""
+
+import contextlib
+import datetime
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from flax import nnx
+
+from dynconv_jax.weights import save_weights, write_file
+from train.data.dataset import Dataset
+from train.errors import TrainError, TrainingFailed
+from train.flags.checks import flag_of
+from train.flags.config import Config
+from train.storage.lock import Lock
+from train.storage.run_files import (
+    CONFIG,
+    DOMAIN,
+    FILES,
+    FOLDERS,
+    LOCK,
+    METRICS,
+    SUMMARY,
+    read_config,
+    read_identity,
+    read_summary,
+    refuse_other_images,
+)
+
+# Flags that may change from one start of a run to the next: what is computed does not
+# depend on them.
+FREE = frozenset(
+    {
+        *("out", "overwrite", "data", "workers", "on_bad_image", "checkpoint_every"),
+        *("keep_checkpoints", "coordinator", "num_processes", "process_id", "fsdp"),
+    }
+)
+
+
+class RunDirectory:
+    """The directory of one run; a context manager, and locked while it is open.
+
+    A file in it is complete or absent; the metrics are appended line by line. In a run
+    of several processes one writes, and for the others writing is no work.
+
+    Attributes:
+        path: Where it is.
+        is_writer: Whether this process writes.
+    """
+
+    def __init__(
+        self, config: Config, is_writer: bool = True, dataset: Dataset | None = None
+    ):
+        """Creates, accepts or goes on with the directory.
+
+        Args:
+            config: The flags; `out` and `overwrite` say where and how.
+            is_writer: Whether this process writes.
+            dataset: What the run is trained on; it writes down what that is like, for
+                those who use the network.
+
+        Raises:
+            TrainError: If the directory cannot be written, is in use, holds a run with
+                other flags or images, or holds something else; with `overwrite`, only
+                for the first two reasons.
+        """
+        self.is_writer = is_writer
+        self._config = config
+        self._lock = None
+        if not is_writer:
+            config.require("out", config.out is not None, "be given to all processes")
+        self.path = config.out or _fresh_directory(config.preset)
+        if is_writer:
+            _create(self.path)
+            with self.writing():
+                self._lock = Lock(self.path / LOCK)
+            try:
+                self._claim(dataset)
+            except BaseException:
+                self._lock.release()
+                raise
+
+    def __enter__(self) -> Self:
+        """Returns the directory."""
+        return self
+
+    def __exit__(self, *_) -> None:
+        """Lets other runs in."""
+        if self._lock is not None:
+            self._lock.release()
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint of the flags on which the result depends."""
+        flags = json.dumps(decisive_flags(self._config), sort_keys=True)
+        return hashlib.sha256(flags.encode()).hexdigest()
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Appends one line to the metrics."""
+        line = json.dumps(record) + "\n"
+        with self.writing() as is_mine:
+            if is_mine:
+                with open(self.path / METRICS, "a", encoding="utf-8") as file:
+                    file.write(line)
+
+    def rewind(self, step: int) -> None:
+        """Drops the metrics after `step`, and a last line that was written by half.
+
+        A run that goes on after `step` writes them again.
+        """
+        with self.writing() as is_mine:
+            if not is_mine:
+                return
+            path = self.path / METRICS
+            lines = path.read_bytes().splitlines(True) if path.exists() else []
+            kept = [line for line in lines if _step_of(line) <= step]
+            if kept != lines:
+                write_file(path, b"".join(kept))
+
+    def write(self, name: str, content: bytes) -> None:
+        """Writes the file `name`."""
+        with self.writing() as is_mine:
+            if is_mine:
+                write_file(self.path / name, content)
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Writes the file `name` as JSON."""
+        self.write(name, (json.dumps(content, indent=2) + "\n").encode())
+
+    def write_weights(self, name: str, model: nnx.Module) -> None:
+        """Writes the parameters and statistics of `model` as safetensors."""
+        with self.writing() as is_mine:
+            if is_mine:
+                save_weights(model, self.path / name)
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Writes the summary, last, because it stands for a complete run."""
+        self.write_json(SUMMARY, summary)
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[bool]:
+        """Says whether to write, and turns an `OSError` into a `TrainingFailed`."""
+        try:
+            yield self.is_writer
+        except OSError as error:
+            raise TrainingFailed(
+                f"--out (={self.path}) could not be written: "
+                f"{error.strerror or error}; free the space or choose another directory"
+            ) from error
+
+    def _claim(self, dataset: Dataset | None) -> None:
+        """Makes the directory that of this run."""
+        with self.writing():
+            halves = _halves(self.path)
+            names = {each.name for each in self.path.iterdir()} - {LOCK}
+            names -= {each.name for each in halves}
+            if self._config.overwrite:
+                for name in names.intersection(FOLDERS):
+                    _empty(self.path / name)
+                for name in FILES:
+                    (self.path / name).unlink(missing_ok=True)
+            elif CONFIG in names:
+                _refuse_other_flags(self.path, self._config)
+                if dataset is not None and DOMAIN in names:
+                    known = read_identity(self.path)
+                    refuse_other_images(dataset.identity(), known, self.path)
+            elif names:
+                raise TrainError(
+                    f"--out (={self.path}) is not empty, and holds no run to go on "
+                    "with; choose another directory, or give --overwrite to add the "
+                    "results to it"
+                )
+            for half in halves:
+                half.unlink()
+        if read_summary(self.path) is None:
+            flags = self._config.to_json() | {"out": str(self.path)}
+            self.write_json(CONFIG, flags)
+        if dataset is not None and not (self.path / DOMAIN).exists():
+            self.write_json(DOMAIN, dataset.identity())
+
+
+def find_finished(config: Config) -> dict[str, Any] | None:
+    """Returns the summary of the run that is asked for, if it is finished already.
+
+    Raises:
+        TrainError: If a run with other flags is, or its summary cannot be read.
+    """
+    if config.out is None or config.overwrite:
+        return None
+    summary = read_summary(config.out)
+    if summary is None:
+        return None
+    _refuse_other_flags(config.out, config)
+    # What the network is used with may have been lost; then it is written anew.
+    return summary if (config.out / DOMAIN).exists() else None
+
+
+def decisive_flags(config: Config) -> dict[str, Any]:
+    """Returns the flags on which the result of a run depends, as JSON has them."""
+    flags = json.loads(json.dumps(config.to_json()))
+    return {name: value for name, value in flags.items() if name not in FREE}
+
+
+def _refuse_other_flags(path: Path, config: Config) -> None:
+    """Refuses to go on with a run under flags that would make it another."""
+    before = {n: v for n, v in read_config(path).items() if n not in FREE}
+    now = decisive_flags(config)
+    differences = [
+        f"{flag_of(name)} {before.get(name, '?')} -> {now.get(name, '?')}"
+        for name in now | before
+        if before.get(name) != now.get(name)
+    ]
+    if differences:
+        raise TrainError(
+            f"--out (={path}) holds a run with other flags: {'; '.join(differences)}; "
+            "give the same ones to go on with it, choose another directory, or "
+            "--overwrite it to start anew"
+        )
+
+
+def _step_of(line: bytes) -> float:
+    """Returns the step of a line of the metrics; half a line has none."""
+    try:
+        return json.loads(line)["step"] if line.endswith(b"\n") else float("inf")
+    except (ValueError, TypeError, KeyError):
+        return float("inf")
+
+
+def _halves(path: Path) -> list[Path]:
+    """Returns what a killed process left of files that it wrote beside their place."""
+    return [half for name in FILES for half in path.glob(f".{name}." + "?" * 8)]
+
+
+def _empty(folder: Path) -> None:
+    """Removes what is in a folder, which may be a link to one on another disk."""
+    for each in folder.iterdir():
+        if each.is_dir() and not each.is_symlink():
+            shutil.rmtree(each)
+        else:
+            each.unlink()
+    if not folder.is_symlink():
+        folder.rmdir()
+
+
+def _fresh_directory(preset: str) -> Path:
+    """Creates a directory below runs/ that no other run has."""
+    name = f"{preset}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    candidates = [name] + [f"{name}-{number}" for number in range(2, 100)]
+    try:
+        for candidate in candidates:
+            path = Path("runs") / candidate
+            with contextlib.suppress(FileExistsError):
+                path.mkdir(parents=True)
+                return path
+        raise FileExistsError(0, "all names are taken")
+    except OSError as error:
+        raise TrainError(
+            f"--out was not given, and runs/{name} cannot be created: "
+            f"{error.strerror}; give --out a directory that can be written"
+        ) from error
+
+
+def _create(path: Path) -> None:
+    """Creates a directory, or accepts one that can be written."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        next(path.iterdir(), None)
+    except OSError as error:
+        raise TrainError(
+            f"--out (={path}) is not a directory that can be written: "
+            f"{error.strerror}; choose another one"
+        ) from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise TrainError(f"--out (={path}) cannot be written; choose another directory")
