@@ -1,15 +1,11 @@
 """The machine: what it is, how fast a product runs, and how memory is allocated."""
 
-import os
-import platform
-from importlib.metadata import version
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import torch
 
 from benchmarks.timing import Function
+from train.machines import description
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch")
 
@@ -32,24 +28,9 @@ def product(dtype: str = "float32") -> Function:
     return lambda: jax.block_until_ready(multiply(matrix, matrix))
 
 
-def processor() -> str:
-    """Returns the name of the processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if "model name" in line]
-    return names[0] if names else platform.machine()
-
-
 def describe() -> dict[str, str]:
     """Returns what a reader needs to know about the machine, by name."""
-    device = jax.devices()[0]
     return {
-        "processor": f"{processor()}, {os.cpu_count()} cores",
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "JAX on": f"{device.platform} ({device.device_kind})",
+        **description.describe(PACKAGES),
         "PyTorch threads": str(torch.get_num_threads()),
-        **{name: version(name) for name in PACKAGES},
     }

@@ -22,6 +22,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from dynconv_jax.functional.geometry import positive_int
 from dynconv_jax.functional.numerics import at_least_float32
+from dynconv_jax.functional.pooling import spatial_mean
 from dynconv_jax.initializers import (
     torch_bias_init,
     torch_kernel_init,
@@ -85,14 +86,13 @@ def attend(
 
 
 def _pool(inputs: jax.Array, in_features: int, dtype: DTypeLike | None) -> jax.Array:
-    """Returns the mean of inputs (B, *S, C) over *S, in float32 at least."""
+    """Returns the mean of inputs (B, *S, C) over *S, once they are seen to fit."""
     if inputs.ndim < 2 or inputs.shape[-1] != in_features:
         raise ValueError(
             f"`inputs` (shape {inputs.shape}) must be (batch, *spatial, in_features) "
             f"with `in_features` (={in_features})"
         )
-    dtype = at_least_float32(dtype or inputs.dtype)
-    return jnp.mean(inputs, axis=tuple(range(1, inputs.ndim - 1)), dtype=dtype)
+    return spatial_mean(inputs, dtype)
 
 
 class Router(nnx.Module):

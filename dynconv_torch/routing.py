@@ -9,7 +9,6 @@ All of it is computed in float32 at least, also under autocast: a bfloat16 layer
 its inputs, a float64 layer keeps float64.
 """
 
-import functools
 import math
 from collections.abc import Iterator
 
@@ -19,12 +18,8 @@ from torch import Tensor, nn
 
 from dynconv_torch.functional.geometry import positive_int
 from dynconv_torch.functional.numerics import wide_linear, without_autocast
+from dynconv_torch.functional.pooling import spatial_mean
 from dynconv_torch.scheduled import HoldsScheduled, Scheduled, set_scheduled
-
-
-def at_least_float32(*dtypes: torch.dtype) -> torch.dtype:
-    """Returns the common dtype of `dtypes`, raised to float32 where it is narrower."""
-    return functools.reduce(torch.promote_types, dtypes, torch.float32)
 
 
 def attend(
@@ -71,15 +66,13 @@ class Temperature(Scheduled):
 
 
 def _pool(x: Tensor, in_channels: int, param_dtype: torch.dtype) -> Tensor:
-    """Returns the mean of `x` (B, C, *S) over *S, in float32 at least."""
+    """Returns the mean of `x` (B, C, *S) over *S, once it is seen to fit."""
     if x.ndim < 2 or x.shape[1] != in_channels:
         raise ValueError(
             f"`x` (shape {tuple(x.shape)}) must be (batch, in_channels, *spatial) "
             f"with `in_channels` (={in_channels})"
         )
-    dtype = at_least_float32(x.dtype, param_dtype)
-    spatial = tuple(range(2, x.ndim))
-    return x.mean(spatial, dtype=dtype) if spatial else x.to(dtype)
+    return spatial_mean(x, param_dtype)
 
 
 class Router(HoldsScheduled):

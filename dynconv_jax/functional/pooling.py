@@ -1,12 +1,38 @@
-"""Pooling to a fixed number of bins."""
+"""Pooling: the mean over all pixels, and to a fixed number of bins.
+
+Sums are taken in float32 at least.
+"""
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
+from dynconv_jax.functional.numerics import at_least_float32
 
-def adaptive_avg_pool(inputs: jax.Array, bins: int, dtype: DTypeLike) -> jax.Array:
+
+def spatial_mean(inputs: jax.Array, dtype: DTypeLike | None = None) -> jax.Array:
+    """Returns the mean of inputs (B, *S, C) over *S.
+
+    Args:
+        inputs: Shape (B, *S, C).
+        dtype: The dtype of the sums and of the result, raised to float32 where it is
+            narrower; None takes that of the inputs.
+
+    Returns:
+        Shape (B, C).
+
+    Example:
+        >>> spatial_mean(jnp.arange(6.0).reshape(1, 2, 3, 1)).tolist()
+        [[2.5]]
+    """
+    axes = tuple(range(1, inputs.ndim - 1))
+    return jnp.mean(inputs, axis=axes, dtype=at_least_float32(dtype or inputs.dtype))
+
+
+def adaptive_avg_pool(
+    inputs: jax.Array, bins: int, dtype: DTypeLike | None = None
+) -> jax.Array:
     """Averages inputs over `bins` bins along every spatial axis.
 
     As `torch.nn.AdaptiveAvgPool2d`: bin i of an axis of size n spans ⌊i·n / bins⌋ to
@@ -15,15 +41,16 @@ def adaptive_avg_pool(inputs: jax.Array, bins: int, dtype: DTypeLike) -> jax.Arr
     Args:
         inputs: Shape (B, *S, C), with no empty axis in S.
         bins: The bins along each axis.
-        dtype: The dtype of the sums and of the result.
+        dtype: As in `spatial_mean`.
 
     Returns:
         Shape (B, bins, ..., C), with as many spatial axes.
 
     Example:
-        >>> adaptive_avg_pool(jnp.arange(3.0).reshape(1, 3, 1), 2, float).ravel()
+        >>> adaptive_avg_pool(jnp.arange(3.0).reshape(1, 3, 1), 2).ravel()
         Array([0.5, 1.5], dtype=float32)
     """
+    dtype = at_least_float32(dtype or inputs.dtype)
     # A bin is a box, so it can be averaged an axis at a time; the first does the work.
     for axis in range(1, inputs.ndim - 1):
         size = inputs.shape[axis]

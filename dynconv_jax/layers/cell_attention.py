@@ -18,7 +18,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from dynconv_jax.functional.geometry import positive_int
-from dynconv_jax.functional.numerics import at_least_float32
+from dynconv_jax.functional.pooling import spatial_mean
 from dynconv_jax.initializers import kaiming_fan_out
 from dynconv_jax.layers.attention_norm import attention_norm, normalise
 
@@ -74,10 +74,7 @@ class CellAttention(nnx.Module):
         Raises:
             ValueError: In training with batch norm, if there is one sample only.
         """
-        spatial = tuple(range(1, inputs.ndim - 1))
-        dtype = at_least_float32(self.dtype or inputs.dtype)
-        hidden = self.fc1(jnp.mean(inputs, axis=spatial, dtype=dtype))
-        hidden = normalise(self.norm1, hidden)
+        hidden = normalise(self.norm1, self.fc1(spatial_mean(inputs, self.dtype)))
         logits = self.fc2(jax.nn.relu(hidden))
         logits = logits.reshape(logits.shape[0], self.num_tiles, self.num_cells + 1)
         return logits / (jnp.abs(logits).sum(axis=-1, keepdims=True) + 1e-3)

@@ -17,7 +17,7 @@ from dynconv_jax.functional.geometry import (
     PaddingLike,
     positive_int,
 )
-from dynconv_jax.functional.numerics import at_least_float32, scale_channels
+from dynconv_jax.functional.numerics import scale_channels
 from dynconv_jax.functional.pooling import adaptive_avg_pool
 from dynconv_jax.initializers import torch_kernel_init, torch_linear
 from dynconv_jax.layers.batch_norm import BatchNorm
@@ -259,8 +259,7 @@ class DecomposedConv(Convolution):
         return flat, batch
 
     def _decompose(self, inputs: jax.Array) -> Decomposition:
-        dtype = at_least_float32(self.dtype or inputs.dtype)
-        pooled = adaptive_avg_pool(inputs, self.pool, dtype)
+        pooled = adaptive_avg_pool(inputs, self.pool, self.dtype)
         # In PyTorch's order: all bins of a channel side by side.
         batch, *bins = jnp.moveaxis(pooled, -1, 1).shape
         features = jnp.moveaxis(pooled, -1, 1).reshape(batch, math.prod(bins))

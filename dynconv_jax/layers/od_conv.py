@@ -14,7 +14,8 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from dynconv_jax.functional.geometry import PaddingLike, positive_int
-from dynconv_jax.functional.numerics import at_least_float32, scale_channels
+from dynconv_jax.functional.numerics import scale_channels
+from dynconv_jax.functional.pooling import spatial_mean
 from dynconv_jax.initializers import kaiming_fan_out
 from dynconv_jax.layers.attention_norm import attention_norm, normalise
 from dynconv_jax.layers.expert_conv import ExpertConv
@@ -118,11 +119,9 @@ class ODAttention(nnx.Module):
         Raises:
             ValueError: In training with `norm="batch"`, if there is one sample.
         """
-        dtype = at_least_float32(self.dtype or inputs.dtype)
-        spatial = tuple(range(1, inputs.ndim - 1))
-        pooled = jnp.mean(inputs, axis=spatial, dtype=dtype)
+        pooled = self.fc(spatial_mean(inputs, self.dtype))
         trunk_norm = getattr(self, "bn", getattr(self, "ln", None))
-        hidden = jax.nn.relu(normalise(trunk_norm, self.fc(pooled)))
+        hidden = jax.nn.relu(normalise(trunk_norm, pooled))
 
         def gate(head: PooledLinear | None, name: str) -> jax.Array | None:
             if head is None:

@@ -3,10 +3,9 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
-from dynconv_jax.functional.numerics import at_least_float32
+from dynconv_jax.functional.pooling import spatial_mean
 
 
 def check_images(inputs: jax.Array, in_features: int) -> None:
@@ -31,6 +30,7 @@ def max_pool(inputs: jax.Array) -> jax.Array:
         Shape (B, (H + 1) // 2, (W + 1) // 2, C).
 
     Example:
+        >>> import jax.numpy as jnp
         >>> max_pool(jnp.arange(6.0).reshape(1, 2, 3, 1)).ravel().tolist()
         [4.0, 5.0]
     """
@@ -48,8 +48,8 @@ def global_average_pool(inputs: jax.Array) -> jax.Array:
         Shape (B, C).
 
     Example:
+        >>> import jax.numpy as jnp
         >>> global_average_pool(jnp.arange(6.0).reshape(1, 2, 3, 1)).tolist()
         [[2.5]]
     """
-    pooled = jnp.mean(inputs, axis=(1, 2), dtype=at_least_float32(inputs.dtype))
-    return pooled.astype(inputs.dtype)
+    return spatial_mean(inputs).astype(inputs.dtype)

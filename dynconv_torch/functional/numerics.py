@@ -1,12 +1,23 @@
 """What is to be computed in full width, also under autocast and in narrow modules."""
 
 import contextlib
+import functools
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dynconv_torch.functional.per_sample import is_autocast
+
+def at_least_float32(*dtypes: torch.dtype) -> torch.dtype:
+    """Returns the common dtype of `dtypes`, raised to float32 where it is narrower."""
+    return functools.reduce(torch.promote_types, dtypes, torch.float32)
+
+
+def is_autocast(device: torch.device) -> bool:
+    """Returns whether autocast is on for `device`; some devices do not know it."""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(
+        device.type
+    )
 
 
 def without_autocast(device: torch.device) -> contextlib.AbstractContextManager:

@@ -17,14 +17,7 @@ from torch import Tensor
 
 from dynconv_torch.functional.choice import check_implementation, choose
 from dynconv_torch.functional.geometry import Geometry, PaddingLike
-
-
-def is_autocast(device: torch.device) -> bool:
-    """Returns whether autocast is on for `device`; some devices do not know it."""
-    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(
-        device.type
-    )
-
+from dynconv_torch.functional.numerics import is_autocast
 
 GeometryType = TypeVar("GeometryType", bound=Geometry)
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from dynconv_torch.functional.geometry import positive_int
 from dynconv_torch.functional.numerics import wide_linear, without_autocast
+from dynconv_torch.functional.pooling import spatial_mean
 from dynconv_torch.layers.attention_norm import attention_norm, normalise
-from dynconv_torch.routing import at_least_float32
 
 
 class CellAttention(nn.Module):
@@ -76,9 +76,8 @@ class CellAttention(nn.Module):
         Raises:
             ValueError: In training with batch norm, if there is one sample only.
         """
-        dtype = at_least_float32(x.dtype, self.fc1.weight.dtype)
         with without_autocast(x.device):
-            pooled = x.mean(tuple(range(2, x.ndim)), dtype=dtype)
+            pooled = spatial_mean(x, self.fc1.weight.dtype)
             hidden = F.relu(normalise(self.norm1, wide_linear(self.fc1, pooled)))
             logits = wide_linear(self.fc2, hidden)
             logits = logits.unflatten(1, (self.num_tiles, self.num_cells + 1))

@@ -19,8 +19,8 @@ from dynconv_torch.functional.numerics import (
     without_autocast,
 )
 from dynconv_torch.functional.per_sample import conv
+from dynconv_torch.functional.pooling import adaptive_avg_pool
 from dynconv_torch.layers.convolution import ConvolutionNd
-from dynconv_torch.routing import at_least_float32
 
 
 class Decomposition(NamedTuple):
@@ -214,10 +214,9 @@ class DecomposedConvNd(ConvolutionNd):
         return answer
 
     def _decompose(self, x: Tensor) -> Decomposition:
-        dtype = at_least_float32(x.dtype, self.fc_phi.weight.dtype)
-        pool = getattr(F, f"adaptive_avg_pool{self.rank}d")
         with without_autocast(x.device):
-            features = pool(x.to(dtype), self.pool).flatten(1)
+            pooled = adaptive_avg_pool(x, self.pool, self.fc_phi.weight.dtype)
+            features = pooled.flatten(1)
             hidden = self.fc[1](wide_linear(self.fc[0], features))
             phi = wide_linear(self.fc_phi, hidden)
             return Decomposition(

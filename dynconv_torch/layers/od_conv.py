@@ -14,9 +14,10 @@ from dynconv_torch.functional.numerics import (
     wide_linear,
     without_autocast,
 )
+from dynconv_torch.functional.pooling import spatial_mean
 from dynconv_torch.layers.attention_norm import attention_norm, normalise
 from dynconv_torch.layers.expert_conv import ExpertConvNd
-from dynconv_torch.routing import Temperature, at_least_float32, attend
+from dynconv_torch.routing import Temperature, attend
 from dynconv_torch.scheduled import HoldsScheduled
 
 
@@ -126,9 +127,8 @@ class ODAttention(HoldsScheduled):
         Raises:
             ValueError: In training with `norm="batch"`, if there is one sample.
         """
-        dtype = at_least_float32(x.dtype, self.fc.weight.dtype)
         with without_autocast(x.device):
-            pooled = x.mean(tuple(range(2, x.ndim)), dtype=dtype)
+            pooled = spatial_mean(x, self.fc.weight.dtype)
             trunk_norm = getattr(self, "bn", getattr(self, "ln", None))
             hidden = F.relu(normalise(trunk_norm, wide_linear(self.fc, pooled)))
 

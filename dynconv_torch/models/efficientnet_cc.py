@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynconv_torch.functional.geometry import positive_int
+from dynconv_torch.functional.numerics import at_least_float32
 from dynconv_torch.layers.cond_conv import CondConv2d
 from dynconv_torch.models.convolutions import Convolutions, apply, route
 from dynconv_torch.models.images import check_images, global_average_pool
-from dynconv_torch.routing import at_least_float32
 
 # The input channels of a block, over the units of its squeeze-and-excitation.
 SQUEEZE = 4

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from dynconv_torch.routing import at_least_float32
+from dynconv_torch.functional.pooling import spatial_mean
 
 
 def check_images(x: Tensor, in_channels: int) -> None:
@@ -28,4 +28,4 @@ def global_average_pool(x: Tensor) -> Tensor:
         >>> global_average_pool(torch.arange(6.0).reshape(1, 1, 2, 3)).tolist()
         [[2.5]]
     """
-    return x.mean((2, 3), dtype=at_least_float32(x.dtype)).to(x.dtype)
+    return spatial_mean(x).to(x.dtype)

@@ -1,18 +1,13 @@
 """What came out, as results.json has it; the page is made of nothing else."""
 
-import os
-import platform
 import statistics
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
-
-import jax
 
 from train.commands.study.estimates import adjust, estimate
 from train.commands.study.flags import StudyFlags
 from train.commands.study.plan import Comparison, Entrant, entrants_of
+from train.machines.description import describe
 
 # Of each entrant what its runs left in summary.json, by seed.
 Summaries = Mapping[Entrant, Sequence[Mapping[str, Any]]]
@@ -45,7 +40,7 @@ def results_of(
         "learning_rate": flags.learning_rate,
         "width_mult": flags.width_mult,
         "jobs": flags.side_by_side,
-        "machine": machine(),
+        "machine": describe(),
         "entrants": list(rows.values()),
         "comparisons": _compared(comparisons, rows),
     }
@@ -110,24 +105,3 @@ def _compared(
     for record, p_value in zip(records, adjusted, strict=True):
         record["adjusted_p_value"] = p_value
     return records
-
-
-def machine() -> dict[str, str]:
-    """Returns what a reader needs to know about the machine, by name."""
-    device = jax.devices()[0]
-    return {
-        "processor": f"{_processor()}, {os.cpu_count()} cores",
-        "system": f"{platform.system()} {platform.machine()}",
-        "JAX on": f"{device.platform} ({device.device_kind})",
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("jax", "flax", "optax", "numpy")},
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if "model name" in line]
-    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,40 @@
+"""What a reader of figures needs to know about the machine that they come from."""
+
+import os
+import platform
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+
+
+def describe(
+    packages: Iterable[str] = ("jax", "flax", "optax", "numpy"),
+) -> dict[str, str]:
+    """Returns the processor, the system, what JAX computes on, and versions, by name.
+
+    Args:
+        packages: Whose versions to tell.
+
+    Example:
+        >>> list(describe(["numpy"]))
+        ['processor', 'system', 'python', 'JAX on', 'numpy']
+    """
+    device = jax.devices()[0]
+    return {
+        "processor": f"{_processor()}, {os.cpu_count()} cores",
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "JAX on": f"{device.platform} ({device.device_kind})",
+        **{name: version(name) for name in packages},
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if "model name" in line]
+    return names[0] if names else platform.processor() or platform.machine()
