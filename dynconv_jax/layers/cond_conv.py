@@ -56,12 +56,9 @@ class CondConv(ExpertConv):
             kernel_size: A tuple of 1, 2 or 3 ints; its length is the rank.
             strides: An int, or one per spatial dimension.
             rngs: Where the initial parameters come from.
-            **options: `padding`, `kernel_dilation`, `feature_group_count`, `use_bias`,
-                `num_experts`, `implementation`, `dtype`, `param_dtype`, `precision`,
-                `kernel_init`, `bias_init`, `promote_dtype`, `preferred_element_type`,
-                `kernel_metadata` and `bias_metadata`, as in `DynamicConv`. By default
-                each expert is drawn as `torch.nn.Conv2d` draws its own: kernel and bias
-                from U(±1/√fan_in).
+            **options: The options of `ExpertConv`, as `DynamicConv` explains them. By
+                default each expert is drawn as `torch.nn.Conv2d` draws its own: kernel
+                and bias from U(±1/√fan_in).
 
         Raises:
             TypeError: If an argument is of the wrong kind, such as a bare int as

@@ -24,7 +24,12 @@ default_bias_init = nnx.initializers.zeros_init()
 
 
 class ExpertOptions(TypedDict, total=False):
-    """The options of `ExpertConv`, for layers that pass them on."""
+    """The options of `ExpertConv`, for members of the family that pass them on.
+
+    A member names what is its own and passes on the rest, so that what all have is said
+    once; editors and type checkers know the names from here. `DynamicConv` alone, which
+    stands in for `nnx.Conv`, spells them out and explains them.
+    """
 
     padding: PaddingLike
     kernel_dilation: int | Sequence[int] | None

@@ -1,24 +1,21 @@
 """ODConv: attention along all four dimensions of the kernel space."""
 
 import math
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from flax.nnx.nn import dtypes
-from flax.typing import Initializer, PromoteDtypeFn
 from jax import lax
 from jax.typing import DTypeLike
 
-from dynconv_jax.functional.geometry import PaddingLike, positive_int
+from dynconv_jax.functional.geometry import positive_int
 from dynconv_jax.functional.numerics import scale_channels
 from dynconv_jax.functional.pooling import spatial_mean
 from dynconv_jax.initializers import kaiming_fan_out
 from dynconv_jax.layers.attention_norm import attention_norm, normalise
-from dynconv_jax.layers.expert_conv import ExpertConv
+from dynconv_jax.layers.expert_conv import ExpertConv, ExpertOptions
 from dynconv_jax.layers.pooled_linear import PooledLinear
 from dynconv_jax.routing import Temperature, attend, record_attention
 
@@ -177,24 +174,12 @@ class ODConv(ExpertConv):
         kernel_size: Sequence[int],
         strides: int | Sequence[int] | None = 1,
         *,
-        padding: PaddingLike = "SAME",
-        kernel_dilation: int | Sequence[int] | None = 1,
-        feature_group_count: int = 1,
-        use_bias: bool = False,
-        num_experts: int = 4,
         reduction: int = 16,
         min_hidden: int = 16,
         norm: str = "batch",
         temperature: float = 1.0,
-        implementation: str = "auto",
-        dtype: DTypeLike | None = None,
-        param_dtype: DTypeLike = jnp.float32,
-        precision: lax.PrecisionLike = None,
-        kernel_init: Initializer = kaiming_fan_out,
-        promote_dtype: PromoteDtypeFn = dtypes.promote_dtype,
-        preferred_element_type: DTypeLike | None = None,
-        kernel_metadata: Mapping[str, Any] = MappingProxyType({}),
         rngs: nnx.Rngs,
+        **options: Unpack[ExpertOptions],
     ):
         """Builds the layer.
 
@@ -203,55 +188,26 @@ class ODConv(ExpertConv):
             out_features: O, the number of output channels.
             kernel_size: A tuple of 1, 2 or 3 ints; its length is the rank.
             strides: An int, or one per spatial dimension.
-            padding: `"SAME"`, `"VALID"`, an int, or one int or (low, high) pair per
-                spatial dimension.
-            kernel_dilation: An int, or one per spatial dimension.
-            feature_group_count: g; it must divide C and O.
-            use_bias: Whether every expert has a bias, mixed as the kernels are and
-                weighed by the filters' attention; published layers have none.
-            num_experts: K; with 1 there is no attention over experts.
             reduction: The trunk has max(C // reduction, min_hidden) units.
             min_hidden: How many units the trunk has at least.
             norm: How the trunk is normalised: `"batch"` as published, which needs more
                 than one sample in training, `"layer"` or `"none"`.
             temperature: The initial T. Published schedules let it fall from 30 to 1
                 over the first 10 epochs; see `set_temperature`.
-            implementation: How to compute it, see `DynamicConv`.
-            dtype: The dtype of the computation; None infers it from the input and the
-                parameters. Attention is computed in float32 at least.
-            param_dtype: The dtype of the parameters.
-            precision: As in `jax.lax.conv_general_dilated`.
-            kernel_init: Initialises each expert on its own, from the shape
-                (*kernel_size, C/g, O), so that K does not count as receptive field.
-            promote_dtype: As in `nnx.Conv`: takes the tuple (inputs, kernel, bias).
-            preferred_element_type: As in `nnx.Conv`.
-            kernel_metadata: Metadata of the parameter `kernel`, as in `nnx.Conv`.
             rngs: Where the initial parameters come from.
+            **options: The options of `ExpertConv`, as `DynamicConv` explains them. With
+                one expert there is no attention over experts; by default each expert is
+                drawn Kaiming-normal by fan-out. Biases are mixed as the kernels are and
+                weighed by the filters' attention; published layers have none.
 
         Raises:
             TypeError: If an argument is of the wrong kind, such as a bare int as
                 `kernel_size`.
             ValueError: If a value is out of range or does not fit the others.
         """
+        options.setdefault("kernel_init", kaiming_fan_out)
         super().__init__(
-            in_features,
-            out_features,
-            kernel_size,
-            strides,
-            padding=padding,
-            kernel_dilation=kernel_dilation,
-            feature_group_count=feature_group_count,
-            use_bias=use_bias,
-            num_experts=num_experts,
-            implementation=implementation,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            precision=precision,
-            kernel_init=kernel_init,
-            promote_dtype=promote_dtype,
-            preferred_element_type=preferred_element_type,
-            kernel_metadata=kernel_metadata,
-            rngs=rngs,
+            in_features, out_features, kernel_size, strides, rngs=rngs, **options
         )
         self.attention = ODAttention(
             self.in_features,
@@ -263,9 +219,9 @@ class ODConv(ExpertConv):
             min_hidden=min_hidden,
             norm=norm,
             temperature=temperature,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            precision=precision,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            precision=self.precision,
             rngs=rngs,
         )
 
