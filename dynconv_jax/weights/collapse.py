@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from dynconv_jax.functional.dynamic import mix_kernels
@@ -20,6 +19,7 @@ from dynconv_jax.weights.matching import (
     match_models,
     misfit,
     path_name,
+    refuse,
 )
 
 
@@ -74,24 +74,22 @@ def collapse(
         except ValueError as error:
             problems.append(f"{path_name(path)} ({type(layer).__name__}): {error}")
             continue
-        written.append(Write(target.kernel, kernel))
+        writes = [Write(target.kernel, kernel)]
         if target.bias is not None:
             none = jnp.zeros_like(target.bias[...])
-            written.append(Write(target.bias, none if bias is None else bias))
+            writes.append(Write(target.bias, none if bias is None else bias))
         elif bias is not None:
             problems.append(
                 f"{path_name(path)}: the static layer has no bias (`use_bias`)"
             )
-    for write in written:
-        given, held = write.value.dtype, write.variable[...].dtype
-        if not np.can_cast(given, held):
-            problems.append(f"{given} does not fit the static model's {held}")
-            break
-    if problems:
-        raise ValueError(
-            f"the {type(model).__name__} cannot become the {type(static).__name__}, "
-            "which is unchanged:\n  " + "\n  ".join(problems)
-        )
+        for write in writes:
+            problems.extend(write.misfit(path, "static layer"))
+        written.extend(writes)
+    refuse(
+        problems,
+        f"the {type(model).__name__} cannot become the {type(static).__name__}, "
+        "which is unchanged",
+    )
     copy_values((value, target) for _, value, target in shared)
     for write in written:
         write.apply()

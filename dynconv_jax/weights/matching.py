@@ -41,6 +41,21 @@ class Write(NamedTuple):
         old = self.variable[...]
         self.variable[...] = old.at[self.index].set(self.value.astype(old.dtype))
 
+    def misfit(self, path: Path, taker: str) -> list[str]:
+        """Says that the dtype of the variable cannot hold that of the value, if so.
+
+        Args:
+            path: Of the layer.
+            taker: What has the variable.
+        """
+        given, held = self.value.dtype, self.variable[...].dtype
+        if np.can_cast(given, held):
+            return []
+        return [
+            f"{path_name(path)}: the trained {given} does not fit the {taker}'s "
+            f"{held}; build it with `param_dtype`"
+        ]
+
 
 def match_models(
     model: nnx.Module, static: nnx.Module
@@ -97,6 +112,17 @@ def match_models(
         (path_name(path), ours[path], theirs[path]) for path in ours if path in theirs
     ]
     return pairs, shared, problems
+
+
+def refuse(problems: list[str], what: str) -> None:
+    """Raises a ValueError that lists the problems, if there are any.
+
+    Args:
+        problems: One a line.
+        what: What cannot be done because of them, and that nothing was.
+    """
+    if problems:
+        raise ValueError(f"{what}:\n  " + "\n  ".join(problems))
 
 
 def misfit(name: str, source: nnx.Variable, target: nnx.Variable) -> list[str]:

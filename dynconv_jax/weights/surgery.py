@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from dynconv_jax.functional.tiling import assemble_kernels
@@ -29,6 +28,7 @@ from dynconv_jax.weights.matching import (
     match_models,
     misfit,
     path_name,
+    refuse,
 )
 
 
@@ -87,17 +87,12 @@ def init_from_static(
             problems.append(f"{path_name(path)} ({type(layer).__name__}): {error}")
             continue
         for write in starts[-1]:
-            given, held = write.value.dtype, write.variable[...].dtype
-            if not np.can_cast(given, held):
-                problems.append(
-                    f"{path_name(path)}: the trained {given} does not fit the layer's "
-                    f"{held}; build it with `param_dtype`"
-                )
-    if problems:
-        raise ValueError(
-            f"the {type(model).__name__} cannot start from the "
-            f"{type(static).__name__}, and is unchanged:\n  " + "\n  ".join(problems)
-        )
+            problems.extend(write.misfit(path, "layer"))
+    refuse(
+        problems,
+        f"the {type(model).__name__} cannot start from the {type(static).__name__}, "
+        "and is unchanged",
+    )
     copy_values((value, target) for _, target, value in shared)
     if any(isinstance(layer, CondConv) for layer, _ in pairs.values()):
         for router in _sigmoid_routers(model):
