@@ -51,6 +51,7 @@ from dynconv_jax.routing import (
     set_temperature,
 )
 from dynconv_jax.weights import (
+    LAYOUT,
     chen_options,
     collapse,
     fold_batch_norm,
@@ -62,6 +63,7 @@ from dynconv_jax.weights import (
 )
 
 __all__ = [
+    "LAYOUT",
     "Assignment",
     "BatchNorm",
     "CondConv",

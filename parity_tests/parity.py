@@ -10,8 +10,7 @@ a random cotangent, and the buffers after the training pass. `assert_training_pa
 takes N optimiser steps with both and compares the losses and the whole state.
 
 Arrays are named by PyTorch's keys, inputs are channels last. The attributes of a module
-of one's own need PyTorch's names, or an entry in the table `LAYOUT` of
-`dynconv_jax.weights.torch_layout`.
+of one's own need PyTorch's names, or a row in the table `dynconv_jax.LAYOUT`.
 """
 
 import dataclasses
@@ -260,7 +259,7 @@ def run_jax(
     named = {
         key: value
         for key, value in to_torch_state_dict(differentiated).items()
-        if isinstance(variables[key], nnx.Param)
+        if isinstance(variables.get(key), nnx.Param)
     }
     named["inputs"] = np.asarray(of_inputs)
     named.update({name: np.asarray(value) for name, value in of_arguments.items()})

@@ -201,6 +201,43 @@ def test_rooms_import_only_from_rooms_below(package):
     assert not wrong
 
 
+def circles(imported: dict[str, set[str]]) -> set[str]:
+    """Returns the modules that import themselves by way of others."""
+
+    def module_of(name: str) -> str:
+        return name if name in imported else name.rpartition(".")[0]
+
+    direct = {
+        module: {module_of(name) for name in names} & imported.keys() - {module}
+        for module, names in imported.items()
+    }
+    reached = {module: set(others) for module, others in direct.items()}
+    for _ in direct:
+        for others in reached.values():
+            others.update(*(direct[other] for other in others))
+    return {module for module, others in reached.items() if module in others}
+
+
+@pytest.mark.parametrize(
+    ("imported", "expected"),
+    [
+        ({"p.a": {"p.b.f"}, "p.b": {"p.c.g"}, "p.c": {"os"}}, set()),
+        ({"p.a": {"p.b.f"}, "p.b": {"p.a"}, "p.c": {"p.a.f"}}, {"p.a", "p.b"}),
+        (
+            {"p.a": {"p.b"}, "p.b": {"p.c.f"}, "p.c": {"p.a.f"}},
+            {"p.a", "p.b", "p.c"},
+        ),
+    ],
+)
+def test_a_circle_of_imports_is_found(imported, expected):
+    assert circles(imported) == expected
+
+
+@pytest.mark.parametrize("package", RANKS)
+def test_no_module_imports_itself_by_way_of_others(package):
+    assert circles(imports_by_module(package)) == set()
+
+
 @pytest.mark.parametrize("package", ["dynconv_jax", "dynconv_torch"])
 def test_layers_and_models_do_import_from_below(package):
     rooms = {(room, other) for _, room, other in rooms_crossed(package)}

@@ -1,23 +1,35 @@
 """Weights: PyTorch's layout to and from a module's state, and files."""
 
+from dynconv_jax.weights.arrangements import (
+    Arrangement,
+    channels_first,
+    permuted,
+    same,
+)
 from dynconv_jax.weights.chen_layout import chen_options
 from dynconv_jax.weights.collapse import collapse
 from dynconv_jax.weights.files import load_weights, save_weights, write_file
 from dynconv_jax.weights.folding import fold_batch_norm
+from dynconv_jax.weights.loading import load_torch_state_dict
 from dynconv_jax.weights.surgery import init_from_static
 from dynconv_jax.weights.torch_layout import (
-    load_torch_state_dict,
+    LAYOUT,
     to_torch_state_dict,
     torch_variables,
 )
 
 __all__ = [
+    "LAYOUT",
+    "Arrangement",
+    "channels_first",
     "chen_options",
     "collapse",
     "fold_batch_norm",
     "init_from_static",
     "load_torch_state_dict",
     "load_weights",
+    "permuted",
+    "same",
     "save_weights",
     "to_torch_state_dict",
     "torch_variables",

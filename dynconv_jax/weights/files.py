@@ -1,17 +1,25 @@
 """Weights on disk: safetensors in PyTorch's layout, one file for both frameworks."""
 
+import importlib
 import os
+import pickle
+import re
 import tempfile
+import warnings
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.numpy
 from flax import nnx
 
-from dynconv_jax.weights.torch_layout import (
-    load_torch_state_dict,
-    to_torch_state_dict,
-)
+from dynconv_jax.weights.loading import prepare
+from dynconv_jax.weights.torch_layout import to_torch_state_dict
+
+# Marks a file of a JAX module, whose defaults are those of the module that reads it.
+_OF_JAX = {"written_by": "dynconv_jax"}
 
 
 def write_file(path: str | os.PathLike, content: bytes) -> None:
@@ -72,21 +80,30 @@ def save_weights(module: nnx.Module, path: str | os.PathLike) -> None:
         ...     save_weights(layer, f"{folder}/layer.safetensors")
         ...     load_weights(layer, f"{folder}/layer.safetensors")
     """
-    write_file(path, safetensors.numpy.save(to_torch_state_dict(module)))
+    content = safetensors.numpy.save(to_torch_state_dict(module), metadata=_OF_JAX)
+    write_file(path, content)
 
 
 def load_weights(module: nnx.Module, path: str | os.PathLike) -> None:
-    """Loads a safetensors file in PyTorch's layout into `module`, in place, strictly.
+    """Loads a file in PyTorch's layout into `module`, in place, strictly.
 
     Args:
         module: A layer or a model.
-        path: A file of `save_weights`, or of `safetensors.torch.save_file` for a
-            PyTorch module's state dict.
+        path: A safetensors file, of `save_weights` or of `safetensors.torch.save_file`
+            for a PyTorch module's state dict; or, where PyTorch is installed, a file of
+            `torch.save` (`.pth`, `.pt`, `.bin`) that holds a state dict, which no code
+            in it is run for. The first bytes tell which it is, not the name.
 
     Raises:
+        TypeError: If `path` is no path, or `module` no module.
         OSError: If the file cannot be read.
-        ValueError: If the file is damaged or not safetensors, or does not fit the
-            module (see `load_torch_state_dict`). The module is then unchanged.
+        ValueError: If the file is damaged or of another kind, is of `torch.save` where
+            PyTorch is not installed, or holds more than tensors; or if it does not fit
+            the module (see `load_torch_state_dict`). The module is then unchanged.
+
+    Warns:
+        UserWarning: As `load_torch_state_dict` does; a file of `save_weights` has the
+            module's own defaults.
 
     Example:
         >>> from dynconv_jax import DynamicConv
@@ -95,17 +112,97 @@ def load_weights(module: nnx.Module, path: str | os.PathLike) -> None:
         Traceback (most recent call last):
         FileNotFoundError: [Errno 2] No such file or directory: 'layer.safetensors'
     """
-    # `open` for its errors, which name the path; `safe_open`, because
-    # `safetensors.numpy.load` knows no bfloat16.
+    if not isinstance(path, (str, os.PathLike)):
+        instead = (
+            "a dict loads by `load_torch_state_dict`"
+            if isinstance(path, Mapping)
+            else "the module comes first, `load_weights(module, path)`"
+        )
+        raise TypeError(f"`path` (a {type(path).__name__}) must be a path; {instead}")
+    with open(path, "rb") as file:  # for its errors, which name the path
+        start = file.read(512)
     try:
-        with open(path, "rb"), safetensors.safe_open(path, framework="numpy") as file:
-            state_dict = {key: file.get_tensor(key) for key in file.keys()}
+        # As PyTorch has written: a zip archive, a pickle, a tar archive.
+        if start[:4] == b"PK\x03\x04":
+            state_dict, is_of_jax = _read_zip(path), False
+        elif start[:1] == b"\x80" or start[257:262] == b"ustar":
+            state_dict, is_of_jax = _read_torch(path), False
+        else:
+            state_dict, is_of_jax = _read_safetensors(path)
+        loading = prepare(module, state_dict, is_of_jax=is_of_jax)
+    except (TypeError, ValueError) as error:
+        if not isinstance(module, nnx.Pytree):  # no fault of the file
+            raise
+        raise ValueError(f"`path` (={os.fspath(path)!r}): {error}") from error
+    loading.carry_out()
+
+
+def _read_safetensors(path: str | os.PathLike) -> tuple[dict[str, Any], bool]:
+    """Returns the arrays of a file, and whether a JAX module wrote it."""
+    # `safe_open`, because `safetensors.numpy.load` knows no bfloat16.
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            arrays = {key: file.get_tensor(key) for key in file.keys()}
+            return arrays, (file.metadata() or {}).items() >= _OF_JAX.items()
     except (safetensors.SafetensorError, AttributeError) as error:  # no such dtype
         raise ValueError(
-            f"`path` (={os.fspath(path)!r}) is truncated, no safetensors file or holds "
-            f"a dtype that NumPy has not: {error}; write it again"
+            "the file is truncated, no safetensors file or holds a dtype that NumPy "
+            f"has not: {error}; write it again"
+        ) from error
+
+
+def _read_zip(path: str | os.PathLike) -> Any:
+    """Returns what `torch.save` wrote, which is one kind of zip archives."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = {Path(name).name for name in archive.namelist()}
+    except zipfile.BadZipFile as error:
+        raise ValueError(
+            f"the file is truncated, or no archive: {error}; write it again"
+        ) from error
+    if "constants.pkl" in names:
+        raise ValueError(
+            "the file holds a TorchScript program, and not a state dict; save that of "
+            "`torch.jit.load(path)`, by `torch.save(program.state_dict(), other)`"
+        )
+    if "data.pkl" not in names:
+        raise ValueError(
+            "the file is a zip archive that `torch.save` did not write; load the "
+            "arrays of it yourself, and give them to `load_torch_state_dict`"
+        )
+    return _read_torch(path)
+
+
+def _read_torch(path: str | os.PathLike) -> Any:
+    """Returns what `torch.save` wrote, if it is tensors; runs nothing in it."""
+    # The library does without PyTorch, and imports it nowhere. Here the user gives a
+    # file of PyTorch's, which only PyTorch can read.
+    try:
+        torch = importlib.import_module("torch")
+    except ImportError as error:
+        raise ValueError(
+            "the file is of `torch.save`, and reading it needs PyTorch, which is not "
+            "installed; install it, or convert the file where it is: "
+            "`safetensors.torch.save_file(torch.load(path, weights_only=True), other)`"
         ) from error
     try:
-        load_torch_state_dict(module, state_dict)
-    except ValueError as error:
-        raise ValueError(f"`path` (={os.fspath(path)!r}): {error}") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the protocol of the pickle
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"(?:GLOBAL|class|function) ([\w.]+\.\w+)", str(error))
+        if found:
+            raise ValueError(
+                f"the file holds more than tensors, such as `{found[1]}`, which could "
+                "run any program, and nothing of it was run; if you trust it, load it "
+                "in PyTorch and save its state dict alone"
+            ) from error
+        raise ValueError(
+            "the file is damaged, or a pickle that is not of `torch.save`; save the "
+            "state dict alone, by `torch.save(module.state_dict(), path)`"
+        ) from error
+    except Exception as error:  # of many kinds, where the file is damaged
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"the file is truncated or damaged, or not of `torch.save`: {reason}"
+        ) from error

@@ -2,15 +2,19 @@
 
 A module is walked attribute by attribute. An attribute keeps its name and its axes
 unless `LAYOUT` says otherwise, so modules of one's own need no entry where their
-attributes are named as in PyTorch.
+attributes are named as in PyTorch. Where they are not, they get a row:
+
+    >>> class Scale(nnx.Module):
+    ...     def __init__(self, features):
+    ...         self.gamma = nnx.Param(np.ones(features))
+    >>> LAYOUT[Scale] = {"gamma": ("weight", same)}
+    >>> list(to_torch_state_dict(Scale(3)))
+    ['weight']
 """
 
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -26,15 +30,26 @@ from dynconv_jax.layers import (
 )
 from dynconv_jax.scheduled import Scheduled
 from dynconv_jax.weights.arrangements import (
-    Arrangement,
     channels_first,
+    nothing,
     pointwise,
     same,
+    single,
     stacked_channels_first,
     stacked_flattened,
     stacked_transposed,
 )
-from dynconv_jax.weights.chen_layout import from_chen_layout, to_chen_layout
+from dynconv_jax.weights.chen_layout import to_chen_layout
+from dynconv_jax.weights.counterparts import (
+    NoCounterpart,
+    Row,
+    attention_row,
+    general_row,
+    rank_of,
+    refused,
+    transposed_row,
+)
+from dynconv_jax.weights.leaf import Leaf
 
 
 def _router_name(layer: nnx.Module) -> str:
@@ -42,16 +57,47 @@ def _router_name(layer: nnx.Module) -> str:
     return "" if getattr(layer, "owns_router", False) else "router"
 
 
-# JAX module: {JAX attribute: (PyTorch name, arrangement)}. An empty name leaves the
-# level out.
-LAYOUT: dict[type, dict[str, tuple[str | Callable[[nnx.Module], str], Arrangement]]] = {
+_TWO_BIASES = refused(
+    "PyTorch's cell adds two biases where flax's has one, so that no weights of the "
+    "one are those of the other"
+)
+_NORMALISED = refused(
+    "flax normalises the kernel of the layer in place, and PyTorch keeps it apart from "
+    "what normalises it"
+)
+_NO_LORA = refused("`torch.nn` has no low-rank adaptation")
+
+# JAX module: {JAX attribute, or several that one PyTorch array holds, by their paths:
+# (PyTorch name, arrangement)}, or what returns that for a module. An empty name leaves
+# the level out, None the attribute. A row is of the subclasses, too.
+LAYOUT: dict[type, Row | Callable[[Any], Row]] = {
     nnx.Linear: {"kernel": ("weight", channels_first)},
+    nnx.LinearGeneral: general_row,
     nnx.Conv: {"kernel": ("weight", channels_first)},
+    nnx.ConvTranspose: transposed_row,
     nnx.Embed: {"embedding": ("weight", same)},
     nnx.GroupNorm: {"scale": ("weight", same)},
+    nnx.InstanceNorm: {"scale": ("weight", same)},
     nnx.LayerNorm: {"scale": ("weight", same)},
     nnx.RMSNorm: {"scale": ("weight", same)},
+    nnx.BatchNorm: {
+        "scale": ("weight", same),
+        "mean": ("running_mean", same),
+        "var": ("running_var", same),
+        (): ("num_batches_tracked", nothing),
+    },
+    nnx.MultiHeadAttention: attention_row,
+    nnx.PReLU: {"negative_slope": ("weight", single)},
     nnx.Sequential: {"layers": ("", same)},
+    nnx.LSTMCell: _TWO_BIASES,
+    nnx.OptimizedLSTMCell: _TWO_BIASES,
+    nnx.GRUCell: _TWO_BIASES,
+    nnx.SimpleCell: _TWO_BIASES,
+    nnx.SpectralNorm: _NORMALISED,
+    nnx.WeightNorm: _NORMALISED,
+    nnx.LoRA: _NO_LORA,
+    nnx.LoRALinear: _NO_LORA,
+    nnx.Einsum: refused("no layer of `torch.nn` computes an einsum"),
     BatchNorm: {
         "scale": ("weight", same),
         "mean": ("running_mean", same),
@@ -72,62 +118,25 @@ LAYOUT: dict[type, dict[str, tuple[str | Callable[[nnx.Module], str], Arrangemen
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class _Leaf:
-    """One array of a module, under its PyTorch key."""
+def leaves_of(module: nnx.Module) -> list[tuple[str, Leaf]]:
+    """Returns what PyTorch keeps of a module, by key; shared arrays once per path.
 
-    variable: nnx.Variable
-    arrangement: Arrangement
-    owner: Any
-    optional: bool
-
-    def to_torch(self) -> np.ndarray:
-        value = np.asarray(self.variable[...])
-        if isinstance(self.variable, Scheduled):
-            # PyTorch keeps it in float64. Where JAX has only float32, the shortest
-            # decimal that names it restores a T such as 0.6 exactly.
-            exact = [float(str(entry)) for entry in value.flat]
-            return np.array(exact).reshape(value.shape).copy()
-        if np.issubdtype(value.dtype, np.integer):  # PyTorch counts in int64
-            return value.astype(np.int64)
-        # In C order, as a copy: files and `torch.from_numpy` want it so.
-        return np.array(self.arrangement.to_torch(value, self.owner), order="C")
-
-    # `get_value()`, not `[...]`, from here on: an abstract module holds no arrays.
-    @property
-    def is_abstract(self) -> bool:
-        return isinstance(self.variable.get_value(), jax.ShapeDtypeStruct)
-
-    @property
-    def torch_shape(self) -> tuple[int, ...]:
-        # One bit, seen as an array of the shape.
-        stand_in = np.broadcast_to(False, self.variable.get_value().shape)
-        return self.arrangement.to_torch(stand_in, self.owner).shape
-
-    @property
-    def dtype(self) -> np.dtype:
-        return np.dtype(self.variable.get_value().dtype)
-
-    def loses(self, value: np.ndarray) -> bool:
-        """Whether the module's dtype cannot hold every value of the array's dtype."""
-        if isinstance(self.variable, Scheduled):
-            return not jnp.issubdtype(value.dtype, jnp.floating)
-        if np.issubdtype(self.dtype, np.integer):
-            return bool(np.any(value.astype(self.dtype) != value))
-        return not np.can_cast(value.dtype, self.dtype)
-
-    def load(self, value: np.ndarray) -> None:
-        value = self.arrangement.from_torch(value, self.owner).astype(self.dtype)
-        old = self.variable.get_value()
-        # An array that nobody placed stays so, free to follow others to their devices.
-        is_placed = getattr(old, "committed", self.is_abstract)
-        self.variable.set_value(
-            jax.device_put(value, old.sharding if is_placed else None)
-        )
+    Raises:
+        TypeError: If it is no module.
+        ValueError: If a part of it has no counterpart in PyTorch, or layers are stacked
+            in one; or if the warehouse of a layer is no part of the module.
+    """
+    if not isinstance(module, nnx.Pytree):
+        raise TypeError(f"`module` must be an `nnx.Module`, not {_kind_named(module)}")
+    leaves = list(_walk(module, "", (), frozenset()))
+    _check_warehouses(module, leaves)
+    return leaves
 
 
-def _walk(part: Any, prefix: str, layout: Mapping) -> Iterator[tuple[str, _Leaf]]:
-    """Yields the PyTorch key of every array below `part`; shared ones once per path."""
+def _walk(
+    part: Any, prefix: str, path: tuple[str, ...], taken: frozenset[int]
+) -> Iterator[tuple[str, Leaf]]:
+    """Yields what is below `part`, except the variables that are taken already."""
     if isinstance(part, (list, tuple, nnx.List)):
         attributes = {str(index): item for index, item in enumerate(part)}
     elif isinstance(part, (dict, nnx.Dict)):
@@ -136,36 +145,115 @@ def _walk(part: Any, prefix: str, layout: Mapping) -> Iterator[tuple[str, _Leaf]
         attributes = vars(part)
     else:
         return
+    kind = _kind_of(part)
+    try:
+        row = _row_of(part, kind)
+    except NoCounterpart as error:
+        variables = [v for _, v in nnx.iter_graph(part) if isinstance(v, nnx.Variable)]
+        if all(id(variable) in taken for variable in variables):
+            return
+        raise ValueError(
+            f"{_called(part, path)} has no counterpart in PyTorch: {error}. Give it a "
+            f"row of its own: `LAYOUT[{type(part).__name__}] = {{attribute: (name, "
+            "arrangement)}`, with `LAYOUT` of `dynconv_jax`"
+        ) from None
+    packed = []
+    for names, (name, arrangement) in row.items():
+        if isinstance(names, str):
+            continue
+        variables = tuple(_below(part, each) for each in names)
+        if all(isinstance(variable, nnx.Variable) for variable in variables):
+            leaf = Leaf(variables, True, arrangement, part, not variables)
+            packed.append((f"{prefix}{name}", leaf))
+            taken = taken.union(map(id, variables))
+    yield from (item for item in packed if item[1].variables)
     for attribute, value in attributes.items():
         if attribute.startswith("_"):
             continue
-        name, arrangement = layout.get(attribute, (attribute, same))
+        name, arrangement = row.get(attribute, (attribute, same))
         if callable(name):
             name = name(part)
-        key = f"{prefix}{name}"
-        if isinstance(value, (nnx.RngState, nnx.Intermediate)):
+        if name is None or isinstance(value, (nnx.RngState, nnx.Intermediate)):
             continue
-        if isinstance(value, nnx.Variable):
-            optional = (
-                isinstance(value, Scheduled) or attribute == "num_batches_tracked"
-            )
-            yield key, _Leaf(value, arrangement, part, optional)
-        else:
-            yield from _walk(value, f"{key}." if name else prefix, _layout_of(value))
+        key, here = f"{prefix}{name}", (*path, attribute)
+        if not isinstance(value, nnx.Variable):
+            yield from _walk(value, f"{key}." if name else prefix, here, taken)
+        elif id(value) not in taken:
+            _check_rank(part, attribute, value, kind, path)
+            is_scheduled = isinstance(value, Scheduled)
+            is_optional = is_scheduled or attribute == "num_batches_tracked"
+            yield key, Leaf((value,), False, arrangement, part, is_optional)
+    for key, leaf in packed:
+        # What holds nothing gives way to an attribute of its name.
+        if not leaf.variables and not hasattr(part, key.rpartition(".")[2]):
+            yield key, leaf
 
 
-def _layout_of(part: Any) -> dict:
-    for cls in type(part).__mro__:
-        if cls in LAYOUT:
-            return LAYOUT[cls]
-    return {}
+def _kind_named(given: Any) -> str:
+    """Says what was given in the place of a module."""
+    if isinstance(given, type):
+        return f"the class {given.__name__}; build one of it"
+    if isinstance(given, (nnx.State, nnx.GraphDef)):
+        return f"a {type(given).__name__}; join the two by `nnx.merge(graphdef, state)`"
+    if hasattr(given, "named_parameters"):
+        return f"the PyTorch module {type(given).__name__}"
+    return "None" if given is None else f"a {type(given).__name__}"
 
 
-def _leaves(module: nnx.Module) -> list[tuple[str, _Leaf]]:
-    return list(_walk(module, "", _layout_of(module)))
+def _kind_of(part: Any) -> type:
+    """Returns the class whose row a module has, or else its own."""
+    return next((cls for cls in type(part).__mro__ if cls in LAYOUT), type(part))
 
 
-def _check_warehouses(module: nnx.Module, leaves: list[tuple[str, _Leaf]]) -> None:
+def _row_of(part: Any, kind: type) -> Row:
+    """Returns the row of a module.
+
+    Raises:
+        NoCounterpart: If it has none in PyTorch.
+    """
+    row = LAYOUT.get(kind, {})
+    if kind not in LAYOUT and any(
+        isinstance(value, nnx.Variable)
+        and not isinstance(value, (nnx.RngState, nnx.Intermediate))
+        for value in getattr(part, "__dict__", {}).values()
+    ):
+        for cls in kind.__mro__:
+            if cls.__module__.startswith("flax.nnx.nn."):
+                raise NoCounterpart(f"{cls.__name__} of flax has no row in the table")
+    return row(part) if callable(row) else row
+
+
+def _below(part: Any, path: str) -> Any:
+    """Returns what is at a dotted path below a module, or None."""
+    for name in path.split("."):
+        is_sequence = isinstance(part, (list, tuple, nnx.List))
+        part = part[int(name)] if is_sequence else getattr(part, name, None)
+    return part
+
+
+def _called(part: Any, path: tuple[str, ...]) -> str:
+    name = type(part).__name__
+    return f"`{'.'.join(path)}` (a {name})" if path else f"the {name}"
+
+
+def _check_rank(
+    part: Any, attribute: str, value: nnx.Variable, kind: type, path: tuple[str, ...]
+) -> None:
+    """Refuses what holds several layers in one, whose axes cannot be told apart."""
+    rank = 0 if isinstance(value, Scheduled) else rank_of(part, attribute, kind)
+    shape = value.get_value().shape
+    if rank is None or rank == len(shape):
+        return
+    raise ValueError(
+        f"{_called(part, path)} holds a `{attribute}` of the shape {tuple(shape)}, and "
+        f"that of one layer has {rank} axes: it is several layers in one, as of "
+        "`nnx.vmap` or `nnx.scan`, and PyTorch keeps each under a key of its own. Take "
+        "them apart, `jax.tree.map(lambda leaf: leaf[i], layers)`, and join them by "
+        "`jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)`"
+    )
+
+
+def _check_warehouses(module: nnx.Module, leaves: list[tuple[str, Leaf]]) -> None:
     """Refuses a module with layers of a warehouse that is not part of it."""
     owners = {id(leaf.owner) for _, leaf in leaves}
     for path, part in nnx.iter_modules(module):
@@ -181,12 +269,14 @@ def _check_warehouses(module: nnx.Module, leaves: list[tuple[str, _Leaf]]) -> No
 def torch_variables(module: nnx.Module) -> dict[str, nnx.Variable]:
     """Returns the variables of `module` by PyTorch key; a shared one has several keys.
 
+    Where one PyTorch array holds several, it is the first.
+
     Example:
         >>> layer = DynamicConv(3, 8, (3, 3), rngs=nnx.Rngs(0))
         >>> torch_variables(layer)["fc1.weight"] is layer.router.fc1.kernel
         True
     """
-    return {key: leaf.variable for key, leaf in _leaves(module)}
+    return {key: leaf.variables[0] for key, leaf in leaves_of(module) if leaf.variables}
 
 
 def to_torch_state_dict(
@@ -208,8 +298,10 @@ def to_torch_state_dict(
         NumPy arrays by key, in the order of the module's attributes.
 
     Raises:
-        ValueError: If the layout is not known, or cannot hold a router; or if the
-            warehouse of a layer is no part of the module.
+        TypeError: If `module` is no module.
+        ValueError: If the layout is not known, or cannot hold a router; if a part of
+            the module has no counterpart in PyTorch, or holds several layers in one; or
+            if the warehouse of a layer is no part of the module.
 
     Example:
         >>> layer = DynamicConv(3, 8, (5, 3), rngs=nnx.Rngs(0))
@@ -219,9 +311,7 @@ def to_torch_state_dict(
     """
     if layout not in ("dynconv", "chen"):
         raise ValueError(f"`layout` (={layout!r}) must be 'dynconv' or 'chen'")
-    leaves = _leaves(module)
-    _check_warehouses(module, leaves)
-    state_dict = {key: leaf.to_torch() for key, leaf in leaves}
+    state_dict = {key: leaf.to_torch() for key, leaf in leaves_of(module)}
     return to_chen_layout(state_dict) if layout == "chen" else state_dict
 
 
@@ -233,98 +323,4 @@ def torch_shapes(module: nnx.Module) -> dict[str, tuple[int, ...]]:
         >>> torch_shapes(layer)["weight"]
         (4, 8, 3, 5, 3)
     """
-    return {key: leaf.torch_shape for key, leaf in _leaves(module)}
-
-
-def load_torch_state_dict(
-    module: nnx.Module, state_dict: Mapping[str, np.ndarray]
-) -> None:
-    """Loads a PyTorch state dict into `module`, in place, strictly.
-
-    Parameters keep the dtype of the module; a value of a narrower dtype is widened, one
-    that the module's dtype cannot hold is refused. Temperatures, whatever else a
-    schedule moves, and `num_batches_tracked` may be absent and then keep their values.
-    Arrays keep their sharding. The layout of Chen et al.'s port (see `chen_options`) is
-    recognised.
-
-    Args:
-        module: A layer or a model; an abstract one (`nnx.eval_shape`) becomes real.
-        state_dict: NumPy arrays by PyTorch key, such as
-            `{key: value.numpy() for key, value in torch_module.state_dict().items()}`.
-
-    Raises:
-        ValueError: If a key is missing or unexpected, or a value has the wrong shape
-            or a dtype that does not fit, or a temperature is not positive. All are
-            listed in the one error, with the name of the model that the state dict is
-            of, if that is known; the module is unchanged. Also if the warehouse of a
-            layer is no part of the module.
-
-    Example:
-        >>> layer = DynamicConv(3, 8, (3, 3), rngs=nnx.Rngs(0))
-        >>> twin = DynamicConv(3, 8, (3, 3), rngs=nnx.Rngs(1))
-        >>> load_torch_state_dict(twin, to_torch_state_dict(layer))
-        >>> bool((twin.kernel[...] == layer.kernel[...]).all())
-        True
-    """
-    leaves = _leaves(module)
-    _check_warehouses(module, leaves)
-    known = {key: leaf.torch_shape for key, leaf in leaves}
-    given, state_dict = state_dict, from_chen_layout(state_dict, known)
-    # What is wrong is told of the keys that the user knows.
-    given_key = dict(zip(state_dict, given, strict=True))
-    problems = [
-        f"unexpected key: {name}" for key, name in given_key.items() if key not in known
-    ]
-    accepted: dict[int, tuple[str, _Leaf, np.ndarray]] = {}
-    for key, leaf in leaves:
-        if key not in state_dict:
-            if not leaf.optional or leaf.is_abstract:
-                problems.append(f"missing key: {key}, of shape {leaf.torch_shape}")
-            continue
-        name = given_key[key]
-        try:
-            value = np.asarray(state_dict[key])
-        except (TypeError, RuntimeError) as error:
-            problems.append(f"{name} is not a NumPy array: {error}")
-            continue
-        if value.shape != leaf.torch_shape:
-            problems.append(
-                f"wrong shape: {name} has {value.shape}, the module {leaf.torch_shape}"
-            )
-        elif leaf.loses(value):
-            problems.append(
-                f"wrong dtype: {name} is {value.dtype}, which the module's "
-                f"{leaf.dtype} cannot hold; cast the value, or build the module with "
-                "`param_dtype`"
-            )
-        elif isinstance(leaf.variable, Scheduled) and not all(
-            map(leaf.variable.accepts, value.flat)
-        ):
-            problems.append(
-                f"wrong value: {name} is {value}; it must be "
-                f"{leaf.variable.requirement}"
-            )
-        else:
-            first_key, _, first = accepted.setdefault(
-                id(leaf.variable), (key, leaf, value)
-            )
-            if first.tobytes() != value.tobytes():
-                problems.append(
-                    f"{given_key[first_key]} and {name} are one array of the module, "
-                    "but differ"
-                )
-    if problems:
-        from dynconv_jax.weights.recognize import describe  # it reads the layout
-
-        description = describe(given)
-        looks = f"\nThe state dict looks like {description}." if description else ""
-        if any(key != name for key, name in given_key.items()):
-            looks += "\nBuild the layer with `chen_options`, for its layout."
-        raise ValueError(
-            f"the state dict does not fit the {type(module).__name__}, which is "
-            "unchanged:\n  " + "\n  ".join(problems) + "\nKeys follow the names of "
-            "attributes; modules that name them otherwise than PyTorch need a row in "
-            f"`dynconv_jax.weights.torch_layout.LAYOUT`{looks}"
-        )
-    for _, leaf, value in accepted.values():
-        leaf.load(value)
+    return {key: leaf.torch_shape for key, leaf in leaves_of(module)}

@@ -1,12 +1,21 @@
 """Weights in files: the same bits, never half a file, and refusals by path."""
 
+import argparse
 import errno
+import functools
 import os
+import pickle
+import re
 import stat
+import sys
+import tarfile
+import warnings
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from flax import nnx
 
 from dynconv_jax import (
     load_torch_state_dict,
@@ -86,10 +95,180 @@ def test_truncated_file_is_refused(kept, tmp_path):
     assert "is truncated" in file_refusal(jax_block(), path)
 
 
-def test_file_of_torch_save_is_refused(tmp_path):
+# Files of `torch.save`.
+
+TORCH_FORMATS = {"zip": {}, "legacy": {"_use_new_zipfile_serialization": False}}
+
+
+@pytest.mark.parametrize("name", ["block.pth", "block.pt", "block.bin", "safetensors"])
+@pytest.mark.parametrize("format", TORCH_FORMATS)
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_file_of_torch_save_opens_in_jax(name, format, dtype, rng, tmp_path):
+    torch_module = randomise(torch_block(dtype), rng)
+    torch.save(torch_module.state_dict(), tmp_path / name, **TORCH_FORMATS[format])
+    module = jax_block(dtype)
+    load_weights(module, tmp_path / name)
+    actual = torch_copy(to_torch_state_dict(module), torch_block(dtype))
+    assert bits(actual) == bits(torch_state(torch_module))
+
+
+def test_safetensors_under_a_name_of_torch_opens(tmp_path):
+    block, twin = jax_block(seed=1), jax_block()
+    save_weights(block, tmp_path / "block.pth")
+    load_weights(twin, tmp_path / "block.pth")
+    assert module_bits(twin) == module_bits(block)
+
+
+def test_checkpoint_of_a_training_script_opens_aloud(rng, tmp_path):
+    torch_module = randomise(torch_block(), rng)
+    wrapped = torch.nn.DataParallel(torch_module)
+    optimizer = torch.optim.AdamW(torch_module.parameters())
+    checkpoint = {
+        "epoch": 3,
+        "state_dict": wrapped.state_dict(),
+        "optimizer": optimizer.state_dict(),
+    }
+    torch.save(checkpoint, tmp_path / "last.pth")
+    module = jax_block()
+    with pytest.warns(UserWarning) as caught:
+        load_weights(module, tmp_path / "last.pth")
+    assert [each.filename for each in caught] == [__file__] * 2
+    assert "'state_dict'" in str(caught[0].message)
+    assert "'module.'" in str(caught[1].message)
+    assert bits(to_torch_state_dict(module)) == bits(torch_state(torch_module))
+
+
+@pytest.mark.parametrize("format", TORCH_FORMATS)
+def test_file_of_torch_save_needs_pytorch(format, tmp_path, monkeypatch):
     path = tmp_path / "block.pt"
-    torch.save(torch_block().state_dict(), path)
-    assert "no safetensors file" in file_refusal(jax_block(), path)
+    torch.save(torch_block().state_dict(), path, **TORCH_FORMATS[format])
+    monkeypatch.setitem(sys.modules, "torch", None)
+    message = file_refusal(jax_block(), path)
+    assert "needs PyTorch, which is not installed" in message
+    assert "safetensors.torch.save_file(torch.load(path" in message
+
+
+class Malicious:
+    """Runs a program when it is unpickled."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.mark),)
+
+
+def save_pickle(content, path):
+    path.write_bytes(pickle.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("save", "words"),
+    [
+        (torch.save, "holds more than tensors, such as `posix.mkdir`"),
+        (
+            functools.partial(torch.save, **TORCH_FORMATS["legacy"]),
+            "holds more than tensors, such as `posix.mkdir`",
+        ),
+        (save_pickle, "a pickle that is not of `torch.save`"),
+    ],
+    ids=["zip", "legacy", "pickle"],
+)
+def test_program_in_a_file_is_refused_and_not_run(save, words, tmp_path):
+    path, mark = tmp_path / "weights.pth", tmp_path / "was_run"
+    save({"weight": Malicious(mark)}, path)
+    message = file_refusal(jax_block(), path)
+    assert not mark.exists()
+    assert words in message
+    assert "weights_only" not in message and "\n" not in message
+
+
+def test_checkpoint_with_an_object_is_refused_by_its_class(tmp_path):
+    path = tmp_path / "last.pth"
+    torch.save({"model": {}, "args": argparse.Namespace(lr=0.1)}, path)
+    assert "such as `argparse.Namespace`" in file_refusal(jax_block(), path)
+
+
+def test_module_that_was_saved_whole_is_refused_by_its_class(tmp_path):
+    path = tmp_path / "whole.pth"
+    torch.save(torch.nn.Linear(2, 3), path)
+    message = file_refusal(jax_block(), path)
+    assert "such as `torch.nn.modules.linear.Linear`" in message
+
+
+@pytest.mark.parametrize("format", TORCH_FORMATS)
+@pytest.mark.parametrize("kept", [0.1, 0.5, 0.99])
+def test_truncated_file_of_torch_save_is_refused(format, kept, tmp_path):
+    path = tmp_path / "block.pth"
+    torch.save(torch_block().state_dict(), path, **TORCH_FORMATS[format])
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept * len(content))])
+    message = file_refusal(jax_block(), path)
+    assert "truncated" in message or "damaged" in message
+    assert "\n" not in message
+
+
+def write_npz(path):
+    with path.open("wb") as file:
+        np.savez(file, weight=np.ones(3))
+
+
+def write_script(path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch's own
+        torch.jit.save(torch.jit.script(torch.nn.Linear(2, 3)), path)
+
+
+def write_tar(path):
+    with tarfile.open(path, "w") as archive:
+        archive.addfile(tarfile.TarInfo("storages"))
+
+
+@pytest.mark.parametrize(
+    ("write", "words"),
+    [
+        (write_npz, "zip archive that `torch.save` did not write"),
+        (write_script, "TorchScript program"),
+        (write_tar, "not of `torch.save`"),
+        (functools.partial(save_pickle, [1, 2]), "not of `torch.save`"),
+        (functools.partial(torch.save, torch.ones(3)), "not a Tensor"),
+        (functools.partial(torch.save, {0: torch.ones(3)}), "0 is no such key"),
+    ],
+)
+def test_file_of_another_kind_is_refused_by_what_it_is(write, words, tmp_path):
+    path = tmp_path / "weights.pth"
+    write(path)
+    message = file_refusal(jax_block(), path)
+    assert re.search(words, message) and "\n" not in message
+
+
+def test_module_that_is_none_is_no_fault_of_the_file(tmp_path):
+    torch.save(torch_block().state_dict(), tmp_path / "block.pth")
+    with pytest.raises(TypeError, match="^`module` must be an `nnx.Module`"):
+        load_weights(nnx.Linear, tmp_path / "block.pth")  # pyright: ignore
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        (None, "`path` .a NoneType. must be a path"),
+        ({"weight": np.ones(3)}, "`path` .a dict.*`load_torch_state_dict`"),
+        (nnx.Dropout(0.5), "`path` .a Dropout.*`load_weights.module, path.`"),
+    ],
+)
+def test_path_that_is_none_is_refused(path, words):
+    with pytest.raises(TypeError, match=words):
+        load_weights(jax_conv(2), path)
+
+
+def test_file_of_a_jax_module_has_its_defaults_in_silence(tmp_path):
+    """Of PyTorch's it is told that `epsilon` may differ; of one's own it does not."""
+    norm, path = nnx.LayerNorm(4, rngs=nnx.Rngs(0)), tmp_path / "norm"
+    save_weights(norm, path)
+    load_weights(norm, path)
+    safetensors.torch.save_file(torch.nn.LayerNorm(4).state_dict(), path)
+    with pytest.warns(UserWarning, match="epsilon=1e-5"):
+        load_weights(norm, path)
 
 
 def test_text_file_is_refused(tmp_path):

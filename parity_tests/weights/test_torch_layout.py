@@ -311,12 +311,3 @@ def test_what_a_module_has_sown_is_no_weight():
             self.seen = nnx.Intermediate((jnp.ones(2),))
 
     assert set(to_torch_state_dict(Sower())) == {"linear.weight", "linear.bias"}
-
-
-def test_stacked_layers_keep_their_temperatures():
-    @nnx.vmap(in_axes=0, out_axes=0)
-    def build(key):
-        return dynconv_jax.DynamicConv(3, 4, (3,), rngs=nnx.Rngs(key))
-
-    layers = build(jax.random.split(jax.random.key(0), 2))
-    assert to_torch_state_dict(layers)["temperature"].tolist() == [1.0, 1.0]

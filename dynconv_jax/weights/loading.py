@@ -1,0 +1,302 @@
+"""A PyTorch state dict into a module: all of it and nothing else, or a refusal."""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+from flax import nnx
+
+from dynconv_jax.weights.chen_layout import from_chen_layout
+from dynconv_jax.weights.counterparts import silent_differences
+from dynconv_jax.weights.leaf import Leaf
+from dynconv_jax.weights.recognize import describe
+from dynconv_jax.weights.torch_layout import leaves_of
+from dynconv_jax.weights.wrappers import unwrap
+
+# What may be wrong, the most telling first: of one, of several.
+_KINDS = {
+    "wrong shape": "wrong shapes",
+    "wrong dtype": "wrong dtypes",
+    "wrong value": "wrong values",
+    "key under another prefix": "keys under another prefix",
+    "missing key": "missing keys",
+    "unexpected key": "unexpected keys",
+}
+# How many of a kind a refusal names before it counts the rest.
+_NAMED = 8
+
+
+def load_torch_state_dict(module: nnx.Module, state_dict: Mapping[str, Any]) -> None:
+    """Loads a PyTorch state dict into `module`, in place, strictly.
+
+    Parameters keep the dtype of the module; a value of a narrower dtype is widened, one
+    that the module's dtype cannot hold is refused. Temperatures, whatever else a
+    schedule moves, and `num_batches_tracked` may be absent and then keep their values.
+    Arrays keep their sharding. The layout of Chen et al.'s port (see `chen_options`) is
+    recognised.
+
+    What is around a state dict is taken off, with a warning that says so: the dict of a
+    checkpoint (`"state_dict"`, `"model"`, and before these the averaged weights of
+    `"state_dict_ema"` and `"model_ema"`), and the `module.` and `_orig_mod.` that
+    wrappers put before all keys.
+
+    Args:
+        module: A layer or a model; an abstract one (`nnx.eval_shape`) becomes real.
+        state_dict: PyTorch tensors or NumPy arrays by PyTorch key, such as
+            `torch_module.state_dict()`.
+
+    Raises:
+        TypeError: If `module` is no module, or `state_dict` no dict.
+        ValueError: If a key is missing or unexpected, or a value has the wrong shape
+            or a dtype that does not fit, or a temperature is not positive. The one
+            error counts all and names the first of each kind, with the name of the
+            model that the state dict is of, if that is known; the module is unchanged.
+            Also if a part of the module has no counterpart in PyTorch, or the warehouse
+            of a layer is no part of it.
+
+    Warns:
+        UserWarning: If something was taken off; and if a module has a default of flax's
+            with which it computes something else than PyTorch's, such as the `epsilon`
+            of a norm, which no state dict tells.
+
+    Example:
+        >>> from dynconv_jax import DynamicConv, to_torch_state_dict
+        >>> layer = DynamicConv(3, 8, (3, 3), rngs=nnx.Rngs(0))
+        >>> twin = DynamicConv(3, 8, (3, 3), rngs=nnx.Rngs(1))
+        >>> load_torch_state_dict(twin, to_torch_state_dict(layer))
+        >>> bool((twin.kernel[...] == layer.kernel[...]).all())
+        True
+    """
+    prepare(module, state_dict).carry_out()
+
+
+class Loading(NamedTuple):
+    """What is to be written where, all of it checked.
+
+    Attributes:
+        writes: The PyTorch arrays, and what takes them.
+        notes: What to warn of.
+    """
+
+    writes: list[tuple[Leaf, np.ndarray]]
+    notes: list[str]
+
+    def carry_out(self) -> None:
+        """Warns, for the caller of the public function that calls this; then writes."""
+        for note in self.notes:
+            warnings.warn(note, stacklevel=3)
+        for leaf, value in self.writes:
+            leaf.load(value)
+
+
+def prepare(
+    module: nnx.Module, given: Mapping[str, Any], *, is_of_jax: bool = False
+) -> Loading:
+    """Checks whether a state dict fits a module; neither is changed.
+
+    Args:
+        module: A layer or a model.
+        given: What to load into it.
+        is_of_jax: Whether a JAX module wrote it, which had the same defaults.
+
+    Raises:
+        TypeError: As `load_torch_state_dict`.
+        ValueError: As `load_torch_state_dict`.
+    """
+    if isinstance(module, Mapping) and isinstance(given, nnx.Module):
+        raise TypeError(
+            "`module` comes first and `state_dict` second, "
+            "`load_torch_state_dict(module, state_dict)`"
+        )
+    leaves = leaves_of(module)
+    known = {key: leaf.torch_shape for key, leaf in leaves}
+    values, names, notes = unwrap(given, known)
+    state_dict = from_chen_layout(values, known)
+    # What is wrong is told of the keys that the user knows.
+    given_key = dict(zip(state_dict, names, strict=True))
+    missing = [
+        key
+        for key, leaf in leaves
+        if key not in state_dict and (not leaf.is_optional or leaf.is_abstract)
+    ]
+    unexpected = [key for key in state_dict if key not in known]
+    problems: list[tuple[str, str]] = []
+    accepted: dict[tuple[int, ...], tuple[str, Leaf, np.ndarray]] = {}
+    for key, leaf in leaves:
+        if key not in state_dict:
+            continue
+        name = given_key[key]
+        try:
+            value = as_array(state_dict[key])
+        except (TypeError, ValueError, RuntimeError) as error:
+            problems.append(("wrong value", f"{name} is not a NumPy array: {error}"))
+            continue
+        if problem := _misfit(name, leaf, value):
+            problems.append(problem)
+        elif leaf.variables:
+            first_key, _, first = accepted.setdefault(
+                tuple(map(id, leaf.variables)), (key, leaf, value)
+            )
+            if first.tobytes() != value.tobytes():
+                problems.append(
+                    (
+                        "wrong value",
+                        f"{given_key[first_key]} and {name} are one array of the "
+                        "module, but differ",
+                    )
+                )
+    if problems or missing or unexpected:
+        hints = [f"Before, {note}." for note in notes]
+        prefixes = _prefixes_apart(missing, unexpected)
+        # A prefix more or less is one only where no key is right without.
+        if prefixes and (all(prefixes) or not state_dict.keys() & known.keys()):
+            other, own = prefixes
+            moved = {_moved(key, own, other): key for key in missing}
+            problems += [
+                ("key under another prefix", f"{given_key[there]} for {key}")
+                for there, key in moved.items()
+            ]
+            hints.append(_remedy(other, own))
+            missing, unexpected = [], [key for key in unexpected if key not in moved]
+        problems += [("missing key", f"{k}, of shape {known[k]}") for k in missing]
+        problems += [("unexpected key", given_key[key]) for key in unexpected]
+        if description := describe(values):
+            hints.append(f"The state dict looks like {description}.")
+        if any(key != name for key, name in zip(state_dict, values, strict=True)):
+            hints.append("Build the layer with `chen_options`, for its layout.")
+        if missing and unexpected and not description:
+            hints.append(
+                "Keys follow the names of attributes; modules that name them otherwise "
+                "than PyTorch need a row in `dynconv_jax.LAYOUT`."
+            )
+        name = type(module).__name__
+        raise ValueError("\n".join([_refusal(name, problems), *hints]))
+    if not is_of_jax:
+        notes += silent_differences(module)
+    return Loading([(leaf, value) for _, leaf, value in accepted.values()], notes)
+
+
+def as_array(value: Any) -> np.ndarray:
+    """Returns a NumPy array, JAX array or PyTorch tensor as a NumPy array.
+
+    Tensors may be on any device, require gradients or be bfloat16; they are known by
+    their methods, as PyTorch is not imported.
+
+    Raises:
+        TypeError: If it is no array of numbers.
+        RuntimeError: If a tensor has no values.
+
+    Example:
+        >>> as_array([1.0, 2.0]).shape
+        (2,)
+    """
+    if hasattr(value, "detach") and hasattr(value, "cpu"):
+        tensor = value.detach().cpu()
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        if hasattr(ml_dtypes, dtype):  # what NumPy has not: the bits, as integers
+            same_size = {1: "char", 2: "short"}[tensor.element_size()]
+            integer = getattr(tensor.new_empty(0), same_size)().dtype
+            bits = tensor.contiguous().view(integer).numpy()
+            return bits.view(getattr(ml_dtypes, dtype))
+        return tensor.numpy(force=True)
+    array = np.asarray(value)
+    if array.dtype.kind in "OSUM":
+        raise TypeError(f"it is a {type(value).__name__}")
+    return array
+
+
+def _misfit(name: str, leaf: Leaf, value: np.ndarray) -> tuple[str, str] | None:
+    """Says in what way a value does not fit its place, if in any."""
+    if value.shape != leaf.torch_shape:
+        return (
+            "wrong shape",
+            f"{name} has {value.shape}, the module {leaf.torch_shape}",
+        )
+    if leaf.loses(value):
+        return (
+            "wrong dtype",
+            f"{name} is {value.dtype}, which the module's {leaf.dtype} cannot hold; "
+            "cast the value, or build the module with `param_dtype`",
+        )
+    if leaf.is_scheduled:
+        scheduled: Any = leaf.variables[0]
+        if not all(map(scheduled.accepts, value.flat)):
+            return (
+                "wrong value",
+                f"{name} is {value}; it must be {scheduled.requirement}",
+            )
+    return None
+
+
+def _refusal(name: str, problems: list[tuple[str, str]]) -> str:
+    """Returns what is wrong: how many of which kind, and the first of each."""
+    totals, lines = [], []
+    for kind, several in _KINDS.items():
+        texts = [text for each, text in problems if each == kind]
+        if not texts:
+            continue
+        totals.append(f"{len(texts)} {several if len(texts) > 1 else kind}")
+        # A weight tells more than a statistic, and one prefix tells all.
+        texts.sort(key=lambda text: not text.partition(",")[0].endswith("weight"))
+        shown = 1 if "prefix" in kind else _NAMED
+        lines += [f"{kind}: {text}" for text in texts[:shown]]
+        if len(texts) > shown:
+            lines.append(f"and {len(texts) - shown} more {several}")
+    told = "".join(f"\n  {line}" for line in lines)
+    return (
+        f"{', '.join(totals)}: the state dict does not fit the {name}, which is "
+        f"unchanged:{told}"
+    )
+
+
+def _prefixes_apart(
+    missing: list[str], unexpected: list[str]
+) -> tuple[str, str] | None:
+    """Returns the prefixes that tell all missing keys from unexpected ones, if any.
+
+    Returns:
+        That of the state dict and that of the module; None where there are none, or
+        several would do.
+
+    Example:
+        >>> _prefixes_apart(["fc.bias", "fc.weight"], ["net.fc.bias", "net.fc.weight"])
+        ('net.', '')
+    """
+    if not missing or not unexpected:
+        return None
+    there, found = set(unexpected), set()
+    first = missing[0].split(".")
+    for length in range(1, len(first) + 1):
+        ending = ".".join(first[-length:])
+        own = missing[0].removesuffix(ending)
+        if not all(key.startswith(own) for key in missing):
+            continue
+        for key in unexpected:
+            if key == ending or key.endswith(f".{ending}"):
+                other = key.removesuffix(ending)
+                if all(_moved(key, own, other) in there for key in missing):
+                    found.add((other, own))
+    # Not with what both have in common; and one key may be renamed by chance.
+    found = {
+        (other, own)
+        for other, own in found
+        if not (other and own)
+        or (len(missing) > 1 and other.split(".")[-2] != own.split(".")[-2])
+    }
+    return found.pop() if len(found) == 1 else None
+
+
+def _moved(key: str, old: str, new: str) -> str:
+    return new + key.removeprefix(old)
+
+
+def _remedy(other: str, own: str) -> str:
+    """Says what makes keys the same that differ by these prefixes."""
+    if not other:
+        return f"Load it into the part of the module that is {own[:-1]!r}."
+    change = (
+        f"removeprefix({other!r})" if not own else f"replace({other!r}, {own!r}, 1)"
+    )
+    return f"Load {{key.{change}: value for key, value in state_dict.items()}}."
