@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
+from dynconv_jax.functional.checks import check_arrays
 from dynconv_jax.functional.choice import choose
 from dynconv_jax.functional.cost import Plan, Problem
 from dynconv_jax.functional.experts import conv_by_experts
@@ -50,6 +51,7 @@ def mix_kernels(
         >>> mix_kernels(jnp.full((2, 4), 0.25), jnp.ones((4, 3, 3, 8, 16))).shape
         (2, 3, 3, 8, 16)
     """
+    check_arrays(attention=attention, kernel=kernel)
     if attention.ndim != 2 or attention.shape[1] != kernel.shape[0]:
         raise ValueError(
             f"`attention` (shape {attention.shape}) must be (batch, num_experts) with "
@@ -210,6 +212,14 @@ def dynamic_conv(
         >>> dynamic_conv(jnp.ones((2, 10, 4)), attention, experts).shape
         (2, 10, 8)
     """
+    check_arrays(
+        inputs=inputs,
+        attention=attention,
+        kernel=kernel,
+        bias=bias,
+        spatial_attention=spatial_attention,
+        optional=("attention", "bias", "spatial_attention"),
+    )
     geometry = check_operands(
         inputs,
         kernel,

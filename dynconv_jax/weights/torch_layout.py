@@ -297,13 +297,10 @@ def load_torch_state_dict(
                 f"{leaf.dtype} cannot hold; cast the value, or build the module with "
                 "`param_dtype`"
             )
-        elif isinstance(leaf.variable, Scheduled) and not all(
-            map(leaf.variable.accepts, value.flat)
+        elif isinstance(leaf.variable, Scheduled) and (
+            reason := leaf.variable.refusal(value, leaf.dtype)
         ):
-            problems.append(
-                f"wrong value: {name} is {value}; it must be "
-                f"{leaf.variable.requirement}"
-            )
+            problems.append(f"wrong value: {name} is {value}; it {reason}")
         else:
             first_key, _, first = accepted.setdefault(
                 id(leaf.variable), (key, leaf, value)
