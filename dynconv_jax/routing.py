@@ -48,7 +48,7 @@ class Temperature(Scheduled):
 
         What float32 has only as a subnormal number counts as 0, which XLA makes of it.
         """
-        return jnp.finfo(jnp.float32).tiny <= value < math.inf
+        return float(jnp.finfo(jnp.float32).tiny) <= value < math.inf
 
 
 class Attention(nnx.Intermediate):
