@@ -192,6 +192,7 @@ def dynamic_conv(
             `"experts"` or `"vmap"`. All compute the same; `explain` says what `"auto"`
             chooses, on the platform of the process that traces. Where it is `"taps"`,
             use `"patches"` to differentiate in forward mode (`jax.jvp`).
+            `"vmap"` is the reference, see `forms.py` for what XLA may do to it.
         precision: As in `jax.lax.conv_general_dilated`.
         preferred_element_type: The dtype of the output and of the sums behind it, as in
             `jax.lax.conv_general_dilated`.

@@ -79,6 +79,7 @@ def per_sample_conv(
         implementation: `"auto"`, `"patches"`, `"rows"`, `"scan"`, `"taps"` (depthwise)
             or `"vmap"`. All compute the same. Where `"auto"` is `"taps"`, use
             `"patches"` to differentiate in forward mode (`jax.jvp`).
+            `"vmap"` is the reference, see `forms.py` for what XLA may do to it.
         precision: As in `jax.lax.conv_general_dilated`.
         preferred_element_type: The dtype of the output and of the sums behind it, as in
             `jax.lax.conv_general_dilated`.
