@@ -20,27 +20,35 @@ from flax.typing import Initializer
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
+from dynconv_jax.functional.checks import check_arrays, check_dtypes, check_rate
 from dynconv_jax.functional.geometry import positive_int
 from dynconv_jax.functional.numerics import at_least_float32
 from dynconv_jax.functional.pooling import spatial_mean
 from dynconv_jax.initializers import (
+    check_rngs,
     torch_bias_init,
     torch_kernel_init,
     torch_linear,
 )
-from dynconv_jax.scheduled import Scheduled, set_scheduled
+from dynconv_jax.scheduled import HoldsScheduled, Scheduled, set_scheduled
 
 
 class Temperature(Scheduled):
     """The temperature of a softmax or sigmoid; `set_temperature` writes it."""
 
     name = "temperature"
-    requirement = "one positive finite number: the logits are divided by it"
+    requirement = (
+        "one positive finite number, in float32 too: the logits are divided by it"
+    )
+    setter = "set_temperature"
 
     @classmethod
     def accepts(cls, value: float) -> bool:
-        """Whether `value` is positive and finite."""
-        return 0 < value < math.inf
+        """Whether `value` is positive and finite.
+
+        What float32 has only as a subnormal number counts as 0, which XLA makes of it.
+        """
+        return float(jnp.finfo(jnp.float32).tiny) <= value < math.inf
 
 
 class Attention(nnx.Intermediate):
@@ -87,6 +95,7 @@ def attend(
 
 def _pool(inputs: jax.Array, in_features: int, dtype: DTypeLike | None) -> jax.Array:
     """Returns the mean of inputs (B, *S, C) over *S, once they are seen to fit."""
+    check_arrays(inputs=inputs)
     if inputs.ndim < 2 or inputs.shape[-1] != in_features:
         raise ValueError(
             f"`inputs` (shape {inputs.shape}) must be (batch, *spatial, in_features) "
@@ -95,7 +104,7 @@ def _pool(inputs: jax.Array, in_features: int, dtype: DTypeLike | None) -> jax.A
     return spatial_mean(inputs, dtype)
 
 
-class Router(nnx.Module):
+class Router(HoldsScheduled):
     """The router of a dynamic convolution.
 
     Chen et al., "Dynamic Convolution: Attention over Convolution Kernels", CVPR 2020,
@@ -161,8 +170,9 @@ class Router(nnx.Module):
             raise ValueError(
                 f"`top_k` (={top_k}) must not exceed `num_experts` (={num_experts})"
             )
-        if not 0 <= dropout_rate < 1:
-            raise ValueError(f"`dropout_rate` (={dropout_rate}) must be in [0, 1)")
+        check_rate("dropout_rate", dropout_rate)
+        check_dtypes(dtype=dtype, param_dtype=param_dtype, optional=("dtype",))
+        check_rngs(rngs)
         self.top_k = top_k
         self.dtype = dtype
         if hidden_features is None:
@@ -248,6 +258,8 @@ class SigmoidRouter(nnx.Linear):
         """
         positive_int("in_features", in_features)
         self.num_experts = positive_int("num_experts", num_experts)
+        check_dtypes(dtype=dtype, param_dtype=param_dtype, optional=("dtype",))
+        check_rngs(rngs)
         options: dict[str, Any] = dict(
             dtype=None if dtype is None else at_least_float32(dtype),
             param_dtype=param_dtype,

@@ -4,14 +4,15 @@ A schedule writes them inside of a jitted step, as traced values, so that no new
 compiles a new program.
 """
 
+import reprlib
 from collections.abc import Iterator
-from typing import Self
+from typing import Any, Self
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.core import Tracer
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 
 class Scheduled(nnx.Variable):
@@ -23,10 +24,12 @@ class Scheduled(nnx.Variable):
     Attributes:
         name: What messages call it.
         requirement: What a value must be, and why.
+        setter: The function that writes it, for messages.
     """
 
     name = "value"
     requirement = "finite"
+    setter = "set_scheduled"
 
     @classmethod
     def accepts(cls, value: float) -> bool:
@@ -34,16 +37,48 @@ class Scheduled(nnx.Variable):
         return bool(np.isfinite(value))
 
     @classmethod
-    def check(cls, value: ArrayLike) -> None:
-        """Raises a ValueError unless `value` is one accepted number, or traced."""
+    def refusal(cls, value: Any, *dtypes: DTypeLike) -> str | None:
+        """Says why `value` is not accepted, or answers None.
+
+        A traced value is not known, and passes.
+
+        Args:
+            value: What is to be written.
+            *dtypes: Those it is stored in. It must be accepted as it is stored, and in
+                float32, in which most layers compute.
+        """
         if isinstance(value, Tracer):
-            return
+            return None
+        must = f"must be {cls.requirement}"
         try:
-            is_valid = cls.accepts(np.asarray(value, float).item())
+            given = np.asarray(value)
+            if not jnp.issubdtype(given.dtype, jnp.number):
+                return must
+            number = given.astype(float).item()
+            is_accepted = cls.accepts(number)
         except (TypeError, ValueError):  # not one number
-            is_valid = False
-        if not is_valid:
-            raise ValueError(f"`{cls.name}` (={value}) must be {cls.requirement}")
+            return must
+        if not is_accepted:
+            return must
+        for dtype in (jnp.float32, *dtypes):
+            with np.errstate(over="ignore", under="ignore"):
+                stored = float(np.asarray(number).astype(dtype))
+            if not cls.accepts(stored):
+                return f"is {stored:g} in {jnp.dtype(dtype)}, and {must}"
+        return None
+
+    @classmethod
+    def check(cls, value: Any, *dtypes: DTypeLike) -> None:
+        """Raises a ValueError unless `value` is one accepted number, or traced.
+
+        Args:
+            value: What is to be written.
+            *dtypes: Those it is stored in; see `refusal`.
+        """
+        reason = cls.refusal(value, *dtypes)
+        if reason is not None:
+            shown = value if np.isscalar(value) else reprlib.repr(value)
+            raise ValueError(f"`{cls.name}` (={shown}) {reason}")
 
     @classmethod
     def create(cls, value: ArrayLike) -> Self:
@@ -54,6 +89,28 @@ class Scheduled(nnx.Variable):
             0.5
         """
         return cls(jnp.asarray(value, dtype=float))
+
+
+class HoldsScheduled(nnx.Module):
+    """A module with scalars that schedules write: they stay variables.
+
+    Example:
+        >>> from dynconv_jax import Router
+        >>> isinstance(Router(4, rngs=nnx.Rngs(0)), HoldsScheduled)
+        True
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuses a plain number in the place of a variable."""
+        held = vars(self).get(name)
+        if isinstance(held, Scheduled) and not isinstance(value, nnx.Variable):
+            shown = reprlib.repr(value)
+            raise TypeError(
+                f"`{name}` (={shown}) would take the place of the variable that "
+                f"schedules write and checkpoints keep; write `{held.setter}(module, "
+                f"{shown})`"
+            )
+        super().__setattr__(name, value)
 
 
 def iter_scheduled(
@@ -92,9 +149,9 @@ def set_scheduled(module: nnx.Module, kind: type[Scheduled], value: ArrayLike) -
         >>> set_scheduled(layer, Temperature, 30.0)
         1
     """
-    kind.check(value)
-    count = 0
-    for _, variable in iter_scheduled(module, kind):
-        variable[...] = jnp.asarray(value).astype(variable[...].dtype)
-        count += 1
-    return count
+    found = [variable for _, variable in iter_scheduled(module, kind)]
+    kind.check(value, *{variable.get_value().dtype for variable in found})
+    for variable in found:
+        stored = jnp.asarray(value).astype(variable.get_value().dtype)
+        variable[...] = stored.reshape(())
+    return len(found)

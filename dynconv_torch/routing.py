@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dynconv_torch.functional.checks import check_dtype, check_rate, check_tensors
 from dynconv_torch.functional.geometry import positive_int
 from dynconv_torch.functional.numerics import wide_linear, without_autocast
 from dynconv_torch.functional.pooling import spatial_mean
@@ -57,12 +58,19 @@ class Temperature(Scheduled):
     """The temperature of a softmax or sigmoid; `set_temperature` writes it."""
 
     name = "temperature"
-    requirement = "one positive finite number: the logits are divided by it"
+    requirement = (
+        "one positive finite number, in float32 too: the logits are divided by it"
+    )
+    setter = "set_temperature"
 
     @classmethod
     def accepts(cls, value: float) -> bool:
-        """Whether `value` is positive and finite."""
-        return 0 < value < math.inf
+        """Whether `value` is positive and finite.
+
+        What float32 has only as a subnormal number counts as 0, which processors that
+        flush them make of it.
+        """
+        return torch.finfo(torch.float32).tiny <= value < math.inf
 
 
 def _pool(x: Tensor, in_channels: int, param_dtype: torch.dtype) -> Tensor:
@@ -136,8 +144,8 @@ class Router(HoldsScheduled):
             raise ValueError(
                 f"`top_k` (={top_k}) must not exceed `num_experts` (={num_experts})"
             )
-        if not 0 <= dropout < 1:
-            raise ValueError(f"`dropout` (={dropout}) must be in [0, 1)")
+        check_rate("dropout", dropout)
+        check_dtype(dtype)
         self.top_k = top_k
         if hidden_channels is None:
             hidden_channels = max(1, in_channels // reduction)
@@ -151,6 +159,7 @@ class Router(HoldsScheduled):
 
     def logits(self, x: Tensor) -> Tensor:
         """Returns the logits z (B, K) of `x` (B, C, *S), before the temperature."""
+        check_tensors(x=x)
         with without_autocast(x.device):
             pooled = _pool(x, self.in_channels, self.fc1.weight.dtype)
             hidden = self.dropout(F.relu(wide_linear(self.fc1, pooled)))
@@ -213,6 +222,7 @@ class SigmoidRouter(nn.Linear):
             TypeError: If a count is not an integer.
             ValueError: If a count is below 1.
         """
+        check_dtype(dtype)
         super().__init__(
             positive_int("in_channels", in_channels),
             positive_int("num_experts", num_experts),
@@ -237,6 +247,7 @@ class SigmoidRouter(nn.Linear):
         Raises:
             ValueError: If the input does not have `in_channels` channels.
         """
+        check_tensors(x=x)
         with without_autocast(x.device):
             pooled = _pool(x, self.in_features, self.weight.dtype)
             return torch.sigmoid(wide_linear(self, pooled))

@@ -1,6 +1,10 @@
 """Scalars that a schedule moves over training: state, kept by every checkpoint."""
 
+import math
+import reprlib
+import struct
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +16,12 @@ class Scheduled:
     Attributes:
         name: The name of the buffer that holds it.
         requirement: What a value must be, and why.
+        setter: The function that writes it, for messages.
     """
 
     name = "value"
     requirement = "finite"
+    setter = "set_scheduled"
 
     @classmethod
     def accepts(cls, value: float) -> bool:
@@ -23,14 +29,41 @@ class Scheduled:
         return abs(value) < float("inf")
 
     @classmethod
-    def check(cls, value: float | Tensor) -> None:
-        """Raises a ValueError unless `value` is one accepted number."""
+    def refusal(cls, value: Any) -> str | None:
+        """Says why `value` is not accepted, or answers None.
+
+        It must be accepted in float32 too, in which most layers compute.
+        """
+        must = f"must be {cls.requirement}"
+        if isinstance(value, str | bytes | bool):  # which `float` reads
+            return must
         try:
-            is_valid = cls.accepts(float(value))
+            number = float(value)
         except (TypeError, ValueError, RuntimeError):  # not one number
-            is_valid = False
-        if not is_valid:
-            raise ValueError(f"`{cls.name}` (={value}) must be {cls.requirement}")
+            return must
+        if not cls.accepts(number):
+            return must
+        computed = _in_float32(number)
+        if not cls.accepts(computed):
+            return f"is {computed:g} in float32, and {must}"
+        return None
+
+    @classmethod
+    def check(cls, value: Any) -> None:
+        """Raises a ValueError unless `value` is one accepted number."""
+        reason = cls.refusal(value)
+        if reason is not None:
+            is_short = isinstance(value, str | float | int)
+            shown = value if is_short else reprlib.repr(value)
+            raise ValueError(f"`{cls.name}` (={shown}) {reason}")
+
+
+def _in_float32(number: float) -> float:
+    # Not by a tensor, which has no value where the default device is "meta".
+    try:
+        return struct.unpack("f", struct.pack("f", number))[0]
+    except OverflowError:
+        return math.copysign(math.inf, number)
 
 
 def _dtype_on(device: torch.device) -> torch.dtype:
@@ -56,10 +89,23 @@ class HoldsScheduled(nn.Module):
         kind.check(value)
         # Of meta tensors the value is not known; to_empty() finds it here.
         self._scheduled = {**getattr(self, "_scheduled", {}), kind.name: float(value)}
+        self._kinds = {**getattr(self, "_kinds", {}), kind.name: kind}
         self.register_buffer(
             kind.name,
             torch.tensor(float(value), dtype=_dtype_on(device), device=device),
         )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuses a plain number in the place of a buffer."""
+        kinds = self.__dict__.get("_kinds", {})
+        if name in kinds and value is not None and not isinstance(value, Tensor):
+            shown = reprlib.repr(value)
+            raise TypeError(
+                f"`{name}` (={shown}) would take the place of the buffer that "
+                f"schedules write and checkpoints keep; write "
+                f"`{kinds[name].setter}(module, {shown})`"
+            )
+        super().__setattr__(name, value)
 
     def _apply(self, fn, recurse=True):
         """Casts and moves the module, but only moves its scheduled scalars."""
@@ -89,15 +135,44 @@ class HoldsScheduled(nn.Module):
         ]
 
     def _load_from_state_dict(
-        self, state_dict, prefix, local_metadata, strict, missing_keys, *reports
+        self,
+        state_dict,
+        prefix,
+        local_metadata,
+        strict,
+        missing_keys,
+        unexpected_keys,
+        error_msgs,
     ):
+        kept = {}
+        for name in self._held():
+            value = state_dict.get(f"{prefix}{name}")
+            # What has no value, or not the shape, is for PyTorch to judge.
+            if not isinstance(value, Tensor) or value.is_meta or value.ndim:
+                continue
+            reason = self._kinds[name].refusal(value)
+            if reason is not None:
+                kept[name] = self._buffers[name]
+                error_msgs.append(f"{prefix}{name} is {value.item():g}; it {reason}")
+        for name in kept:
+            self._buffers[name] = kept[name].clone()
         super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, *reports
+            state_dict,
+            prefix,
+            local_metadata,
+            strict,
+            missing_keys,
+            unexpected_keys,
+            error_msgs,
         )
+        self._buffers.update(kept)
         for name in self._held():
             key = f"{prefix}{name}"
-            if key in missing_keys and not getattr(self, name).is_meta:
+            held = getattr(self, name)
+            if key in missing_keys and not held.is_meta:
                 missing_keys.remove(key)
+            # `assign=True` takes the tensor as it is, in whatever dtype.
+            self._buffers[name] = held.to(_dtype_on(held.device))
 
 
 def iter_scheduled(

@@ -9,7 +9,19 @@ import pytest
 import torch
 from flax import nnx
 
-from dynconv_jax import DynamicConv, Temperature, load_torch_state_dict
+import dynconv_torch
+from dynconv_jax import (
+    DynamicConv,
+    KernelWarehouse,
+    ODConv,
+    Router,
+    Temperature,
+    load_torch_state_dict,
+    set_assignment,
+    set_temperature,
+    to_torch_state_dict,
+)
+from dynconv_jax.functional import Geometry
 from dynconv_jax.scheduled import Scheduled, iter_scheduled, set_scheduled
 from dynconv_torch import scheduled as twin
 
@@ -65,7 +77,7 @@ def test_only_those_of_the_kind_are_written():
     ]
 
 
-@pytest.mark.parametrize("value", [-0.1, 2.0, float("nan"), [0.1, 0.2], "x"])
+@pytest.mark.parametrize("value", [-0.1, 2.0, float("nan"), [0.1, 0.2], "x", "1", True])
 def test_a_value_that_the_kind_does_not_accept_is_refused(value):
     ours, theirs = Holder(), TwinHolder()
     with pytest.raises(ValueError, match="strength` .*between 0 and 1"):
@@ -111,3 +123,111 @@ def test_a_state_dict_without_it_loads_and_keeps_the_value():
     restored = copy.deepcopy(TwinHolder())
     restored.load_state_dict(holder.state_dict(), strict=True)
     assert float(restored.strength) == 0.5
+
+
+# Rounding
+
+
+# Float32 makes 0, infinity, and what processors flush to 0, of them.
+ROUNDED = pytest.mark.parametrize("value", [1e-46, 1e39, 1e-40, -1e-46, 1e300])
+
+
+@ROUNDED
+def test_a_temperature_is_checked_as_it_is_computed_with(value):
+    rngs = nnx.Rngs(0)
+    layer, theirs = ODConv(3, 4, (1, 1), rngs=rngs), dynconv_torch.ODConv2d(3, 4, 1)
+    refused = pytest.raises(ValueError, match="^`temperature` .* must be one positive")
+    with refused:
+        Router(3, temperature=value, rngs=rngs)
+    with refused:
+        ODConv(3, 4, (1, 1), temperature=value, rngs=rngs)
+    with refused:
+        set_temperature(layer, value)
+    with refused:
+        set_temperature(layer, np.asarray(value))
+    with refused:
+        dynconv_torch.DynamicConv2d(3, 4, 1, temperature=value)
+    with refused:
+        dynconv_torch.set_temperature(theirs, value)
+    with refused:
+        dynconv_torch.set_temperature(theirs, torch.tensor(value, dtype=torch.float64))
+    assert float(layer.attention.temperature[...]) == 1.0
+    assert float(theirs.attention.temperature) == 1.0
+
+
+@ROUNDED
+def test_a_loaded_temperature_is_checked_as_it_is_computed_with(value):
+    layer = Router(3, rngs=nnx.Rngs(0))
+    state = {**to_torch_state_dict(layer), "temperature": np.asarray(value)}
+    with pytest.raises(ValueError, match="temperature is .* must be one positive"):
+        load_torch_state_dict(layer, state)
+    assert float(layer.temperature[...]) == 1.0
+
+
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("value", [0.0, float("nan"), 1e-46, 1e39, -1.0])
+def test_a_temperature_loaded_into_the_twin_is_checked(value, assign):
+    theirs = torch.nn.Sequential(dynconv_torch.DynamicConv2d(3, 4, 1))
+    wrong = torch.tensor(value, dtype=torch.float64)
+    state = {**theirs.state_dict(), "0.temperature": wrong}
+    with pytest.raises(RuntimeError, match="0.temperature is .* must be one positive"):
+        theirs.load_state_dict(state, assign=assign)
+    assert float(theirs[0].temperature) == 1.0
+
+
+def test_an_assigned_state_dict_leaves_the_twin_in_float64():
+    theirs = dynconv_torch.DynamicConv2d(3, 4, 1)
+    state = {**theirs.state_dict(), "temperature": torch.tensor(2.5).half()}
+    theirs.load_state_dict(state, assign=True)
+    assert theirs.temperature.dtype == torch.float64
+    assert float(theirs.temperature) == 2.5
+
+
+def test_a_value_is_checked_in_the_dtype_that_the_variable_was_cast_to():
+    layer = Router(3, rngs=nnx.Rngs(0))
+    layer.temperature.set_value(layer.temperature[...].astype(jnp.float16))
+    with pytest.raises(ValueError, match="is inf in float16"):
+        set_temperature(layer, 1e5)
+    set_temperature(layer, 30.0)
+    assert float(layer.temperature[...]) == 30.0
+
+
+def test_what_is_in_range_as_given_and_as_stored_is_taken():
+    warehouse = KernelWarehouse([Geometry.create(3, 4, (1, 1))], rngs=nnx.Rngs(0))
+    for value in (0.0, 1e-46, 0.3, np.float32(1), jnp.ones(1)):
+        set_assignment(warehouse, value)
+        assert warehouse.assignment[...].shape == ()
+    with pytest.raises(ValueError, match="`assignment` .* must be one number in"):
+        set_assignment(warehouse, 1 + 1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_narrow_twins_hold_and_check_their_temperature_in_full(dtype):
+    theirs = dynconv_torch.ODConv2d(3, 4, 1).to(dtype)
+    dynconv_torch.set_temperature(theirs, 1e5)  # which float16 has not
+    assert float(theirs.attention.temperature) == 1e5
+    with pytest.raises(ValueError, match="`temperature` .*positive"):
+        dynconv_torch.set_temperature(theirs, 0.0)
+
+
+# A plain number in the place of the scalar
+
+
+@pytest.mark.parametrize("value", [3.0, 1, np.float32(2), "hot"])
+def test_a_number_cannot_take_the_place_of_the_variable(value):
+    router = Router(3, rngs=nnx.Rngs(0))
+    layer = ODConv(3, 4, (1, 1), rngs=nnx.Rngs(0))
+    theirs = dynconv_torch.DynamicConv2d(3, 4, 1)
+    message = "^`temperature` .* would take the place .*`set_temperature.module, "
+    for module in (router, layer.attention, theirs):
+        with pytest.raises(TypeError, match=message):
+            module.temperature = value
+    warehouse = KernelWarehouse([Geometry.create(3, 4, (1, 1))], rngs=nnx.Rngs(0))
+    with pytest.raises(TypeError, match="^`assignment` .*`set_assignment.module"):
+        setattr(warehouse, "assignment", value)  # noqa: B010
+
+
+def test_a_variable_may_take_the_place_of_the_variable():
+    router = Router(3, rngs=nnx.Rngs(0))
+    router.temperature = Temperature.create(2.0)
+    assert float(nnx.clone(router).temperature[...]) == 2.0

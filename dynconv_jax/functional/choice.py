@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from dynconv_jax.functional.checks import check_dtypes
 from dynconv_jax.functional.cost import RATES, Estimate, Plan, Problem, estimate
 from dynconv_jax.functional.geometry import (
     Geometry,
@@ -218,6 +219,7 @@ def explain(
         >>> explanation.plan in [each.plan for each in explanation.estimates]
         True
     """
+    check_dtypes(dtype=dtype)
     images = jax.ShapeDtypeStruct(tuple(inputs), dtype)
     geometry = check_operands(
         images,

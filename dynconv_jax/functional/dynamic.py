@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
+from dynconv_jax.functional.checks import check_arrays
 from dynconv_jax.functional.choice import choose
 from dynconv_jax.functional.cost import Plan, Problem
 from dynconv_jax.functional.experts import conv_by_experts
@@ -50,6 +51,7 @@ def mix_kernels(
         >>> mix_kernels(jnp.full((2, 4), 0.25), jnp.ones((4, 3, 3, 8, 16))).shape
         (2, 3, 3, 8, 16)
     """
+    check_arrays(attention=attention, kernel=kernel)
     if attention.ndim != 2 or attention.shape[1] != kernel.shape[0]:
         raise ValueError(
             f"`attention` (shape {attention.shape}) must be (batch, num_experts) with "
@@ -190,6 +192,7 @@ def dynamic_conv(
             `"experts"` or `"vmap"`. All compute the same; `explain` says what `"auto"`
             chooses, on the platform of the process that traces. Where it is `"taps"`,
             use `"patches"` to differentiate in forward mode (`jax.jvp`).
+            `"vmap"` is the reference, see `forms.py` for what XLA may do to it.
         precision: As in `jax.lax.conv_general_dilated`.
         preferred_element_type: The dtype of the output and of the sums behind it, as in
             `jax.lax.conv_general_dilated`.
@@ -210,6 +213,14 @@ def dynamic_conv(
         >>> dynamic_conv(jnp.ones((2, 10, 4)), attention, experts).shape
         (2, 10, 8)
     """
+    check_arrays(
+        inputs=inputs,
+        attention=attention,
+        kernel=kernel,
+        bias=bias,
+        spatial_attention=spatial_attention,
+        optional=("attention", "bias", "spatial_attention"),
+    )
     geometry = check_operands(
         inputs,
         kernel,

@@ -38,7 +38,10 @@ def conv_by_vmap(
 ) -> jax.Array:
     """Convolves samples (B, *S, C) with kernels (B, *k, C/g, O) by XLA's own, mapped.
 
-    It is how one would write it down, and the reference for every other form.
+    It is how one would write it down, and the reference for every other form. XLA makes
+    one convolution with a group for every sample of it, whose two gradients together,
+    with strides and in float64, were reported to end the process in a failed check of
+    XLA's `algebraic_simplifier`; `"auto"` never chooses it.
     """
 
     def one(sample: jax.Array, own_kernel: jax.Array) -> jax.Array:

@@ -8,6 +8,7 @@ from typing import Self, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 PaddingLike = str | int | Sequence[int | tuple[int, int]]
 
@@ -59,6 +60,7 @@ def per_dimension(
     """
     if value is None:  # as nnx.Conv reads it
         value = 1
+    value = _without_numpy(value)
     if not isinstance(value, Sequence):
         return (_int_from(name, value, least),) * rank
     if len(value) != rank:
@@ -69,12 +71,18 @@ def per_dimension(
     return tuple(_int_from(name, entry, least) for entry in value)
 
 
+def _without_numpy(value: object) -> object:
+    """Returns an array of NumPy as numbers, or lists of them, and the rest as it is."""
+    return value.tolist() if isinstance(value, np.ndarray) else value
+
+
 def _normalise_kernel_size(kernel_size: object) -> tuple[int, ...]:
+    kernel_size = _without_numpy(kernel_size)
     if not isinstance(kernel_size, Sequence) or isinstance(kernel_size, str):
+        side = kernel_size if isinstance(kernel_size, int) else 3
         raise TypeError(
             f"`kernel_size` (={kernel_size!r}) must be a tuple, because its length "
-            f"gives the rank; write ({kernel_size},) for 1-D, "
-            f"({kernel_size}, {kernel_size}) for 2-D"
+            f"gives the rank; write ({side},) for 1-D, ({side}, {side}) for 2-D"
         )
     if not 1 <= len(kernel_size) <= 3:
         raise ValueError(
@@ -96,6 +104,7 @@ def _normalise_padding(padding: object, rank: int) -> str | tuple[tuple[int, int
                 "and use 'VALID'"
             )
         return padding.upper()
+    padding = _without_numpy(padding)
     if not isinstance(padding, Sequence):
         pad = _integer("padding", padding)
         return ((pad, pad),) * rank
@@ -157,13 +166,13 @@ class Geometry:
             >>> Geometry.create(3, 8, (3, 5), padding=(1, (0, 2))).padding
             ((1, 1), (0, 2))
         """
+        widths = ("in_features", in_features), ("out_features", out_features)
+        for name, features in widths:  # first, for they are what is swapped most often
+            positive_int(name, features)
         size = _normalise_kernel_size(kernel_size)
         groups = positive_int("feature_group_count", feature_group_count)
-        for name, features in (
-            ("in_features", in_features),
-            ("out_features", out_features),
-        ):
-            if positive_int(name, features) % groups:
+        for name, features in widths:
+            if features % groups:
                 raise ValueError(
                     f"`{name}` (={features}) must be divisible by "
                     f"`feature_group_count` (={groups})"
@@ -313,6 +322,8 @@ def check_operands(
             f"`kernel` ({kernel.dtype}) must be floating, for the forms sum in "
             "different orders; cast it to float32"
         )
+    if bias is not None and not jnp.issubdtype(bias.dtype, jnp.floating):
+        raise ValueError(f"`bias` ({bias.dtype}) must be floating; cast it to float32")
     if inputs.dtype != kernel.dtype:
         raise ValueError(
             f"`inputs` ({inputs.dtype}) and `kernel` ({kernel.dtype}) must have the "

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
+from dynconv_jax.functional.checks import check_arrays
 from dynconv_jax.functional.choice import choose
 from dynconv_jax.functional.cost import Plan, Problem
 from dynconv_jax.functional.forms import FORMS
@@ -78,6 +79,7 @@ def per_sample_conv(
         implementation: `"auto"`, `"patches"`, `"rows"`, `"scan"`, `"taps"` (depthwise)
             or `"vmap"`. All compute the same. Where `"auto"` is `"taps"`, use
             `"patches"` to differentiate in forward mode (`jax.jvp`).
+            `"vmap"` is the reference, see `forms.py` for what XLA may do to it.
         precision: As in `jax.lax.conv_general_dilated`.
         preferred_element_type: The dtype of the output and of the sums behind it, as in
             `jax.lax.conv_general_dilated`.
@@ -98,12 +100,13 @@ def per_sample_conv(
         >>> per_sample_conv(images, kernels, strides=2, padding=1).shape
         (2, 5, 4, 8)
     """
+    check_arrays(inputs=inputs, kernel=kernel, bias=bias, optional=("bias",))
     geometry = check_operands(
         inputs,
         kernel,
         bias,
         stack="batch",
-        stack_size=inputs.shape[0],
+        stack_size=inputs.shape[0] if inputs.ndim else 0,
         strides=strides,
         padding=padding,
         kernel_dilation=kernel_dilation,

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
+from dynconv_jax.functional.checks import check_arrays
 from dynconv_jax.functional.choice import check_implementation, choose
 from dynconv_jax.functional.cost import Problem
 from dynconv_jax.functional.dynamic import (
@@ -249,12 +250,13 @@ def per_sample_conv_transpose(
         >>> per_sample_conv_transpose(images, kernels, strides=2, padding=1).shape
         (2, 9, 7, 8)
     """
+    check_arrays(inputs=inputs, kernel=kernel, bias=bias, optional=("bias",))
     geometry = check_operands(
         inputs,
         kernel,
         bias,
         stack="batch",
-        stack_size=inputs.shape[0],
+        stack_size=inputs.shape[0] if inputs.ndim else 0,
         geometry_type=TransposeGeometry,
         strides=strides,
         padding=padding,
@@ -333,6 +335,13 @@ def dynamic_conv_transpose(
         >>> dynamic_conv_transpose(inputs, attention, experts, strides=2).shape
         (2, 20, 8)
     """
+    check_arrays(
+        inputs=inputs,
+        attention=attention,
+        kernel=kernel,
+        bias=bias,
+        optional=("bias",),
+    )
     geometry = check_operands(
         inputs,
         kernel,

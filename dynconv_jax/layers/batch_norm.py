@@ -1,6 +1,7 @@
 """Batch normalisation that keeps PyTorch's running statistics."""
 
 import math
+from numbers import Real
 from typing import Any, TypeVar
 
 import jax
@@ -11,7 +12,10 @@ from flax.typing import PromoteDtypeFn
 from jax import lax
 from jax.typing import DTypeLike
 
+from dynconv_jax.functional.checks import check_arrays, check_dtypes
+from dynconv_jax.functional.geometry import positive_int
 from dynconv_jax.functional.numerics import at_least_float32
+from dynconv_jax.initializers import check_rngs
 
 Arrays = TypeVar("Arrays", bound=tuple)
 
@@ -70,7 +74,20 @@ class BatchNorm(nnx.BatchNorm):
             promote_dtype: As in `nnx.BatchNorm`.
             rngs: Where the initial parameters come from.
             **options: Passed on to `nnx.BatchNorm`.
+
+        Raises:
+            TypeError: If an argument is of the wrong kind.
+            ValueError: If a value is out of range.
         """
+        positive_int("num_features", num_features)
+        for name, value, top in (("momentum", momentum, 1), ("epsilon", epsilon, 1e38)):
+            is_number = isinstance(value, Real) and 0 <= value <= top
+            if not is_number and not isinstance(value, jax.Array):
+                raise ValueError(
+                    f"`{name}` (={value!r}) must be a number in [0, {top:g}]"
+                )
+        check_dtypes(dtype=dtype, param_dtype=param_dtype, optional=("dtype",))
+        check_rngs(rngs)
         super().__init__(
             num_features,
             momentum=momentum,
@@ -106,12 +123,20 @@ class BatchNorm(nnx.BatchNorm):
             The shape of `x`.
 
         Raises:
-            ValueError: In training, if there is one value per channel: its variance is
-                not defined.
+            TypeError: If `x` is no array.
+            ValueError: If `x` has another number of features; in training, if there is
+                one value per channel: its variance is not defined.
         """
+        check_arrays(x=x)
         if use_running_average is None:
             use_running_average = self.use_running_average
         features = {axis % x.ndim for axis in jax.tree.leaves(self.axis)}
+        shape = tuple(x.shape[axis] for axis in sorted(features))
+        if len(shape) == 1 and shape != (self.num_features,):
+            raise ValueError(
+                f"`x` (shape {x.shape}) must have `num_features` "
+                f"(={self.num_features}) on its axis {self.axis}"
+            )
         reduced = tuple(axis for axis in range(x.ndim) if axis not in features)
         affine = [None if v is None else v[...] for v in (self.scale, self.bias)]
         # The statistics are wide; the result is not to become so by them.
@@ -121,17 +146,18 @@ class BatchNorm(nnx.BatchNorm):
         )
         if not use_running_average:
             count = self._count(x, reduced, mask)
-            mean, var = self._statistics(wide, reduced, mask)
+            mean, var = self._statistics(wide, reduced, mask, count)
             # n / (n - 1), with no division by zero where the mask leaves one value
             unbiased = var + var / jnp.maximum(count - 1, 1)
             for running, new in ((self.mean, mean), (self.var, unbiased)):
                 if isinstance(count, int) and count == 0:
                     continue  # an empty batch has no statistics to learn from
                 new = lax.stop_gradient(new).astype(running[...].dtype)
+                new = self.momentum * running[...] + (1 - self.momentum) * new
+                if mask is not None:  # which may leave nothing of a channel
+                    new = jnp.where(count == 0, running[...], new)
                 # Not `running[...] =`, which looks through all that was traced before.
-                running.set_value(
-                    self.momentum * running[...] + (1 - self.momentum) * new
-                )
+                running.set_value(new)
             self.num_batches_tracked.set_value(self.num_batches_tracked[...] + 1)
         # Not `wide * multiplier + (bias - mean * multiplier)`, which loses digits where
         # the mean is far from zero.
@@ -165,17 +191,25 @@ class BatchNorm(nnx.BatchNorm):
         return count
 
     def _statistics(
-        self, x: jax.Array, reduced: tuple[int, ...], mask: jax.Array | None
+        self,
+        x: jax.Array,
+        reduced: tuple[int, ...],
+        mask: jax.Array | None,
+        count: int | jax.Array,
     ) -> tuple[jax.Array, jax.Array]:
-        """Returns the mean and the biased variance of every channel."""
+        """Returns the mean and the biased variance of every channel.
+
+        Both are 0 where nothing counts: NaN would reach the gradient of the scale.
+        """
+        divisor = max(count, 1) if isinstance(count, int) else jnp.maximum(count, 1)
 
         def mean_of(values: jax.Array) -> jax.Array:
-            mean = values.mean(reduced, where=mask)
-            if self.axis_name is None:
-                return mean
-            return lax.pmean(
-                mean, self.axis_name, axis_index_groups=self.axis_index_groups
-            )
+            total = values.sum(reduced, where=mask)
+            if self.axis_name is not None:
+                total = lax.psum(
+                    total, self.axis_name, axis_index_groups=self.axis_index_groups
+                )
+            return total / divisor
 
         mean = mean_of(x)
         if self.use_fast_variance:

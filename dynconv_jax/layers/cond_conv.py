@@ -78,20 +78,31 @@ class CondConv(ExpertConv):
             in_features, out_features, kernel_size, strides, rngs=rngs, **options
         )
 
-    def __call__(self, inputs: jax.Array, attention: jax.Array) -> jax.Array:
+    def __call__(
+        self, inputs: jax.Array, attention: jax.Array | None = None
+    ) -> jax.Array:
         """Applies the layer.
 
         Args:
             inputs: Shape (*batch, *S, C), with any number of batch dimensions, also
                 none.
-            attention: Shape (*batch, K), the weight of each expert for each sample.
+            attention: Shape (*batch, K), the weight of each expert for each sample. It
+                is no option: the default only serves to say so.
 
         Returns:
             Shape (*batch, *S_out, O).
 
         Raises:
+            TypeError: If an argument is no array, or there is no attention.
             ValueError: If the inputs or the attention do not fit the layer.
         """
+        if attention is None:
+            raise TypeError(
+                "`attention` (=None) must be given, for a CondConv has no router; make "
+                f"one for its block, `router = SigmoidRouter({self.in_features}, "
+                f"{self.num_experts}, rngs=rngs)`, and call `layer(inputs, "
+                "router(inputs))`"
+            )
         flat, batch = self.flatten_batch(inputs)
         outputs = self.convolve(flat, self.flatten_attention(attention, batch))
         return outputs.reshape(*batch, *outputs.shape[1:])

@@ -5,6 +5,7 @@ import math
 import jax
 from flax import nnx
 
+from dynconv_jax.functional.checks import check_arrays
 from dynconv_jax.functional.geometry import Geometry
 
 
@@ -33,8 +34,10 @@ class Convolution(nnx.Module):
         """Returns the inputs with one batch dimension, and the ones they had.
 
         Raises:
-            ValueError: If the inputs do not fit the layer.
+            TypeError: If the inputs are no array.
+            ValueError: If they do not fit the layer.
         """
+        check_arrays(inputs=inputs)
         rank = len(self.kernel_size)
         if inputs.ndim < rank + 1 or inputs.shape[-1] != self.in_features:
             raise ValueError(

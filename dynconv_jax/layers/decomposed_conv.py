@@ -12,6 +12,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from dynconv_jax.functional.activations import relu6
+from dynconv_jax.functional.checks import check_dtypes
 from dynconv_jax.functional.geometry import (
     Geometry,
     PaddingLike,
@@ -19,7 +20,7 @@ from dynconv_jax.functional.geometry import (
 )
 from dynconv_jax.functional.numerics import scale_channels
 from dynconv_jax.functional.pooling import adaptive_avg_pool
-from dynconv_jax.initializers import torch_kernel_init, torch_linear
+from dynconv_jax.initializers import check_rngs, torch_kernel_init, torch_linear
 from dynconv_jax.layers.batch_norm import BatchNorm
 from dynconv_jax.layers.convolution import Convolution
 from dynconv_jax.routing import record_attention
@@ -169,6 +170,8 @@ class DecomposedConv(Convolution):
         self.pool = positive_int("pool", pool)
         positive_int("reduction", reduction)
         positive_int("min_hidden", min_hidden)
+        check_dtypes(dtype=dtype, param_dtype=param_dtype, optional=("dtype",))
+        check_rngs(rngs)
         self.dtype = dtype
         self.precision = precision
         pooled_features = self.pool**geometry.rank * in_features
@@ -242,14 +245,17 @@ class DecomposedConv(Convolution):
         """
         flat, batch = self._flatten(inputs)
         scale, phi = self._decompose(flat)
-        latent = self.bn1(self.q(flat))
+        latent = self.q(flat)
+        self._check_values(inputs, latent)
+        latent = self.bn1(latent)
+        # In the dtype of Φ: in float16 it would overflow before the norm shrinks it.
         mixed = jnp.einsum(
             "b...j,bij->b...i",
-            latent,
-            phi.astype(latent.dtype),
+            latent.astype(phi.dtype),
+            phi,
             precision=self.precision,
         )
-        dynamic = self.p(self.bn2(mixed) + latent)
+        dynamic = self.p(self.bn2(mixed).astype(latent.dtype) + latent)
         outputs = scale_channels(self.conv(flat), scale) + dynamic
         return outputs.reshape(*batch, *outputs.shape[1:])
 
@@ -257,6 +263,19 @@ class DecomposedConv(Convolution):
         flat, batch = self.flatten_batch(inputs)
         self.geometry.output_size(flat.shape[1:-1])  # refuses empty dimensions
         return flat, batch
+
+    def _check_values(self, inputs: jax.Array, latent: jax.Array) -> None:
+        sizes = latent.shape[:-1]
+        is_one = all(isinstance(size, int) and size == 1 for size in sizes)
+        # Over a mapped axis there are more values than are seen here.
+        is_alone = is_one and self.bn1.axis_name is None
+        if is_alone and not self.bn1.use_running_average:
+            raise ValueError(
+                f"`inputs` (shape {inputs.shape}) gives the batch norms of the layer "
+                "one value per channel, whose variance is not defined in training; "
+                "train with a larger batch or larger inputs, or put the layer in "
+                "evaluation mode"
+            )
 
     def _decompose(self, inputs: jax.Array) -> Decomposition:
         pooled = adaptive_avg_pool(inputs, self.pool, self.dtype)

@@ -12,6 +12,7 @@ from flax.typing import Initializer, PromoteDtypeFn
 from jax import lax
 from jax.typing import DTypeLike
 
+from dynconv_jax.functional.checks import check_arrays
 from dynconv_jax.functional.geometry import PaddingLike
 from dynconv_jax.layers.expert_conv import (
     ExpertConv,
@@ -216,4 +217,5 @@ class DynamicConv(ExpertConv):
                 f"`router` (a {type(self.router).__name__}) answered the shape "
                 f"{jnp.shape(attention)}; it must be (batch, num_experts) = {expected}"
             )
+        check_arrays(**{"the answer of router": attention})
         return attention

@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 
 from dynconv_jax.layers.batch_norm import BatchNorm
 from dynconv_jax.layers.dynamic_conv import DynamicConv
+from dynconv_jax.layers.given_attention import apply, needs_attention, route
 from dynconv_jax.routing import SigmoidRouter
 
 
@@ -54,13 +55,22 @@ class DynamicConvBlock(nnx.Module):
             param_dtype: The dtype of the parameters.
             rngs: Where the initial parameters come from.
             **options: The other options of the convolution.
+
+        Raises:
+            TypeError: If `conv` is not callable, or another argument of the wrong kind.
+            ValueError: If a value is out of range.
         """
+        if not callable(conv):
+            raise TypeError(
+                f"`conv` (={conv!r}) must be a callable with the signature of "
+                "`nnx.Conv`, such as `DynamicConv`"
+            )
         shared: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         options = dict(use_bias=False) | options
         self.dyn = conv(
             in_features, out_features, kernel_size, strides, **options, **shared
         )
-        if getattr(self.dyn, "needs_attention", False):
+        if needs_attention(self.dyn):
             self.routing_fn = SigmoidRouter(in_features, self.dyn.num_experts, **shared)
         self.bn = BatchNorm(out_features, **shared)
 
@@ -73,7 +83,9 @@ class DynamicConvBlock(nnx.Module):
         self, inputs: jax.Array, attention: jax.Array | None = None
     ) -> jax.Array:
         """Applies the block; arguments and result are those of the convolution."""
-        if attention is None and hasattr(self, "routing_fn"):
-            attention = self.routing_fn(inputs)
-        given = () if attention is None else (attention,)
-        return jax.nn.relu(self.bn(self.dyn(inputs, *given)))
+        if attention is None:
+            attention = route(getattr(self, "routing_fn", None), inputs)
+            outputs = apply(self.dyn, inputs, attention)
+        else:
+            outputs = self.dyn(inputs, attention)
+        return jax.nn.relu(self.bn(outputs))

@@ -14,9 +14,11 @@ from flax.typing import Initializer, PromoteDtypeFn
 from jax import lax
 from jax.typing import DTypeLike
 
+from dynconv_jax.functional.checks import check_arrays, check_dtypes
 from dynconv_jax.functional.choice import check_implementation
 from dynconv_jax.functional.dynamic import dynamic_conv
 from dynconv_jax.functional.geometry import Geometry, PaddingLike, positive_int
+from dynconv_jax.initializers import check_rngs
 from dynconv_jax.layers.convolution import Convolution
 
 default_kernel_init = nnx.initializers.normal(0.02)
@@ -116,6 +118,13 @@ class ExpertConv(Convolution):
             feature_group_count=feature_group_count,
         )
         check_implementation(implementation, geometry)
+        check_dtypes(
+            dtype=dtype,
+            param_dtype=param_dtype,
+            preferred_element_type=preferred_element_type,
+            optional=("dtype", "preferred_element_type"),
+        )
+        check_rngs(rngs)
         self.take_geometry(geometry)
         self.use_bias = use_bias
         self.num_experts = positive_int("num_experts", num_experts)
@@ -185,8 +194,10 @@ class ExpertConv(Convolution):
         """Returns attention (*batch, K) with one batch dimension.
 
         Raises:
-            ValueError: If it has another shape.
+            TypeError: If it is no array.
+            ValueError: If it has another shape, or is not real.
         """
+        check_arrays(attention=attention)
         if attention.shape != (*batch, self.num_experts):
             raise ValueError(
                 f"`attention` (shape {attention.shape}) must be (*batch, num_experts) "

@@ -11,6 +11,7 @@ Training moves τ from 1 to 0, so that it starts from static kernels.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,14 +21,16 @@ from flax.typing import Initializer, PromoteDtypeFn
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
+from dynconv_jax.functional.checks import check_dtypes
 from dynconv_jax.functional.choice import check_implementation
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.per_sample import add_bias, per_sample_conv
 from dynconv_jax.functional.tiling import Share, Tiling, assemble_kernels
+from dynconv_jax.initializers import check_rngs
 from dynconv_jax.layers.cell_attention import CellAttention
 from dynconv_jax.layers.convolution import Convolution
 from dynconv_jax.routing import record_attention
-from dynconv_jax.scheduled import Scheduled, set_scheduled
+from dynconv_jax.scheduled import HoldsScheduled, Scheduled, set_scheduled
 
 default_bias_init = nnx.initializers.zeros_init()
 
@@ -42,6 +45,7 @@ class Assignment(Scheduled):
 
     name = "assignment"
     requirement = "one number in [0, 1]: 0 takes the attention, 1 the assigned cells"
+    setter = "set_assignment"
 
     @classmethod
     def accepts(cls, value: float) -> bool:
@@ -49,7 +53,7 @@ class Assignment(Scheduled):
         return 0 <= value <= 1
 
 
-class KernelWarehouse(nnx.Module):
+class KernelWarehouse(HoldsScheduled):
     """The cells that several layers tile their kernels with.
 
     It knows its layers from the start, by their geometries; each is then built once, as
@@ -107,6 +111,8 @@ class KernelWarehouse(nnx.Module):
             ValueError: If the layers cannot share cells, or a value is out of range.
         """
         Assignment.check(assignment)
+        check_dtypes(param_dtype=param_dtype)
+        check_rngs(rngs)
         self.tiling = Tiling.create(
             geometries,
             ratio=ratio,
@@ -175,6 +181,23 @@ class WarehouseConv(Convolution):
         (2, 9, 9)
     """
 
+    # Before the arguments meet the signature of `__init__`, which would say of those of
+    # an `nnx.Conv` only that they are too many.
+    def __new__(cls, *arguments: Any, **options: Any):
+        """Refuses what is built without a warehouse, as other layers are."""
+        first = arguments[0] if arguments else options.get("warehouse")
+        # Without any, it is a copy that is made.
+        if (arguments or options) and not isinstance(first, KernelWarehouse):
+            is_short = first is None or isinstance(first, int)
+            what = f"={first!r}" if is_short else f"a {type(first).__name__}"
+            raise TypeError(
+                f"`warehouse` ({what}) must be a KernelWarehouse, whose cells the "
+                "kernel is made of; build one for all geometries that share it, "
+                "`KernelWarehouse([Geometry.create(3, 8, (3, 3))], rngs=rngs)`, or a "
+                "whole model by `with_warehouses`"
+            )
+        return super().__new__(cls)
+
     def __init__(
         self,
         warehouse: KernelWarehouse,
@@ -215,10 +238,12 @@ class WarehouseConv(Convolution):
             TypeError: If an argument is of the wrong kind.
             ValueError: If a value is out of range, or the layer was built before.
         """
-        if not isinstance(warehouse, KernelWarehouse):
-            raise TypeError(
-                f"`warehouse` (a {type(warehouse).__name__}) must be a KernelWarehouse"
-            )
+        check_dtypes(
+            dtype=dtype,
+            preferred_element_type=preferred_element_type,
+            optional=("dtype", "preferred_element_type"),
+        )
+        check_rngs(rngs)
         self.index = warehouse.free_index(index)
         self._warehouse = warehouse
         geometry = self.share.geometry

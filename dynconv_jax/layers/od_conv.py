@@ -18,6 +18,7 @@ from dynconv_jax.layers.attention_norm import attention_norm, normalise
 from dynconv_jax.layers.expert_conv import ExpertConv, ExpertOptions
 from dynconv_jax.layers.pooled_linear import PooledLinear
 from dynconv_jax.routing import Temperature, attend, record_attention
+from dynconv_jax.scheduled import HoldsScheduled
 
 
 class Attentions(NamedTuple):
@@ -36,7 +37,7 @@ class Attentions(NamedTuple):
     kernel: jax.Array | None
 
 
-class ODAttention(nnx.Module):
+class ODAttention(HoldsScheduled):
     """The router of `ODConv`: one trunk, and a head for each attention.
 
         h = relu(norm(fc · mean over *S of x))    (B, A)    A = max(C // r, min_hidden)

@@ -9,15 +9,16 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
 from dynconv_jax import routing
+from dynconv_jax.functional.checks import check_dtypes
 from dynconv_jax.functional.static import few_channel_conv
-from dynconv_jax.initializers import kaiming_fan_out
+from dynconv_jax.initializers import check_rngs, kaiming_fan_out
 from dynconv_jax.layers.batch_norm import BatchNorm
+from dynconv_jax.layers.given_attention import needs_attention
 
 # U(±1/√(fan_in + fan_out)), as the routers of CondConv's networks are drawn.
 router_kernel_init = nnx.initializers.variance_scaling(1 / 6, "fan_avg", "uniform")
@@ -31,6 +32,42 @@ def fan_out_of_a_group(groups: int) -> nnx.Initializer:
 Role = Literal["stem", "body", "downsample", "head"]
 
 CHOICES = ("paper", "all", "pointwise")
+
+
+def check_dynamic(dynamic: Any, stages: int) -> None:
+    """Raises a ValueError unless `dynamic` says which convolutions are dynamic.
+
+    Example:
+        >>> check_dynamic("pointwise", stages=4)
+    """
+    is_count = isinstance(dynamic, int) and not isinstance(dynamic, bool)
+    if dynamic not in (range(1, stages + 1) if is_count else CHOICES):
+        raise ValueError(
+            f"`dynamic` (={dynamic!r}) must be 'paper', 'all', 'pointwise' or an "
+            f"int from 1 to {stages}, the number of last stages"
+        )
+
+
+def check_dynamic_has_conv(options: Mapping[str, Any], stages: int) -> None:
+    """Raises a ValueError where `dynamic` is among the options, and no `conv`.
+
+    The network would be static, in silence. That there is to be none, the option
+    `conv=None` says.
+
+    Args:
+        options: Those of a network that is static by default.
+        stages: How many stages the network has.
+
+    Example:
+        >>> check_dynamic_has_conv({"conv": None, "dynamic": 1}, stages=4)
+    """
+    if "dynamic" in options and "conv" not in options:
+        check_dynamic(options["dynamic"], stages)
+        raise ValueError(
+            f"`dynamic` (={options['dynamic']!r}) says which convolutions are dynamic, "
+            "but there is no `conv`, and without it all are static; choose one, such "
+            "as `conv=DynamicConv`, or `conv='dynamic'` of `create_model`"
+        )
 
 
 class Convolutions:
@@ -94,12 +131,9 @@ class Convolutions:
                 f"`conv` (={conv!r}) must be a callable with the signature of "
                 "`nnx.Conv`, or None; names of convolutions are for `create_model`"
             )
-        is_count = isinstance(dynamic, int) and not isinstance(dynamic, bool)
-        if dynamic not in (range(1, stages + 1) if is_count else CHOICES):
-            raise ValueError(
-                f"`dynamic` (={dynamic!r}) must be 'paper', 'all', 'pointwise' or an "
-                f"int from 1 to {stages}, the number of last stages"
-            )
+        check_dynamic(dynamic, stages)
+        check_dtypes(dtype=dtype, param_dtype=param_dtype, optional=("dtype",))
+        check_rngs(rngs)
         self.conv = conv
         self.dynamic = dynamic
         self.stages = stages
@@ -163,7 +197,7 @@ class Convolutions:
             self.num_dynamic += 1
             # Whoever builds the layers may have wrapped the class in a partial.
             layer_class = getattr(self.conv, "func", self.conv)
-            if is_efficient and getattr(layer_class, "needs_attention", False):
+            if is_efficient and needs_attention(layer_class):
                 options["kernel_init"] = kernel_init
             if in_basic_block:
                 own = getattr(layer_class, "basic_block_options", {})
@@ -193,7 +227,7 @@ class Convolutions:
             for layer in layers
             if isinstance(layer, nnx.Module)
             for _, part in nnx.iter_modules(layer)
-            if getattr(part, "needs_attention", False)
+            if needs_attention(part)
         ]
         counts = {part.num_experts for part in parts}
         if len(counts) > 1:
@@ -217,38 +251,3 @@ class Convolutions:
                 f"`dynamic` (={self.dynamic!r}) makes no convolution of this network "
                 "dynamic; choose another, or leave `conv` out"
             )
-
-
-def route(routing_fn: Any, inputs: jax.Array) -> jax.Array | None:
-    """Returns the attention of a router, or None where there is no router."""
-    return None if routing_fn is None else routing_fn(inputs)
-
-
-def apply(layer: Any, inputs: jax.Array, attention: jax.Array | None) -> jax.Array:
-    """Applies a layer, with the attention if it takes that from outside.
-
-    Example:
-        >>> apply(jax.nn.relu, jnp.array([-1.0, 2.0]), None).tolist()
-        [0.0, 2.0]
-    """
-    if isinstance(layer, RoutedSequential) or getattr(layer, "needs_attention", False):
-        return layer(inputs, attention)
-    return layer(inputs)
-
-
-class RoutedSequential(nnx.Sequential):
-    """Layers in a row; those that take their attention from outside are given it.
-
-    Example:
-        >>> layers = RoutedSequential(nnx.Linear(3, 8, rngs=nnx.Rngs(0)), jax.nn.relu)
-        >>> layers(jnp.ones((2, 3))).shape
-        (2, 8)
-    """
-
-    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, inputs: jax.Array, attention: jax.Array | None = None
-    ) -> jax.Array:
-        """Applies the layers in turn."""
-        for layer in self.layers:
-            inputs = apply(layer, inputs, attention)
-        return inputs

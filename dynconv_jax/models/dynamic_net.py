@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from dynconv_jax.functional.checks import check_dtypes
 from dynconv_jax.functional.geometry import positive_int
 from dynconv_jax.functional.static import few_channel_conv
-from dynconv_jax.initializers import torch_kernel_init, torch_linear
+from dynconv_jax.initializers import check_rngs, torch_kernel_init, torch_linear
 from dynconv_jax.layers.batch_norm import BatchNorm
 from dynconv_jax.layers.dynamic_conv import DynamicConv
 from dynconv_jax.layers.dynamic_conv_block import DynamicConvBlock
@@ -112,6 +113,8 @@ class DynamicNet(nnx.Module):
         self.in_features = positive_int("in_features", in_features)
         self.num_classes = positive_int("num_classes", num_classes)
         widths = scaled_widths(WIDTHS, width_mult)
+        check_dtypes(dtype=dtype, param_dtype=param_dtype, optional=("dtype",))
+        check_rngs(rngs)
         shared: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
         options = dict(

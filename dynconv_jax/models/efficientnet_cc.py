@@ -10,16 +10,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from dynconv_jax.functional.checks import check_rate
 from dynconv_jax.functional.geometry import positive_int
 from dynconv_jax.functional.numerics import at_least_float32
 from dynconv_jax.layers.cond_conv import CondConv
-from dynconv_jax.models.convolutions import (
-    Convolutions,
-    apply,
-    fan_out_of_a_group,
-    route,
-)
+from dynconv_jax.layers.given_attention import apply, route
+from dynconv_jax.models.convolutions import Convolutions, fan_out_of_a_group
 from dynconv_jax.models.images import check_images, global_average_pool
+from dynconv_jax.models.options import check_options
 
 # The input channels of a block, over the units of its squeeze-and-excitation.
 SQUEEZE = 4
@@ -245,8 +243,8 @@ class EfficientNet(nnx.Module):
         """
         self.in_features = positive_int("in_features", in_features)
         self.num_classes = positive_int("num_classes", num_classes)
-        if not 0 <= drop_path_rate < 1:
-            raise ValueError(f"`drop_path_rate` (={drop_path_rate}) must be in [0, 1)")
+        check_rate("dropout", dropout)
+        check_rate("drop_path_rate", drop_path_rate)
         specs = [Stage._make(spec) for spec in stages]
         make = Convolutions(
             conv,
@@ -319,6 +317,7 @@ def _variant(
     num_classes: int, num_experts: int, options: dict[str, Any], *, depth: float = 1.0
 ) -> EfficientNet:
     """Builds a published network: so many experts, and depths multiplied."""
+    check_options(options, EfficientNet)
     stages = [spec._replace(depth=math.ceil(spec.depth * depth)) for spec in STAGES]
     conv = functools.partial(CondConv, num_experts=num_experts)
     return EfficientNet(num_classes, **{"stages": stages, "conv": conv, **options})

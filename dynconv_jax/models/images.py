@@ -5,11 +5,13 @@ from typing import Any
 import jax
 from flax import nnx
 
+from dynconv_jax.functional.checks import check_arrays
 from dynconv_jax.functional.pooling import spatial_mean
 
 
 def check_images(inputs: jax.Array, in_features: int) -> None:
-    """Raises a ValueError unless `inputs` are (B, H, W, in_features)."""
+    """Raises an error unless `inputs` are an array (B, H, W, in_features)."""
+    check_arrays(inputs=inputs)
     if inputs.ndim != 4 or inputs.shape[-1] != in_features:
         raise ValueError(
             f"`inputs` (shape {inputs.shape}) must be (batch, height, width, "

@@ -1,5 +1,6 @@
 """MobileNetV2, with static or dynamic convolutions."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,9 +10,12 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from dynconv_jax.functional.activations import relu6
+from dynconv_jax.functional.checks import check_rate
 from dynconv_jax.functional.geometry import positive_int
-from dynconv_jax.models.convolutions import Convolutions, RoutedSequential, route
+from dynconv_jax.layers.given_attention import RoutedSequential, route
+from dynconv_jax.models.convolutions import Convolutions, check_dynamic_has_conv
 from dynconv_jax.models.images import check_images, global_average_pool
+from dynconv_jax.models.options import check_options
 
 # The paper's: expansion, output channels, blocks, stride of the first block.
 STAGES = (
@@ -155,8 +159,11 @@ class MobileNetV2(nnx.Module):
         """
         self.in_features = positive_int("in_features", in_features)
         self.num_classes = positive_int("num_classes", num_classes)
-        if not width_mult > 0:
-            raise ValueError(f"`width_mult` (={width_mult}) must be positive")
+        if not 0 < width_mult < math.inf:
+            raise ValueError(
+                f"`width_mult` (={width_mult}) must be positive and finite"
+            )
+        check_rate("dropout", dropout)
         make = Convolutions(
             conv,
             dynamic,
@@ -223,4 +230,6 @@ def mobilenet_v2(num_classes: int = 1000, **options) -> MobileNetV2:
         >>> net.features.layers[18].layers[0].kernel.shape
         (4, 1, 1, 320, 1280)
     """
+    check_options(options, MobileNetV2)
+    check_dynamic_has_conv(options, stages=len(options.get("stages", STAGES)))
     return MobileNetV2(num_classes, **options)

@@ -1,6 +1,5 @@
 """Models by name, for programs that read the name from a command line or a file."""
 
-import difflib
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,6 +17,7 @@ from dynconv_jax.models.efficientnet_cc import (
     tf_efficientnet_cc_b1_8e,
 )
 from dynconv_jax.models.mobilenet_v2 import mobilenet_v2
+from dynconv_jax.models.options import check_options, did_you_mean
 from dynconv_jax.models.resnet import resnet18, resnet34, resnet50
 from dynconv_jax.models.warehouses import with_warehouses
 
@@ -43,6 +43,12 @@ CONVOLUTIONS: dict[str, Callable[..., Any] | None] = {
     "kernel_warehouse": with_warehouses,  # which builds the model, not a layer
     "odconv": ODConv,
 }
+
+# What the networks give to each of their convolutions, whatever the convolution is.
+GIVEN = (
+    *("in_features", "out_features", "kernel_size", "strides", "padding", "use_bias"),
+    *("dtype", "param_dtype", "rngs"),
+)
 
 
 def list_convolutions() -> list[str]:
@@ -106,6 +112,7 @@ def create_model(
         (8, 3, 3, 256, 512)
     """
     build = _look_up("name", name, MODELS)
+    check_options(options, build)
     if num_classes is not None:
         options["num_classes"] = num_classes
     if conv == "static":
@@ -113,12 +120,28 @@ def create_model(
     layer: Callable[..., Any] | None = (
         _look_up("conv", conv, CONVOLUTIONS) if isinstance(conv, str) else conv
     )
+    if conv_options is not None and not isinstance(conv_options, Mapping):
+        raise TypeError(
+            f"`conv_options` (={conv_options!r}) must be options by name, such as "
+            "`{'num_experts': 8}`"
+        )
+    if layer is not None and not callable(layer):
+        raise TypeError(
+            f"`conv` (={layer!r}) must be one of {list_convolutions()}, or a callable "
+            "with the signature of `nnx.Conv`"
+        )
     if layer is None and conv_options:
         raise ValueError(
             f"`conv_options` (={dict(conv_options)!r}) are of a dynamic convolution; "
             "choose one by `conv`, such as 'dynamic'"
         )
     if layer is not None:
+        check_options(
+            conv_options or {},
+            layer,
+            argument="conv_options",
+            given=_given_to(layer),
+        )
         if layer is with_warehouses:
             build = functools.partial(build, **options)
             return with_warehouses(build, rngs=rngs, **conv_options or {})
@@ -129,12 +152,18 @@ def create_model(
     return build(rngs=rngs, **options)
 
 
+def _given_to(layer: Callable[..., Any]) -> tuple[str, ...]:
+    """Returns the arguments of a convolution that every network gives it."""
+    if layer is with_warehouses:
+        return ("build", "rngs")
+    return GIVEN
+
+
 def _look_up(argument: str, name: str, table: Mapping[str, Any]) -> Any:
     """Returns a row of a table, or says which names are near."""
-    if name in table:
+    if isinstance(name, str) and name in table:
         return table[name]
-    near = difflib.get_close_matches(str(name), table, cutoff=0.5)
-    guess = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
     raise ValueError(
-        f"`{argument}` (={name!r}) is not known; {guess}There are {sorted(table)}"
+        f"`{argument}` (={name!r}) is not known; {did_you_mean(name, table)}There are "
+        f"{sorted(table)}"
     )

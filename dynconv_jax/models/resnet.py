@@ -8,10 +8,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from dynconv_jax.functional.checks import check_rate
 from dynconv_jax.functional.geometry import positive_int
 from dynconv_jax.initializers import torch_linear
-from dynconv_jax.models.convolutions import Convolutions, RoutedSequential, apply, route
+from dynconv_jax.layers.given_attention import RoutedSequential, apply, route
+from dynconv_jax.models.convolutions import Convolutions, check_dynamic_has_conv
 from dynconv_jax.models.images import check_images, global_average_pool, max_pool
+from dynconv_jax.models.options import check_options
 
 
 class BasicBlock(nnx.Module):
@@ -178,6 +181,7 @@ class ResNet(nnx.Module):
         depths = [positive_int("depths", depth) for depth in depths]
         self.in_features = positive_int("in_features", in_features)
         self.num_classes = positive_int("num_classes", num_classes)
+        check_rate("dropout", dropout)
         make = Convolutions(
             conv, dynamic, stages=4, dtype=dtype, param_dtype=param_dtype, rngs=rngs
         )
@@ -222,6 +226,18 @@ class ResNet(nnx.Module):
         return self.fc(self.dropout(global_average_pool(x)))
 
 
+def _variant(
+    block: type[BasicBlock] | type[Bottleneck],
+    depths: Sequence[int],
+    num_classes: int,
+    options: dict[str, Any],
+) -> ResNet:
+    """Builds a published network, once its options are known to be some."""
+    check_options(options, ResNet, given=("block", "depths"))
+    check_dynamic_has_conv(options, stages=4)
+    return ResNet(block, depths, num_classes, **options)
+
+
 def resnet18(num_classes: int = 1000, **options) -> ResNet:
     """Returns the ResNet of 18 layers; the options are those of `ResNet`.
 
@@ -233,7 +249,7 @@ def resnet18(num_classes: int = 1000, **options) -> ResNet:
         >>> net.layer1.layers[0].conv1.kernel.shape
         (2, 3, 3, 64, 64)
     """
-    return ResNet(BasicBlock, (2, 2, 2, 2), num_classes, **options)
+    return _variant(BasicBlock, (2, 2, 2, 2), num_classes, options)
 
 
 def resnet34(num_classes: int = 1000, **options) -> ResNet:
@@ -244,7 +260,7 @@ def resnet34(num_classes: int = 1000, **options) -> ResNet:
         >>> len(net.layer3.layers)
         6
     """
-    return ResNet(BasicBlock, (3, 4, 6, 3), num_classes, **options)
+    return _variant(BasicBlock, (3, 4, 6, 3), num_classes, options)
 
 
 def resnet50(num_classes: int = 1000, **options) -> ResNet:
@@ -255,4 +271,4 @@ def resnet50(num_classes: int = 1000, **options) -> ResNet:
         >>> net.fc.kernel.shape
         (2048, 10)
     """
-    return ResNet(Bottleneck, (3, 4, 6, 3), num_classes, **options)
+    return _variant(Bottleneck, (3, 4, 6, 3), num_classes, options)

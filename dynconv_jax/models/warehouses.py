@@ -13,6 +13,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from dynconv_jax.functional.geometry import Geometry, PaddingLike
+from dynconv_jax.initializers import check_rngs
 from dynconv_jax.layers.convolution import Convolution
 from dynconv_jax.layers.kernel_warehouse import KernelWarehouse, WarehouseConv
 from dynconv_jax.models.abstract import abstract_module
@@ -167,6 +168,7 @@ def with_warehouses(
         >>> [warehouse.cells.shape for warehouse in net.warehouses]
         [(171, 1, 1, 1, 8)]
     """
+    check_rngs(rngs)
     requests, paths = _outline(build)
     groups: dict[Hashable, list[int]] = {}
     for index, (request, path) in enumerate(zip(requests, paths, strict=True)):

@@ -222,11 +222,8 @@ def _misfit(name: str, leaf: Leaf, value: np.ndarray) -> tuple[str, str] | None:
         )
     if leaf.is_scheduled:
         scheduled: Any = leaf.variables[0]
-        if not all(map(scheduled.accepts, value.flat)):
-            return (
-                "wrong value",
-                f"{name} is {value}; it must be {scheduled.requirement}",
-            )
+        if reason := scheduled.refusal(value, leaf.dtype):
+            return "wrong value", f"{name} is {value}; it {reason}"
     return None
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dynconv_torch.functional.checks import check_tensors
 from dynconv_torch.functional.choice import check_implementation, choose
 from dynconv_torch.functional.geometry import Geometry, PaddingLike
 from dynconv_torch.functional.per_sample import (
@@ -43,6 +44,7 @@ def mix_kernels(attention: Tensor, weight: Tensor) -> Tensor:
         >>> mix_kernels(torch.full((2, 4), 0.25), torch.ones(4, 16, 8, 3, 3)).shape
         torch.Size([2, 16, 8, 3, 3])
     """
+    check_tensors(attention=attention, weight=weight)
     if attention.ndim != 2 or attention.shape[1] != weight.shape[0]:
         raise ValueError(
             f"`attention` (shape {tuple(attention.shape)}) must be (batch, "
@@ -150,6 +152,14 @@ def dynamic_conv(
         torch.Size([2, 8, 10])
     """
     check_implementation(implementation)
+    check_tensors(
+        input=input,
+        attention=attention,
+        weight=weight,
+        bias=bias,
+        spatial_attention=spatial_attention,
+        optional=("attention", "bias", "spatial_attention"),
+    )
     _check_attention(input, attention, spatial_attention, weight)
     options: dict[str, Any] = dict(
         stride=stride, padding=padding, dilation=dilation, groups=groups

@@ -39,6 +39,12 @@ def _integer(name: str, value: object) -> int:
         raise TypeError(f"`{name}` (={value!r}) must be an integer") from None
 
 
+def _without_array(value: object) -> object:
+    """Returns an array or tensor as numbers, or lists of them, the rest as it is."""
+    to_list = getattr(value, "tolist", None)
+    return value if to_list is None else to_list()
+
+
 def per_dimension(
     name: str, value: object, rank: int, least: int = 1
 ) -> tuple[int, ...]:
@@ -54,6 +60,7 @@ def per_dimension(
         TypeError: If an entry is not an integer.
         ValueError: If there is another number of entries, or one is too small.
     """
+    value = _without_array(value)
     if not isinstance(value, Sequence):
         return (_int_from(name, value, least),) * rank
     if len(value) != rank:
@@ -68,6 +75,7 @@ def _normalise_padding(
     padding: object, extent: tuple[int, ...], stride: tuple[int, ...]
 ) -> str | tuple[tuple[int, int], ...]:
     rank = len(extent)
+    padding = _without_array(padding)
     refusal = (
         f"`padding` (={padding!r}) must be 'same', 'valid', 'tf_same', an int, or "
         f"{rank} entries (one per spatial dimension), each an int or a (low, high) "

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dynconv_torch.functional.checks import check_tensors
 from dynconv_torch.functional.choice import check_implementation, choose
 from dynconv_torch.functional.geometry import Geometry, PaddingLike
 from dynconv_torch.functional.numerics import is_autocast
@@ -70,6 +71,11 @@ def check_operands(
         raise ValueError(
             f"`bias` (shape {tuple(bias.shape)}) must be ({stack}, out_channels) = "
             f"{(stack_size, geometry.out_channels)}"
+        )
+    if bias is not None and bias.is_floating_point() != weight.is_floating_point():
+        raise ValueError(
+            f"`bias` ({bias.dtype}) must be of the dtype of `weight` ({weight.dtype}); "
+            "cast it"
         )
     if input.dtype != weight.dtype and not is_autocast(input.device):
         raise ValueError(
@@ -217,6 +223,9 @@ def per_sample_conv(
         torch.Size([2, 8, 5, 4])
     """
     check_implementation(implementation)
+    check_tensors(
+        input=input, weight=weight, bias=bias, optional=("bias",), may_be_complex=True
+    )
     geometry = check_operands(
         input,
         weight,

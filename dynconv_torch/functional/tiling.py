@@ -79,6 +79,7 @@ class Tiling:
             spatial_partition: Whether a cell is one tap, or else a whole window.
 
         Raises:
+            TypeError: If they are no geometries.
             ValueError: If the layers cannot share cells, or a ratio is not possible.
 
         Example:
@@ -164,6 +165,13 @@ def _cell_planes(name: str, common: int, ratio: float) -> int:
 
 
 def _check_shareable(geometries: Sequence[Geometry], spatial_partition: bool) -> None:
+    parts = geometries if isinstance(geometries, Sequence) else [None]
+    for part in parts:
+        if not isinstance(part, Geometry):
+            raise TypeError(
+                f"`geometries` (={geometries!r}) must be a list of the convolutions "
+                "that share the cells, such as `[Geometry.create(3, 8, 3, rank=2)]`"
+            )
     if not geometries:
         raise ValueError("`geometries` (=[]) must hold at least one layer")
     first = geometries[0]

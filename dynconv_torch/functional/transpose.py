@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
+from dynconv_torch.functional.checks import check_tensors
 from dynconv_torch.functional.choice import check_implementation, choose
 from dynconv_torch.functional.dynamic import (
     check_attention,
@@ -108,6 +109,9 @@ def per_sample_conv_transpose(
         torch.Size([2, 8, 9, 7])
     """
     check_implementation(implementation)
+    check_tensors(
+        input=input, weight=weight, bias=bias, optional=("bias",), may_be_complex=True
+    )
     geometry = check_operands(
         input,
         weight,
@@ -172,6 +176,9 @@ def dynamic_conv_transpose(
         torch.Size([2, 8, 20])
     """
     check_implementation(implementation)
+    check_tensors(
+        input=input, attention=attention, weight=weight, bias=bias, optional=("bias",)
+    )
     check_attention(attention, input.shape[0], weight.shape[0])
     geometry = check_operands(
         input,

@@ -96,19 +96,28 @@ class CondConvNd(ExpertConvNd):
         if self.bias is not None:
             nn.init.uniform_(self.bias, -bound, bound)
 
-    def forward(self, x: Tensor, attention: Tensor) -> Tensor:
+    def forward(self, x: Tensor, attention: Tensor | None = None) -> Tensor:
         """Applies the layer.
 
         Args:
             x: Shape (B, C, *S), or (C, *S) for one sample without a batch.
             attention: Shape (B, K), or (K,) for one sample; the weight of each expert.
+                It is no option: the default only serves to say so.
 
         Returns:
             Shape (B, O, *S_out), or (O, *S_out).
 
         Raises:
+            TypeError: If an argument is no tensor, or there is no attention.
             ValueError: If the input or the attention does not fit the layer.
         """
+        if attention is None:
+            raise TypeError(
+                f"`attention` (=None) must be given, for a CondConv{self.rank}d has no "
+                "router; make one for its block, `router = SigmoidRouter("
+                f"{self.in_channels}, {self.num_experts})`, and call `layer(x, "
+                "router(x))`"
+            )
         is_unbatched = self.is_unbatched(x)
         self.check_attention(attention, x)
         if is_unbatched:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from dynconv_torch.functional.checks import check_tensors
 from dynconv_torch.functional.geometry import Geometry
 
 
@@ -61,8 +62,10 @@ class ConvolutionNd(nn.Module):
         """Whether `x` is one sample without a batch.
 
         Raises:
-            ValueError: If the input does not fit the layer.
+            TypeError: If the input is no tensor.
+            ValueError: If it does not fit the layer.
         """
+        check_tensors(x=x)
         channel_axis = x.ndim - self.rank - 1
         if channel_axis not in (0, 1) or x.shape[channel_axis] != self.in_channels:
             raise ValueError(

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dynconv_torch.functional.checks import check_dtype
 from dynconv_torch.functional.geometry import (
     Geometry,
     PaddingLike,
@@ -16,6 +17,7 @@ from dynconv_torch.functional.geometry import (
 from dynconv_torch.functional.numerics import (
     scale_channels,
     wide_linear,
+    wide_norm,
     without_autocast,
 )
 from dynconv_torch.functional.per_sample import conv
@@ -139,6 +141,7 @@ class DecomposedConvNd(ConvolutionNd):
         self.pool = positive_int("pool", pool)
         positive_int("reduction", reduction)
         positive_int("min_hidden", min_hidden)
+        check_dtype(dtype)
         pooled_channels = self.pool**self.rank * in_channels
         self.latent_channels = latent = math.isqrt(pooled_channels)
         hidden = max(pooled_channels // reduction, min_hidden)
@@ -200,9 +203,14 @@ class DecomposedConvNd(ConvolutionNd):
         if self._is_unbatched(x):
             return self.forward(x[None])[0]
         scale, phi = self._decompose(x)
-        latent = self.bn1(self.q(x))
+        latent = self.q(x)
+        self._check_values(x, latent)
+        latent = self.bn1(latent)
         pixels = latent.flatten(2)
-        mixed = self.bn2(phi.to(pixels.dtype) @ pixels) + pixels
+        # In the dtype of Φ: in float16 it would overflow before the norm shrinks it.
+        with without_autocast(x.device):
+            mixed = wide_norm(self.bn2, phi @ pixels.to(phi.dtype))
+        mixed = mixed.to(pixels.dtype) + pixels
         dynamic = self.p(mixed.reshape(latent.shape))
         # Not by the module, which knows no uneven padding.
         static = conv(x, self.conv.weight, self.geometry, self.geometry.groups)
@@ -212,6 +220,18 @@ class DecomposedConvNd(ConvolutionNd):
         answer = self.is_unbatched(x)
         self.geometry.output_size(x.shape[-self.rank :])  # refuses empty dimensions
         return answer
+
+    def _check_values(self, x: Tensor, latent: Tensor) -> None:
+        # Layers of other kinds, as the norm over several processes, see more values.
+        is_own = type(self.bn1) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+        is_one = latent.numel() == latent.shape[1]
+        if is_own and is_one and self.bn1.training:
+            raise ValueError(
+                f"`x` (shape {tuple(x.shape)}) gives the batch norms of the layer one "
+                "value per channel, whose variance is not defined in training; train "
+                "with a larger batch or larger inputs, or put the layer in evaluation "
+                "mode"
+            )
 
     def _decompose(self, x: Tensor) -> Decomposition:
         with without_autocast(x.device):

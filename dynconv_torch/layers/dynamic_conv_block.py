@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynconv_torch.layers.dynamic_conv import DynamicConv2d
+from dynconv_torch.layers.given_attention import apply, needs_attention, route
 from dynconv_torch.routing import SigmoidRouter
 
 
@@ -49,14 +50,23 @@ class DynamicConvBlock(nn.Module):
             device: Where the parameters are.
             dtype: The dtype of the parameters.
             **options: The other options of the convolution.
+
+        Raises:
+            TypeError: If `conv` is not callable, or another argument of the wrong kind.
+            ValueError: If a value is out of range.
         """
+        if not callable(conv):
+            raise TypeError(
+                f"`conv` (={conv!r}) must be a callable with the signature of "
+                "`torch.nn.Conv2d`, such as `DynamicConv2d`"
+            )
         super().__init__()
         shared: dict[str, Any] = dict(device=device, dtype=dtype)
         options = dict(bias=False) | options
         self.dyn = conv(
             in_channels, out_channels, kernel_size, stride, **options, **shared
         )
-        if getattr(self.dyn, "needs_attention", False):
+        if needs_attention(self.dyn):
             self.routing_fn = SigmoidRouter(in_channels, self.dyn.num_experts, **shared)
         self.bn = nn.BatchNorm2d(out_channels, **shared)
 
@@ -67,7 +77,9 @@ class DynamicConvBlock(nn.Module):
 
     def forward(self, x: Tensor, attention: Tensor | None = None) -> Tensor:
         """Applies the block; arguments and result are those of the convolution."""
-        if attention is None and hasattr(self, "routing_fn"):
-            attention = self.routing_fn(x)
-        given = () if attention is None else (attention,)
-        return F.relu(self.bn(self.dyn(x, *given)))
+        if attention is None:
+            attention = route(getattr(self, "routing_fn", None), x)
+            output = apply(self.dyn, x, attention)
+        else:
+            output = self.dyn(x, attention)
+        return F.relu(self.bn(output))

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dynconv_torch.functional.checks import check_dtype, check_tensors
 from dynconv_torch.functional.choice import check_implementation
 from dynconv_torch.functional.dynamic import dynamic_conv
 from dynconv_torch.functional.geometry import Geometry, PaddingLike, positive_int
@@ -57,6 +58,7 @@ class ExpertConvNd(ConvolutionNd):
             groups=groups,
         )
         check_implementation(implementation)
+        check_dtype(dtype)
         self.take_geometry(geometry)
         self.num_experts = positive_int("num_experts", num_experts)
         self.implementation = implementation
@@ -108,7 +110,8 @@ class ExpertConvNd(ConvolutionNd):
         )
 
     def check_attention(self, attention: Tensor, x: Tensor) -> None:
-        """Raises a ValueError unless there is attention for every sample of `x`."""
+        """Raises an error unless there is attention for every sample of `x`."""
+        check_tensors(attention=attention)
         expected = (*x.shape[: -self.rank - 1], self.num_experts)
         if attention.shape != expected:
             raise ValueError(

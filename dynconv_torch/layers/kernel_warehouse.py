@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dynconv_torch.functional.checks import check_dtype
 from dynconv_torch.functional.choice import check_implementation
 from dynconv_torch.functional.geometry import Geometry
 from dynconv_torch.functional.per_sample import add_bias, per_sample_conv
@@ -30,6 +31,7 @@ class Assignment(Scheduled):
 
     name = "assignment"
     requirement = "one number in [0, 1]: 0 takes the attention, 1 the assigned cells"
+    setter = "set_assignment"
 
     @classmethod
     def accepts(cls, value: float) -> bool:
@@ -98,6 +100,7 @@ class KernelWarehouse(HoldsScheduled):
             ValueError: If the layers cannot share cells, or a value is out of range.
         """
         super().__init__()
+        check_dtype(dtype)
         self.tiling = Tiling.create(
             geometries,
             ratio=ratio,
@@ -160,6 +163,23 @@ class KernelWarehouse(HoldsScheduled):
 class WarehouseConvNd(ConvolutionNd):
     """What the layers of a warehouse share, whatever their rank."""
 
+    # Before the arguments meet the signature of `__init__`, which would say of those of
+    # a `torch.nn.Conv2d` only that they are too many.
+    def __new__(cls, *arguments: Any, **options: Any):
+        """Refuses what is built without a warehouse, as other layers are."""
+        first = arguments[0] if arguments else options.get("warehouse")
+        # Without any, it is a copy that is made.
+        if (arguments or options) and not isinstance(first, KernelWarehouse):
+            is_short = first is None or isinstance(first, int)
+            what = f"={first!r}" if is_short else f"a {type(first).__name__}"
+            raise TypeError(
+                f"`warehouse` ({what}) must be a KernelWarehouse, whose cells the "
+                "kernel is made of; build one for all geometries that share it, "
+                "`KernelWarehouse([Geometry.create(3, 8, 3, rank=2)])`, or a whole "
+                "model by `with_warehouses`"
+            )
+        return super().__new__(cls)
+
     def __init__(
         self,
         warehouse: KernelWarehouse,
@@ -189,10 +209,6 @@ class WarehouseConvNd(ConvolutionNd):
                 another rank.
         """
         super().__init__()
-        if not isinstance(warehouse, KernelWarehouse):
-            raise TypeError(
-                f"`warehouse` (a {type(warehouse).__name__}) must be a KernelWarehouse"
-            )
         rank = warehouse.tiling.shares[0].geometry.rank
         if rank != self.rank:
             raise ValueError(

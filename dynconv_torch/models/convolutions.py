@@ -10,14 +10,52 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dynconv_torch import routing
+from dynconv_torch.functional.checks import check_dtype
+from dynconv_torch.layers.given_attention import needs_attention
 from dynconv_torch.layers.same_conv import SameConv2d
 
 Role = Literal["stem", "body", "downsample", "head"]
 
 CHOICES = ("paper", "all", "pointwise")
+
+
+def check_dynamic(dynamic: Any, stages: int) -> None:
+    """Raises a ValueError unless `dynamic` says which convolutions are dynamic.
+
+    Example:
+        >>> check_dynamic("pointwise", stages=4)
+    """
+    is_count = isinstance(dynamic, int) and not isinstance(dynamic, bool)
+    if dynamic not in (range(1, stages + 1) if is_count else CHOICES):
+        raise ValueError(
+            f"`dynamic` (={dynamic!r}) must be 'paper', 'all', 'pointwise' or an "
+            f"int from 1 to {stages}, the number of last stages"
+        )
+
+
+def check_dynamic_has_conv(options: Mapping[str, Any], stages: int) -> None:
+    """Raises a ValueError where `dynamic` is among the options, and no `conv`.
+
+    The network would be static, in silence. That there is to be none, the option
+    `conv=None` says.
+
+    Args:
+        options: Those of a network that is static by default.
+        stages: How many stages the network has.
+
+    Example:
+        >>> check_dynamic_has_conv({"conv": None, "dynamic": 1}, stages=4)
+    """
+    if "dynamic" in options and "conv" not in options:
+        check_dynamic(options["dynamic"], stages)
+        raise ValueError(
+            f"`dynamic` (={options['dynamic']!r}) says which convolutions are dynamic, "
+            "but there is no `conv`, and without it all are static; choose one, such "
+            "as `conv=DynamicConv2d`, or `conv='dynamic'` of `create_model`"
+        )
 
 
 class Convolutions:
@@ -79,12 +117,8 @@ class Convolutions:
                 f"`conv` (={conv!r}) must be a callable with the signature of "
                 "`nn.Conv2d`, or None; names of convolutions are for `create_model`"
             )
-        is_count = isinstance(dynamic, int) and not isinstance(dynamic, bool)
-        if dynamic not in (range(1, stages + 1) if is_count else CHOICES):
-            raise ValueError(
-                f"`dynamic` (={dynamic!r}) must be 'paper', 'all', 'pointwise' or an "
-                f"int from 1 to {stages}, the number of last stages"
-            )
+        check_dynamic(dynamic, stages)
+        check_dtype(dtype)
         self.conv = conv
         self.dynamic = dynamic
         self.stages = stages
@@ -149,7 +183,7 @@ class Convolutions:
                 chosen = getattr(self.conv, "keywords", {})
                 options.update((k, v) for k, v in own.items() if k not in chosen)
             layer = self.conv(in_channels, out_channels, kernel_size, **options)
-            is_drawn = self.init == "efficientnet" and is_routed(layer)
+            is_drawn = self.init == "efficientnet" and needs_attention(layer)
         else:
             layer = static_conv(in_channels, out_channels, kernel_size, **options)
             is_drawn = True
@@ -181,7 +215,7 @@ class Convolutions:
             for layer in layers
             if layer is not None
             for part in layer.modules()
-            if is_routed(part)
+            if needs_attention(part)
         ]
         counts = {part.num_experts for part in parts}
         if len(counts) > 1:
@@ -207,11 +241,6 @@ class Convolutions:
             )
 
 
-def is_routed(layer: Any) -> bool:
-    """Returns whether a layer takes its attention from outside."""
-    return getattr(layer, "needs_attention", False)
-
-
 def static_conv(
     in_channels: int,
     out_channels: int,
@@ -224,36 +253,3 @@ def static_conv(
     if padding == "tf_same":
         return SameConv2d(in_channels, out_channels, kernel_size, **options)
     return nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding, **options)
-
-
-def route(routing_fn: nn.Module | None, x: Tensor) -> Tensor | None:
-    """Returns the attention of a router, or None where there is no router."""
-    return None if routing_fn is None else routing_fn(x)
-
-
-def apply(layer: Any, x: Tensor, attention: Tensor | None) -> Tensor:
-    """Applies a layer, with the attention if it takes that from outside.
-
-    Example:
-        >>> apply(nn.ReLU(), torch.tensor([-1.0, 2.0]), None).tolist()
-        [0.0, 2.0]
-    """
-    if isinstance(layer, RoutedSequential) or is_routed(layer):
-        return layer(x, attention)
-    return layer(x)
-
-
-class RoutedSequential(nn.Sequential):
-    """Layers in a row; those that take their attention from outside are given it.
-
-    Example:
-        >>> layers = RoutedSequential(nn.Linear(3, 8), nn.ReLU())
-        >>> layers(torch.ones(2, 3)).shape
-        torch.Size([2, 8])
-    """
-
-    def forward(self, x: Tensor, attention: Tensor | None = None) -> Tensor:
-        """Applies the layers in turn."""
-        for layer in self:
-            x = apply(layer, x, attention)
-        return x

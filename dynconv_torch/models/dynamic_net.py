@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dynconv_torch.functional.checks import check_dtype
 from dynconv_torch.functional.geometry import positive_int
 from dynconv_torch.layers.dynamic_conv import DynamicConv2d
 from dynconv_torch.layers.dynamic_conv_block import DynamicConvBlock
@@ -100,6 +101,7 @@ class DynamicNet(nn.Module):
         self.in_channels = positive_int("in_channels", in_channels)
         positive_int("num_classes", num_classes)
         widths = scaled_widths(WIDTHS, width_mult)
+        check_dtype(dtype)
 
         options = dict(
             num_experts=num_experts,

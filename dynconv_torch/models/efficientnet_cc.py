@@ -9,11 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dynconv_torch.functional.checks import check_rate
 from dynconv_torch.functional.geometry import positive_int
 from dynconv_torch.functional.numerics import at_least_float32
 from dynconv_torch.layers.cond_conv import CondConv2d
-from dynconv_torch.models.convolutions import Convolutions, apply, route
+from dynconv_torch.layers.given_attention import apply, route
+from dynconv_torch.models.convolutions import Convolutions
 from dynconv_torch.models.images import check_images, global_average_pool
+from dynconv_torch.models.options import check_options
 
 # The input channels of a block, over the units of its squeeze-and-excitation.
 SQUEEZE = 4
@@ -242,8 +245,8 @@ class EfficientNet(nn.Module):
         super().__init__()
         self.in_channels = positive_int("in_channels", in_channels)
         positive_int("num_classes", num_classes)
-        if not 0 <= drop_path_rate < 1:
-            raise ValueError(f"`drop_path_rate` (={drop_path_rate}) must be in [0, 1)")
+        check_rate("dropout", dropout)
+        check_rate("drop_path_rate", drop_path_rate)
         specs = [Stage._make(spec) for spec in stages]
         make = Convolutions(
             conv,
@@ -316,6 +319,7 @@ def _variant(
     num_classes: int, num_experts: int, options: dict[str, Any], *, depth: float = 1.0
 ) -> EfficientNet:
     """Builds a published network: so many experts, and depths multiplied."""
+    check_options(options, EfficientNet)
     stages = [spec._replace(depth=math.ceil(spec.depth * depth)) for spec in STAGES]
     conv = functools.partial(CondConv2d, num_experts=num_experts)
     return EfficientNet(num_classes, **{"stages": stages, "conv": conv, **options})

@@ -2,11 +2,15 @@
 
 from torch import Tensor
 
+from dynconv_torch.functional.checks import check_tensors
 from dynconv_torch.functional.pooling import spatial_mean
 
 
 def check_images(x: Tensor, in_channels: int) -> None:
-    """Raises a ValueError unless `x` is (B, in_channels, H, W)."""
+    """Raises an error unless `x` is a tensor (B, in_channels, H, W)."""
+    check_tensors(x=x)
+    if not x.is_floating_point():
+        raise ValueError(f"`x` ({x.dtype}) must be floating; give `x.float()`")
     if x.ndim != 4 or x.shape[1] != in_channels:
         raise ValueError(
             f"`x` (shape {tuple(x.shape)}) must be (batch, in_channels, height, "

@@ -1,14 +1,18 @@
 """MobileNetV2, with static or dynamic convolutions."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dynconv_torch.functional.checks import check_rate
 from dynconv_torch.functional.geometry import positive_int
-from dynconv_torch.models.convolutions import Convolutions, RoutedSequential, route
+from dynconv_torch.layers.given_attention import RoutedSequential, route
+from dynconv_torch.models.convolutions import Convolutions, check_dynamic_has_conv
 from dynconv_torch.models.images import check_images, global_average_pool
+from dynconv_torch.models.options import check_options
 
 # The paper's: expansion, output channels, blocks, stride of the first block.
 STAGES = (
@@ -148,8 +152,11 @@ class MobileNetV2(nn.Module):
         super().__init__()
         self.in_channels = positive_int("in_channels", in_channels)
         positive_int("num_classes", num_classes)
-        if not width_mult > 0:
-            raise ValueError(f"`width_mult` (={width_mult}) must be positive")
+        if not 0 < width_mult < math.inf:
+            raise ValueError(
+                f"`width_mult` (={width_mult}) must be positive and finite"
+            )
+        check_rate("dropout", dropout)
         make = Convolutions(
             conv, dynamic, stages=len(stages), device=device, dtype=dtype
         )
@@ -208,4 +215,6 @@ def mobilenet_v2(num_classes: int = 1000, **options) -> MobileNetV2:
         >>> net.features[18][0].weight.shape
         torch.Size([4, 1280, 320, 1, 1])
     """
+    check_options(options, MobileNetV2)
+    check_dynamic_has_conv(options, stages=len(options.get("stages", STAGES)))
     return MobileNetV2(num_classes, **options)

@@ -7,14 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dynconv_torch.functional.checks import check_rate
 from dynconv_torch.functional.geometry import positive_int
-from dynconv_torch.models.convolutions import (
-    Convolutions,
-    RoutedSequential,
-    apply,
-    route,
-)
+from dynconv_torch.layers.given_attention import RoutedSequential, apply, route
+from dynconv_torch.models.convolutions import Convolutions, check_dynamic_has_conv
 from dynconv_torch.models.images import check_images, global_average_pool
+from dynconv_torch.models.options import check_options
 
 
 class BasicBlock(nn.Module):
@@ -180,6 +178,7 @@ class ResNet(nn.Module):
         depths = [positive_int("depths", depth) for depth in depths]
         self.in_channels = positive_int("in_channels", in_channels)
         positive_int("num_classes", num_classes)
+        check_rate("dropout", dropout)
         make = Convolutions(conv, dynamic, stages=4, device=device, dtype=dtype)
 
         self.conv1 = make(in_channels, 64, 7, 2, role="stem")
@@ -221,6 +220,18 @@ class ResNet(nn.Module):
         return self.fc(self.dropout(global_average_pool(x)))
 
 
+def _variant(
+    block: type[BasicBlock] | type[Bottleneck],
+    depths: Sequence[int],
+    num_classes: int,
+    options: dict[str, Any],
+) -> ResNet:
+    """Builds a published network, once its options are known to be some."""
+    check_options(options, ResNet, given=("block", "depths"))
+    check_dynamic_has_conv(options, stages=4)
+    return ResNet(block, depths, num_classes, **options)
+
+
 def resnet18(num_classes: int = 1000, **options) -> ResNet:
     """Returns the ResNet of 18 layers; the options are those of `ResNet`.
 
@@ -232,7 +243,7 @@ def resnet18(num_classes: int = 1000, **options) -> ResNet:
         >>> net.layer1[0].conv1.weight.shape
         torch.Size([2, 64, 64, 3, 3])
     """
-    return ResNet(BasicBlock, (2, 2, 2, 2), num_classes, **options)
+    return _variant(BasicBlock, (2, 2, 2, 2), num_classes, options)
 
 
 def resnet34(num_classes: int = 1000, **options) -> ResNet:
@@ -242,7 +253,7 @@ def resnet34(num_classes: int = 1000, **options) -> ResNet:
         >>> len(resnet34(10, device="meta").layer3)
         6
     """
-    return ResNet(BasicBlock, (3, 4, 6, 3), num_classes, **options)
+    return _variant(BasicBlock, (3, 4, 6, 3), num_classes, options)
 
 
 def resnet50(num_classes: int = 1000, **options) -> ResNet:
@@ -252,4 +263,4 @@ def resnet50(num_classes: int = 1000, **options) -> ResNet:
         >>> resnet50(10, device="meta").fc.weight.shape
         torch.Size([10, 2048])
     """
-    return ResNet(Bottleneck, (3, 4, 6, 3), num_classes, **options)
+    return _variant(Bottleneck, (3, 4, 6, 3), num_classes, options)

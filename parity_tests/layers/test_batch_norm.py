@@ -140,3 +140,63 @@ def test_keys_are_those_of_pytorch():
         "running_var",
         "num_batches_tracked",
     }
+
+
+@pytest.mark.parametrize("use_fast_variance", [False, True])
+@pytest.mark.parametrize("shape", [(0, 3, 4, 5), (2, 0, 5), (0, 5)])
+def test_an_empty_batch_has_gradients_of_zero_as_in_pytorch(shape, use_fast_variance):
+    ours = BatchNorm(5, use_fast_variance=use_fast_variance, rngs=nnx.Rngs(0))
+    gradients = nnx.grad(lambda norm, x: norm(x).sum())(ours, jnp.ones(shape))
+    assert not any(jnp.any(each != 0) for each in jax.tree.leaves(gradients))
+    assert int(ours.num_batches_tracked[...]) > 0
+    np.testing.assert_array_equal(ours.mean[...], np.zeros(5))
+    np.testing.assert_array_equal(ours.var[...], np.ones(5))
+
+
+def test_a_mask_that_leaves_nothing_of_a_channel_leaves_its_statistics(rng):
+    ours = norms()[0]
+    x = jnp.asarray(rng.normal(size=(6, 5)))
+    mask = jnp.arange(5) > 1
+    before = ours.mean[...], ours.var[...]
+    gradients = nnx.grad(lambda norm, x: norm(x, mask=mask).sum())(ours, x)
+    assert all(jnp.isfinite(each).all() for each in jax.tree.leaves(gradients))
+    for old, new in zip(before, (ours.mean[...], ours.var[...]), strict=True):
+        np.testing.assert_array_equal(old[:2], new[:2])
+        assert (old[2:] != new[2:]).all()
+
+
+def test_masks_of_several_devices_count_together(rng):
+    x, mask = rng.normal(size=(3, 4, 5)), np.arange(12).reshape(3, 4) < 6
+    options: dict[str, Any] = dict(param_dtype="float64", rngs=nnx.Rngs(0))
+    whole = BatchNorm(5, **options)
+    whole(jnp.asarray(x).reshape(12, 5), mask=jnp.asarray(mask).reshape(12, 1))
+    graphdef, state = nnx.split(BatchNorm(5, axis_name="device", **options))
+
+    def update(x, mask):
+        norm = nnx.merge(graphdef, state, copy=True)
+        norm(x, mask=mask[:, None])
+        return norm.mean[...], norm.var[...]
+
+    mean, var = jax.vmap(update, axis_name="device")(jnp.asarray(x), jnp.asarray(mask))
+    expected = {"mean": whole.mean[...], "var": whole.var[...]}
+    assert_close({"mean": mean[0], "var": var[0]}, expected, dtype="float64")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(epsilon=-1e-5), r"^`epsilon` \(=-1e-05\)"),
+        (dict(epsilon=float("nan")), "^`epsilon` .=nan"),
+        (dict(momentum=None), "^`momentum` .=None"),
+        (dict(momentum=1.5), "^`momentum` .=1.5"),
+        (dict(num_features=0), "^`num_features` .=0"),
+    ],
+)
+def test_options_out_of_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        BatchNorm(**{"num_features": 5, **options}, rngs=nnx.Rngs(0))
+
+
+def test_other_features_than_its_own_are_refused():
+    with pytest.raises(ValueError, match=r"^`x` .*`num_features` \(=5\)"):
+        norms()[0](jnp.ones((2, 3, 4)))

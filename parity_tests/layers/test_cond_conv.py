@@ -309,3 +309,14 @@ def test_twin_is_copied_compiled_and_laid_out_as_before():
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     actual = {"output": compiled(x, attention).detach()}
     assert_close(actual, {"output": expected.detach()}, dtype="float64")
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_a_call_without_attention_names_what_answers_it(rank):
+    ours = CondConv(3, 4, (1,) * rank, num_experts=5, rngs=nnx.Rngs(0))
+    theirs = getattr(dynconv_torch, f"CondConv{rank}d")(3, 4, 1, num_experts=5)
+    message = r"`attention` \(=None\) must be given.*SigmoidRouter\(3, 5"
+    with pytest.raises(TypeError, match=message):
+        ours(jnp.ones((2, *(4, 3, 2)[:rank], 3)))
+    with pytest.raises(TypeError, match=message):
+        theirs(torch.ones(2, 3, *(4, 3, 2)[:rank]))

@@ -10,7 +10,7 @@ import torch
 from flax import nnx
 
 import dynconv_torch
-from dynconv_jax import DecomposedConv
+from dynconv_jax import DecomposedConv, load_torch_state_dict
 from dynconv_jax.layers.decomposed_conv import _hard_gate as jax_gate
 from dynconv_jax.routing import Attention
 from dynconv_torch.layers.decomposed_conv import _hard_gate as torch_gate
@@ -61,10 +61,19 @@ def test_unbatched_input_is_accepted_by_the_twin():
 
 def test_one_value_a_channel_cannot_be_trained_on():
     ours, theirs = layers(3, 4, (3,), padding=1)
-    with pytest.raises(ValueError, match="one value per channel"):
+    sentence = (
+        r"gives the batch norms of the layer one value per channel, whose variance is "
+        "not defined in training; train with .*evaluation mode"
+    )
+    with pytest.raises(
+        ValueError, match=r"^`inputs` \(shape \(1, 1, 3\)\) " + sentence
+    ):
         ours(jnp.ones((1, 1, 3)))
-    with pytest.raises(ValueError, match="more than 1 value per channel"):
-        theirs(torch.ones(1, 3, 1).double())
+    for x in (torch.ones(1, 3, 1).double(), torch.ones(3, 1).double()):
+        with pytest.raises(ValueError, match=r"^`x` \(shape \(1, 3, 1\)\) " + sentence):
+            theirs(x)
+    assert nnx.view(ours, use_running_average=True)(jnp.ones((1, 1, 3))).shape[0] == 1
+    assert theirs.eval()(torch.ones(1, 3, 1).double()).shape[0] == 1
 
 
 def test_what_is_dynamic_is_computed_in_float32_at_least():
@@ -236,3 +245,28 @@ def test_bad_inputs_are_refused():
         theirs(torch.ones(2, 3, 0, 6))
     with pytest.raises(TypeError, match=r"kernel_size` \(=3\).*tuple"):
         DecomposedConv(3, 4, 3, rngs=nnx.Rngs(0))  # pyright: ignore
+
+
+def test_float16_does_not_overflow_before_the_norm(rng):
+    ours, theirs = layers(32, 4, (3,), padding=1)
+    x = rng.uniform(1e4, 3e4, size=(4, 9, 32)).astype("float16")
+    with torch.no_grad():
+        theirs.fc_phi.weight.mul_(8)
+    state = {key: value.numpy() for key, value in theirs.state_dict().items()}
+    load_torch_state_dict(ours, state)
+    narrow = DecomposedConv(32, 4, (3,), padding=1, dtype="float16", rngs=nnx.Rngs(0))
+    load_torch_state_dict(
+        narrow,
+        {
+            key: value.astype("float32") if value.dtype == "float64" else value
+            for key, value in state.items()
+        },
+    )
+    wide = jnp.asarray(x, "float64")
+    assert jnp.abs(ours.decomposition(wide).phi).max() > 65504  # none of float16
+    expected = ours(wide)
+    assert jnp.abs(expected).max() < 65504
+    assert_close({"": narrow(jnp.asarray(x))}, {"": expected}, dtype="bfloat16")
+    outputs = theirs.half()(torch.from_numpy(x.swapaxes(1, 2)))
+    outputs = outputs.detach().numpy().swapaxes(1, 2)
+    assert_close({"": outputs}, {"": expected}, dtype="bfloat16")

@@ -144,3 +144,22 @@ def test_inputs_that_do_not_fit_are_refused():
         pairs("2d")[0](jnp.ones((2, 5, 6, 3)))
     with pytest.raises(ValueError, match=r"in_channels` \(=4\)"):
         TorchPair(CASES["2d"])(torch.ones(2, 3, 5, 6))
+
+
+@pytest.mark.parametrize("arguments", [(3, 8, (3, 3)), (3,), (None, 0), ("cells",)])
+def test_a_layer_built_like_others_is_told_of_warehouses(arguments):
+    message = "^`warehouse` .* must be a KernelWarehouse.*`with_warehouses`"
+    with pytest.raises(TypeError, match=message):
+        WarehouseConv(*arguments)
+    with pytest.raises(TypeError, match=message):
+        WarehouseConv(*arguments, padding=1, rngs=nnx.Rngs(0))
+    with pytest.raises(TypeError, match=message):
+        dynconv_torch.WarehouseConv2d(*arguments, padding=1)
+
+
+@pytest.mark.parametrize("wrong", [[(3, 8, (3, 3))], (3, 8, 3), None])
+def test_what_are_no_geometries_is_refused(wrong):
+    with pytest.raises(TypeError, match="^`geometries` .*Geometry.create"):
+        KernelWarehouse(wrong, rngs=nnx.Rngs(0))
+    with pytest.raises(TypeError, match="^`geometries` .*Geometry.create"):
+        dynconv_torch.KernelWarehouse(wrong)

@@ -215,3 +215,81 @@ def test_models_of_the_registry_run(name):
     assert logits.shape == (2, 7)
     net = on_meta(name, 7).eval()
     assert net(torch.ones(2, 3, 33, 40, device="meta")).shape == (2, 7)
+
+
+# Options
+
+
+@BUILDERS
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("resnet18", dict(cnv="dynamic"), r"'cnv'; did you mean 'conv'"),
+        ("resnet50", dict(num_experts=8), r"'num_experts'; it takes \['num_classes', "),
+        ("mobilenet_v2", dict(width=0.5), "'width'; did you mean 'width_mult'"),
+        ("efficientnet_cc_b0_4e", dict(dropot=0.5), "did you mean 'dropout'"),
+        ("tf_efficientnet_cc_b1_8e", dict(drop_path=0.5), "mean 'drop_path_rate'"),
+        ("dynamic_net", dict(dynamic=1), "'dynamic'; it takes .*'num_experts'"),
+        ("dynamic_net", dict(conv="kernel_warehouse", top=2), "'top'"),
+    ],
+)
+def test_an_unknown_option_is_answered_with_those_that_are_known(
+    build, name, options, message
+):
+    with pytest.raises(TypeError, match=f"unexpected keyword argument .*{message}"):
+        build(name, **options)
+
+
+@BUILDERS
+@pytest.mark.parametrize(
+    ("conv", "option", "message"),
+    [
+        ("dynamic", "experts", r"DynamicConv.*'experts' in `conv_options`; .*'num_exp"),
+        ("condconv", "temperature", r"CondConv.*'temperature'.*takes \[.*'num_experts"),
+        ("odconv", "min_hiden", "ODConv.*did you mean 'min_hidden'"),
+        ("decomposed", "num_experts", r"DecomposedConv.*takes \[.*'pool'"),
+        ("kernel_warehouse", "ratios", "with_warehouses.*did you mean 'ratio'"),
+    ],
+)
+def test_an_unknown_option_of_the_convolution_is_answered_with_the_known(
+    build, conv, option, message
+):
+    with pytest.raises(TypeError, match=message):
+        build("resnet18", conv=conv, conv_options={option: 8})
+
+
+@BUILDERS
+@pytest.mark.parametrize("option", ["padding", "kernel_size", "dtype"])
+def test_what_the_network_sets_is_no_option_of_its_convolutions(build, option):
+    with pytest.raises(ValueError, match=f"`conv_options` must leave '{option}' out"):
+        build("resnet18", conv="dynamic", conv_options={option: 1})
+
+
+@BUILDERS
+@pytest.mark.parametrize("wrong", [["num_experts"], "num_experts=8", 8])
+def test_options_without_names_are_refused(build, wrong):
+    with pytest.raises(TypeError, match="`conv_options` .*options by name"):
+        build("resnet18", conv="dynamic", conv_options=wrong)
+
+
+@BUILDERS
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "mobilenet_v2"])
+@pytest.mark.parametrize("dynamic", [1, "all", "paper"])
+def test_dynamic_layers_of_no_convolution_are_refused(build, name, dynamic):
+    with pytest.raises(ValueError, match="^`dynamic` .* but there is no `conv`"):
+        build(name, dynamic=dynamic)
+
+
+@BUILDERS
+def test_a_network_that_is_static_on_purpose_may_say_which_layers_would_not_be(build):
+    net = build("resnet18", conv="static", dynamic=1)
+    assert shapes_of(net) == shapes_of(build("resnet18"))
+
+
+@BUILDERS
+@pytest.mark.parametrize("wrong", [3, ("dynamic",)])
+def test_what_is_no_convolution_is_refused(build, wrong):
+    with pytest.raises(TypeError, match=r"`conv` .* must be one of \['condconv'"):
+        build("dynamic_net", conv=wrong)
+    with pytest.raises(ValueError, match="`name` .* is not known"):
+        build(wrong)

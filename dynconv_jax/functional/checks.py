@@ -1,0 +1,117 @@
+"""Checks at the door: what is no array of numbers is refused under its own name.
+
+Each check names the argument and what it was, before anything reads its shape: an error
+of the arithmetic, or of another argument, would come later and mislead.
+"""
+
+from collections.abc import Collection
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def check_arrays(*, optional: Collection[str] = (), **arrays: Any) -> None:
+    """Refuses what is not an array of real numbers.
+
+    Integers and booleans pass: who takes them promotes them, as `nnx.Conv` does.
+
+    Args:
+        optional: Which of the arguments may be None.
+        **arrays: The arguments, by the names that the caller has for them.
+
+    Raises:
+        TypeError: If one is no array of JAX or NumPy.
+        ValueError: If one is complex, or holds no numbers.
+
+    Example:
+        >>> check_arrays(inputs=jnp.ones((2, 9, 7, 3)), bias=None, optional=["bias"])
+    """
+    for name, value in arrays.items():
+        if value is None and name in optional:
+            continue
+        is_array = isinstance(value, jax.Array | np.ndarray | jax.ShapeDtypeStruct)
+        if not is_array and not hasattr(value, "__jax_array__"):
+            raise TypeError(
+                f"`{name}` ({_kind(value)}) must be an array of JAX or NumPy; "
+                f"{_remedy(value)}"
+            )
+        dtype = value.dtype
+        if jnp.issubdtype(dtype, jnp.complexfloating):
+            raise ValueError(
+                f"`{name}` ({dtype}) must be real; take its real part, or make real "
+                "and imaginary parts channels of their own"
+            )
+        if not (jnp.issubdtype(dtype, jnp.number) or dtype == jnp.bool_):
+            raise ValueError(f"`{name}` ({dtype}) must hold numbers, such as float32")
+
+
+def check_dtypes(*, optional: Collection[str] = (), **dtypes: Any) -> None:
+    """Refuses what is not the dtype of real floating numbers.
+
+    Args:
+        optional: Which of the arguments may be None.
+        **dtypes: The arguments, by the names that the caller has for them.
+
+    Raises:
+        TypeError: If one is no dtype.
+        ValueError: If one is not floating, or complex.
+
+    Example:
+        >>> check_dtypes(dtype=None, param_dtype="bfloat16", optional=["dtype"])
+    """
+    for name, value in dtypes.items():
+        if value is None and name in optional:
+            continue
+        try:
+            if value is None:  # which NumPy reads as float64
+                raise TypeError
+            dtype = jnp.dtype(value)
+        except TypeError:
+            raise TypeError(
+                f"`{name}` (={value!r}) must be a dtype, such as `jnp.float32`"
+            ) from None
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(
+                f"`{name}` (={dtype}) must be floating, such as `jnp.float32`"
+            )
+
+
+def check_rate(name: str, value: Any) -> None:
+    """Refuses what is not a share in [0, 1), also once rounded to float32.
+
+    Raises:
+        TypeError: If it is not a number.
+        ValueError: If it is out of range.
+
+    Example:
+        >>> check_rate("dropout", 0.2)
+    """
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"`{name}` (={value!r}) must be a number in [0, 1)") from None
+    if not 0 <= number <= 1 - 2**-24:  # the largest of float32 below 1
+        also = ", also in float32" if 0 <= number < 1 else ""
+        raise ValueError(f"`{name}` (={value}) must be in [0, 1){also}")
+
+
+def _kind(value: Any) -> str:
+    """Says what something is, in place of a long `repr`."""
+    if value is None or isinstance(value, bool | int | float | complex | str):
+        return f"={value!r}"
+    module = type(value).__module__.partition(".")[0]
+    is_known = module in ("builtins", "dynconv_jax", "flax")
+    return f"a {'' if is_known else f'{module}.'}{type(value).__name__}"
+
+
+def _remedy(value: Any) -> str:
+    if type(value).__module__.partition(".")[0] == "torch":
+        return (
+            "give `jnp.asarray(tensor.numpy())`, with the channels last, or use the "
+            "layers of `dynconv_torch`"
+        )
+    if isinstance(value, list | tuple | bool | int | float | complex):
+        return "convert it with `jnp.asarray`"
+    return "give the array itself"

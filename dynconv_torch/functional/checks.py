@@ -1,0 +1,106 @@
+"""Checks at the door: what is no tensor of numbers is refused under its own name.
+
+Each check names the argument and what it was, before anything reads its shape: an error
+of the arithmetic, or of another argument, would come later and mislead.
+"""
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def check_tensors(
+    *, optional: Collection[str] = (), may_be_complex: bool = False, **tensors: Any
+) -> None:
+    """Refuses what is not a tensor of real numbers.
+
+    Args:
+        optional: Which of the arguments may be None.
+        may_be_complex: Whether complex numbers pass, where PyTorch computes with them.
+        **tensors: The arguments, by the names that the caller has for them.
+
+    Raises:
+        TypeError: If one is no tensor of PyTorch.
+        ValueError: If one is complex.
+
+    Example:
+        >>> check_tensors(input=torch.ones(2, 3, 9, 7), bias=None, optional=["bias"])
+    """
+    for name, value in tensors.items():
+        if value is None and name in optional:
+            continue
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"`{name}` ({_kind(value)}) must be a tensor of PyTorch; "
+                f"{_remedy(value)}"
+            )
+        if value.is_complex() and not may_be_complex:
+            raise ValueError(
+                f"`{name}` ({value.dtype}) must be real; take its real part, or make "
+                "real and imaginary parts channels of their own"
+            )
+
+
+def check_dtype(dtype: Any) -> None:
+    """Refuses what is not the dtype of real floating numbers, or None.
+
+    Raises:
+        TypeError: If it is no dtype.
+        ValueError: If it is not floating, or complex.
+
+    Example:
+        >>> check_dtype(torch.bfloat16)
+    """
+    if dtype is None:
+        return
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(
+            f"`dtype` (={dtype!r}) must be a dtype of PyTorch, such as `torch.float32`"
+        )
+    if not dtype.is_floating_point:
+        raise ValueError(
+            f"`dtype` (={dtype}) must be floating, such as `torch.float32`"
+        )
+
+
+def check_rate(name: str, value: Any) -> None:
+    """Refuses what is not a share in [0, 1), also once rounded to float32.
+
+    Raises:
+        TypeError: If it is not a number.
+        ValueError: If it is out of range.
+
+    Example:
+        >>> check_rate("dropout", 0.2)
+    """
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"`{name}` (={value!r}) must be a number in [0, 1)") from None
+    if not 0 <= number <= 1 - 2**-24:  # the largest of float32 below 1
+        also = ", also in float32" if 0 <= number < 1 else ""
+        raise ValueError(f"`{name}` (={value}) must be in [0, 1){also}")
+
+
+def _kind(value: Any) -> str:
+    """Says what something is, in place of a long `repr`."""
+    if value is None or isinstance(value, bool | int | float | complex | str):
+        return f"={value!r}"
+    module = type(value).__module__.partition(".")[0]
+    is_known = module in ("builtins", "dynconv_torch", "torch")
+    return f"a {'' if is_known else f'{module}.'}{type(value).__name__}"
+
+
+def _remedy(value: Any) -> str:
+    if type(value).__module__.partition(".")[0] in ("jax", "jaxlib"):
+        return (
+            "give `torch.from_numpy(numpy.array(array))`, with the channels second, or "
+            "use the layers of `dynconv_jax`"
+        )
+    if type(value).__module__.partition(".")[0] == "numpy":
+        return "give `torch.from_numpy(array)`, with the channels second"
+    if isinstance(value, list | tuple | bool | int | float | complex):
+        return "convert it with `torch.tensor`"
+    return "give the tensor itself"
