@@ -62,8 +62,7 @@ def read_identity(path: Path) -> dict[str, Any]:
     """
     try:
         images = json.loads((path / DOMAIN).read_bytes())
-        Domain.of(images)
-        return images
+        return images | Domain.of(images).to_json()
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise TrainError(
             f"{path / DOMAIN} cannot be read ({error}); remove it and give the run's "
