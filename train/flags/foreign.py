@@ -252,8 +252,8 @@ FOREIGN: dict[str, tuple[str, str]] = {
     "--config": ("", "flags are typed; those of a run are in its config.json"),
     "-c": ("", "flags are typed; those of a run are in its config.json"),
 }
-# From here on, names are so alike that one may be a slip of the other.
-ALIKE = 0.7
+# From here on, names are so alike that one is a slip of the other, or may be.
+SLIP, ALIKE = 0.75, 0.7
 
 
 def hint_for(word: str, known: Collection[str], training: Collection[str]) -> str:
@@ -272,7 +272,7 @@ def hint_for(word: str, known: Collection[str], training: Collection[str]) -> st
         >>> hint_for("--lr=0.1", flags, flags)
         'did you mean --learning-rate?'
     """
-    name = _name_of(word, {*known, *training})
+    name = _name_of(word, known, training)
     if name is None:
         return ""
     flag, remark = (name, "") if name in known else FOREIGN.get(name, (name, ""))
@@ -283,14 +283,22 @@ def hint_for(word: str, known: Collection[str], training: Collection[str]) -> st
     return remark if known == training else f"in training, {remark}"
 
 
-def _name_of(word: str, known: Collection[str]) -> str | None:
+def _name_of(
+    word: str, known: Collection[str], training: Collection[str]
+) -> str | None:
     """Returns the flag of ours or of others that a word is, or is most like."""
     written = word.split("=")[0].replace("_", "-").lower()
     number = re.fullmatch(r"(-[a-z])\d+", written)  # such as -j4
-    for each in (written, f"-{written}", number[1] if number else written):
-        if each in known or each in FOREIGN:
-            return each
-    names = {name.lstrip("-"): name for name in (*FOREIGN, *known)}
-    bare = written.lstrip("-").removeprefix("no-")
-    close = difflib.get_close_matches(bare, names, 1, ALIKE)
-    return names[close[0]] if close else None
+    ways = written, f"-{written}", number[1] if number else written
+    exact = [way for way in ways if way in known or way in FOREIGN]
+    exact = exact or _most_like(written, known, SLIP)
+    exact = exact or [way for way in ways if way in training]
+    found = exact or _most_like(written, {*known, *training, *FOREIGN}, ALIKE)
+    return found[0] if found else None
+
+
+def _most_like(written: str, names: Collection[str], ratio: float) -> list[str]:
+    bare = {name.lstrip("-"): name for name in sorted(names)}
+    meant = written.lstrip("-").removeprefix("no-")
+    close = difflib.get_close_matches(meant, bare, 1, ratio)
+    return [bare[each] for each in close]
