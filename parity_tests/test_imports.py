@@ -37,6 +37,7 @@ RANKS = {
     "dynconv_torch": LIBRARY,
     "train": {
         "errors": 0,
+        "printable": 0,
         "flags": 1,
         "data": 2,
         "machines": 2,

@@ -17,8 +17,9 @@ from dynconv_jax.weights import load_weights
 from train.data import presets
 from train.data.dataset import Dataset, Domain
 from train.errors import TrainError
-from train.flags.checks import OptionalPath, Switch
+from train.flags.checks import OptionalInt, OptionalPath, Switch
 from train.flags.config import Config, parse_flags
+from train.flags.data import OptionalOnBadImage
 from train.learning.evaluation import Evaluation, evaluate
 from train.learning.model import create
 from train.learning.step import create_state, make_eval_step
@@ -43,11 +44,29 @@ class TrainedFlags:
     Attributes:
         weights: Which to load: those after the last step, those with the best test
             accuracy (averages, in a run that has them), or the moving average.
+        on_bad_image: What to do about an image that cannot be read: stop, or skip it,
+            which is said; without it, what the run was told.
+        max_image_pixels: The pixels of the largest picture to read; without it, what
+            the run was told.
         json: Print the results as JSON.
     """
 
     weights: Weights = "final"
+    on_bad_image: OptionalOnBadImage = None
+    max_image_pixels: OptionalInt = None
     json: Switch = False
+
+    def adapt(self, config: Config) -> Config:
+        """Returns the flags of a run with those that are given anew.
+
+        Raises:
+            TrainError: If a value is out of range.
+        """
+        names = ("on_bad_image", "max_image_pixels")
+        given = {name: getattr(self, name) for name in names}
+        return dataclasses.replace(
+            config, **{name: v for name, v in given.items() if v is not None}
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +110,7 @@ def main(argv: Sequence[str]) -> None:
     flags = parse_flags(argv, EvaluateFlags, "python -m train evaluate")
     path = flags.run[0]
     config, domain, model = load_trained(path, flags.weights)
+    config = flags.adapt(config)
     if flags.data is not None:
         config = dataclasses.replace(config, data=flags.data)
     dataset = presets.load(config)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,10 +17,17 @@ from rich.console import Console
 from dynconv_jax.diagnostics import capture_attention
 from train.commands.evaluate import TrainedFlags, load_trained
 from train.data.dataset import Domain
-from train.data.pictures import read_picture
+from train.data.pictures import (
+    SUFFIXES,
+    UnreadableImage,
+    put_up_with,
+    read_picture,
+)
+from train.data.walk import find_pictures, say_left_out
 from train.errors import TrainError
-from train.flags.config import parse_flags
+from train.flags.config import Config, parse_flags
 from train.learning.augment import normalize
+from train.printable import printable
 
 TOP = 5
 MOST_EXPERTS = 8  # of whose routers the attention is printed whole
@@ -33,7 +41,7 @@ class PredictFlags(TrainedFlags):
     which need not be there.
 
     Attributes:
-        arguments: The directory of the run, and the image files.
+        arguments: The directory of the run, and image files, or folders of such.
     """
 
     arguments: Annotated[
@@ -65,8 +73,8 @@ def main(argv: Sequence[str]) -> None:
     """
     flags = parse_flags(argv, PredictFlags, "python -m train predict")
     run, *paths = flags.arguments
-    _, domain, model = load_trained(run, flags.weights)
-    pictures = [read_picture(path, domain.image_shape) for path in paths]
+    config, domain, model = load_trained(run, flags.weights)
+    paths, pictures = _read(paths, flags.adapt(config), domain)
     predictions = [
         {"image": str(path)} | each
         for path, each in zip(paths, predict(model, pictures, domain), strict=True)
@@ -77,6 +85,39 @@ def main(argv: Sequence[str]) -> None:
     console = Console(highlight=False)
     for each in predictions:
         console.print(_text(each), markup=False, soft_wrap=True)
+
+
+def _read(
+    given: Sequence[Path], config: Config, domain: Domain
+) -> tuple[list[Path], list[np.ndarray]]:
+    """Returns the pictures in files and below folders, and where each was.
+
+    Raises:
+        TrainError: If there is none, or one cannot be read and none is to be skipped.
+    """
+    paths, pictures = [], []
+    for path in chain.from_iterable(map(_files, given)):
+        try:
+            picture = read_picture(path, domain.image_shape, config.max_image_pixels)
+        except UnreadableImage as error:
+            put_up_with(str(error), config.on_bad_image)
+            continue
+        paths.append(path)
+        pictures.append(picture)
+    if not pictures:
+        raise TrainError("none of the images can be read")
+    return paths, pictures
+
+
+def _files(path: Path) -> list[Path]:
+    """Returns a file that is named, or the pictures of a folder, as training does."""
+    if not path.is_dir():
+        return [path]
+    found = find_pictures(path)
+    say_left_out(path, found.left_out)
+    if not found.pictures:
+        raise TrainError(f"{printable(path)} has no images ({', '.join(SUFFIXES)})")
+    return found.pictures
 
 
 def predict(
@@ -126,7 +167,7 @@ def _readable(
 
 def _text(prediction: dict[str, Any]) -> str:
     """Returns a prediction as lines of text."""
-    lines = [prediction["image"]]
+    lines = [printable(prediction["image"])]
     for each in prediction["classes"]:
         lines.append(f"  {each['probability']:7.2%}  {each['class']}")
     for path, shares in prediction["attention"].items():

@@ -2,10 +2,13 @@
 
 import dataclasses
 import hashlib
+import unicodedata
 from collections.abc import Mapping
 from typing import Any, Protocol, Self
 
 import numpy as np
+
+from train.printable import printable
 
 
 class Source(Protocol):
@@ -67,6 +70,19 @@ class ArraySource:
         return self.images[indices], {}
 
 
+def named(name: str) -> str:
+    r"""Returns the name of a class as it is compared, sorted and shown everywhere.
+
+    Unicode has several spellings of one text, of which macOS and others choose
+    different ones for the names of files; and no terminal is to obey a name.
+
+    Example:
+        >>> named("cafe\u0301") == named("caf\xe9") == "caf\xe9"
+        True
+    """
+    return printable(unicodedata.normalize("NFC", name))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Domain:
     """What images are like and may show: all that a trained network needs of its data.
@@ -92,7 +108,8 @@ class Domain:
     def of(cls, values: Mapping[str, Any]) -> Self:
         """Returns the domain of which JSON tells, perhaps among other things."""
         names = (field.name for field in dataclasses.fields(cls))
-        return cls(**{name: tuple(values[name]) for name in names})
+        told = {name: tuple(values[name]) for name in names}
+        return cls(**told | {"class_names": tuple(map(named, told["class_names"]))})
 
     def to_json(self) -> dict[str, Any]:
         """Returns the domain as JSON has it."""

@@ -1,19 +1,23 @@
-"""Images of one's own: DIR/train/CLASS/* and DIR/val/CLASS/*, JPEG or PNG."""
+"""Images of one's own: the pictures below DIR/train/CLASS and DIR/val/CLASS."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from train.data.dataset import Dataset
+from train.data.dataset import Dataset, named
 from train.data.pictures import SUFFIXES, UnreadableImage, read_picture
-from train.errors import TrainError, warn
+from train.data.walk import LeftOut, find_pictures, list_folder, say_left_out
+from train.errors import TrainError
+from train.flags.data import MOST_PIXELS
+from train.printable import printable
 
 IMAGE_SIZE = 224
 # Of ImageNet, as networks for photographs have it.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
+NO_CLASS = "which lie in no folder of a class"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,12 +28,14 @@ class FolderSource:
         paths: The files.
         labels: Their classes, (N,) int32.
         shape: (H, W, C) that all are brought to.
+        max_pixels: The pixels of the largest picture to read.
         is_in_memory: False: decoding takes longer than a training step.
     """
 
     paths: tuple[Path, ...]
     labels: np.ndarray
     shape: tuple[int, int, int]
+    max_pixels: int = MOST_PIXELS
     is_in_memory: bool = dataclasses.field(default=False, init=False)
 
     def __len__(self) -> int:
@@ -42,7 +48,7 @@ class FolderSource:
         Raises:
             UnreadableImage: If its file is broken.
         """
-        return read_picture(self.paths[index], self.shape)
+        return read_picture(self.paths[index], self.shape, self.max_pixels)
 
     def gather(self, indices: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
         """Returns the images (b, H, W, C) of `indices` (b,), and why some are blank."""
@@ -56,33 +62,45 @@ class FolderSource:
         return images, unreadable
 
 
-def load(root: Path, image_size: int | None = None) -> Dataset:
+def load(
+    root: Path, image_size: int | None = None, max_pixels: int = MOST_PIXELS
+) -> Dataset:
     """Returns the pictures below a directory.
 
-    Classes and files go by the order of their names. Files with other endings than
-    .jpg, .jpeg and .png are left out, and counted aloud.
+    Classes go by the order of their names, and the pictures of a class, which may lie
+    in folders of its folder, by that of theirs. What is no picture by its name is left
+    out, and said.
 
     Args:
         root: The directory above train/ and val/, which have one folder a class.
         image_size: The side of the square that all pictures are brought to; without it,
             224.
+        max_pixels: The pixels of the largest picture to read.
 
     Raises:
         TrainError: If a folder is missing or empty, or the two have other classes.
     """
-    names = _class_names(root / "train")
-    tested = _class_names(root / "val")
-    if names != tested:
-        odd = ", ".join(map(repr, sorted({*names} ^ {*tested})))
+    splits = {split: _classes(root / split) for split in ("train", "val")}
+    names = tuple(sorted(splits["train"]))
+    odd = [
+        f"'{name}' (in {split}/)"
+        for split, other in (("train", "val"), ("val", "train"))
+        for name in sorted({*splits[split]} - {*splits[other]})
+    ]
+    if odd:
         raise TrainError(
-            f"--data (={root}): train/ and val/ must have the same classes, but only "
-            f"one of them has {odd}"
+            f"--data (={printable(root)}): train/ and val/ must have the same classes, "
+            f"but only one of them has {', '.join(odd)}"
         )
     size = image_size or IMAGE_SIZE
     shape = (size, size, 3)
+    train, test = (
+        _find(root / split, [folders[name] for name in names], shape, max_pixels)
+        for split, folders in splits.items()
+    )
     return Dataset(
-        train=_find(root / "train", names, shape),
-        test=_find(root / "val", names, shape),
+        train=train,
+        test=test,
         class_names=names,
         image_shape=shape,
         mean=MEAN,
@@ -91,43 +109,52 @@ def load(root: Path, image_size: int | None = None) -> Dataset:
     )
 
 
-def _class_names(folder: Path) -> tuple[str, ...]:
-    names = [each.name for each in _visible(folder, Path.is_dir)]
-    if not names:
-        raise TrainError(f"{folder} has no folders; it must have one for each class")
-    return tuple(names)
+def _classes(split: Path) -> dict[str, Path]:
+    """Returns the folders of the classes by the names of these."""
+    folders: dict[str, Path] = {}
+    left_out: LeftOut = {}
+    try:
+        entries = list_folder(split)
+    except TrainError as error:
+        rule = "--data must be the directory above train/ and val/"
+        raise TrainError(f"{error}; {rule}") from None
+    for path, kind in entries:
+        if kind != "folder":
+            reason = NO_CLASS if kind == "file" else kind
+            left_out.setdefault(reason, []).append(path)
+            continue
+        name = named(path.name)
+        if name in folders:
+            written = " and ".join(ascii(each.name) for each in (folders[name], path))
+            raise TrainError(
+                f"{printable(split)} has two folders of one name, '{name}', written "
+                f"as {written}; make them one"
+            )
+        folders[name] = path
+    say_left_out(split, left_out)
+    if not folders:
+        raise TrainError(
+            f"{printable(split)} has no folders; it must have one for each class"
+        )
+    return folders
 
 
 def _find(
-    folder: Path, names: tuple[str, ...], shape: tuple[int, int, int]
+    split: Path, folders: Sequence[Path], shape: tuple[int, int, int], max_pixels: int
 ) -> FolderSource:
     paths: list[Path] = []
     labels: list[int] = []
-    left_out = 0
-    for label, name in enumerate(names):
-        files = _visible(folder / name, Path.is_file)
-        found = [each for each in files if each.suffix.lower() in SUFFIXES]
-        left_out += len(files) - len(found)
-        if not found:
+    left_out: LeftOut = {}
+    for label, folder in enumerate(folders):
+        found = find_pictures(folder)
+        for reason, others in found.left_out.items():
+            left_out.setdefault(reason, []).extend(others)
+        if not found.pictures:
             raise TrainError(
-                f"{folder / name} has no images ({', '.join(SUFFIXES)}); every class "
-                "must have some"
+                f"{printable(folder)} has no images ({', '.join(SUFFIXES)}); every "
+                "class must have some"
             )
-        paths += found
-        labels += [label] * len(found)
-    if left_out:
-        endings = ", ".join(SUFFIXES)
-        warn(f"{folder}: {left_out} file(s) left out, which do not end in {endings}")
-    return FolderSource(tuple(paths), np.array(labels, np.int32), shape)
-
-
-def _visible(folder: Path, is_wanted: Callable[[Path], bool]) -> list[Path]:
-    """Returns what is in a folder and not hidden, by name."""
-    try:
-        entries = sorted(folder.iterdir())
-    except OSError as error:
-        raise TrainError(
-            f"{folder} cannot be read ({error.strerror}); --data must be the directory "
-            "above train/ and val/"
-        ) from None
-    return [each for each in entries if each.name[0] != "." and is_wanted(each)]
+        paths += found.pictures
+        labels += [label] * len(found.pictures)
+    say_left_out(split, left_out)
+    return FolderSource(tuple(paths), np.array(labels, np.int32), shape, max_pixels)

@@ -29,4 +29,4 @@ def load(config: Config) -> Dataset:
             return cifar10.load(data)
         case "folder":
             assert data is not None
-            return folder.load(data, config.image_size)
+            return folder.load(data, config.image_size, config.max_image_pixels)

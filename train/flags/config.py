@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import re
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ import tyro
 from train.errors import TrainError
 from train.flags.checks import flag_of
 from train.flags.data import DataFlags
+from train.flags.foreign import hint_for
 from train.flags.model import ModelFlags
 from train.flags.recipe import RecipeFlags
 from train.flags.run import RunFlags
@@ -101,6 +103,9 @@ def parse_flags(argv: Sequence[str], kind: type[FlagsT], program: str) -> FlagsT
     """
     if "-h" in argv or "--help" in argv:
         tyro.cli(kind, prog=program, args=["--help"])
+    unknown = _unknown_flags(argv, kind)
+    if unknown:
+        raise TrainError(_explain_unknown(unknown[0], kind))
     try:
         config, unknown = _read(argv, kind)
     except SystemExit:
@@ -115,18 +120,46 @@ def _read(argv: Sequence[str], kind: type[Any]) -> tuple[Any, list[str]]:
         return tyro.cli(kind, args=list(argv), return_unknown_args=True)
 
 
+def _known_flags(kind: type[Any]) -> list[str]:
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return [
+        flag_of(name)
+        for name, hint in hints.items()
+        if tyro.conf.Positional not in getattr(hint, "__metadata__", ())
+    ]
+
+
+def _unknown_flags(argv: Sequence[str], kind: type[Any]) -> list[str]:
+    """Returns the words that are written like flags and are none.
+
+    tyro would take what follows them for something else, and refuse that.
+    """
+    known = _known_flags(kind)
+    known += [f"--no-{flag[2:]}" for flag in known]
+    return [
+        word
+        for word in argv
+        if re.match("--?[a-z]", word, re.IGNORECASE)
+        and flag_of(word.split("=")[0][2:]) not in known
+        and not word.startswith("--tyro-")
+    ]
+
+
 def _explain_unknown(word: str, kind: type[Any]) -> str:
     """Says what a word may have been meant to be."""
     if word.startswith("-"):
-        what, known = "flag", [flag_of(name) for name in typing.get_type_hints(kind)]
-    elif kind is Config:
-        what, known = "command", list(COMMANDS)
-    else:
+        hint = hint_for(word, _known_flags(kind), _known_flags(Config))
+        program = "program" if kind is Config else "command"
+        return (
+            f"{word!r} is no flag of this {program}; {hint or '--help lists the flags'}"
+        )
+    if kind is not Config:
         return f"{word!r} must stand before the flags, with what is no flag"
-    written = word.split("=")[0].replace("_", "-")
-    close = difflib.get_close_matches(written, known, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"--help lists the {what}s"
-    return f"{word!r} is no {what} of this program; {hint}"
+    close = difflib.get_close_matches(word, COMMANDS, n=1)
+    hint = f"did you mean {close[0]}?" if close else "--help lists the commands"
+    if Path(word).is_dir():
+        hint = f"did you mean --preset folder --data {word}?"
+    return f"{word!r} is no command of this program; {hint}"
 
 
 def _explain(argv: Sequence[str], kind: type[Any]) -> str:
@@ -162,8 +195,9 @@ def _explain(argv: Sequence[str], kind: type[Any]) -> str:
 def _values(hint: Any) -> str:
     """Returns the words for the values that a type hint admits."""
     members = typing.get_args(hint)
-    if typing.get_origin(hint) is Literal:
-        return f"one of: {', '.join(members)}"
+    for each in (hint, *members):
+        if typing.get_origin(each) is Literal:
+            return f"one of: {', '.join(typing.get_args(each))}"
     for kind, words in KINDS.items():
         if hint is kind or kind in members:
             return words

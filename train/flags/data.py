@@ -1,9 +1,16 @@
 """The flags of the images: where they come from and how they are varied."""
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from train.flags.checks import Flags, OptionalFloat, OptionalInt, OptionalPath
+
+OnBadImage = Literal["stop", "skip"]
+OptionalOnBadImage = Annotated[OnBadImage | None, tyro.conf.arg(metavar="{stop,skip}")]
+# Where Pillow itself takes a picture for an attack: twice its MAX_IMAGE_PIXELS.
+MOST_PIXELS = 178_956_970
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,8 +21,9 @@ class DataFlags(Flags):
         preset: The data to train on. digits: the 1797 handwritten digits of
             scikit-learn, 8x8 pixels, one fifth of them held out for the test. fashion:
             Fashion-MNIST, 60,000 + 10,000 images of clothes, 28x28. cifar10: 50,000 +
-            10,000 photographs, 32x32. folder: --data/train/CLASS/* and
-            --data/val/CLASS/*, JPEG or PNG.
+            10,000 photographs, 32x32. folder: the pictures in and below
+            --data/train/CLASS and --data/val/CLASS: JPEG, PNG, WebP, TIFF, BMP, GIF and
+            others.
         data: Where the files of the preset are. For fashion a directory with the four
             idx files, plain or .gz, by default that of Debian's package
             dataset-fashion-mnist; for cifar10 the original archive (.tar.gz), python or
@@ -28,6 +36,9 @@ class DataFlags(Flags):
             for folder.
         on_bad_image: What to do about an image that cannot be read: stop the run, or
             skip the image, which is named and replaced by another one.
+        max_image_pixels: For folder, the pixels of the largest picture to read; a
+            larger one counts as one that cannot be read, because it may be made to
+            fill the memory.
         crop_padding: By how many pixels images are padded before a crop of the former
             size is cut at random; this and the five flags below have defaults of the
             preset.
@@ -44,7 +55,8 @@ class DataFlags(Flags):
     data: OptionalPath = None
     image_size: OptionalInt = None
     workers: OptionalInt = None
-    on_bad_image: Literal["stop", "skip"] = "stop"
+    on_bad_image: OnBadImage = "stop"
+    max_image_pixels: int = MOST_PIXELS
     crop_padding: OptionalInt = None
     flip: OptionalFloat = None
     color_jitter: OptionalFloat = None
@@ -58,7 +70,7 @@ class DataFlags(Flags):
         Raises:
             TrainError: If a value is out of range or does not fit another.
         """
-        self.require_at_least_one("image_size")
+        self.require_at_least_one("image_size", "max_image_pixels")
         if self.image_size is not None:
             rule = f"be left out with --preset {self.preset}, whose images have a size"
             self.require("image_size", self.preset == "folder", rule)

@@ -36,8 +36,9 @@ from train.storage.run_files import (
 # depend on them.
 FREE = frozenset(
     {
-        *("out", "overwrite", "data", "workers", "on_bad_image", "checkpoint_every"),
-        *("keep_checkpoints", "coordinator", "num_processes", "process_id", "fsdp"),
+        *("out", "overwrite", "data", "workers", "on_bad_image", "max_image_pixels"),
+        *("checkpoint_every", "keep_checkpoints"),
+        *("coordinator", "num_processes", "process_id", "fsdp"),
     }
 )
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -11,8 +12,9 @@ from flax import nnx
 
 from parity_tests.parity import TOLERANCES
 from parity_tests.tools.runs import write_trained
-from train.commands.evaluate import main
+from train.commands.evaluate import EvaluateFlags, main
 from train.errors import TrainError
+from train.flags.config import Config
 from train.learning.augment import normalize
 
 DEFAULT_NUMERICS = True
@@ -53,6 +55,16 @@ def test_data_of_other_classes_are_refused(trained, tmp_path):
     (tmp_path / "run" / "domain.json").write_text(json.dumps(domain))
     with pytest.raises(TrainError, match="the images have class_names"):
         main([str(tmp_path / "run")])
+
+
+def test_flags_of_images_are_those_of_the_run_but_for_what_is_given():
+    config = Config(on_bad_image="skip", max_image_pixels=7)
+    assert EvaluateFlags(run=(Path("run"),)).adapt(config) == config
+    given = EvaluateFlags(run=(Path("run"),), on_bad_image="stop", max_image_pixels=9)
+    changed = given.adapt(config)
+    assert (changed.on_bad_image, changed.max_image_pixels) == ("stop", 9)
+    with pytest.raises(TrainError, match=r"--max-image-pixels \(=0\)"):
+        EvaluateFlags(run=(Path("run"),), max_image_pixels=0).adapt(config)
 
 
 @pytest.mark.parametrize("weights", ["best", "ema"])

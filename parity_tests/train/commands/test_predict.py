@@ -1,6 +1,8 @@
 """`predict` tells the classes and the routing of image files."""
 
 import json
+import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,7 +14,7 @@ from dynconv_jax.diagnostics import capture_attention
 from parity_tests.parity import TOLERANCES
 from parity_tests.tools.runs import write_trained
 from train.commands.predict import main
-from train.data import presets
+from train.data import folder, presets
 from train.errors import TrainError
 from train.learning.augment import normalize
 
@@ -70,6 +72,91 @@ def test_unreadable_image_is_named(trained, tmp_path):
     (tmp_path / "torn.png").write_bytes(b"\x89PNG\r\n")
     with pytest.raises(TrainError, match=r"torn\.png cannot be read"):
         main([str(trained[0]), str(tmp_path / "torn.png")])
+
+
+# Folders, and images that cannot be read
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Path:
+    """A class of pictures of many kinds, in the folders of training and test."""
+    for split in ("train", "val"):
+        root = tmp_path / split / "one"
+        (root / "deep" / "er").mkdir(parents=True)
+        grey = np.linspace(0, 2**16 - 1, 48, dtype=np.uint16).reshape(6, 8)
+        Image.fromarray(grey).save(root / "deep.png")
+        colours = Image.fromarray(np.uint8([[[9, 99, 200], [7, 50, 3]]]))
+        colours.save(root / "deep" / "a.webp")
+        colours.save(root / "deep" / "er" / "B.BMP")
+        colours.save(root / "c.jfif", "JPEG")
+        (root / "gone.jpg").symlink_to("nowhere")
+        (root / "notes.txt").write_text("mine")
+    return tmp_path
+
+
+def test_folder_is_read_as_training_reads_it(trained, pictures, capsys):
+    source = folder.load(pictures).train
+    told = capsys.readouterr().err.splitlines()[0]
+    _, unreadable = source.gather(np.arange(len(source)))
+    assert [source.paths[row].name for row in unreadable] == ["gone.jpg"]
+    root = pictures / "train" / "one"
+    main([str(trained[0]), str(root), "--on-bad-image=skip", "--json"])
+    said = capsys.readouterr()
+    expected = [each for each in source.paths if each.name != "gone.jpg"]
+    assert len(expected) == 4
+    assert [row["image"] for row in json.loads(said.out)] == [*map(str, expected)]
+    left_out, skipped = said.err.splitlines()
+    assert left_out.endswith(": notes.txt")
+    assert f"{root}: 1 file(s) left out, " in left_out
+    assert told.endswith(": one/notes.txt")
+    (why,) = unreadable.values()
+    assert skipped.endswith(f"{why}; it is skipped")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ([], "gone.jpg cannot be read as an image: it is a link to nowhere, where"),
+        (["--max-image-pixels=47"], "48 pixels, more than --max-image-pixels (=47)"),
+    ],
+)
+def test_image_that_cannot_be_read_stops_it(flags, words, trained, pictures, capsys):
+    with pytest.raises(TrainError) as caught:
+        main([str(trained[0]), str(pictures), *flags])
+    assert words in str(caught.value)
+    assert "mend it, or pass --on-bad-image skip" in str(caught.value)
+
+
+def test_what_the_run_was_told_holds_where_nothing_else_is(
+    trained, pictures, tmp_path, capsys
+):
+    run = tmp_path / "run"
+    shutil.copytree(trained[0], run)
+    flags = json.loads((run / "config.json").read_text())
+    flags |= {"on_bad_image": "skip", "max_image_pixels": 47}
+    (run / "config.json").write_text(json.dumps(flags))
+    main([str(run), str(pictures / "val"), "--json"])
+    said = capsys.readouterr()
+    assert len(json.loads(said.out)) == 3
+    assert "48 pixels, more than --max-image-pixels (=47)" in said.err
+
+
+@pytest.mark.parametrize("content", ["nothing", "no picture", "no good one"])
+def test_folder_without_pictures_is_refused(content, trained, tmp_path):
+    (tmp_path / "images").mkdir()
+    if content != "nothing":
+        name = "a.png" if content == "no good one" else "a.txt"
+        (tmp_path / "images" / name).write_text("text")
+    refused = "none of the images can be" if content == "no good one" else "has no imag"
+    with pytest.raises(TrainError, match=refused):
+        main([str(trained[0]), str(tmp_path / "images"), "--on-bad-image=skip"])
+
+
+def test_name_of_an_image_does_not_steer_the_terminal(trained, tmp_path, capsys):
+    path = tmp_path / "a\x1b[2J.png"
+    Image.new("L", (8, 8)).save(path)
+    main([str(trained[0]), str(path)])
+    assert capsys.readouterr().out.startswith(rf"{tmp_path}/a\x1b[2J.png")
 
 
 def test_run_without_images_is_refused(trained):

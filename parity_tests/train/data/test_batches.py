@@ -156,6 +156,8 @@ def test_workers_read_what_a_thread_reads(pictures):
         read, take(4, pictures, 4, workers=0, **options), strict=True
     ):
         jax.tree.map(np.testing.assert_array_equal, batch, expected)
+        # None is shared memory, which would outlive processes.
+        assert [type(each) for each in batch] == [np.ndarray] * 3
 
 
 def test_closing_ends_the_thread_that_reads_ahead(source):
@@ -166,12 +168,59 @@ def test_closing_ends_the_thread_that_reads_ahead(source):
         assert not thread.is_alive()
 
 
-def program(folder: Path, text: str) -> dict[str, Any]:
+def program(folder: Path, text: str, *arguments: str) -> dict[str, Any]:
     """How a program is started that uses this package, and starts itself anew."""
     path = folder / "program.py"
     path.write_text(text)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return dict(args=[sys.executable, str(path)], env=environment)
+    return dict(args=[sys.executable, str(path), *arguments], env=environment)
+
+
+FAILING = """
+import multiprocessing, os, signal, sys
+from pathlib import Path
+import numpy as np
+from train.data.batches import training_batches
+from train.data.folder import FolderSource
+from train.errors import TrainingFailed
+if __name__ == "__main__":
+    paths = tuple(sorted(Path(sys.argv[1]).glob("*.png")))
+    labels = np.zeros(len(paths), np.int32)
+    source = FolderSource(paths, labels, (32, 48, 3), int(sys.argv[3]))
+    is_killed = sys.argv[2] == "killed"
+    skipped = "skip" if is_killed else "stop"
+    batches = training_batches(source, 2, 0, workers=2, on_bad_image=skipped)
+    kept = []
+    try:
+        for batch in batches:
+            kept = kept[-3:] + [batch]
+            if is_killed and len(kept) == 2:
+                os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+    except TrainingFailed as error:
+        print("train: error:", error, file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "max_pixels", "words"),
+    [
+        ("bad", "15", "it has 16 pixels, more than --max-image-pixels (=15)"),
+        ("killed", "16", "a process that reads images has ended"),
+    ],
+)
+def test_run_that_workers_fail_says_so_and_nothing_else(
+    how, max_pixels, words, pictures, tmp_path
+):
+    folder = str(pictures.paths[0].parent)
+    run = subprocess.run(
+        **program(tmp_path, FAILING, folder, how, max_pixels),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    said = [line for line in run.stderr.splitlines() if "it is skipped" not in line]
+    assert [words in line for line in said] == [True], run.stderr
+    assert run.returncode == 0
 
 
 def test_worker_that_is_killed_fails_the_run_in_one_line(source):

@@ -1,5 +1,6 @@
 """Pictures of one's own: folders are classes; all pictures get one form."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +8,12 @@ import pytest
 from PIL import Image
 
 from train.data import folder, presets
-from train.data.pictures import UnreadableImage, read_picture
+from train.data.dataset import named
+from train.data.pictures import UnreadableImage
 from train.errors import TrainError
 from train.flags.config import Config
+from train.storage.run_directory import RunDirectory
+from train.storage.run_files import read_domain
 
 DEFAULT_NUMERICS = True
 
@@ -57,7 +61,113 @@ def test_files_that_are_no_pictures_are_left_out_aloud(animals, capsys):
     assert len(folder.load(animals).train) == 3
     message = capsys.readouterr().err
     assert f"{animals / 'train'}: 1 file(s) left out" in message
+    assert message.endswith(": dog/notes.txt\n")
     assert message.count("\n") == 1
+
+
+def test_pictures_in_folders_of_a_class_belong_to_it(animals):
+    save(animals / "train" / "cat" / "wild" / "big" / "a.webp", 40)
+    save(animals / "train" / "cat" / "wild" / "b.bmp", 50)
+    source = folder.load(animals, 4).train
+    assert source.labels.tolist() == [0, 0, 0, 0, 1]
+    images, _ = source.gather(np.arange(5))
+    np.testing.assert_allclose(images[:, 0, 0, 0], [30, 20, 50, 40, 10], atol=1)
+
+
+def test_class_may_have_all_its_pictures_in_folders(animals):
+    (animals / "val" / "dog" / "a.png").unlink()
+    save(animals / "val" / "dog" / "puppies" / "a.png")
+    assert folder.load(animals).test.labels.tolist() == [0, 0, 1]
+
+
+def test_what_lies_beside_the_folders_of_the_classes_is_said(animals, capsys):
+    save(animals / "train" / "stray.png")
+    (animals / "val" / "fox").symlink_to("nowhere")
+    folder.load(animals)
+    strays, links = capsys.readouterr().err.splitlines()
+    assert strays.endswith(
+        f"{animals / 'train'}: 1 file(s) left out, which lie in no folder of a class: "
+        "stray.png"
+    )
+    assert links.endswith("1 file(s) left out, which are links to nowhere: fox")
+
+
+def test_broken_link_to_a_picture_is_a_picture_that_cannot_be_read(animals):
+    (animals / "train" / "dog" / "b.jpg").symlink_to("gone.jpg")
+    source = folder.load(animals, 4).train
+    images, unreadable = source.gather(np.arange(4))
+    assert [*unreadable] == [3]
+    assert "it is a link to gone.jpg, where nothing is" in unreadable[3]
+    assert not images[3].any()
+
+
+def test_picture_above_the_limit_cannot_be_read(animals):
+    save(animals / "train" / "cat" / "a.jpeg", size=(30, 20))
+    config = Config(preset="folder", data=animals, max_image_pixels=599)
+    _, unreadable = presets.load(config).train.gather(np.arange(3))
+    assert [*unreadable] == [0]
+    assert "600 pixels, more than --max-image-pixels (=599)" in unreadable[0]
+
+
+# The names of classes
+
+# One text in two spellings of Unicode: as it is usual, and as macOS writes files.
+SPELLINGS = [
+    ("caf\xe9", "cafe\u0301"),
+    ("\xc5ngstr\xf6m", "A\u030angstro\u0308m"),
+    ("\uac00", "\u1100\u1161"),
+]
+
+
+@pytest.mark.parametrize(("composed", "decomposed"), SPELLINGS)
+def test_classes_are_the_same_however_unicode_spells_them(
+    composed, decomposed, tmp_path
+):
+    for name in (decomposed, "zebra"):
+        save(tmp_path / "train" / name / "a.png")
+    for name in (composed, "zebra"):
+        save(tmp_path / "val" / name / "a.png")
+    dataset = folder.load(tmp_path)
+    assert dataset.class_names == tuple(sorted([composed, "zebra"]))
+    for source in (dataset.train, dataset.test):
+        shown = [dataset.class_names[label] for label in source.labels]
+        assert [named(path.parent.name) for path in source.paths] == shown
+
+
+@pytest.mark.parametrize(("composed", "decomposed"), SPELLINGS)
+def test_two_folders_of_one_name_are_refused(composed, decomposed, animals):
+    save(animals / "train" / composed / "a.png")
+    save(animals / "train" / decomposed / "a.png")
+    message = refusal_of(animals)
+    assert f"{animals / 'train'} has two folders of one name" in message
+    assert ascii(composed) in message and ascii(decomposed) in message
+
+
+def test_name_of_a_class_does_not_steer_a_terminal(tmp_path):
+    for split in ("train", "val"):
+        save(tmp_path / split / "a\x1b[2J\n" / "a.png")
+        save(tmp_path / split / "b\udcff" / "a.png")
+    assert folder.load(tmp_path).class_names == (r"a\x1b[2J\n", r"b\udcff")
+
+
+def test_name_of_a_class_of_one_split_does_not_steer_a_terminal(animals):
+    save(animals / "val" / "cow\x1b[2J" / "a.png")
+    assert r"only one of them has 'cow\x1b[2J' (in val/)" in refusal_of(animals)
+
+
+def test_run_goes_on_though_its_classes_were_spelled_otherwise(tmp_path):
+    composed, decomposed = SPELLINGS[0]
+    for split in ("train", "val"):
+        save(tmp_path / "data" / split / composed / "a.png")
+    dataset = folder.load(tmp_path / "data")
+    config = Config(preset="folder", data=tmp_path / "data", out=tmp_path / "run")
+    with RunDirectory(config, dataset=dataset):
+        pass
+    domain = tmp_path / "run" / "domain.json"
+    told = json.loads(domain.read_text()) | {"class_names": [decomposed]}
+    domain.write_text(json.dumps(told))
+    with RunDirectory(config, dataset=dataset):
+        assert read_domain(tmp_path / "run").class_names == (composed,)
 
 
 def test_classes_of_one_split_only_are_refused(animals):
@@ -80,69 +190,6 @@ def test_folder_without_splits_is_refused(tmp_path):
 def test_split_without_classes_is_refused(tmp_path):
     (tmp_path / "train").mkdir()
     assert "has no folders" in refusal_of(tmp_path)
-
-
-# Pictures
-
-
-def test_picture_is_scaled_to_cover_and_cut_to_its_middle(tmp_path):
-    pixels = np.zeros((4, 12, 3), np.uint8)
-    pixels[:, 4:8] = 200
-    Image.fromarray(pixels).save(tmp_path / "wide.png")
-    np.testing.assert_array_equal(
-        read_picture(tmp_path / "wide.png", (4, 4, 3)), pixels[:, 4:8]
-    )
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
-def test_picture_of_any_mode_gets_the_channels_asked_for(mode, tmp_path):
-    path = tmp_path / "picture.png"
-    Image.new(mode, (5, 5), 0).save(path)
-    for channels in (1, 3):
-        picture = read_picture(path, (4, 4, channels))
-        assert picture.shape == (4, 4, channels)
-        assert picture.dtype == np.uint8
-
-
-def test_picture_of_16_bits_keeps_its_shades(tmp_path):
-    shades = np.linspace(0, 2**16 - 1, 16, dtype=np.uint16).reshape(4, 4)
-    Image.fromarray(shades).save(tmp_path / "deep.png")
-    picture = read_picture(tmp_path / "deep.png", (4, 4, 1))
-    np.testing.assert_array_equal(picture[..., 0], shades >> 8)
-
-
-def test_transparent_picture_is_laid_upon_black(tmp_path):
-    path = tmp_path / "picture.png"
-    Image.new("RGBA", (4, 4), (255, 255, 255, 0)).save(path)
-    assert not read_picture(path, (4, 4, 3)).any()
-
-
-def test_picture_is_turned_as_its_camera_says(tmp_path):
-    pixels = np.zeros((8, 8), np.uint8)
-    pixels[:4] = 255
-    exif = Image.Exif()
-    exif[0x0112] = 3  # upside down
-    Image.fromarray(pixels).save(tmp_path / "photo.png", exif=exif)
-    turned = read_picture(tmp_path / "photo.png", (8, 8, 1))
-    np.testing.assert_array_equal(turned[..., 0], pixels[::-1])
-
-
-@pytest.mark.parametrize(
-    "name", ["cut.jpg", "cut.png", "text.png", "empty.jpg", "none"]
-)
-def test_broken_picture_is_named_in_one_line(name, tmp_path):
-    path = tmp_path / name
-    if name.startswith("cut"):
-        noise = np.random.default_rng(0).integers(256, size=(32, 32, 3), dtype=np.uint8)
-        Image.fromarray(noise).save(path)
-        path.write_bytes(path.read_bytes()[:-200])
-    elif name != "none":
-        path.write_text("no picture" if name.startswith("text") else "")
-    with pytest.raises(UnreadableImage) as caught:
-        read_picture(path, (8, 8, 3))
-    message = str(caught.value)
-    assert message.startswith(f"{path} cannot be read as an image: ")
-    assert "\n" not in message
 
 
 def test_unreadable_row_is_blank_and_says_why(animals):

@@ -144,6 +144,7 @@ def test_other_flags_are_refused_with_the_difference(tmp_path):
 def test_flags_that_do_not_change_the_result_may_differ(tmp_path):
     start(tmp_path)
     start(tmp_path, workers=2, checkpoint_every=7, keep_checkpoints=1, fsdp=True)
+    start(tmp_path, max_image_pixels=7, checkpoint_every=7)
     assert read_config(tmp_path)["checkpoint_every"] == 7
 
 
