@@ -21,8 +21,8 @@ CHOICES = "attention", "mixture"
 # A router that gives one expert more than this share of all attention has collapsed.
 COLLAPSE_SHARE = 0.95
 
-# An expert that has less than the first of an even share on average, and less than the
-# second in each sample, is dead. The second spares experts that few samples use.
+# A dead expert has less than the first of an even share on average, and less than the
+# second in each sample; that spares experts of few samples.
 DEAD_SHARE = 0.05
 DEAD_PEAK = 0.5
 
@@ -50,8 +50,7 @@ class RouterSummary:
         win_share: Shape (K,), the share of samples in which each expert has the largest
             weight; sums to 1.
         peak: Shape (K,), the largest share of each expert in any sample.
-        spread: The most by which the share of an expert differs between two samples; 0
-            if all samples are treated alike, as a static layer would.
+        spread: The most by which the share of an expert differs between two samples.
         entropy: The mean entropy of a sample's shares in nats, from 0 (one expert a
             sample) to log K (all alike).
         usage_entropy: The entropy of `share` in nats, from 0 (one expert for all
@@ -145,16 +144,13 @@ def capture_routers(
 ) -> tuple[Any, dict[str, RouterOutput]]:
     """Calls a model and returns its result beside what the losses on routers need.
 
-    As `capture_attention`; it has the whole softmax and its logits too.
-
     Args:
         model: A module that contains routers.
         *args: Passed on to the model.
         **kwargs: Passed on to the model.
 
     Returns:
-        The model's result, and by path the `RouterOutput` of each router that was
-        called.
+        The model's result, and under the paths of `capture_attention` a `RouterOutput`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -399,6 +395,6 @@ def _fault(
     return (
         f"router {path!r} gives {len(summary.dead_experts)} of {experts} experts "
         f"nothing: {', '.join(map(str, summary.dead_experts))}; add "
-        "`load_balance_loss` or noise on the logits in training",
+        "`load_balance_loss` or noise on the logits",
         DeadExpertWarning,
     )

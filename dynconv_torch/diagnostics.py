@@ -56,7 +56,6 @@ def capture_routers(
 
 def _concatenate(calls: list[RouterOutput]) -> RouterOutput:
     """Joins the calls of one router, which all have the same parts."""
-    parts = zip(*calls, strict=True)
-    return RouterOutput(
-        *(None if each[0] is None else torch.cat(each) for each in parts)
-    )
+    attention, *parts = zip(*calls, strict=True)
+    joined = (None if each[0] is None else torch.cat(each) for each in parts)
+    return RouterOutput(torch.cat(attention), *joined)

@@ -258,6 +258,7 @@ def test_losses_on_captured_routers_have_the_same_gradients(rng):
 
     def loss_of(params):
         merged = nnx.merge(graphdef, params, rest, copy=True)
+        routers: dict[str, Any]
         result, routers = capture_routers(merged, jnp.asarray(x))
         return jnp.square(result).mean() + sum(
             0.1 * load_balance_loss(each.attention, each.probabilities)

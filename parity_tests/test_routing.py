@@ -19,6 +19,7 @@ from dynconv_jax import (
 )
 from dynconv_jax.logit_noise import LogitNoise
 from dynconv_jax.routing import attend
+from dynconv_torch.logit_noise import LogitNoise as TorchLogitNoise
 from dynconv_torch.routing import attend as torch_attend
 from parity_tests.parity import as_numpy, assert_close, assert_parity
 
@@ -244,7 +245,7 @@ def test_noise_acts_in_training_only(rng):
 def test_noise_has_the_deviation_asked_for():
     logits = np.zeros((200, 50))
     ours = LogitNoise(0.5, rngs=nnx.Rngs(0))(jnp.asarray(logits))
-    theirs = dynconv_torch.logit_noise.LogitNoise(0.5)(torch.from_numpy(logits))
+    theirs = TorchLogitNoise(0.5)(torch.from_numpy(logits))
     for noise in (np.asarray(ours), as_numpy(theirs)):
         assert abs(noise.std() - 0.5) < 0.02 and abs(noise.mean()) < 0.02
 

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from dynconv_jax.functional.numerics import at_least_float32
+
 
 def load_balance_loss(
     attention: jax.Array, probabilities: jax.Array | None = None
@@ -42,16 +44,16 @@ def load_balance_loss(
             f"`probabilities` (shape {probabilities.shape}) must have the shape "
             f"of `attention`, {attention.shape}"
         )
-    num_experts = attention.shape[-1]
+    num_experts, wide = attention.shape[-1], at_least_float32(attention.dtype)
     if probabilities is None:
         largest = attention.argmax(axis=-1, keepdims=True)
-        chosen = (jnp.arange(num_experts) == largest).astype(attention.dtype)
+        chosen = (jnp.arange(num_experts) == largest).astype(wide)
         probabilities = attention
     else:
-        kept = (attention != 0).astype(attention.dtype)
+        kept = (attention != 0).astype(wide)
         chosen = kept / jnp.maximum(kept.sum(axis=-1, keepdims=True), 1)
     samples = tuple(range(attention.ndim - 1))
-    importance = probabilities.mean(axis=samples)
+    importance = probabilities.astype(wide).mean(axis=samples)
     shares = importance / importance.sum()
     return num_experts * jnp.sum(chosen.mean(axis=samples) * shares)
 
@@ -75,4 +77,5 @@ def router_z_loss(logits: jax.Array) -> jax.Array:
         >>> float(router_z_loss(jnp.array([[0.0], [2.0]])))
         2.0
     """
-    return jnp.square(jax.nn.logsumexp(logits, axis=-1)).mean()
+    wide = logits.astype(at_least_float32(logits.dtype))
+    return jnp.square(jax.nn.logsumexp(wide, axis=-1)).mean()

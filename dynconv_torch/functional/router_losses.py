@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from dynconv_torch.functional.numerics import at_least_float32
+
 
 def load_balance_loss(attention: Tensor, probabilities: Tensor | None = None) -> Tensor:
     """Measures how unevenly a batch uses the experts, so that training evens it out.
@@ -39,15 +41,15 @@ def load_balance_loss(attention: Tensor, probabilities: Tensor | None = None) ->
             f"`probabilities` (shape {tuple(probabilities.shape)}) must have the shape "
             f"of `attention`, {tuple(attention.shape)}"
         )
-    num_experts = attention.shape[-1]
+    num_experts, wide = attention.shape[-1], at_least_float32(attention.dtype)
     if probabilities is None:
         largest = attention.argmax(dim=-1, keepdim=True)
-        chosen = torch.zeros_like(attention).scatter(-1, largest, 1)
+        chosen = torch.zeros_like(attention, dtype=wide).scatter(-1, largest, 1)
         probabilities = attention
     else:
-        kept = (attention != 0).to(attention.dtype)
+        kept = (attention != 0).to(wide)
         chosen = kept / kept.sum(dim=-1, keepdim=True).clamp(min=1)
-    importance = probabilities.reshape(-1, num_experts).mean(dim=0)
+    importance = probabilities.to(wide).reshape(-1, num_experts).mean(dim=0)
     shares = importance / importance.sum()
     chosen_shares = chosen.reshape(-1, num_experts).mean(dim=0)
     return num_experts * torch.sum(chosen_shares * shares)
@@ -71,4 +73,5 @@ def router_z_loss(logits: Tensor) -> Tensor:
         >>> float(router_z_loss(torch.tensor([[0.0], [2.0]])))
         2.0
     """
-    return torch.logsumexp(logits, dim=-1).square().mean()
+    wide = logits.to(at_least_float32(logits.dtype))
+    return torch.logsumexp(wide, dim=-1).square().mean()

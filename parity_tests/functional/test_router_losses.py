@@ -1,5 +1,7 @@
 """Losses on routers: what they are, and that every expert has a gradient in them."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,10 +38,11 @@ def torch_gradient(loss, logits, *arguments):
 
 
 def test_balance_is_one_when_even_and_largest_when_one_expert_takes_all():
-    for balance, array in (
+    packages: list[tuple[Any, Any]] = [
         (load_balance_loss, jnp.asarray),
         (dynconv_torch.load_balance_loss, torch.from_numpy),
-    ):
+    ]
+    for balance, array in packages:
         assert float(balance(array(np.full((6, 4), 0.25)))) == 1
         assert float(balance(array(np.eye(4)[[0, 1, 2, 3]]))) == 1
         assert float(balance(array(np.eye(4)[[2] * 6]))) == 4
@@ -137,6 +140,21 @@ def test_z_loss_is_that_of_the_source(rng):
     expected = np.mean(np.log(np.exp(logits).sum(-1)) ** 2)
     found = router_z_loss(jnp.asarray(logits))
     assert_close({"": found}, {"": expected}, dtype="float64")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_narrow_arrays_are_summed_in_float32(dtype):
+    logits, gates = np.full((2, 4), 300.0), np.ones((2, 4))
+    narrow = getattr(torch, dtype)
+    ours = router_z_loss(jnp.asarray(logits, dtype))
+    theirs = dynconv_torch.router_z_loss(torch.from_numpy(logits).to(narrow))
+    assert ours.dtype == jnp.float32 and theirs.dtype == torch.float32
+    found = {"jax": ours, "torch": theirs}
+    expected = dict.fromkeys(found, (300 + np.log(4)) ** 2)
+    assert_close(found, expected, dtype="float32")
+    ours = load_balance_loss(jnp.asarray(gates, dtype))
+    theirs = dynconv_torch.load_balance_loss(torch.from_numpy(gates).to(narrow))
+    assert ours.dtype == jnp.float32 and theirs.dtype == torch.float32
 
 
 def test_losses_on_samples_of_a_mesh_are_those_of_one_device(rng):

@@ -270,6 +270,7 @@ def test_losses_on_routers_see_the_softmax_before_the_cut(images, labels):
     config = dataclasses.replace(CONFIG, load_balance=0.3, router_z_loss=0.2)
     _, state, step = build(Net(top_k=1), config)
     _, metrics = step(state, images, labels)
+    routers: dict[str, Any]
     logits, routers = capture_routers(Net(top_k=1, temperature=4.0), images)
     expected = {
         "load_balance": load_balance_loss(*routers["conv.router"][:2]),
@@ -293,8 +294,8 @@ def test_balancing_brings_a_dead_expert_back(images, labels):
     graphdef, state, step = build(model, config)
     for _ in range(2):  # the first has a learning rate of 0
         state, _ = step(state, images, labels)
-    bias = nnx.merge(graphdef, state).model.conv.router.fc2.bias
-    assert bias[2] > -20
+    trained_net: Any = nnx.merge(graphdef, state).model
+    assert trained_net.conv.router.fc2.bias[2] > -20
 
 
 def test_augmentation_follows_from_seed_and_step(images, labels):
