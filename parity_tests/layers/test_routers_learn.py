@@ -120,3 +120,19 @@ def test_assigned_cells_alone_teach_the_attention_nothing(assignment, learns, rn
     attention = theirs.dyn.attention
     gradients = [as_grad(each) for each in attention.parameters()]
     assert [bool(np.any(each)) for each in gradients] == [learns] * len(gradients)
+
+
+@pytest.mark.parametrize("top_k", [None, 1, 2])
+def test_router_of_equal_experts_learns_once_they_have_parted(top_k, rng):
+    layer = dynconv_jax.DynamicConv(
+        8, 6, (1,), top_k=top_k, param_dtype=jnp.float64, rngs=nnx.Rngs(0)
+    )
+    layer.kernel[...] = jnp.broadcast_to(layer.kernel[:1], layer.kernel.shape)
+    x = jnp.asarray(rng.normal(size=(12, 3, 8)))
+    weights = jnp.asarray(rng.normal(size=(12, 3, 6)))
+    differentiate = nnx.jit(nnx.grad(lambda layer: jnp.sum(weights * layer(x))))
+    layer.kernel[...] -= 0.1 * differentiate(layer).kernel[...]
+    of_router = differentiate(layer).router
+    # Rounding, which is all there is while they are equal, is far below.
+    largest = [float(jnp.abs(each).max()) for each in jax.tree.leaves(of_router)]
+    assert min(largest) > 1e-6
