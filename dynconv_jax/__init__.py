@@ -1,10 +1,12 @@
 """Dynamic convolution for JAX: the layers of the family, as Flax NNX modules."""
 
 from dynconv_jax.diagnostics import (
+    DeadExpertWarning,
     GateSummary,
     RouterSummary,
     RoutingCollapseWarning,
     capture_attention,
+    capture_routers,
     capture_routing,
     compare_experts,
     diagnose,
@@ -15,9 +17,11 @@ from dynconv_jax.functional import (
     dynamic_conv,
     dynamic_conv_transpose,
     explain,
+    load_balance_loss,
     mix_kernels,
     per_sample_conv,
     per_sample_conv_transpose,
+    router_z_loss,
 )
 from dynconv_jax.layers import (
     Assignment,
@@ -45,9 +49,9 @@ from dynconv_jax.models import (
 from dynconv_jax.multiply_adds import count_multiply_adds, count_parameters
 from dynconv_jax.routing import (
     Router,
+    RouterOutput,
     SigmoidRouter,
     Temperature,
-    load_balance_loss,
     set_temperature,
 )
 from dynconv_jax.weights import (
@@ -67,6 +71,7 @@ __all__ = [
     "Assignment",
     "BatchNorm",
     "CondConv",
+    "DeadExpertWarning",
     "DecomposedConv",
     "DynamicConv",
     "DynamicConvBlock",
@@ -79,12 +84,14 @@ __all__ = [
     "ODConv",
     "ResNet",
     "Router",
+    "RouterOutput",
     "RouterSummary",
     "RoutingCollapseWarning",
     "SigmoidRouter",
     "Temperature",
     "WarehouseConv",
     "capture_attention",
+    "capture_routers",
     "capture_routing",
     "chen_options",
     "collapse",
@@ -106,6 +113,7 @@ __all__ = [
     "mix_kernels",
     "per_sample_conv",
     "per_sample_conv_transpose",
+    "router_z_loss",
     "save_weights",
     "set_assignment",
     "set_temperature",

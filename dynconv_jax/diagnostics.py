@@ -1,4 +1,4 @@
-"""What routers and kernels of a model do: attention, gates, usage, collapse."""
+"""What routers and kernels of a model do: attention, gates, usage, dead experts."""
 
 import dataclasses
 import warnings
@@ -13,7 +13,7 @@ from jax.scipy.special import entr
 
 from dynconv_jax.layers import KernelWarehouse
 from dynconv_jax.layers.expert_conv import ExpertConv
-from dynconv_jax.routing import Attention
+from dynconv_jax.routing import Attention, Gating, RouterOutput
 
 # What is recorded that chooses among experts or cells; the rest are gates.
 CHOICES = "attention", "mixture"
@@ -21,9 +21,21 @@ CHOICES = "attention", "mixture"
 # A router that gives one expert more than this share of all attention has collapsed.
 COLLAPSE_SHARE = 0.95
 
+# A dead expert has less than the first of an even share on average, and less than the
+# second in each sample; that spares experts of few samples.
+DEAD_SHARE = 0.05
+DEAD_PEAK = 0.5
+
+# Fewer samples than this for each expert may leave out a live one by chance.
+SAMPLES_AN_EXPERT = 4
+
 
 class RoutingCollapseWarning(UserWarning):
     """One expert gets nearly all the attention; the layer is all but static."""
+
+
+class DeadExpertWarning(UserWarning):
+    """Several experts share the attention, and others get none of it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,20 +49,28 @@ class RouterSummary:
             sample; sums to 1. Of a softmax it is `mean_attention`.
         win_share: Shape (K,), the share of samples in which each expert has the largest
             weight; sums to 1.
+        peak: Shape (K,), the largest share of each expert in any sample.
+        spread: The most by which the share of an expert differs between two samples.
         entropy: The mean entropy of a sample's shares in nats, from 0 (one expert a
             sample) to log K (all alike).
         usage_entropy: The entropy of `share` in nats, from 0 (one expert for all
             samples) to log K (all experts in use).
         collapsed: Whether one of several experts has more than `COLLAPSE_SHARE` of all
             attention.
+        dead_experts: Those that have less than `DEAD_SHARE` (0.05) of an even share,
+            1/K, on average and less than `DEAD_PEAK` (0.5) of it in every sample. Of a
+            mixture, the cells that this layer leaves to others.
     """
 
     mean_attention: np.ndarray
     share: np.ndarray
     win_share: np.ndarray
+    peak: np.ndarray
+    spread: float
     entropy: float
     usage_entropy: float
     collapsed: bool
+    dead_experts: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,21 +90,22 @@ class GateSummary:
 
 
 def _capture(
-    model: nnx.Module, args: Any, kwargs: Any
+    model: nnx.Module, kinds: Sequence[type[nnx.Variable]], args: Any, kwargs: Any
 ) -> tuple[Any, dict[tuple[str, str], jax.Array]]:
     """Calls a model; returns its result and what its parts recorded, by path, name."""
-    capture = nnx.capture(model, Attention)
+    capture = nnx.capture(model, *kinds)
     try:
-        result, captured = capture(*args, **kwargs)
+        result, *captured = capture(*args, **kwargs)
     except BaseException:
         for _, part in nnx.iter_modules(model):  # nnx.capture leaves them behind
             if hasattr(part, "__captures__"):
                 del part.__captures__
         raise
     recorded = {}
-    for (*path, name), calls in nnx.to_flat_state(captured):
-        key = ".".join(map(str, path)), str(name)
-        recorded[key] = jnp.concatenate(calls.get_value())
+    for state in captured:
+        for (*path, name), calls in nnx.to_flat_state(state):
+            key = ".".join(map(str, path)), str(name)
+            recorded[key] = jnp.concatenate(calls.get_value())
     return result, recorded
 
 
@@ -114,8 +135,42 @@ def capture_attention(
         >>> {path: a.shape for path, a in attention.items()}
         {'dyn.router': (2, 4)}
     """
-    result, recorded = _capture(model, args, kwargs)
+    result, recorded = _capture(model, [Attention], args, kwargs)
     return result, _named(recorded, ["attention"])
+
+
+def capture_routers(
+    model: nnx.Module, *args: Any, **kwargs: Any
+) -> tuple[Any, dict[str, RouterOutput]]:
+    """Calls a model and returns its result beside what the losses on routers need.
+
+    Args:
+        model: A module that contains routers.
+        *args: Passed on to the model.
+        **kwargs: Passed on to the model.
+
+    Returns:
+        The model's result, and under the paths of `capture_attention` a `RouterOutput`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from dynconv_jax import DynamicConv, load_balance_loss
+        >>> layer = DynamicConv(3, 8, (3, 3), top_k=1, rngs=nnx.Rngs(0))
+        >>> _, routers = capture_routers(layer, jnp.ones((2, 9, 7, 3)))
+        >>> attention, probabilities, logits = routers["router"]
+        >>> bool(load_balance_loss(attention, probabilities) > 1)
+        True
+    """
+    result, recorded = _capture(model, [Attention, Gating], args, kwargs)
+    return result, {
+        path: RouterOutput(
+            attention,
+            recorded.get((path, "probabilities")),
+            recorded.get((path, "logits")),
+        )
+        for (path, name), attention in recorded.items()
+        if name == "attention"
+    }
 
 
 def capture_routing(
@@ -143,7 +198,7 @@ def capture_routing(
         >>> {path: each.shape for path, each in routing.items()}
         {'dyn.router': (2, 4)}
     """
-    result, recorded = _capture(model, args, kwargs)
+    result, recorded = _capture(model, [Attention], args, kwargs)
     return result, _named(recorded, CHOICES)
 
 
@@ -181,16 +236,35 @@ def summarize(attention: jax.Array | np.ndarray) -> RouterSummary:
     shares = np.where(
         totals == 0, 1 / num_experts, magnitudes / np.where(totals == 0, 1, totals)
     )
-    share = shares.mean(axis=0)
+    share, peak = shares.mean(axis=0), shares.max(axis=0)
     wins = np.bincount(attention.argmax(axis=-1), minlength=num_experts)
     return RouterSummary(
         mean_attention=mean_attention,
         share=share,
         win_share=wins / len(attention),
+        peak=peak,
+        spread=float((peak - shares.min(axis=0)).max()),
         entropy=float(entr(shares).sum(axis=-1).mean()),
         usage_entropy=float(entr(share).sum()),
         collapsed=num_experts > 1 and bool(share.max() > COLLAPSE_SHARE),
+        dead_experts=dead_experts(share, peak),
     )
+
+
+def dead_experts(share: np.ndarray, peak: np.ndarray) -> tuple[int, ...]:
+    """Returns the experts that do nothing, as `RouterSummary` has them.
+
+    Args:
+        share: Shape (K,), the average share of each expert in the attention.
+        peak: Shape (K,), its largest share in any sample.
+
+    Example:
+        >>> dead_experts(np.array([0.99, 0.0, 0.01]), np.array([1.0, 0.0, 0.9]))
+        (1,)
+    """
+    even = 1 / len(share)
+    are_dead = (share < DEAD_SHARE * even) & (peak < DEAD_PEAK * even)
+    return tuple(np.flatnonzero(are_dead).tolist())
 
 
 def summarize_gates(gates: jax.Array | np.ndarray) -> GateSummary:
@@ -268,6 +342,8 @@ def diagnose(
 
     Warns:
         RoutingCollapseWarning: For each router that has collapsed onto one expert.
+        DeadExpertWarning: For each other router with dead experts, if there are enough
+            samples to tell.
 
     Example:
         >>> import jax.numpy as jnp
@@ -280,7 +356,7 @@ def diagnose(
     evaluated = nnx.view(
         model, deterministic=True, use_running_average=True, raise_if_not_found=False
     )
-    _, recorded = _capture(evaluated, args, kwargs)
+    _, recorded = _capture(evaluated, [Attention], args, kwargs)
     if not recorded:
         raise ValueError(
             f"`model` (a {type(model).__name__}) called no router; `diagnose` sees "
@@ -288,19 +364,37 @@ def diagnose(
         )
     summaries: dict[str, RouterSummary | GateSummary] = {}
     for (path, name), each in recorded.items():
-        if name in CHOICES:
-            rows = each.reshape(-1, each.shape[-1])
-            summaries[_path_of(path, name)] = summarize(rows)
-        else:
-            summaries[_path_of(path, name)] = summarize_gates(each)
-    for path, summary in summaries.items():
-        if isinstance(summary, RouterSummary) and summary.collapsed:
-            expert = int(summary.share.argmax())
-            warnings.warn(
-                f"router {path!r} gives expert {expert} "
-                f"{summary.share[expert]:.0%} of all attention; raise the "
-                "temperature early in training, or add `load_balance_loss`",
-                RoutingCollapseWarning,
-                stacklevel=2,
-            )
+        key = _path_of(path, name)
+        if name not in CHOICES:
+            summaries[key] = summarize_gates(each)
+            continue
+        rows = each.reshape(-1, each.shape[-1])
+        summaries[key] = summary = summarize(rows)
+        found = _fault(path, summary, len(rows), is_mixture=name == "mixture")
+        if found is not None:
+            warnings.warn(*found, stacklevel=2)
     return summaries
+
+
+def _fault(
+    path: str, summary: RouterSummary, samples: int, *, is_mixture: bool
+) -> tuple[str, type[UserWarning]] | None:
+    """Returns what to warn of, and as what."""
+    if summary.collapsed:
+        expert = int(summary.share.argmax())
+        return (
+            f"router {path!r} gives expert {expert} {summary.share[expert]:.0%} of all "
+            "attention; raise the temperature early in training, or add "
+            "`load_balance_loss`",
+            RoutingCollapseWarning,
+        )
+    experts = len(summary.share)
+    is_telling = samples >= SAMPLES_AN_EXPERT * experts
+    if is_mixture or not summary.dead_experts or not is_telling:
+        return None
+    return (
+        f"router {path!r} gives {len(summary.dead_experts)} of {experts} experts "
+        f"nothing: {', '.join(map(str, summary.dead_experts))}; add "
+        "`load_balance_loss` or noise on the logits",
+        DeadExpertWarning,
+    )

@@ -11,7 +11,7 @@ layer keeps float64.
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ from dynconv_jax.initializers import (
     torch_kernel_init,
     torch_linear,
 )
+from dynconv_jax.logit_noise import LogitNoise
 from dynconv_jax.scheduled import HoldsScheduled, Scheduled, set_scheduled
 
 
@@ -55,6 +56,26 @@ class Attention(nnx.Intermediate):
     """The attention that a router answered; `nnx.capture` of this type records it."""
 
 
+class Gating(nnx.Intermediate):
+    """What a router's softmax was made from; recorded beside the `Attention`."""
+
+
+class RouterOutput(NamedTuple):
+    """What a router answered, and what the losses on it need.
+
+    Attributes:
+        attention: Shape (B, K), the weights of the experts.
+        probabilities: Shape (B, K), the whole softmax, where `top_k` has cut it to the
+            attention; else None.
+        logits: Shape (B, K), what the softmax was taken of: divided by the temperature,
+            in training with dropout and noise. None if there is no softmax.
+    """
+
+    attention: jax.Array
+    probabilities: jax.Array | None = None
+    logits: jax.Array | None = None
+
+
 def record_attention(
     module: nnx.Module, attention: jax.Array, name: str = "attention"
 ) -> None:
@@ -64,17 +85,60 @@ def record_attention(
         module.sow(Attention, name, attention)
 
 
+def record_softmax(
+    module: nnx.Module,
+    attention: jax.Array,
+    logits: jax.Array,
+    temperature: ArrayLike,
+    top_k: int | None = None,
+) -> None:
+    """Records what `attend` made of logits, and what the losses on it need."""
+    record_attention(module, attention)
+    if hasattr(module, "__captures__"):
+        scaled = _cool(logits, temperature)
+        module.sow(Gating, "logits", scaled)
+        if not _keeps_all(logits, top_k):
+            module.sow(Gating, "probabilities", jax.nn.softmax(scaled, axis=-1))
+
+
+def _cool(logits: jax.Array, temperature: ArrayLike) -> jax.Array:
+    return logits / jnp.asarray(temperature).astype(logits.dtype)
+
+
+def _keeps_all(logits: jax.Array, top_k: int | None) -> bool:
+    return top_k is None or top_k == logits.shape[-1]
+
+
+def _are_largest(logits: jax.Array, count: int) -> jax.Array:
+    """Returns which logits (..., K) are among the `count` largest of their row.
+
+    Of equal ones the first are, and NaN is larger than all, so that it is seen.
+    """
+    # Not by lax.top_k, which gathers a sharded batch.
+    descending = -jnp.where(jnp.isnan(logits), jnp.inf, logits)
+    return jnp.argsort(jnp.argsort(descending, axis=-1), axis=-1) < count
+
+
 def attend(
     logits: jax.Array, temperature: ArrayLike = 1.0, top_k: int | None = None
 ) -> jax.Array:
     """Turns logits into attention: softmax(logits / temperature) over the k largest.
 
+    The weight of a single expert kept is 1, whatever its logit: nothing to learn from.
+    So the gradient that reaches it goes on to its probability before the cut, as if
+    that were the weight (a straight-through estimator). Fedus et al., "Switch
+    Transformers", JMLR 2022, section 2.1, weigh by that probability itself; here rows
+    sum to 1, and kernels keep their scale when experts are dropped.
+
     Args:
         logits: Shape (..., K).
-        temperature: A positive scalar; large values even the attention out.
-        top_k: How many experts to keep. The others get exactly 0 and no gradient, and
-            those kept sum to 1; among equal logits the first ones are kept. None keeps
-            all.
+        temperature: A positive scalar; large values even the attention out. With one
+            that is a hundredth of what logits differ by, or less, the softmax is 0 and
+            1 to the last digit, and no gradient passes.
+        top_k: How many experts to keep. The others get exactly 0 and what is computed
+            from the attention gives them no gradient, and those kept sum to 1; among
+            equal logits the first ones are kept. With 1, logits of the others have a
+            gradient by the probability of the one kept. None keeps all.
 
     Returns:
         Shape (..., K); rows sum to 1.
@@ -84,12 +148,14 @@ def attend(
         >>> attend(jnp.array([[0.0, 0.0, -1.0]]), top_k=2).tolist()
         [[0.5, 0.5, 0.0]]
     """
-    scaled = logits / jnp.asarray(temperature).astype(logits.dtype)
-    if top_k is None or top_k == logits.shape[-1]:
+    scaled = _cool(logits, temperature)
+    if _keeps_all(logits, top_k):
         return jax.nn.softmax(scaled, axis=-1)
-    # Not by lax.top_k, which gathers a sharded batch. NaN ranks first, to be seen.
-    descending = -jnp.where(jnp.isnan(logits), jnp.inf, logits)
-    is_kept = jnp.argsort(jnp.argsort(descending, axis=-1), axis=-1) < top_k
+    assert top_k is not None
+    is_kept = _are_largest(logits, top_k)
+    if top_k == 1:
+        whole = jnp.where(is_kept, jax.nn.softmax(scaled, axis=-1), 0)
+        return is_kept.astype(whole.dtype) + (whole - lax.stop_gradient(whole))
     return jax.nn.softmax(jnp.where(is_kept, scaled, -jnp.inf), axis=-1)
 
 
@@ -133,6 +199,7 @@ class Router(HoldsScheduled):
         temperature: float = 1.0,
         top_k: int | None = None,
         dropout_rate: float = 0.0,
+        noise_std: float = 0.0,
         hidden_features: int | None = None,
         use_hidden_bias: bool = True,
         dtype: DTypeLike | None = None,
@@ -145,11 +212,16 @@ class Router(HoldsScheduled):
         Args:
             in_features: C, the number of channels of the input.
             num_experts: K, the number of experts to weigh.
-            reduction: The hidden layer has H = max(1, C // reduction) units.
+            reduction: The hidden layer has H = max(1, C // reduction) units. A ReLU
+                may be off for all inputs, and with few units, all may be: then the
+                attention is the same for every input, and stays so.
             temperature: The initial T.
             top_k: Keep this many of the largest logits of each sample; None keeps all.
+                Experts that are never kept come back by `load_balance_loss` or noise.
             dropout_rate: The share of hidden units dropped in training. The keys come
                 from the stream `dropout` of `rngs`.
+            noise_std: The standard deviation of the `LogitNoise` on z in training. The
+                keys come from the stream `noise` of `rngs`.
             hidden_features: H, in place of what `reduction` gives.
             use_hidden_bias: Whether the first linear layer has a bias.
             dtype: The dtype of the computation, raised to float32 where it is
@@ -187,12 +259,16 @@ class Router(HoldsScheduled):
         self.fc2 = torch_linear(hidden_features, num_experts, **options)
         # Without dropout there is no random state to carry through every jit.
         self.dropout = nnx.Dropout(dropout_rate, rngs=rngs if dropout_rate else None)
+        self.noise = LogitNoise(noise_std, rngs=rngs)
         self.temperature = Temperature.create(temperature)
 
     def logits(self, inputs: jax.Array) -> jax.Array:
-        """Returns the logits z (B, K) of inputs (B, *S, C), before the temperature."""
+        """Returns the logits z (B, K) of inputs (B, *S, C), before the temperature.
+
+        In training, dropout and noise are in them.
+        """
         pooled = _pool(inputs, self.in_features, self.dtype)
-        return self.fc2(self.dropout(jax.nn.relu(self.fc1(pooled))))
+        return self.noise(self.fc2(self.dropout(jax.nn.relu(self.fc1(pooled)))))
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Returns the attention over the experts.
@@ -206,8 +282,9 @@ class Router(HoldsScheduled):
         Raises:
             ValueError: If the inputs do not have `in_features` channels.
         """
-        attention = attend(self.logits(inputs), self.temperature[...], self.top_k)
-        record_attention(self, attention)
+        gate = self.logits(inputs), self.temperature[...], self.top_k
+        attention = attend(*gate)
+        record_softmax(self, attention, *gate)
         return attention
 
 
@@ -330,25 +407,3 @@ def set_temperature(module: nnx.Module, value: ArrayLike) -> None:
     """
     if not set_scheduled(module, Temperature, value):
         raise ValueError(f"`module` (a {type(module).__name__}) contains no router")
-
-
-def load_balance_loss(attention: jax.Array) -> jax.Array:
-    """Measures how unevenly a batch uses the experts.
-
-    The squared coefficient of variation of each expert's total attention over the batch
-    (Shazeer et al., "Outrageously Large Neural Networks", ICLR 2017, section 4). It is
-    0 when all experts carry the same weight and K − 1 when one carries all of it.
-
-    Args:
-        attention: Shape (..., K).
-
-    Returns:
-        A scalar.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> float(load_balance_loss(jnp.array([[1.0, 0.0], [0.0, 1.0]])))
-        0.0
-    """
-    importance = attention.reshape(-1, attention.shape[-1]).mean(axis=0)
-    return importance.var() / jnp.square(importance.mean())

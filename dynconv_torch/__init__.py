@@ -1,11 +1,14 @@
 """Dynamic convolution for PyTorch: the reference twin of the JAX library."""
 
+from dynconv_torch.diagnostics import capture_routers
 from dynconv_torch.functional import (
     dynamic_conv,
     dynamic_conv_transpose,
+    load_balance_loss,
     mix_kernels,
     per_sample_conv,
     per_sample_conv_transpose,
+    router_z_loss,
 )
 from dynconv_torch.layers import (
     CondConv1d,
@@ -44,8 +47,8 @@ from dynconv_torch.models import (
 )
 from dynconv_torch.routing import (
     Router,
+    RouterOutput,
     SigmoidRouter,
-    load_balance_loss,
     set_temperature,
 )
 
@@ -72,10 +75,12 @@ __all__ = [
     "ODConv3d",
     "ResNet",
     "Router",
+    "RouterOutput",
     "SigmoidRouter",
     "WarehouseConv1d",
     "WarehouseConv2d",
     "WarehouseConv3d",
+    "capture_routers",
     "chen_options",
     "create_model",
     "dynamic_conv",
@@ -86,6 +91,7 @@ __all__ = [
     "mix_kernels",
     "per_sample_conv",
     "per_sample_conv_transpose",
+    "router_z_loss",
     "set_assignment",
     "set_temperature",
     "to_chen_layout",

@@ -11,6 +11,7 @@ its inputs, a float64 layer keeps float64.
 
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,71 @@ from dynconv_torch.functional.checks import check_dtype, check_rate, check_tenso
 from dynconv_torch.functional.geometry import positive_int
 from dynconv_torch.functional.numerics import wide_linear, without_autocast
 from dynconv_torch.functional.pooling import spatial_mean
+from dynconv_torch.logit_noise import LogitNoise
 from dynconv_torch.scheduled import HoldsScheduled, Scheduled, set_scheduled
+
+# The attribute of a module in which `capture_routers` collects what it answers.
+RECORDED = "_recorded_outputs"
+
+
+class RouterOutput(NamedTuple):
+    """What a router answered, and what the losses on it need.
+
+    Attributes:
+        attention: Shape (B, K), the weights of the experts.
+        probabilities: Shape (B, K), the whole softmax, where `top_k` has cut it to the
+            attention; else None.
+        logits: Shape (B, K), what the softmax was taken of: divided by the temperature,
+            in training with dropout and noise. None if there is no softmax.
+    """
+
+    attention: Tensor
+    probabilities: Tensor | None = None
+    logits: Tensor | None = None
+
+
+def record_output(module: nn.Module, attention: Tensor) -> None:
+    """Records what `module` answered, where `capture_routers` is listening."""
+    recorded = getattr(module, RECORDED, None)
+    if recorded is not None:
+        recorded.append(RouterOutput(attention))
+
+
+def record_softmax(
+    module: nn.Module,
+    attention: Tensor,
+    logits: Tensor,
+    temperature: float | Tensor,
+    top_k: int | None = None,
+) -> None:
+    """Records what `attend` made of logits, and what the losses on it need."""
+    recorded = getattr(module, RECORDED, None)
+    if recorded is not None:
+        scaled = _cool(logits, temperature)
+        is_cut = not _keeps_all(logits, top_k)
+        whole = torch.softmax(scaled, dim=-1) if is_cut else None
+        recorded.append(RouterOutput(attention, whole, scaled))
+
+
+def _cool(logits: Tensor, temperature: float | Tensor) -> Tensor:
+    return logits / torch.as_tensor(
+        temperature, dtype=logits.dtype, device=logits.device
+    )
+
+
+def _keeps_all(logits: Tensor, top_k: int | None) -> bool:
+    return top_k is None or top_k == logits.shape[-1]
+
+
+def _are_largest(logits: Tensor, count: int) -> Tensor:
+    """Returns which logits (..., K) are among the `count` largest of their row.
+
+    Of equal ones the first are, and NaN is larger than all, so that it is seen.
+    """
+    # torch.topk leaves open which of equal logits it keeps.
+    ranked = torch.sort(logits, dim=-1, descending=True, stable=True).indices
+    are_largest = torch.zeros_like(logits, dtype=torch.bool)
+    return are_largest.scatter(-1, ranked[..., :count], True)
 
 
 def attend(
@@ -28,12 +93,21 @@ def attend(
 ) -> Tensor:
     """Turns logits into attention: softmax(logits / temperature) over the k largest.
 
+    The weight of a single expert kept is 1, whatever its logit: nothing to learn from.
+    So the gradient that reaches it goes on to its probability before the cut, as if
+    that were the weight (a straight-through estimator). Fedus et al., "Switch
+    Transformers", JMLR 2022, section 2.1, weigh by that probability itself; here rows
+    sum to 1, and kernels keep their scale when experts are dropped.
+
     Args:
         logits: Shape (..., K).
-        temperature: A positive scalar; large values even the attention out.
-        top_k: How many experts to keep. The others get exactly 0 and no gradient, and
-            those kept sum to 1; among equal logits the first ones are kept. None keeps
-            all.
+        temperature: A positive scalar; large values even the attention out. With one
+            that is a hundredth of what logits differ by, or less, the softmax is 0 and
+            1 to the last digit, and no gradient passes.
+        top_k: How many experts to keep. The others get exactly 0 and what is computed
+            from the attention gives them no gradient, and those kept sum to 1; among
+            equal logits the first ones are kept. With 1, logits of the others have a
+            gradient by the probability of the one kept. None keeps all.
 
     Returns:
         Shape (..., K); rows sum to 1.
@@ -42,16 +116,15 @@ def attend(
         >>> attend(torch.tensor([[0.0, 0.0, -1.0]]), top_k=2).tolist()
         [[0.5, 0.5, 0.0]]
     """
-    scaled = logits / torch.as_tensor(
-        temperature, dtype=logits.dtype, device=logits.device
-    )
-    if top_k is None or top_k == logits.shape[-1]:
+    scaled = _cool(logits, temperature)
+    if _keeps_all(logits, top_k):
         return torch.softmax(scaled, dim=-1)
-    # torch.topk leaves open which of equal logits it keeps.
-    ranked = torch.sort(logits, dim=-1, descending=True, stable=True).indices
-    is_dropped = torch.ones_like(logits, dtype=torch.bool)
-    is_dropped = is_dropped.scatter(-1, ranked[..., :top_k], False)
-    return torch.softmax(scaled.masked_fill(is_dropped, -math.inf), dim=-1)
+    assert top_k is not None
+    is_kept = _are_largest(logits, top_k)
+    if top_k == 1:
+        whole = torch.softmax(scaled, dim=-1).masked_fill(~is_kept, 0)
+        return is_kept.to(whole.dtype) + (whole - whole.detach())
+    return torch.softmax(scaled.masked_fill(~is_kept, -math.inf), dim=-1)
 
 
 class Temperature(Scheduled):
@@ -112,6 +185,7 @@ class Router(HoldsScheduled):
         temperature: float = 1.0,
         top_k: int | None = None,
         dropout: float = 0.0,
+        noise_std: float = 0.0,
         hidden_channels: int | None = None,
         hidden_bias: bool = True,
         device: torch.device | str | None = None,
@@ -122,10 +196,14 @@ class Router(HoldsScheduled):
         Args:
             in_channels: C, the number of channels of the input.
             num_experts: K, the number of experts to weigh.
-            reduction: The hidden layer has H = max(1, C // reduction) units.
+            reduction: The hidden layer has H = max(1, C // reduction) units. A ReLU
+                may be off for all inputs, and with few units, all may be: then the
+                attention is the same for every input, and stays so.
             temperature: The initial T.
             top_k: Keep this many of the largest logits of each sample; None keeps all.
+                Experts that are never kept come back by `load_balance_loss` or noise.
             dropout: The share of hidden units dropped in training.
+            noise_std: The standard deviation of the `LogitNoise` on z in training.
             hidden_channels: H, in place of what `reduction` gives.
             hidden_bias: Whether the first linear layer has a bias.
             device: Where the parameters are.
@@ -155,15 +233,19 @@ class Router(HoldsScheduled):
         )
         self.fc2 = nn.Linear(hidden_channels, num_experts, device=device, dtype=dtype)
         self.dropout = nn.Dropout(dropout)
+        self.noise = LogitNoise(noise_std)
         self.hold_scheduled(Temperature, temperature, self.fc1.weight.device)
 
     def logits(self, x: Tensor) -> Tensor:
-        """Returns the logits z (B, K) of `x` (B, C, *S), before the temperature."""
+        """Returns the logits z (B, K) of `x` (B, C, *S), before the temperature.
+
+        In training, dropout and noise are in them.
+        """
         check_tensors(x=x)
         with without_autocast(x.device):
             pooled = _pool(x, self.in_channels, self.fc1.weight.dtype)
             hidden = self.dropout(F.relu(wide_linear(self.fc1, pooled)))
-            return wide_linear(self.fc2, hidden)
+            return self.noise(wide_linear(self.fc2, hidden))
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the attention over the experts.
@@ -177,7 +259,10 @@ class Router(HoldsScheduled):
         Raises:
             ValueError: If the input does not have `in_channels` channels.
         """
-        return attend(self.logits(x), self.temperature, self.top_k)
+        gate = self.logits(x), self.temperature, self.top_k
+        attention = attend(*gate)
+        record_softmax(self, attention, *gate)
+        return attention
 
     def extra_repr(self) -> str:
         """Returns the arguments of the router, for its `repr`."""
@@ -250,7 +335,9 @@ class SigmoidRouter(nn.Linear):
         check_tensors(x=x)
         with without_autocast(x.device):
             pooled = _pool(x, self.in_features, self.weight.dtype)
-            return torch.sigmoid(wide_linear(self, pooled))
+            attention = torch.sigmoid(wide_linear(self, pooled))
+        record_output(self, attention)
+        return attention
 
 
 def iter_routers(module: nn.Module) -> Iterator[tuple[str, Router]]:
@@ -288,24 +375,3 @@ def set_temperature(module: nn.Module, value: float | Tensor) -> None:
     """
     if not set_scheduled(module, Temperature, value):
         raise ValueError(f"`module` (a {type(module).__name__}) contains no router")
-
-
-def load_balance_loss(attention: Tensor) -> Tensor:
-    """Measures how unevenly a batch uses the experts.
-
-    The squared coefficient of variation of each expert's total attention over the batch
-    (Shazeer et al., "Outrageously Large Neural Networks", ICLR 2017, section 4). It is
-    0 when all experts carry the same weight and K − 1 when one carries all of it.
-
-    Args:
-        attention: Shape (..., K).
-
-    Returns:
-        A scalar.
-
-    Example:
-        >>> float(load_balance_loss(torch.tensor([[1.0, 0.0], [0.0, 1.0]])))
-        0.0
-    """
-    importance = attention.reshape(-1, attention.shape[-1]).mean(dim=0)
-    return importance.var(correction=0) / importance.mean().square()

@@ -6,17 +6,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from flax import nnx
 
+import dynconv_jax
+import dynconv_torch
 from dynconv_jax import (
     DynamicConv,
+    DynamicNet,
     Router,
     SigmoidRouter,
     capture_attention,
+    capture_routers,
     capture_routing,
+    load_balance_loss,
+    router_z_loss,
+    to_torch_state_dict,
     with_warehouses,
 )
-from parity_tests.parity import assert_close
+from parity_tests.parity import (
+    GRADIENT_FLOOR,
+    as_numpy,
+    as_torch,
+    assert_close,
+    channels_first,
+    copy_weights,
+)
 from parity_tests.tools.routed import assert_untouched, snapshot
 
 
@@ -212,6 +227,107 @@ def test_routing_has_the_mixtures_of_warehouses_too(images):
     assert set(routing) == {"layers.0.mixture", "layers.1.router"}
     mixture = model.layers[0].mixture(images)
     np.testing.assert_array_equal(routing["layers.0.mixture"], mixture)
+
+
+def twins(rng) -> tuple[DynamicNet, dynconv_torch.DynamicNet, np.ndarray]:
+    options: dict[str, Any] = dict(width_mult=0.1, top_k=1, temperature=0.3)
+    twin = dynconv_torch.DynamicNet(3, 5, **options).double()
+    net = DynamicNet(3, 5, param_dtype=jnp.float64, rngs=nnx.Rngs(0), **options)
+    copy_weights(twin, net)
+    return net, twin, rng.normal(size=(4, 9, 8, 3))
+
+
+def test_both_frameworks_capture_the_same_of_their_routers(rng):
+    net, twin, x = twins(rng)
+    result, ours = capture_routers(net, jnp.asarray(x))
+    expected, theirs = dynconv_torch.capture_routers(twin, as_torch(channels_first(x)))
+    assert {path.removesuffix(".router") for path in ours} == theirs.keys()
+    assert len(theirs) == 3
+    found, wanted = {"": result}, {"": as_numpy(expected)}
+    for path, output in theirs.items():
+        for name, values in output._asdict().items():
+            assert values is not None
+            found[f"{path} {name}"] = getattr(ours[f"{path}.router"], name)
+            wanted[f"{path} {name}"] = as_numpy(values)
+    assert_close(found, wanted, dtype="float64")
+
+
+def test_losses_on_captured_routers_have_the_same_gradients(rng):
+    net, twin, x = twins(rng)
+    graphdef, params, rest = nnx.split(net, nnx.Param, ...)
+
+    def loss_of(params):
+        merged = nnx.merge(graphdef, params, rest, copy=True)
+        routers: dict[str, Any]
+        result, routers = capture_routers(merged, jnp.asarray(x))
+        return jnp.square(result).mean() + sum(
+            0.1 * load_balance_loss(each.attention, each.probabilities)
+            + 0.1 * router_z_loss(each.logits)
+            for each in routers.values()
+        )
+
+    gradients = to_torch_state_dict(
+        nnx.merge(graphdef, jax.jit(jax.grad(loss_of))(params), rest)
+    )
+    result, routers = dynconv_torch.capture_routers(twin, as_torch(channels_first(x)))
+    loss = result.square().mean()
+    for each in routers.values():
+        assert each.logits is not None
+        loss += 0.1 * dynconv_torch.load_balance_loss(*each[:2])
+        loss += 0.1 * dynconv_torch.router_z_loss(each.logits)
+    loss.backward()
+    expected = {
+        name: as_numpy(parameter.grad)
+        for name, parameter in twin.named_parameters()
+        if parameter.grad is not None
+    }
+    found = {name: gradients[name] for name in expected}
+    assert "stage1.dyn.fc2.weight" in expected
+    assert_close(found, expected, dtype="float64", floor=GRADIENT_FLOOR)
+
+
+FAMILY: dict[str, tuple[dict[str, Any], set[str]]] = {
+    "dynamic": (dict(), {"attention", "logits"}),
+    "condconv": (dict(), {"attention"}),
+    "odconv": (dict(norm="layer"), {"attention", "logits"}),
+}
+
+
+@pytest.mark.parametrize("conv", FAMILY)
+def test_members_of_the_family_give_what_losses_need(conv, rng):
+    options, expected = FAMILY[conv]
+    x = rng.normal(size=(4, 9, 8, 3)).astype("float32")
+    shared: dict[str, Any] = dict(conv=conv, conv_options=options, width_mult=0.1)
+    net = dynconv_jax.create_model("dynamic_net", 5, rngs=nnx.Rngs(0), **shared)
+    twin = dynconv_torch.create_model("dynamic_net", 5, **shared)
+    _, ours = capture_routers(net, jnp.asarray(x))
+    _, theirs = dynconv_torch.capture_routers(twin, as_torch(channels_first(x)))
+    for found in (ours, theirs):
+        assert len(found) == 3
+        for output in found.values():
+            given = {
+                name for name, each in output._asdict().items() if each is not None
+            }
+            assert given == expected
+
+
+def test_router_of_the_twin_called_twice_has_its_calls_concatenated():
+    router = dynconv_torch.Router(3)
+    one, two = torch.randn(2, 3, 5), torch.randn(4, 3, 5)
+    _, found = dynconv_torch.capture_routers(torch.nn.Sequential(router), one)
+    assert found["0"].attention.shape == (2, 4)
+    model = torch.nn.ModuleList([router])
+    model.forward = lambda: (router(one), router(two))  # pyright: ignore
+    result, found = dynconv_torch.capture_routers(model)
+    assert torch.equal(found["0"].attention, torch.cat(result))
+
+
+def test_twin_that_raises_is_left_as_it_was():
+    router = dynconv_torch.Router(3)
+    before = dict(vars(router))
+    with pytest.raises(ValueError, match="in_channels"):
+        dynconv_torch.capture_routers(router, torch.ones(2, 4, 5))
+    assert vars(router) == before
 
 
 def test_model_that_raises_is_left_as_it_was(images):

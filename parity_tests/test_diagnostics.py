@@ -10,12 +10,14 @@ from flax import nnx
 
 from dynconv_jax import (
     CondConv,
+    DeadExpertWarning,
     DecomposedConv,
     DynamicConv,
     DynamicConvBlock,
     GateSummary,
     ODConv,
     Router,
+    RouterSummary,
     RoutingCollapseWarning,
     capture_attention,
     compare_experts,
@@ -23,6 +25,7 @@ from dynconv_jax import (
     summarize,
     with_warehouses,
 )
+from dynconv_jax.routing import record_attention
 from parity_tests.parity import assert_close
 from parity_tests.tools.routed import assert_untouched, snapshot
 
@@ -82,6 +85,29 @@ def test_collapse_warning_points_at_the_caller(two_blocks, images):
     with pytest.warns(RoutingCollapseWarning) as caught:
         diagnose(two_blocks, images)
     assert caught[0].filename == __file__
+
+
+class Given(nnx.Module):
+    """A router that answers what it is given."""
+
+    def __call__(self, attention):
+        record_attention(self, attention)
+
+
+def test_dead_experts_are_named_and_warned_of():
+    attention = jnp.tile(jnp.array([[0.75, 0.0, 0.25, 0.0]]), (16, 1))
+    with pytest.warns(DeadExpertWarning, match="'' gives 2 of 4.*nothing: 1, 3"):
+        summary = diagnose(Given(), attention)[""]
+    assert isinstance(summary, RouterSummary)
+    assert summary.dead_experts == (1, 3) and not summary.collapsed
+
+
+def test_experts_that_a_few_samples_leave_out_are_not_warned_of():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        summary = diagnose(Given(), jnp.eye(4)[jnp.array([0, 2])])[""]
+    assert isinstance(summary, RouterSummary) and summary.dead_experts == (1, 3)
+    assert caught == []
 
 
 def test_healthy_routers_are_not_warned_of(two_blocks, images):

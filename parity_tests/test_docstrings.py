@@ -19,7 +19,9 @@ DEFAULT_NUMERICS = True  # the examples are to run as a user runs them
 # Results, warnings and markers: they are met in the examples of what makes them.
 WITHOUT_EXAMPLE = {
     "Assignment",
+    "DeadExpertWarning",
     "GateSummary",
+    "RouterOutput",
     "RouterSummary",
     "RoutingCollapseWarning",
     "Temperature",

@@ -23,6 +23,7 @@ LIBRARY = {
     "functional": 0,
     "initializers": 0,
     "scheduled": 0,
+    "logit_noise": 0,
     "routing": 1,
     "layers": 2,
     "models": 3,

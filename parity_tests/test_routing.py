@@ -1,4 +1,6 @@
-"""Routers: attention, temperature, top-k, dropout, load balance, in both frameworks."""
+"""Routers: attention, temperature, top-k, dropout, noise, in both frameworks."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +15,11 @@ from dynconv_jax import (
     DynamicNet,
     Router,
     SigmoidRouter,
-    load_balance_loss,
     set_temperature,
 )
+from dynconv_jax.logit_noise import LogitNoise
 from dynconv_jax.routing import attend
+from dynconv_torch.logit_noise import LogitNoise as TorchLogitNoise
 from dynconv_torch.routing import attend as torch_attend
 from parity_tests.parity import as_numpy, assert_close, assert_parity
 
@@ -38,7 +41,9 @@ def routers(in_features=9, num_experts=5, **options):
         dict(temperature=30.0),
         dict(temperature=1e4),
         dict(temperature=0.6, top_k=2),
+        dict(temperature=0.6, top_k=1),
         dict(num_experts=1),
+        dict(num_experts=1, top_k=1),
         dict(top_k=5),
     ],
     ids=str,
@@ -87,10 +92,51 @@ def test_top_k_of_equal_logits_keeps_the_first_in_both_frameworks():
     assert ours.tolist() == theirs.tolist() == [[0.5, 0.5, 0, 0, 0]]
 
 
-def test_top_k_lets_nan_be_seen():
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_top_k_lets_nan_be_seen(top_k):
     logits = [[0.0, float("nan"), 2.0, 1.0]]
-    assert jnp.isnan(attend(jnp.array(logits), top_k=2)).any()
-    assert torch_attend(torch.tensor(logits), top_k=2).isnan().any()
+    assert jnp.isnan(attend(jnp.array(logits), top_k=top_k)).any()
+    assert torch_attend(torch.tensor(logits), top_k=top_k).isnan().any()
+
+
+def test_single_expert_kept_has_the_weight_one_exactly(rng):
+    logits = rng.normal(size=(6, 5)).astype("float32")
+    expected = np.eye(5)[logits.argmax(-1)]
+    for found in (
+        attend(jnp.asarray(logits), 0.3, top_k=1),
+        jax.jit(attend, static_argnames="top_k")(jnp.asarray(logits), 0.3, top_k=1),
+        torch_attend(torch.from_numpy(logits), 0.3, top_k=1),
+    ):
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("temperature", [0.3, 30.0])
+@pytest.mark.parametrize("transform", [None, jax.jit, jax.vmap])
+def test_single_expert_kept_has_the_gradient_of_its_probability(
+    transform, temperature, rng
+):
+    logits = jnp.asarray(rng.normal(size=(6, 5)))
+    weights = jnp.asarray(rng.normal(size=(6, 5)))
+    kept = jnp.asarray(np.eye(5)[np.asarray(logits).argmax(-1)])
+
+    def loss(z, weights):
+        return jnp.sum(weights * attend(z, temperature, top_k=1))
+
+    def of_probability(z):
+        return jnp.sum(weights * kept * jax.nn.softmax(z / temperature))
+
+    gradient = jax.grad(loss)
+    found = (transform(gradient) if transform else gradient)(logits, weights)
+    leaf = torch.from_numpy(np.array(logits)).requires_grad_()
+    theirs = torch_attend(leaf, temperature, top_k=1)
+    (theirs * torch.from_numpy(np.array(weights))).sum().backward()
+    assert leaf.grad is not None
+    expected = jax.grad(of_probability)(logits)
+    assert_close(
+        {"jax": found, "torch": as_numpy(leaf.grad)},
+        {"jax": expected, "torch": expected},
+        dtype="float64",
+    )
 
 
 def test_low_temperature_decides_and_high_temperature_evens_out():
@@ -176,6 +222,67 @@ def test_dropout_of_the_twin_acts_in_training_only():
     assert (router(x) != router(x)).any()
     router.eval()
     assert (router(x) == router(x)).all()
+
+
+def noisy(std: float) -> tuple[Router, dynconv_torch.Router]:
+    options: dict[str, Any] = dict(noise_std=std, top_k=1)
+    return Router(8, rngs=nnx.Rngs(0), **options), dynconv_torch.Router(8, **options)
+
+
+def test_noise_acts_in_training_only(rng):
+    ours, theirs = noisy(0.5)
+    x = rng.normal(size=(3, 8, 8)).astype("float32")
+    assert (ours.logits(jnp.asarray(x)) != ours.logits(jnp.asarray(x))).all()
+    assert (theirs.logits(torch.tensor(x)) != theirs.logits(torch.tensor(x))).all()
+    still, plain = nnx.view(ours, deterministic=True), noisy(0.0)[0]
+    assert (still.logits(jnp.asarray(x)) == plain.logits(jnp.asarray(x))).all()
+    theirs.eval()
+    assert (theirs.logits(torch.tensor(x)) == theirs.logits(torch.tensor(x))).all()
+    ours.eval()
+    assert (ours.logits(jnp.asarray(x)) == plain.logits(jnp.asarray(x))).all()
+
+
+def test_noise_has_the_deviation_asked_for():
+    logits = np.zeros((200, 50))
+    ours = LogitNoise(0.5, rngs=nnx.Rngs(0))(jnp.asarray(logits))
+    theirs = TorchLogitNoise(0.5)(torch.from_numpy(logits))
+    for noise in (np.asarray(ours), as_numpy(theirs)):
+        assert abs(noise.std() - 0.5) < 0.02 and abs(noise.mean()) < 0.02
+
+
+def test_noise_moves_on_under_jit_and_follows_from_the_seed():
+    def two(seed: int) -> list[jax.Array]:
+        router = Router(8, noise_std=0.5, rngs=nnx.Rngs(0, noise=seed))
+        step = nnx.jit(lambda router, x: router.logits(x))
+        return [step(router, jnp.ones((2, 3, 8))) for _ in range(2)]
+
+    first, again, other = two(0), two(0), two(1)
+    assert (first[0] != first[1]).any()
+    assert all((a == b).all() for a, b in zip(first, again, strict=True))
+    assert (first[0] != other[0]).any()
+
+
+def test_router_without_noise_has_no_random_state():
+    state = nnx.state(noisy(0.0)[0], nnx.RngState)
+    assert not jax.tree.leaves(state)
+
+
+@pytest.mark.parametrize("std", [-0.1, float("nan"), float("inf")])
+def test_impossible_noise_is_refused_by_both(std):
+    for build in (
+        lambda: noisy(std),
+        lambda: dynconv_torch.Router(8, noise_std=std),
+        lambda: DynamicConv(3, 4, (3,), router_noise=std, rngs=nnx.Rngs(0)),
+        lambda: dynconv_torch.DynamicConv1d(3, 4, 3, router_noise=std),
+    ):
+        with pytest.raises(ValueError, match=rf"noise_std` \(={std}\)"):
+            build()
+
+
+def test_nets_pass_noise_on_to_their_routers():
+    net = DynamicNet(router_noise=0.25, width_mult=0.25, rngs=nnx.Rngs(0))
+    twin = dynconv_torch.DynamicNet(router_noise=0.25, width_mult=0.25)
+    assert net.stage2.dyn.router.noise.std == twin.stage2.dyn.noise.std == 0.25
 
 
 def test_set_temperature_reaches_every_router_of_a_model():
@@ -292,19 +399,3 @@ def test_inputs_of_other_channels_are_refused_by_both():
         Router(8, rngs=nnx.Rngs(0))(jnp.ones((2, 5, 7)))
     with pytest.raises(ValueError, match=r"in_channels` \(=8\)"):
         dynconv_torch.Router(8)(torch.ones(2, 7, 5))
-
-
-def test_load_balance_is_zero_when_even_and_largest_when_one_expert_takes_all():
-    assert float(load_balance_loss(jnp.full((6, 4), 0.25))) == 0.0
-    assert float(load_balance_loss(jnp.eye(4)[jnp.zeros(6, int)])) == 3.0
-
-
-def test_load_balance_agrees_with_its_gradient(rng):
-    attention = rng.dirichlet(np.ones(4), size=6)
-    value, gradient = jax.value_and_grad(load_balance_loss)(jnp.asarray(attention))
-    leaf = torch.from_numpy(attention).requires_grad_()
-    loss = dynconv_torch.load_balance_loss(leaf)
-    loss.backward()
-    assert leaf.grad is not None
-    expected = {"loss": as_numpy(loss), "gradient": as_numpy(leaf.grad)}
-    assert_close({"loss": value, "gradient": gradient}, expected, dtype="float64")

@@ -1,4 +1,4 @@
-"""What is said of an attention: shares, entropies, collapse."""
+"""What is said of an attention: shares, entropies, collapse, dead experts."""
 
 import math
 
@@ -64,6 +64,31 @@ def test_collapse_is_judged_over_all_samples():
 
 def test_single_expert_is_never_collapsed():
     assert not summarize(np.ones((5, 1))).collapsed
+
+
+@pytest.mark.parametrize(
+    ("attention", "dead"),
+    [
+        ([[0.5, 0.5, 0.0, 0.0]], (2, 3)),
+        ([[0.0, 0.99, 0.01, 0.0], [0.01, 0.0, 0.0, 0.99]], (0, 2)),
+        ([[0.98, 0.0, 0.02, 0.0]], (1, 3)),  # 0.02 is more than a twentieth of 1/4
+        ([[1.0, 0.0]] * 99 + [[0.0, 1.0]], ()),  # one of a hundred samples uses it
+        ([[0.25] * 4], ()),
+        ([[1.0], [1.0]], ()),
+        ([[0.9, 0.002], [0.8, 0.003]], (1,)),  # of sigmoids
+        ([[-0.5, 0.0, 0.5], [0.5, 0.0, -0.5]], (1,)),  # of a warehouse's cells
+        ([[math.nan, 0.5], [0.5, 0.5]], ()),
+    ],
+)
+def test_dead_experts_have_next_to_nothing_of_any_sample(attention, dead):
+    assert summarize(np.array(attention)).dead_experts == dead
+
+
+def test_spread_is_the_most_that_two_samples_differ_by():
+    summary = summarize(np.array([[0.5, 0.5], [0.25, 0.75], [0.375, 0.625]]))
+    assert summary.spread == 0.25
+    assert summary.peak.tolist() == [0.5, 0.75]
+    assert summarize(np.array([[0.9, 0.1]] * 3)).spread == 0
 
 
 def test_mean_attention_of_sigmoids_is_as_answered():

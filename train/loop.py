@@ -34,6 +34,7 @@ from train.showing.clock import Clock
 from train.showing.display import Display
 from train.showing.figures import draw_routing
 from train.showing.report import write_report
+from train.showing.routing_words import faults
 from train.showing.tensorboard import TensorBoard
 from train.storage.checkpoint import Checkpoints
 from train.storage.run_directory import RunDirectory, find_finished
@@ -257,6 +258,8 @@ def train(config: Config) -> dict[str, Any]:
             run.write_weights(EMA_WEIGHTS, whole.average)
         if run.is_writer and final.attention:
             run.write(PICTURE, draw_routing(final.attention))
+        for fault in faults(final):
+            display.say(f"note: {fault}")
         with run.writing() as is_mine:
             if is_mine:
                 write_report(run.path, dataset, final, summary)

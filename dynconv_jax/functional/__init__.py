@@ -4,6 +4,7 @@ from dynconv_jax.functional.choice import explain
 from dynconv_jax.functional.dynamic import dynamic_conv, mix_kernels
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.per_sample import per_sample_conv
+from dynconv_jax.functional.router_losses import load_balance_loss, router_z_loss
 from dynconv_jax.functional.transpose import (
     dynamic_conv_transpose,
     per_sample_conv_transpose,
@@ -14,7 +15,9 @@ __all__ = [
     "dynamic_conv",
     "dynamic_conv_transpose",
     "explain",
+    "load_balance_loss",
     "mix_kernels",
     "per_sample_conv",
     "per_sample_conv_transpose",
+    "router_z_loss",
 ]

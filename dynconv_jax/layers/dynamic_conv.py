@@ -60,6 +60,7 @@ class DynamicConv(ExpertConv):
         temperature: float = 1.0,
         top_k: int | None = None,
         router_dropout: float = 0.0,
+        router_noise: float = 0.0,
         router_hidden_features: int | None = None,
         router_use_hidden_bias: bool = True,
         router: Callable[[jax.Array], jax.Array] | None = None,
@@ -92,10 +93,12 @@ class DynamicConv(ExpertConv):
             temperature: The router's initial temperature.
             top_k: How many experts the router keeps for a sample; None keeps all.
             router_dropout: The dropout rate of the router's hidden layer.
+            router_noise: The standard deviation of the noise on the router's logits in
+                training.
             router_hidden_features: The units of the router's hidden layer, in place of
                 what `reduction` gives.
             router_use_hidden_bias: Whether the router's first linear layer has a bias.
-            router: A router of one's own, (B, *S, C) → (B, K), in place of the six
+            router: A router of one's own, (B, *S, C) → (B, K), in place of the seven
                 options above; one router may serve several layers.
             implementation: How to compute it: `"auto"`, `"patches"`, `"rows"`,
                 `"scan"`, `"taps"` (depthwise), `"experts"` or `"vmap"`. All compute the
@@ -150,6 +153,7 @@ class DynamicConv(ExpertConv):
                 temperature=temperature,
                 top_k=top_k,
                 dropout_rate=router_dropout,
+                noise_std=router_noise,
                 hidden_features=router_hidden_features,
                 use_hidden_bias=router_use_hidden_bias,
                 dtype=dtype,

@@ -53,6 +53,7 @@ class DynamicConvTranspose(DynamicConv):
         temperature: float = 1.0,
         top_k: int | None = None,
         router_dropout: float = 0.0,
+        router_noise: float = 0.0,
         router: Callable[[jax.Array], jax.Array] | None = None,
         rngs: nnx.Rngs,
         **options: Unpack[ExpertOptions],
@@ -72,7 +73,9 @@ class DynamicConvTranspose(DynamicConv):
             temperature: The router's initial temperature.
             top_k: How many experts the router keeps for a sample; None keeps all.
             router_dropout: The dropout rate of the router's hidden layer.
-            router: A router of one's own in place of the four options above.
+            router_noise: The standard deviation of the noise on the router's logits in
+                training.
+            router: A router of one's own in place of the five options above.
             rngs: Where the initial parameters come from.
             **options: The other options of `DynamicConv`; `padding` as
                 `dynconv_jax.dynamic_conv_transpose` has it, `"SAME"` by default.
@@ -92,6 +95,7 @@ class DynamicConvTranspose(DynamicConv):
             temperature=temperature,
             top_k=top_k,
             router_dropout=router_dropout,
+            router_noise=router_noise,
             router=router,
             rngs=rngs,
             **options,

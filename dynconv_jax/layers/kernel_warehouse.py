@@ -103,7 +103,7 @@ class KernelWarehouse(HoldsScheduled):
             spatial_partition: Whether a cell is one tap of a window, or else a whole
                 window, which must then be the same in all layers.
             assignment: The initial τ. Published checkpoints are evaluated with 0, and
-                published trainings start from 1.
+                published trainings start from 1, with which attention learns nothing.
             param_dtype: The dtype of the cells.
             rngs: Where the initial cells come from.
 

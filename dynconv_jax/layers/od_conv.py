@@ -17,7 +17,12 @@ from dynconv_jax.initializers import kaiming_fan_out
 from dynconv_jax.layers.attention_norm import attention_norm, normalise
 from dynconv_jax.layers.expert_conv import ExpertConv, ExpertOptions
 from dynconv_jax.layers.pooled_linear import PooledLinear
-from dynconv_jax.routing import Temperature, attend, record_attention
+from dynconv_jax.routing import (
+    Temperature,
+    attend,
+    record_attention,
+    record_softmax,
+)
 from dynconv_jax.scheduled import HoldsScheduled
 
 
@@ -127,9 +132,10 @@ class ODAttention(HoldsScheduled):
             logits = head(hidden)
             if name == "attention":
                 gates = attend(logits, self.temperature[...])
-            else:
-                scale = self.temperature[...].astype(logits.dtype)
-                gates = jax.nn.sigmoid(logits / scale)
+                record_softmax(self, gates, logits, self.temperature[...])
+                return gates
+            scale = self.temperature[...].astype(logits.dtype)
+            gates = jax.nn.sigmoid(logits / scale)
             record_attention(self, gates, name)
             return gates
 

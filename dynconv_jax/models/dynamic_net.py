@@ -78,6 +78,7 @@ class DynamicNet(nnx.Module):
         reduction: int | None = None,
         top_k: int | None = None,
         router_dropout: float | None = None,
+        router_noise: float | None = None,
         implementation: str | None = None,
         width_mult: float = 1.0,
         dtype: DTypeLike | None = None,
@@ -90,7 +91,7 @@ class DynamicNet(nnx.Module):
             in_features: The number of input channels.
             num_classes: The number of logits.
             conv: Builds the convolutions of the blocks, with the signature of
-                `nnx.Conv`; None makes them static. The six options below are for
+                `nnx.Conv`; None makes them static. The seven options below are for
                 `DynamicConv`, also in a `functools.partial`, whose own win; None leaves
                 them to it.
             num_experts: K of every dynamic convolution; 4 by default.
@@ -98,6 +99,7 @@ class DynamicNet(nnx.Module):
             reduction: Of every router, see `Router`; 4 by default.
             top_k: Of every router, see `Router`.
             router_dropout: The dropout rate of every router; 0 by default.
+            router_noise: The noise on the logits of every router; 0 by default.
             implementation: Of every dynamic convolution, see `DynamicConv`; `"auto"` by
                 default.
             width_mult: Multiplies the widths of stem and blocks, which are rounded to
@@ -123,6 +125,7 @@ class DynamicNet(nnx.Module):
             reduction=reduction,
             top_k=top_k,
             router_dropout=router_dropout,
+            router_noise=router_noise,
             implementation=implementation,
         )
         given = {name: each for name, each in options.items() if each is not None}

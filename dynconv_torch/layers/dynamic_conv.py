@@ -39,6 +39,7 @@ class DynamicConvNd(ExpertConvNd, Router):
         *,
         top_k: int | None = None,
         router_dropout: float = 0.0,
+        router_noise: float = 0.0,
         router_hidden_channels: int | None = None,
         router_hidden_bias: bool = True,
     ):
@@ -67,6 +68,8 @@ class DynamicConvNd(ExpertConvNd, Router):
             dtype: The dtype of the parameters. The router computes in float32 at least.
             top_k: How many experts the router keeps for a sample; None keeps all.
             router_dropout: The dropout rate of the router's hidden layer.
+            router_noise: The standard deviation of the noise on the router's logits in
+                training.
             router_hidden_channels: The units of the router's hidden layer, in place of
                 what `reduction` gives.
             router_hidden_bias: Whether the router's first linear layer has a bias.
@@ -84,6 +87,7 @@ class DynamicConvNd(ExpertConvNd, Router):
                 temperature=temperature,
                 top_k=top_k,
                 dropout=router_dropout,
+                noise_std=router_noise,
                 hidden_channels=router_hidden_channels,
                 hidden_bias=router_hidden_bias,
                 device=device,

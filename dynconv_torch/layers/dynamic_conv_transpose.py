@@ -36,6 +36,7 @@ class DynamicConvTransposeNd(DynamicConvNd):
         *,
         top_k: int | None = None,
         router_dropout: float = 0.0,
+        router_noise: float = 0.0,
     ):
         """Builds the layer.
 
@@ -62,6 +63,8 @@ class DynamicConvTransposeNd(DynamicConvNd):
             dtype: The dtype of the parameters.
             top_k: How many experts the router keeps for a sample; None keeps all.
             router_dropout: The dropout rate of the router's hidden layer.
+            router_noise: The standard deviation of the noise on the router's logits in
+                training.
 
         Raises:
             TypeError: If an argument is of the wrong kind.
@@ -86,6 +89,7 @@ class DynamicConvTransposeNd(DynamicConvNd):
             dtype,
             top_k=top_k,
             router_dropout=router_dropout,
+            router_noise=router_noise,
         )
 
     def create_geometry(self, *sizes: Any, **options: Any) -> TransposeGeometry:

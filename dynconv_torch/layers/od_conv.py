@@ -17,7 +17,7 @@ from dynconv_torch.functional.numerics import (
 from dynconv_torch.functional.pooling import spatial_mean
 from dynconv_torch.layers.attention_norm import attention_norm, normalise
 from dynconv_torch.layers.expert_conv import ExpertConvNd
-from dynconv_torch.routing import Temperature, attend
+from dynconv_torch.routing import Temperature, attend, record_softmax
 from dynconv_torch.scheduled import HoldsScheduled
 
 
@@ -137,7 +137,9 @@ class ODAttention(HoldsScheduled):
                     return None
                 logits = wide_linear(head, hidden)
                 if head is self.kernel_fc:
-                    return attend(logits, self.temperature)
+                    attention = attend(logits, self.temperature)
+                    record_softmax(self, attention, logits, self.temperature)
+                    return attention
                 return torch.sigmoid(logits / self.temperature.to(logits))
 
             channel, taps = gate(self.channel_fc), gate(self.spatial_fc)

@@ -67,6 +67,7 @@ class DynamicNet(nn.Module):
         reduction: int | None = None,
         top_k: int | None = None,
         router_dropout: float | None = None,
+        router_noise: float | None = None,
         implementation: str | None = None,
         width_mult: float = 1.0,
         device: torch.device | str | None = None,
@@ -78,7 +79,7 @@ class DynamicNet(nn.Module):
             in_channels: The number of input channels.
             num_classes: The number of logits.
             num_experts: K of every dynamic convolution; 4 by default. This option and
-                the five others of routers and implementation are for `DynamicConv2d`.
+                the six others of routers and implementation are for `DynamicConv2d`.
             temperature: The initial temperature of every router; 1 by default.
             conv: Builds the convolutions of the blocks, with the signature of
                 `torch.nn.Conv2d`; None makes them static. The options of a
@@ -86,6 +87,7 @@ class DynamicNet(nn.Module):
             reduction: Of every router, see `Router`; 4 by default.
             top_k: Of every router, see `Router`.
             router_dropout: The dropout rate of every router; 0 by default.
+            router_noise: The noise on the logits of every router; 0 by default.
             implementation: Of every dynamic convolution, see `DynamicConv2d`; `"auto"`
                 by default.
             width_mult: Multiplies the widths of stem and blocks, which are rounded to
@@ -109,6 +111,7 @@ class DynamicNet(nn.Module):
             reduction=reduction,
             top_k=top_k,
             router_dropout=router_dropout,
+            router_noise=router_noise,
             implementation=implementation,
         )
         given = {name: each for name, each in options.items() if each is not None}

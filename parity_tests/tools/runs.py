@@ -1,7 +1,9 @@
 """Directories of runs, made in no time: what a run leaves, without the training."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -69,6 +71,9 @@ def make_evaluation(
         attention={path: rng.dirichlet([1] * experts, classes) for path in paths},
         entropy={path: 0.5 * math.log(experts) for path in paths},
         usage={path: rng.dirichlet([1] * experts) for path in paths},
+        shares={path: np.full(experts, 1 / experts) for path in paths},
+        dead=dict.fromkeys(paths, ()),
+        spread=dict.fromkeys(paths, 0.5),
         confusion=confusion,
     )
 
@@ -78,9 +83,18 @@ def write_run(
     *,
     is_finished: bool = True,
     dataset: Dataset | None = None,
+    metrics: Mapping[str, float] = MappingProxyType({}),
     **flags: Any,
 ) -> Config:
-    """Writes flags, metrics and, if it is finished, the summary of a run."""
+    """Writes flags, metrics and, if it is finished, the summary of a run.
+
+    Args:
+        path: Where to.
+        is_finished: Whether it is.
+        dataset: What it was trained on.
+        metrics: Further metrics of each training step.
+        **flags: The flags.
+    """
     config = Config(out=path, steps=40, **flags)
     with RunDirectory(config, dataset=dataset) as run:
         for step in (10, 20, 30, 40) if is_finished else (10, 20):
@@ -91,6 +105,7 @@ def write_run(
                 "learning_rate": 1e-3,
                 "gradient_norm": 0.5,
                 "images_per_second": 1000.0,
+                **metrics,
             }
             run.log(row if config.conv == "static" else row | {"temperature": 1.0})
             if step % 20 == 0:

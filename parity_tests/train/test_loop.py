@@ -270,6 +270,8 @@ def test_overwrite_replaces_its_own_files_only(tmp_path):
         (["--weight-decay=-1"], ["--weight-decay (=-1.0)", "at least 0"]),
         (["--router-weight-decay=nan"], ["--router-weight-decay (=nan)", "finite"]),
         (["--load-balance=-1"], ["--load-balance (=-1.0)", "at least 0"]),
+        (["--router-z-loss=-1"], ["--router-z-loss (=-1.0)", "at least 0"]),
+        (["--router-noise=-1"], ["--router-noise (=-1.0)", "at least 0"]),
         (["--router-dropout=1"], ["--router-dropout (=1.0)", "less than 1"]),
         (["--temperature-start=0"], ["--temperature-start (=0.0)", "positive"]),
         (["--temperature-end=-2"], ["--temperature-end (=-2.0)", "positive"]),

@@ -215,7 +215,9 @@ def _show(results: dict[str, Any], weights: str) -> None:
     routers = Table("router", show_edge=False)
     routers.add_column("entropy", justify="right")
     routers.add_column("images an expert wins")
+    routers.add_column("dead experts", justify="right")
     for path, entropy in results["entropy"].items():
         shares = " ".join(f"{share:.0%}" for share in results["usage"][path])
-        routers.add_row(escape(path), f"{entropy:.3f}", shares)
+        dead = str(results["dead_experts"][path])
+        routers.add_row(escape(path), f"{entropy:.3f}", shares, dead)
     console.print(routers)

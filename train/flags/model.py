@@ -15,12 +15,14 @@ class ModelFlags(Flags):
         conv: What its convolutions are, one of `dynconv_jax.list_convolutions()`;
             without it, what the model has by default (for dynamic_net: dynamic).
         num_experts: How many expert kernels each dynamic convolution mixes; this and
-            the three flags below are refused by a convolution that has no such option,
+            the four flags below are refused by a convolution that has no such option,
             and without them it has its own defaults.
         reduction: By how much the hidden layer of a router is narrower than its input.
         top_k: How many experts a router keeps for an image; without it, all.
         router_dropout: The share of a router's hidden units that is dropped in
             training.
+        router_noise: The standard deviation of the noise on a router's logits in
+            training, which has it try experts that it would not choose.
         conv_options: Other options of the convolution, as NAME=VALUE ...; see its
             class.
         model_options: Options of the model, as NAME=VALUE ..., such as
@@ -40,6 +42,7 @@ class ModelFlags(Flags):
     reduction: OptionalInt = None
     top_k: OptionalInt = None
     router_dropout: float = 0.0
+    router_noise: float = 0.0
     conv_options: tuple[str, ...] = ()
     model_options: tuple[str, ...] = ()
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -61,7 +64,7 @@ class ModelFlags(Flags):
             for each in getattr(self, name):
                 is_pair = "=" in each and each.partition("=")[0].isidentifier()
                 self.require(name, is_pair, "be of the form NAME=VALUE")
-        self.require_weight("init_noise")
+        self.require_weight("router_noise", "init_noise")
         if self.init_noise:
             rule = "be 0 without --init-from, whose kernels it is added to"
             self.require("init_noise", self.init_from is not None, rule)

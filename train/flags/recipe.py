@@ -58,7 +58,11 @@ class RecipeFlags(Flags):
             follows them, which keeps this share of itself, and after n steps n / (n +
             9) at the most; it is evaluated and saved too. Without it, there is none.
         load_balance: The weight of the load-balancing loss, the mean over all routers,
-            which asks that a batch use all experts alike.
+            which asks that a batch use all experts alike; Switch Transformers have
+            0.01.
+        router_z_loss: The weight of the loss on the size of the routers' logits, the
+            mean over all routers, which keeps their softmax from settling for good;
+            ST-MoE has 0.001.
         temperature_start: The temperature of the routers' softmax at the first step. A
             high one has all experts learn before the routers choose among them; Chen et
             al. and ODConv fall from 30 to 1.
@@ -90,6 +94,7 @@ class RecipeFlags(Flags):
     label_smoothing: float = 0.0
     ema_decay: OptionalFloat = None
     load_balance: float = 0.0
+    router_z_loss: float = 0.0
     temperature_start: float = 4.0
     temperature_end: float = 0.1
     temperature_steps: OptionalInt = None
@@ -118,7 +123,7 @@ class RecipeFlags(Flags):
         )
         self.require_weight(
             *("weight_decay", "router_weight_decay", "load_balance"),
-            "final_learning_rate",
+            *("router_z_loss", "final_learning_rate"),
         )
         self.require_share(
             *("momentum", "beta1", "beta2", "label_smoothing", "ema_decay")

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from dynconv_jax.diagnostics import dead_experts
 from train.data.batches import evaluation_batches, to_devices
 from train.data.dataset import Dataset
 from train.errors import TrainingFailed
@@ -31,6 +32,12 @@ class Evaluation:
         entropy: For every router the mean entropy of an image's shares, in nats.
         usage: For every router the share of images in which each expert has the largest
             weight, (K,).
+        shares: For every router the mean share of each expert in the attention, (K,).
+        dead: For every router the experts that do nothing, as
+            `dynconv_jax.RouterSummary` has them; of a warehouse's layer, the cells that
+            it leaves to others.
+        spread: For every router by how much the share of an expert differs between two
+            images, at the most.
         confusion: How many images of each class (row) were predicted as each (column),
             (classes, classes) int.
     """
@@ -43,6 +50,9 @@ class Evaluation:
     attention: dict[str, np.ndarray]
     entropy: dict[str, float]
     usage: dict[str, np.ndarray]
+    shares: dict[str, np.ndarray]
+    dead: dict[str, tuple[int, ...]]
+    spread: dict[str, float]
     confusion: np.ndarray
 
     def scores(self, prefix: str = "test_") -> dict[str, float]:
@@ -50,9 +60,13 @@ class Evaluation:
         return {f"{prefix}loss": self.loss, f"{prefix}accuracy": self.accuracy}
 
     def routing(self) -> dict[str, Any]:
-        """Returns entropy and usage as JSON has them."""
-        usage = {path: shares.tolist() for path, shares in self.usage.items()}
-        return {"entropy": self.entropy, "usage": usage}
+        """Returns entropy, usage, shares and the number of dead experts, for JSON."""
+        return {
+            "entropy": self.entropy,
+            "usage": {path: each.tolist() for path, each in self.usage.items()},
+            "shares": {path: each.tolist() for path, each in self.shares.items()},
+            "dead_experts": {path: len(each) for path, each in self.dead.items()},
+        }
 
 
 def evaluate(
@@ -88,7 +102,7 @@ def evaluate(
         answer = jax.device_get(eval_step(state, *arrays))
         rows = {name: answer.pop(name) for name in PER_IMAGE}
         images.append(rows | {"mask": devices.gather(arrays[-1])})
-        total = answer if total is None else jax.tree.map(np.add, total, answer)
+        total = answer if total is None else _join(total, answer)
     assert total is not None  # a data set without test images is refused at the door
     per_image = {
         name: np.concatenate([rows[name] for rows in images])[: len(dataset.test)]
@@ -98,6 +112,16 @@ def evaluate(
 
 
 PER_IMAGE = ("loss", "prediction", "confidence")
+
+# How answers for two batches become one; what is not here is added up.
+JOINED = {"peak": np.maximum, "least": np.minimum}
+
+
+def _join(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: jax.tree.map(JOINED.get(name, np.add), one[name], other[name])
+        for name in one
+    }
 
 
 def _summarize(
@@ -111,6 +135,8 @@ def _summarize(
     np.add.at(confusion, (labels, predictions), 1)
     by_class = np.maximum(confusion.sum(1), 1)[:, None]  # a class may have no images
     count = int(is_read.sum())
+    shares = {path: sums / count for path, sums in total["shares"].items()}
+    peak, least = total["peak"], total["least"]
     return Evaluation(
         loss=float(per_image["loss"][is_read].mean(dtype=np.float64)),
         accuracy=float(np.trace(confusion) / count),
@@ -120,5 +146,8 @@ def _summarize(
         attention={path: sums / by_class for path, sums in total["attention"].items()},
         entropy={path: float(sums / count) for path, sums in total["entropy"].items()},
         usage={path: wins / count for path, wins in total["wins"].items()},
+        shares=shares,
+        dead={path: dead_experts(each, peak[path]) for path, each in shares.items()},
+        spread={path: float((peak[path] - least[path]).max()) for path in shares},
         confusion=confusion,
     )

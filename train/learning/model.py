@@ -34,7 +34,7 @@ DEFAULT_CONVOLUTIONS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 # The options of convolutions that have a flag of their own.
-SHORTHANDS = "num_experts", "reduction", "top_k", "router_dropout"
+SHORTHANDS = "num_experts", "reduction", "top_k", "router_dropout", "router_noise"
 
 # The option of models that says how their dynamic convolutions are computed.
 FORM = "implementation"
@@ -67,13 +67,17 @@ def create(
             the file of `--init-from` does not fit.
     """
     model = _build(config, num_classes, in_features, rngs)
-    if config.load_balance and not any(
-        map(_has_experts, (part for _, part in nnx.iter_modules(model)))
+    parts = [part for _, part in nnx.iter_modules(model)]
+    for name, applies, what in (
+        ("load_balance", _has_experts, "no router over several experts"),
+        ("router_z_loss", _has_softmax, "no softmax over several experts"),
     ):
-        raise TrainError(
-            f"--load-balance (={config.load_balance}) must be 0 with "
-            f"{_describe(config)}, which has no router over experts"
-        )
+        weight = getattr(config, name)
+        if weight and not any(map(applies, parts)):
+            raise TrainError(
+                f"{flag_of(name)} (={weight}) must be 0 with {_describe(config)}, "
+                f"which has {what}"
+            )
     if config.init_from is not None:
         _start_from_file(model, config, num_classes, in_features, rngs)
     return model
@@ -101,15 +105,21 @@ def static_twin(
             pair for pair in config.model_options if pair.partition("=")[0] != FORM
         ),
         router_dropout=0.0,
+        router_noise=0.0,
         **dict.fromkeys(("num_experts", "reduction", "top_k")),
     )
     return _build(twin, num_classes, in_features, rngs)
 
 
 def _has_experts(part: Any) -> bool:
+    is_choosing = isinstance(part, SigmoidRouter) and part.num_experts > 1
+    return is_choosing or _has_softmax(part)
+
+
+def _has_softmax(part: Any) -> bool:
     if isinstance(part, ODAttention):
         return part.kernel_fc is not None
-    return isinstance(part, (Router, SigmoidRouter))
+    return isinstance(part, Router) and part.num_experts > 1
 
 
 def _describe(config: Config) -> str:

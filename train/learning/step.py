@@ -1,7 +1,7 @@
 """What is compiled: the training step and the evaluation step, and their state."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -11,8 +11,14 @@ from flax import nnx
 from jax.scipy.special import entr
 from jax.sharding import Sharding
 
-from dynconv_jax import Assignment, Temperature, load_balance_loss
-from dynconv_jax.diagnostics import capture_attention, capture_routing
+from dynconv_jax import (
+    Assignment,
+    RouterOutput,
+    Temperature,
+    load_balance_loss,
+    router_z_loss,
+)
+from dynconv_jax.diagnostics import capture_routers, capture_routing
 from dynconv_jax.functional.numerics import at_least_float32
 from dynconv_jax.scheduled import set_scheduled
 from dynconv_jax.weights import to_torch_state_dict
@@ -94,7 +100,8 @@ def make_train_step(
     Returns:
         (state, images, labels) → (state, metrics). The state passed in is donated; the
         metrics are scalars, of the batch before the update; a temperature and an
-        assignment are among them where the model has them.
+        assignment are among them where the model has them, and the losses on routers,
+        not yet weighed, where the flags have them.
     """
     learning_rate = learning_rate_schedule(config)
     scheduled = (
@@ -145,14 +152,14 @@ def _differentiate(
         # Parameters that are sharded come to the images, not the images to them.
         params = jax.lax.with_sharding_constraint(params, everywhere)
         merged = nnx.merge(graphdef, params, rest, copy=True)
-        logits, attention = capture_attention(merged, images)
+        logits, routers = capture_routers(merged, images)
         logits = logits.astype(at_least_float32(logits.dtype))
         loss = optax.softmax_cross_entropy(logits, targets).mean()
-        if config.load_balance:
-            imbalance = [load_balance_loss(each) for each in attention.values()]
-            loss += config.load_balance * jnp.stack(imbalance).mean()
+        terms = _router_losses(routers.values(), config)
+        for name, term in terms.items():
+            loss += getattr(config, name) * term
         is_right = logits.argmax(-1) == targets.argmax(-1)
-        metrics = {"loss": loss, "accuracy": is_right.mean()}
+        metrics = {"loss": loss, "accuracy": is_right.mean(), **terms}
         return loss, (metrics, nnx.state(merged, nnx.Not(nnx.Param)))
 
     def of_part(rest, part):
@@ -167,6 +174,23 @@ def _differentiate(
         rest, means = _mean_over_parts(of_part, rest, parts)
     nnx.update(model, rest)
     return means
+
+
+def _router_losses(
+    routers: Iterable[RouterOutput], config: Config
+) -> dict[str, jax.Array]:
+    """Returns the losses on the routers that the flags weigh, by the flag's name.
+
+    Each is the mean over the routers that have what it is computed from.
+    """
+    values: dict[str, list[jax.Array]] = {}
+    for attention, probabilities, logits in routers:
+        if config.load_balance:
+            balance = load_balance_loss(attention, probabilities)
+            values.setdefault("load_balance", []).append(balance)
+        if config.router_z_loss and logits is not None:
+            values.setdefault("router_z_loss", []).append(router_z_loss(logits))
+    return {name: jnp.stack(each).mean() for name, each in values.items()}
 
 
 def _cut(batch: Any, count: int) -> Any:
@@ -238,9 +262,11 @@ def make_eval_step(
         (state, images, labels, mask) → for every image its `loss` (cross-entropy),
         `prediction` and `confidence`, (B,); and for every router, summed over the
         images with mask 1: `attention`, by class (class_count, K), `entropy` of the
-        experts' shares in nats, (), and `wins`, how often each expert has the largest
-        weight, (K,). Of a warehouse it is the shares of the cells, and all are means
-        over the tiles of a kernel. Models that choose nothing have empty dicts.
+        experts' shares in nats, (), `shares`, (K,), and `wins`, how often each expert
+        has the largest weight, (K,). Of a warehouse it is the shares of the cells, and
+        all are means over the tiles of a kernel. `peak` and `least`, (K,), are the
+        largest and smallest share in any image, or tile of one, not a sum. Models that
+        choose nothing have empty dicts.
     """
 
     def step(state, images, labels, mask):
@@ -279,6 +305,15 @@ def make_eval_step(
                 @ _over_tiles(jax.nn.one_hot(each.argmax(-1), each.shape[-1]))
                 for path, each in routing.items()
             },
+            "shares": {path: mask @ _over_tiles(each) for path, each in shares.items()},
+            "peak": {
+                path: _of_masked(each, mask, 0.0).max(tuple(range(each.ndim - 1)))
+                for path, each in shares.items()
+            },
+            "least": {
+                path: _of_masked(each, mask, 1.0).min(tuple(range(each.ndim - 1)))
+                for path, each in shares.items()
+            },
         }
 
     return jax.jit(step, out_shardings=everywhere)
@@ -298,6 +333,12 @@ def _shares(attention: jax.Array) -> jax.Array:
 def _over_tiles(values: jax.Array) -> jax.Array:
     """Returns the mean over the tiles of a kernel, where there are any, (B, K)."""
     return values.mean(axis=tuple(range(1, values.ndim - 1)))
+
+
+def _of_masked(shares: jax.Array, mask: jax.Array, fill: float) -> jax.Array:
+    """Returns shares (B, ..., K) with `fill` for the images that do not count."""
+    counts = jnp.expand_dims(mask > 0, tuple(range(1, shares.ndim)))
+    return jnp.where(counts, shares, fill)
 
 
 def params_sha256(model: nnx.Module) -> str:

@@ -9,6 +9,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
+from train.showing.routing_words import router_name
+
 COLORS = "PuOr_r"  # light in the middle of the scale
 # Larger tables are drawn without numbers, and no larger than this.
 MOST_CLASSES = 20
@@ -44,7 +46,7 @@ def draw_routing(attention: Mapping[str, np.ndarray]) -> bytes:
         axes.remove()
     for axes, (path, table) in zip(grid.flat, attention.items(), strict=False):
         axes.imshow(ratios[path], cmap=COLORS, norm=norm, aspect="auto")
-        axes.set_title(path.removesuffix(".router") or "router", fontsize=11)
+        axes.set_title(router_name(path), fontsize=11)
         axes.set_xlabel("expert")
         axes.tick_params(length=0)
         if classes > MOST_CLASSES or table.shape[1] > MOST_EXPERTS:

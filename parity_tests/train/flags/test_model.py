@@ -73,6 +73,7 @@ def test_flags_and_named_options_reach_the_convolutions():
         reduction=8,
         top_k=2,
         router_dropout=0.25,
+        router_noise=0.5,
         conv_options=("implementation=vmap",),
         model_options=("dynamic=1", "dropout=0.5"),
     )
@@ -83,6 +84,7 @@ def test_flags_and_named_options_reach_the_convolutions():
         assert layer.implementation == "vmap"
         router = layer.router
         assert (router.reduction, router.top_k, router.dropout.rate) == (8, 2, 0.25)
+        assert router.noise.std == 0.5
     assert model.dropout.rate == 0.5
 
 
@@ -128,6 +130,18 @@ def test_flags_and_named_options_reach_the_convolutions():
         (
             dict(conv="decomposed", load_balance=0.1),
             ["--load-balance (=0.1)", "--conv decomposed"],
+        ),
+        (
+            dict(num_experts=1, load_balance=0.1),
+            ["--load-balance (=0.1)", "no router over several experts"],
+        ),
+        (
+            dict(conv="condconv", router_z_loss=0.1),
+            ["--router-z-loss (=0.1)", "--conv condconv", "no softmax"],
+        ),
+        (
+            dict(conv="odconv", router_noise=0.1),
+            ["--router-noise (=0.1)", "--conv odconv"],
         ),
     ],
 )

@@ -25,6 +25,9 @@ def answer(state, images, labels, mask):
         "attention": {"router": by_class},
         "entropy": {"router": 0.5 * mask.sum()},
         "wins": {"router": wins},
+        "shares": {"router": mask.sum() * jnp.array([0.99, 0.01])},
+        "peak": {"router": jnp.array([first[0] / 255, 0.01])},
+        "least": {"router": jnp.array([first[0] / 255, 0.01])},
     }
 
 
@@ -83,7 +86,16 @@ def test_routing_is_averaged_over_images_and_classes(whole):
     assert evaluation.routing() == {
         "entropy": {"router": 0.5},
         "usage": {"router": [1.0, 0.0]},
+        "shares": {"router": pytest.approx([0.99, 0.01])},
+        "dead_experts": {"router": 1},
     }
+
+
+def test_extremes_of_all_batches_are_kept(whole):
+    source, evaluation = whole
+    firsts = source.images[[0, 4, 8], 0, 0, 0] / 255
+    assert evaluation.spread["router"] == pytest.approx(np.ptp(firsts))
+    assert evaluation.dead["router"] == (1,)
 
 
 def test_images_that_cannot_be_read_count_nowhere(capsys):

@@ -19,10 +19,11 @@ from dynconv_jax import (
     Temperature,
     create_model,
     load_balance_loss,
+    router_z_loss,
     summarize,
     with_warehouses,
 )
-from dynconv_jax.diagnostics import capture_attention
+from dynconv_jax.diagnostics import capture_attention, capture_routers
 from parity_tests.parity import assert_close
 from parity_tests.tools import trained
 from train.flags.config import Config
@@ -176,7 +177,8 @@ def test_all_temperatures_share_one_compilation(three_steps):
 def test_metrics_are_scalars(three_steps):
     assert {row.shape for row in three_steps.metrics[0].values()} == {()}
     assert set(three_steps.metrics[0]) == {
-        *("loss", "accuracy", "learning_rate", "temperature", "gradient_norm")
+        *("loss", "accuracy", "learning_rate", "temperature", "gradient_norm"),
+        "load_balance",
     }
 
 
@@ -262,6 +264,38 @@ def test_loss_is_smoothed_and_balanced(images, labels):
     assert_close({"": metrics["loss"]}, {"": expected}, dtype="float32")
     accuracy = (logits.argmax(-1) == labels).mean()
     assert metrics["accuracy"] == accuracy
+
+
+def test_losses_on_routers_see_the_softmax_before_the_cut(images, labels):
+    config = dataclasses.replace(CONFIG, load_balance=0.3, router_z_loss=0.2)
+    _, state, step = build(Net(top_k=1), config)
+    _, metrics = step(state, images, labels)
+    routers: dict[str, Any]
+    logits, routers = capture_routers(Net(top_k=1, temperature=4.0), images)
+    expected = {
+        "load_balance": load_balance_loss(*routers["conv.router"][:2]),
+        "router_z_loss": router_z_loss(routers["conv.router"].logits),
+    }
+    entropies = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    expected["loss"] = (
+        entropies.mean()
+        + 0.3 * expected["load_balance"]
+        + 0.2 * expected["router_z_loss"]
+    )
+    found = {name: metrics[name] for name in expected}
+    assert_close(found, expected, dtype="float32")
+
+
+def test_balancing_brings_a_dead_expert_back(images, labels):
+    config = dataclasses.replace(CONFIG, load_balance=1.0, momentum=0.0)
+    model = Net(num_experts=3, top_k=1, has_norm=False)
+    model.conv.router.fc2.bias[...] = jnp.array([0.0, 0.0, -20.0])
+    model.conv.kernel[...] = jnp.zeros_like(model.conv.kernel[...])
+    graphdef, state, step = build(model, config)
+    for _ in range(2):  # the first has a learning rate of 0
+        state, _ = step(state, images, labels)
+    trained_net: Any = nnx.merge(graphdef, state).model
+    assert trained_net.conv.router.fc2.bias[2] > -20
 
 
 def test_augmentation_follows_from_seed_and_step(images, labels):
@@ -364,7 +398,7 @@ def evaluated(images, labels):
 
 def test_masked_images_count_in_no_sum(evaluated):
     _, whole, filled = evaluated
-    for name in ("attention", "entropy", "wins"):
+    for name in ("attention", "entropy", "wins", "shares", "peak", "least"):
         np.testing.assert_array_equal(
             whole[name]["conv.router"], filled[name]["conv.router"]
         )
@@ -396,6 +430,10 @@ def test_routing_sums_are_those_of_the_diagnostics(evaluated, images, labels):
         "attention": by_class,
         "entropy": np.asarray(5 * summary.entropy),
         "wins": 5 * summary.win_share,
+        "shares": 5 * summary.share,
+        "peak": summary.peak,
     }
     actual = {name: answer[name]["conv.router"] for name in expected}
     assert_close(actual, expected, dtype="float32")
+    spread = (answer["peak"]["conv.router"] - answer["least"]["conv.router"]).max()
+    assert_close({"": spread}, {"": summary.spread}, dtype="float32")

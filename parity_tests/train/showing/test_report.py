@@ -117,6 +117,25 @@ def test_page_of_many_classes_and_routers_stays_small(tmp_path):
     assert (tmp_path / "run" / "report.html").stat().st_size < 200_000
 
 
+def test_page_says_in_a_sentence_what_the_routers_do(tmp_path):
+    dataset = make_dataset()
+    evaluation = make_evaluation(dataset)
+    evaluation.dead["stage1.dyn.router"] = (1, 3)
+    page = read_page(tmp_path / "run", dataset, evaluation)
+    assert "two of four experts of stage1.dyn are dead: 1, 3" in page.text
+    assert "the other router uses its experts and tells images apart" in page.text
+
+
+def test_page_draws_the_losses_on_routers(tmp_path):
+    dataset = make_dataset()
+    rows = {"load_balance": 1.25, "router_z_loss": 0.5}
+    write_run(tmp_path / "run", metrics=rows)
+    write_report(tmp_path / "run", dataset, make_evaluation(dataset), SUMMARY)
+    page = Page((tmp_path / "run" / "report.html").read_text("utf-8"))
+    assert "Imbalance of the experts" in page.text
+    assert "z-loss of the routers" in page.text
+
+
 def test_run_without_mistakes_says_so(tmp_path):
     dataset = make_dataset()
     evaluation = make_evaluation(dataset, wrong=())

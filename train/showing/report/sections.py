@@ -14,6 +14,7 @@ from train.showing.report import markup
 from train.showing.report.charts import Line, chart, palette
 from train.showing.report.markup import duration, number, percent, section, table, text
 from train.showing.report.matrices import attention_map, confusion_map
+from train.showing.routing_words import in_words, router_name
 from train.storage.finished import Row, Run
 
 Summary = Mapping[str, Any]
@@ -84,6 +85,8 @@ def curves(run: Run) -> str:
                 ("Learning rate", "learning_rate"),
                 ("Temperature of the routers", "temperature"),
                 ("Assignment of cells", "assignment"),
+                ("Imbalance of the experts (1: even)", "load_balance"),
+                ("z-loss of the routers", "router_z_loss"),
                 ("Norm of the gradients", "gradient_norm"),
                 ("Images per second", "images_per_second"),
             )
@@ -114,7 +117,8 @@ def routing(run: Run, evaluation: Evaluation, dataset: Dataset) -> str:
             "nothing.)",
         )
     paths = list(evaluation.attention)
-    names = {path: path.removesuffix(".router") or "router" for path in paths}
+    names = {path: router_name(path) for path in paths}
+    verdict = "".join(f"<li>{text(each)}</li>" for each in in_words(evaluation))
     rows = [_router_row(names[path], path, evaluation) for path in paths]
     overview = table(
         ("router", "experts", "entropy", "difference between classes", "usage"),
@@ -152,6 +156,7 @@ def routing(run: Run, evaluation: Evaluation, dataset: Dataset) -> str:
     count = f"{len(paths)} router" + "s" * (len(paths) > 1)
     return section(
         "Routing",
+        f'<ul class="verdict">{verdict}</ul>' if verdict else "",
         overview,
         f"<h3>Over time</h3>{over_time}",
         markup.details(
@@ -163,7 +168,8 @@ def routing(run: Run, evaluation: Evaluation, dataset: Dataset) -> str:
         note="What each router does with the test images, and what each layer takes "
         "from a warehouse of cells, over its kernel's tiles. Entropy is that of an "
         "image's attention, as a share of the largest there is; usage is the share of "
-        "images in which each expert weighs most, the largest first; the difference "
+        "images in which each expert weighs most, the largest first; an expert is dead "
+        "that has next to nothing, on average and of any image; the difference "
         "between classes is the mean distance (half the sum of absolute differences) "
         "of a class's attention from that of all.",
     )

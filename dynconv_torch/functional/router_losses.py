@@ -1,0 +1,77 @@
+"""Losses on what routers do: how unevenly experts are used, how large logits are."""
+
+import torch
+from torch import Tensor
+
+from dynconv_torch.functional.numerics import at_least_float32
+
+
+def load_balance_loss(attention: Tensor, probabilities: Tensor | None = None) -> Tensor:
+    """Measures how unevenly a batch uses the experts, so that training evens it out.
+
+        K · Σ_i f_i · P_i
+
+    f_i is the share of expert i in the choices of the samples, and P_i its share in
+    their probabilities; the gradient goes through P. It is 1 where all experts are used
+    alike and K where one has all. Add it to the loss with a small weight; the source
+    has 0.01. Fedus et al., "Switch Transformers", JMLR 2022, section 2.2, equation 4.
+
+    Args:
+        attention: Shape (..., K). A sample chooses the expert with the largest weight,
+            or, if `probabilities` are given, those with any: each of k kept counts 1/k.
+        probabilities: Shape (..., K), the whole softmax where `top_k` has cut it to the
+            attention, as `capture_routers` returns it: an expert that no sample keeps
+            has a gradient only there. None: the attention is whole. Of sigmoids, whose
+            rows do not sum to 1, P_i is the share in the sum of all.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: If the two differ in shape.
+
+    Example:
+        >>> kept = torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
+        >>> whole = torch.tensor([[0.5, 0.25, 0.25], [0.5, 0.5, 0.0]])
+        >>> float(load_balance_loss(kept, whole))
+        1.5
+    """
+    if probabilities is not None and probabilities.shape != attention.shape:
+        raise ValueError(
+            f"`probabilities` (shape {tuple(probabilities.shape)}) must have the shape "
+            f"of `attention`, {tuple(attention.shape)}"
+        )
+    num_experts, wide = attention.shape[-1], at_least_float32(attention.dtype)
+    if probabilities is None:
+        largest = attention.argmax(dim=-1, keepdim=True)
+        chosen = torch.zeros_like(attention, dtype=wide).scatter(-1, largest, 1)
+        probabilities = attention
+    else:
+        kept = (attention != 0).to(wide)
+        chosen = kept / kept.sum(dim=-1, keepdim=True).clamp(min=1)
+    importance = probabilities.to(wide).reshape(-1, num_experts).mean(dim=0)
+    shares = importance / importance.sum()
+    chosen_shares = chosen.reshape(-1, num_experts).mean(dim=0)
+    return num_experts * torch.sum(chosen_shares * shares)
+
+
+def router_z_loss(logits: Tensor) -> Tensor:
+    """Measures how large the logits of a router are, so that its softmax stays soft.
+
+    The mean of logsumexp(logits)². Add it to the loss with a small weight; the source
+    has 0.001. Zoph et al., "ST-MoE: Designing Stable and Transferable Sparse Expert
+    Models", 2022, section 3.3, equation 5.
+
+    Args:
+        logits: Shape (..., K), what the softmax is taken of, that is, divided by the
+            temperature, as `capture_routers` returns it.
+
+    Returns:
+        A scalar.
+
+    Example:
+        >>> float(router_z_loss(torch.tensor([[0.0], [2.0]])))
+        2.0
+    """
+    wide = logits.to(at_least_float32(logits.dtype))
+    return torch.logsumexp(wide, dim=-1).square().mean()
