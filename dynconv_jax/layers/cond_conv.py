@@ -95,6 +95,6 @@ class CondConv(ExpertConv):
         Raises:
             ValueError: If the inputs or the attention do not fit the layer.
         """
-        flat, batch = self.flatten_batch(inputs)
-        outputs = self.convolve(flat, self.flatten_attention(attention, batch))
+        flat, batch = self._flatten_batch(inputs)
+        outputs = self._convolve(flat, self._flatten_attention(attention, batch))
         return outputs.reshape(*batch, *outputs.shape[1:])

@@ -165,7 +165,7 @@ class DecomposedConv(Convolution):
             feature_group_count=feature_group_count,
         )
         check_latent_size(geometry)
-        self.take_geometry(geometry)
+        self._take_geometry(geometry)
         self.pool = positive_int("pool", pool)
         positive_int("reduction", reduction)
         positive_int("min_hidden", min_hidden)
@@ -254,7 +254,7 @@ class DecomposedConv(Convolution):
         return outputs.reshape(*batch, *outputs.shape[1:])
 
     def _flatten(self, inputs: jax.Array) -> tuple[jax.Array, tuple[int, ...]]:
-        flat, batch = self.flatten_batch(inputs)
+        flat, batch = self._flatten_batch(inputs)
         self.geometry.output_size(flat.shape[1:-1])  # refuses empty dimensions
         return flat, batch
 

@@ -66,8 +66,8 @@ class ExpertConv(Convolution):
 
     Example:
         >>> layer = ExpertConv(3, 8, (3, 3), 2, padding=1, rngs=nnx.Rngs(0))
-        >>> layer.convolve(jnp.ones((2, 9, 7, 3)), jnp.full((2, 4), 0.25)).shape
-        (2, 5, 4, 8)
+        >>> layer.kernel.shape
+        (4, 3, 3, 3, 8)
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class ExpertConv(Convolution):
                 `kernel_size`.
             ValueError: If a value is out of range or does not fit the others.
         """
-        geometry = self.create_geometry(
+        geometry = self._create_geometry(
             in_features,
             out_features,
             kernel_size,
@@ -111,7 +111,7 @@ class ExpertConv(Convolution):
             feature_group_count=feature_group_count,
         )
         check_implementation(implementation, geometry)
-        self.take_geometry(geometry)
+        self._take_geometry(geometry)
         self.use_bias = use_bias
         self.num_experts = positive_int("num_experts", num_experts)
         self.implementation = implementation
@@ -137,15 +137,15 @@ class ExpertConv(Convolution):
             self.bias = nnx.data(None)
 
     # What a transposed layer has otherwise.
-    def create_geometry(self, *sizes: Any, **options: Any) -> Geometry:
+    def _create_geometry(self, *sizes: Any, **options: Any) -> Geometry:
         """Creates the layer's geometry, from the arguments of `Geometry.create`."""
         return Geometry.create(*sizes, **options)
 
-    def apply_experts(self, *operands: Any, **options: Any) -> jax.Array:
+    def _apply_experts(self, *operands: Any, **options: Any) -> jax.Array:
         """Computes the layer, from the arguments of `dynamic_conv`."""
         return dynamic_conv(*operands, **options)
 
-    def convolve(
+    def _convolve(
         self,
         inputs: jax.Array,
         attention: jax.Array | None,
@@ -153,13 +153,13 @@ class ExpertConv(Convolution):
     ) -> jax.Array:
         """Convolves inputs (B, *S, C) with experts mixed by attention (B, K).
 
-        Further options are those of `apply_experts`.
+        Further options are those of `_apply_experts`.
         """
         bias = None if self.bias is None else self.bias[...]
         inputs, kernel, bias = self.promote_dtype(
             (inputs, self.kernel[...], bias), dtype=self.dtype
         )
-        return self.apply_experts(
+        return self._apply_experts(
             inputs,
             attention,
             kernel,
@@ -174,7 +174,7 @@ class ExpertConv(Convolution):
             **options,
         )
 
-    def flatten_attention(
+    def _flatten_attention(
         self, attention: jax.Array, batch: tuple[int, ...]
     ) -> jax.Array:
         """Returns attention (*batch, K) with one batch dimension.

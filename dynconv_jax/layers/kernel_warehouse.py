@@ -123,7 +123,7 @@ class KernelWarehouse(nnx.Module):
         self.assignment = Assignment.create(assignment)
         self.built: tuple[int, ...] = ()
 
-    def free_index(self, index: int | None) -> int:
+    def _free_index(self, index: int | None) -> int:
         """Returns the index of a layer that is not built yet, the next one if None.
 
         Raises:
@@ -147,7 +147,7 @@ class KernelWarehouse(nnx.Module):
             )
         return index
 
-    def mark_built(self, index: int) -> None:
+    def _mark_built(self, index: int) -> None:
         """Notes that a layer was built, so that no other is built in its place."""
         self.built = (*self.built, index)
 
@@ -219,11 +219,11 @@ class WarehouseConv(Convolution):
             raise TypeError(
                 f"`warehouse` (a {type(warehouse).__name__}) must be a KernelWarehouse"
             )
-        self.index = warehouse.free_index(index)
+        self.index = warehouse._free_index(index)
         self._warehouse = warehouse
         geometry = self.share.geometry
         check_implementation(implementation, geometry, has_experts=False)
-        self.take_geometry(geometry)
+        self._take_geometry(geometry)
         self.use_bias = use_bias
         self.implementation = implementation
         self.dtype = dtype
@@ -248,7 +248,7 @@ class WarehouseConv(Convolution):
             self.bias = nnx.Param(bias_init(rngs.params(), shape, param_dtype))
         else:
             self.bias = nnx.data(None)
-        warehouse.mark_built(self.index)
+        warehouse._mark_built(self.index)
 
     @property
     def warehouse(self) -> KernelWarehouse:
@@ -272,7 +272,7 @@ class WarehouseConv(Convolution):
         Raises:
             ValueError: If the inputs do not fit the layer.
         """
-        flat, batch = self.flatten_batch(inputs)
+        flat, batch = self._flatten_batch(inputs)
         mixture = self._mix(flat)
         return mixture.reshape(*batch, *mixture.shape[1:])
 
@@ -289,7 +289,7 @@ class WarehouseConv(Convolution):
         Raises:
             ValueError: If the inputs do not fit the layer.
         """
-        flat, batch = self.flatten_batch(inputs)
+        flat, batch = self._flatten_batch(inputs)
         mixture = self._mix(flat)
         record_attention(self, mixture, "mixture")
         bias = None if self.bias is None else self.bias[...]
