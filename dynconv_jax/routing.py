@@ -56,6 +56,15 @@ def record_attention(
         module.sow(Attention, name, attention)
 
 
+def _are_largest(logits: jax.Array, count: int) -> jax.Array:
+    """Returns which of the logits (..., K) are the `count` largest."""
+    # Not by lax.top_k, which gathers a sharded batch; and which ones they are has no
+    # gradient, to which JAX gives another sharding. NaN ranks first, to be seen.
+    logits = lax.stop_gradient(logits)
+    descending = -jnp.where(jnp.isnan(logits), jnp.inf, logits)
+    return jnp.argsort(jnp.argsort(descending, axis=-1), axis=-1) < count
+
+
 def attend(
     logits: jax.Array, temperature: ArrayLike = 1.0, top_k: int | None = None
 ) -> jax.Array:
@@ -79,9 +88,7 @@ def attend(
     scaled = logits / jnp.asarray(temperature).astype(logits.dtype)
     if top_k is None or top_k == logits.shape[-1]:
         return jax.nn.softmax(scaled, axis=-1)
-    # Not by lax.top_k, which gathers a sharded batch. NaN ranks first, to be seen.
-    descending = -jnp.where(jnp.isnan(logits), jnp.inf, logits)
-    is_kept = jnp.argsort(jnp.argsort(descending, axis=-1), axis=-1) < top_k
+    is_kept = _are_largest(logits, top_k)
     return jax.nn.softmax(jnp.where(is_kept, scaled, -jnp.inf), axis=-1)
 
 

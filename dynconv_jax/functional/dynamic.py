@@ -23,6 +23,7 @@ from dynconv_jax.functional.geometry import Geometry, PaddingLike, check_operand
 from dynconv_jax.functional.numerics import Numerics
 from dynconv_jax.functional.per_sample import add_bias
 from dynconv_jax.functional.scan import map_samples
+from dynconv_jax.functional.sharding import leave_to_partitioner, of_convolution
 from dynconv_jax.functional.static import conv_by_one_kernel
 
 
@@ -60,7 +61,17 @@ def mix_kernels(
             f"`kernel` ({kernel.dtype}) must be floating, to be mixed; cast it to "
             "float32"
         )
-    return _mix(attention, kernel, precision)
+
+    def mix(attention: jax.Array, kernel: jax.Array) -> jax.Array:
+        return _mix(attention, kernel, precision)
+
+    rest = [(kernel, axis, kernel.shape[axis]) for axis in range(1, kernel.ndim)]
+    return leave_to_partitioner(
+        mix,
+        (attention, kernel),
+        [(attention, 0, attention.shape[0]), *rest],
+        stack=kernel,
+    )
 
 
 def _mix(
@@ -226,12 +237,26 @@ def dynamic_conv(
         bias = mix_kernels(attention, bias, precision=precision)
     plan = choose(Problem.of(inputs, geometry, kernel.shape[0]), implementation)
     numerics = Numerics(precision, preferred_element_type)
-    if attention is None and spatial_attention is None:
-        outputs = conv_by_one_kernel(inputs, kernel[0], geometry, numerics)
-    else:
-        outputs = dynamic_conv_by_plan(
+
+    def convolve(
+        inputs: jax.Array,
+        attention: jax.Array | None,
+        kernel: jax.Array,
+        spatial_attention: jax.Array | None,
+    ) -> jax.Array:
+        if attention is None and spatial_attention is None:
+            return conv_by_one_kernel(inputs, kernel[0], geometry, numerics)
+        return dynamic_conv_by_plan(
             plan, inputs, attention, kernel, geometry, numerics, spatial_attention
         )
+
+    outputs = leave_to_partitioner(
+        convolve,
+        (inputs, attention, kernel, spatial_attention),
+        of_convolution(inputs, kernel, geometry.output_size(inputs.shape[1:-1])),
+        stack=kernel,
+        gathers=plan.gathers,
+    )
     return add_bias(outputs, bias)
 
 

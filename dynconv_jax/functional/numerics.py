@@ -1,5 +1,6 @@
 """How sums are taken: the precision of products and the dtype of accumulation."""
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -49,6 +50,28 @@ class Numerics(NamedTuple):
             precision=self.precision,
             preferred_element_type=self.preferred_element_type,
         )
+
+    def multiply(self, windows: jax.Array, kernel: jax.Array, rank: int) -> jax.Array:
+        """Multiplies windows by kernels, at every pixel.
+
+        Args:
+            windows: Shape (..., *S, P), with `rank` axes in S.
+            kernel: Shape (..., P, O), with the leading axes of the windows, or none.
+            rank: The number of spatial dimensions.
+
+        Returns:
+            Shape (..., *S, O), in the dtype of the output.
+        """
+        *outer, rows = windows.shape
+        batch, pixels = outer[:-rank], outer[-rank:]
+        if not all(isinstance(size, int) for size in pixels):
+            # Whether a product of symbolic sizes is positive is beyond JAX.
+            axes = "xyz"[:rank]
+            return self.contract(f"...{axes}p,...po->...{axes}o", windows, kernel)
+        # One axis of pixels is faster: the gradient needs no transpose.
+        flat = windows.reshape(*batch, math.prod(pixels), rows)
+        outputs = self.contract("...np,...po->...no", flat, kernel)
+        return outputs.reshape(*outer, outputs.shape[-1])
 
     def widened(self, dtype: DTypeLike) -> "Numerics":
         """Returns the options for partial sums that are still to be added up."""

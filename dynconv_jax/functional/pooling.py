@@ -9,6 +9,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from dynconv_jax.functional.numerics import at_least_float32
+from dynconv_jax.functional.sharding import leave_to_partitioner
 
 
 def spatial_mean(inputs: jax.Array, dtype: DTypeLike | None = None) -> jax.Array:
@@ -51,13 +52,26 @@ def adaptive_avg_pool(
         Array([0.5, 1.5], dtype=float32)
     """
     dtype = at_least_float32(dtype or inputs.dtype)
-    # A bin is a box, so it can be averaged an axis at a time; the first does the work.
-    for axis in range(1, inputs.ndim - 1):
-        size = inputs.shape[axis]
-        spans = [(i * size // bins, -(-(i + 1) * size // bins)) for i in range(bins)]
-        means = [
-            jnp.mean(lax.slice_in_dim(inputs, *span, axis=axis), axis, dtype=dtype)
-            for span in spans
-        ]
-        inputs = jnp.stack(means, axis)
-    return inputs
+
+    def pool(inputs: jax.Array) -> jax.Array:
+        # A bin is a box, so it can be averaged an axis at a time; the first does the
+        # work.
+        for axis in range(1, inputs.ndim - 1):
+            size = inputs.shape[axis]
+            spans = [
+                (i * size // bins, -(-(i + 1) * size // bins)) for i in range(bins)
+            ]
+            means = [
+                jnp.mean(lax.slice_in_dim(inputs, *span, axis=axis), axis, dtype=dtype)
+                for span in spans
+            ]
+            inputs = jnp.stack(means, axis)
+        return inputs
+
+    bins_of_image = (None,) * (inputs.ndim - 2)
+    result = (
+        (inputs, 0, inputs.shape[0]),
+        *bins_of_image,
+        (inputs, -1, inputs.shape[-1]),
+    )
+    return leave_to_partitioner(pool, (inputs,), result)

@@ -49,8 +49,15 @@ def _stack(experts: list[Any]) -> Any:
     if not isinstance(first, nnx.VariableMetadata):  # as of nnx.with_partitioning
         return jnp.stack(experts)
     metadata = dict(first.metadata)
-    if metadata.get("out_sharding") is not None:  # the axis of the experts is whole
-        metadata["out_sharding"] = (None, *metadata["out_sharding"])
+    names, shape = metadata.get("out_sharding"), first.raw_value.shape
+    if names is not None and len(names) > len(shape) + 1:
+        raise ValueError(
+            f"`nnx.with_partitioning` names {len(names)} axes (={tuple(names)}); name "
+            f"the {len(shape)} of an expert (shape {shape}), or {len(shape) + 1} with "
+            "that of the experts before them"
+        )
+    if names is not None and len(names) <= len(shape):  # the experts' axis is whole
+        metadata["out_sharding"] = (None, *names)
     stacked = jnp.stack([expert.raw_value for expert in experts])
     return dataclasses.replace(first, raw_value=stacked, metadata=metadata)
 
