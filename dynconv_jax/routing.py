@@ -24,6 +24,7 @@ from dynconv_jax.functional.geometry import positive_int
 from dynconv_jax.functional.numerics import at_least_float32
 from dynconv_jax.functional.pooling import spatial_mean
 from dynconv_jax.initializers import (
+    promote_to_widest,
     torch_bias_init,
     torch_kernel_init,
     torch_linear,
@@ -259,6 +260,7 @@ class SigmoidRouter(nnx.Linear):
             dtype=None if dtype is None else at_least_float32(dtype),
             param_dtype=param_dtype,
             precision=precision,
+            promote_dtype=promote_to_widest,
         )
         super().__init__(
             in_features,

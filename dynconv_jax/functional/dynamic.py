@@ -20,7 +20,7 @@ from dynconv_jax.functional.cost import Plan, Problem
 from dynconv_jax.functional.experts import conv_by_experts
 from dynconv_jax.functional.forms import FORMS, Form
 from dynconv_jax.functional.geometry import Geometry, PaddingLike, check_operands
-from dynconv_jax.functional.numerics import Numerics
+from dynconv_jax.functional.numerics import Numerics, as_arrays, multiply_wide
 from dynconv_jax.functional.per_sample import add_bias
 from dynconv_jax.functional.scan import map_samples
 from dynconv_jax.functional.sharding import leave_to_partitioner, of_convolution
@@ -51,6 +51,7 @@ def mix_kernels(
         >>> mix_kernels(jnp.full((2, 4), 0.25), jnp.ones((4, 3, 3, 8, 16))).shape
         (2, 3, 3, 8, 16)
     """
+    attention, kernel = as_arrays(attention, kernel)
     if attention.ndim != 2 or attention.shape[1] != kernel.shape[0]:
         raise ValueError(
             f"`attention` (shape {attention.shape}) must be (batch, num_experts) with "
@@ -150,7 +151,10 @@ def _mixer(
             return _mix(attention, arranged, precision)
         mixed = kernel[0] if attention is None else _mix(attention, kernel, precision)
         # In the wider dtype of the two: the gradient of a tap sums C/g · O products.
-        weighted = mixed * spatial_attention[..., None, None]
+        weights = spatial_attention[..., None, None]
+        if mixed.ndim < weights.ndim:  # of a single expert
+            mixed = mixed[None]
+        weighted = multiply_wide(mixed, weights)
         return form.arrange(weighted.astype(kernel.dtype), geometry)
 
     return mixed_kernel
@@ -221,6 +225,8 @@ def dynamic_conv(
         >>> dynamic_conv(jnp.ones((2, 10, 4)), attention, experts).shape
         (2, 10, 8)
     """
+    inputs, kernel = as_arrays(inputs, kernel)
+    attention, bias, spatial_attention = as_arrays(attention, bias, spatial_attention)
     geometry = check_operands(
         inputs,
         kernel,

@@ -20,7 +20,7 @@ from dynconv_jax.functional.choice import choose
 from dynconv_jax.functional.cost import Plan, Problem
 from dynconv_jax.functional.forms import FORMS
 from dynconv_jax.functional.geometry import Geometry, PaddingLike, check_operands
-from dynconv_jax.functional.numerics import Numerics
+from dynconv_jax.functional.numerics import Numerics, as_arrays
 from dynconv_jax.functional.scan import map_samples
 from dynconv_jax.functional.sharding import leave_to_partitioner, of_convolution
 
@@ -99,6 +99,8 @@ def per_sample_conv(
         >>> per_sample_conv(images, kernels, strides=2, padding=1).shape
         (2, 5, 4, 8)
     """
+    inputs, kernel = as_arrays(inputs, kernel)
+    (bias,) = as_arrays(bias)
     geometry = check_operands(
         inputs,
         kernel,

@@ -27,6 +27,7 @@ def spatial_mean(inputs: jax.Array, dtype: DTypeLike | None = None) -> jax.Array
         >>> spatial_mean(jnp.arange(6.0).reshape(1, 2, 3, 1)).tolist()
         [[2.5]]
     """
+    inputs = jnp.asarray(inputs)
     axes = tuple(range(1, inputs.ndim - 1))
     return jnp.mean(inputs, axis=axes, dtype=at_least_float32(dtype or inputs.dtype))
 
@@ -51,6 +52,7 @@ def adaptive_avg_pool(
         >>> adaptive_avg_pool(jnp.arange(3.0).reshape(1, 3, 1), 2).ravel()
         Array([0.5, 1.5], dtype=float32)
     """
+    inputs = jnp.asarray(inputs)
     dtype = at_least_float32(dtype or inputs.dtype)
 
     def pool(inputs: jax.Array) -> jax.Array:

@@ -29,7 +29,7 @@ from dynconv_jax.functional.dynamic import (
     mix_kernels,
 )
 from dynconv_jax.functional.geometry import Geometry, PaddingLike, check_operands
-from dynconv_jax.functional.numerics import Numerics
+from dynconv_jax.functional.numerics import Numerics, as_arrays
 from dynconv_jax.functional.per_sample import add_bias, per_sample_conv_by_plan
 from dynconv_jax.functional.sharding import leave_to_partitioner, of_convolution
 from dynconv_jax.functional.transpose_geometry import TransposeGeometry
@@ -255,6 +255,8 @@ def per_sample_conv_transpose(
         >>> per_sample_conv_transpose(images, kernels, strides=2, padding=1).shape
         (2, 9, 7, 8)
     """
+    inputs, kernel = as_arrays(inputs, kernel)
+    (bias,) = as_arrays(bias)
     geometry = check_operands(
         inputs,
         kernel,
@@ -347,6 +349,8 @@ def dynamic_conv_transpose(
         >>> dynamic_conv_transpose(inputs, attention, experts, strides=2).shape
         (2, 20, 8)
     """
+    inputs, attention, kernel = as_arrays(inputs, attention, kernel)
+    (bias,) = as_arrays(bias)
     geometry = check_operands(
         inputs,
         kernel,

@@ -3,6 +3,7 @@
 import math
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from dynconv_jax.functional.geometry import Geometry
@@ -37,6 +38,7 @@ class Convolution(nnx.Module):
         Raises:
             ValueError: If the inputs do not fit the layer.
         """
+        inputs = jnp.asarray(inputs)
         rank = len(self.kernel_size)
         if inputs.ndim < rank + 1 or inputs.shape[-1] != self.in_features:
             raise ValueError(

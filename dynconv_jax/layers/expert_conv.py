@@ -189,6 +189,7 @@ class ExpertConv(Convolution):
         Raises:
             ValueError: If it has another shape.
         """
+        attention = jnp.asarray(attention)
         if attention.shape != (*batch, self.num_experts):
             raise ValueError(
                 f"`attention` (shape {attention.shape}) must be (*batch, num_experts) "

@@ -315,8 +315,9 @@ class WarehouseConv(Convolution):
         attention = self.attention(inputs)[..., :-1]
         strength = self._warehouse.assignment[...].astype(attention.dtype)
         assigned = jnp.asarray(self.share.assigned)[:, None]
-        is_assigned = assigned == jnp.arange(attention.shape[-1])
-        return (1 - strength) * attention + strength * is_assigned
+        is_assigned = assigned == jnp.arange(attention.shape[-1])[None]
+        cells = is_assigned.astype(attention.dtype)[None]
+        return (1 - strength) * attention + strength * cells
 
 
 def set_assignment(module: nnx.Module, value: ArrayLike) -> None:

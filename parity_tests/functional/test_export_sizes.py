@@ -171,7 +171,7 @@ def test_layer_in_training_exports_with_all_sizes_open():
     graphdef, state = nnx.split(block)
 
     def train(inputs):
-        block = nnx.merge(graphdef, state)
+        block = nnx.merge(graphdef, state, copy=True)
         return block(inputs), nnx.to_pure_dict(nnx.state(block, nnx.BatchStat))
 
     artifact = exported(train, "b, h, w, 4")
