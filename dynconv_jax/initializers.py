@@ -1,10 +1,13 @@
 """The initialisers that PyTorch's layers use, so that training starts alike."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from flax import nnx
+from flax.nnx.nn import dtypes
 from jax.typing import DTypeLike
+
+Arrays = TypeVar("Arrays", bound=tuple)
 
 # torch.nn.Linear and torch.nn.Conv2d draw their weights from U(±1/√fan_in).
 torch_kernel_init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -49,6 +52,18 @@ def torch_bias_init(fan_in: int) -> nnx.Initializer:
     return init
 
 
+def promote_to_widest(
+    arrays: Arrays, /, *, dtype: Any = None, inexact: bool = True
+) -> Arrays:
+    """Promotes arrays as flax does, also where JAX is told to promote none by itself.
+
+    Layers whose inputs were raised to float32, beside narrower parameters, have it as
+    their `promote_dtype`.
+    """
+    with jax.numpy_dtype_promotion("standard"):
+        return dtypes.promote_dtype(arrays, dtype=dtype, inexact=inexact)
+
+
 def torch_linear(in_features: int, out_features: int, **options) -> nnx.Linear:
     """Returns an `nnx.Linear` that draws its parameters as `torch.nn.Linear` does.
 
@@ -66,5 +81,6 @@ def torch_linear(in_features: int, out_features: int, **options) -> nnx.Linear:
         out_features,
         kernel_init=torch_kernel_init,
         bias_init=torch_bias_init(in_features),
+        promote_dtype=promote_to_widest,
         **options,
     )

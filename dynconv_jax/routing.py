@@ -26,6 +26,7 @@ from dynconv_jax.functional.numerics import at_least_float32
 from dynconv_jax.functional.pooling import spatial_mean
 from dynconv_jax.initializers import (
     check_rngs,
+    promote_to_widest,
     torch_bias_init,
     torch_kernel_init,
     torch_linear,
@@ -114,7 +115,9 @@ def _are_largest(logits: jax.Array, count: int) -> jax.Array:
 
     Of equal ones the first are, and NaN is larger than all, so that it is seen.
     """
-    # Not by lax.top_k, which gathers a sharded batch.
+    # Not by lax.top_k, which gathers a sharded batch; and which ones they are has no
+    # gradient, to which JAX gives another sharding.
+    logits = lax.stop_gradient(logits)
     descending = -jnp.where(jnp.isnan(logits), jnp.inf, logits)
     return jnp.argsort(jnp.argsort(descending, axis=-1), axis=-1) < count
 
@@ -341,6 +344,7 @@ class SigmoidRouter(nnx.Linear):
             dtype=None if dtype is None else at_least_float32(dtype),
             param_dtype=param_dtype,
             precision=precision,
+            promote_dtype=promote_to_widest,
         )
         super().__init__(
             in_features,

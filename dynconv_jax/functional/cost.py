@@ -20,8 +20,10 @@ from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.groups import group_geometry
 from dynconv_jax.functional.rows import kernel_rows
 
-# A batch whose size is not known when the program is traced is taken to be this large.
+# Sizes that are not known when the program is traced are taken to be this large: that
+# of the batch, and those of the images.
 _TYPICAL_BATCH = 32
+_TYPICAL_SIZE = 28
 
 
 class Rates(NamedTuple):
@@ -119,10 +121,26 @@ class Plan:
             return "scan"
         return "taps" if self.form == "looped taps" else self.form
 
+    @property
+    def gathers(self) -> bool:
+        """Whether it brings all samples of a sharded batch to every device."""
+        return self.chunk is not None or self.form in ("vmap", "looped taps")
+
     def __str__(self) -> str:
         if self.chunk is None:
             return self.form
         return f"scan of {self.form}, {self.chunk} samples a step"
+
+
+def _typical_size(geometry: Geometry, spatial: Sequence[int]) -> tuple[int, ...]:
+    """Returns the spatial size, with a number that the window fits for any symbol."""
+    pads = geometry.pads((_TYPICAL_SIZE,) * geometry.rank)
+    return tuple(
+        size if isinstance(size, int) else max(_TYPICAL_SIZE, extent - low - high)
+        for size, extent, (low, high) in zip(
+            spatial, geometry.extent, pads, strict=True
+        )
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +149,7 @@ class Problem:
 
     Attributes:
         geometry: The convolution.
-        spatial: The spatial size of the input.
+        spatial: The spatial size of the input, typical where it is not known.
         batch: B, or None where it is not known.
         num_experts: K, or None where every sample brings its own kernel.
         itemsize: The bytes of a number.
@@ -161,7 +179,7 @@ class Problem:
         is_local = not mesh.empty and mesh.are_all_axes_manual
         return cls(
             geometry=geometry,
-            spatial=tuple(inputs.shape[1:-1]),
+            spatial=_typical_size(geometry, inputs.shape[1:-1]),
             batch=batch if isinstance(batch, int) else None,
             num_experts=num_experts,
             itemsize=inputs.dtype.itemsize,

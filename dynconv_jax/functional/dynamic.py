@@ -21,9 +21,10 @@ from dynconv_jax.functional.cost import Plan, Problem
 from dynconv_jax.functional.experts import conv_by_experts
 from dynconv_jax.functional.forms import FORMS, Form
 from dynconv_jax.functional.geometry import Geometry, PaddingLike, check_operands
-from dynconv_jax.functional.numerics import Numerics
+from dynconv_jax.functional.numerics import Numerics, as_arrays, multiply_wide
 from dynconv_jax.functional.per_sample import add_bias
 from dynconv_jax.functional.scan import map_samples
+from dynconv_jax.functional.sharding import leave_to_partitioner, of_convolution
 from dynconv_jax.functional.static import conv_by_one_kernel
 
 
@@ -52,6 +53,7 @@ def mix_kernels(
         (2, 3, 3, 8, 16)
     """
     check_arrays(attention=attention, kernel=kernel)
+    attention, kernel = as_arrays(attention, kernel)
     if attention.ndim != 2 or attention.shape[1] != kernel.shape[0]:
         raise ValueError(
             f"`attention` (shape {attention.shape}) must be (batch, num_experts) with "
@@ -62,7 +64,17 @@ def mix_kernels(
             f"`kernel` ({kernel.dtype}) must be floating, to be mixed; cast it to "
             "float32"
         )
-    return _mix(attention, kernel, precision)
+
+    def mix(attention: jax.Array, kernel: jax.Array) -> jax.Array:
+        return _mix(attention, kernel, precision)
+
+    rest = [(kernel, axis, kernel.shape[axis]) for axis in range(1, kernel.ndim)]
+    return leave_to_partitioner(
+        mix,
+        (attention, kernel),
+        [(attention, 0, attention.shape[0]), *rest],
+        stack=kernel,
+    )
 
 
 def _mix(
@@ -141,7 +153,10 @@ def _mixer(
             return _mix(attention, arranged, precision)
         mixed = kernel[0] if attention is None else _mix(attention, kernel, precision)
         # In the wider dtype of the two: the gradient of a tap sums C/g · O products.
-        weighted = mixed * spatial_attention[..., None, None]
+        weights = spatial_attention[..., None, None]
+        if mixed.ndim < weights.ndim:  # of a single expert
+            mixed = mixed[None]
+        weighted = multiply_wide(mixed, weights)
         return form.arrange(weighted.astype(kernel.dtype), geometry)
 
     return mixed_kernel
@@ -221,6 +236,8 @@ def dynamic_conv(
         spatial_attention=spatial_attention,
         optional=("attention", "bias", "spatial_attention"),
     )
+    inputs, kernel = as_arrays(inputs, kernel)
+    attention, bias, spatial_attention = as_arrays(attention, bias, spatial_attention)
     geometry = check_operands(
         inputs,
         kernel,
@@ -237,12 +254,26 @@ def dynamic_conv(
         bias = mix_kernels(attention, bias, precision=precision)
     plan = choose(Problem.of(inputs, geometry, kernel.shape[0]), implementation)
     numerics = Numerics(precision, preferred_element_type)
-    if attention is None and spatial_attention is None:
-        outputs = conv_by_one_kernel(inputs, kernel[0], geometry, numerics)
-    else:
-        outputs = dynamic_conv_by_plan(
+
+    def convolve(
+        inputs: jax.Array,
+        attention: jax.Array | None,
+        kernel: jax.Array,
+        spatial_attention: jax.Array | None,
+    ) -> jax.Array:
+        if attention is None and spatial_attention is None:
+            return conv_by_one_kernel(inputs, kernel[0], geometry, numerics)
+        return dynamic_conv_by_plan(
             plan, inputs, attention, kernel, geometry, numerics, spatial_attention
         )
+
+    outputs = leave_to_partitioner(
+        convolve,
+        (inputs, attention, kernel, spatial_attention),
+        of_convolution(inputs, kernel, geometry.output_size(inputs.shape[1:-1])),
+        stack=kernel,
+        gathers=plan.gathers,
+    )
     return add_bias(outputs, bias)
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from dynconv_jax.functional.geometry import Geometry
-from dynconv_jax.functional.numerics import Numerics
+from dynconv_jax.functional.numerics import Numerics, multiply_wide
 from dynconv_jax.functional.patches import (
     arrange_for_patches,
     gather_patches,
@@ -70,4 +70,5 @@ def _weigh_taps(patches: jax.Array, weights: jax.Array) -> jax.Array:
     per_tap = weights.reshape(batch, taps)
     per_tap = jnp.expand_dims(per_tap, (*range(1, len(outer) + 1), len(outer) + 2))
     split = patches.reshape(batch, *outer, taps, rows // taps)
-    return (split * per_tap).astype(patches.dtype).reshape(patches.shape)
+    weighed = multiply_wide(split, per_tap).astype(patches.dtype)
+    return weighed.reshape(patches.shape)

@@ -119,6 +119,34 @@ def _normalise_padding(padding: object, rank: int) -> str | tuple[tuple[int, int
     return tuple(pairs)
 
 
+def is_at_least(size: int, least: int, spatial: Sequence[int]) -> bool:
+    """Returns whether a size is `least` or more.
+
+    Args:
+        size: One of an input, or what follows from one.
+        least: What it is compared with.
+        spatial: The sizes of the input, for the message.
+
+    Raises:
+        ValueError: If the size is symbolic, as in `jax.export`, and may be either; the
+            message says which constraint would settle it.
+    """
+    try:
+        return bool(size >= least)
+    except jax.errors.InconclusiveDimensionOperation:
+        raise ValueError(
+            f"`inputs` of spatial size ({', '.join(map(str, spatial))}) may be too "
+            f"small: {size} must be at least {least}; say that it is, by "
+            f"`jax.export.symbolic_shape(..., constraints=['{size} >= {least}'])`"
+        ) from None
+
+
+def check_not_empty(spatial: Sequence[int]) -> None:
+    """Raises a ValueError if a spatial size is 0, or symbolic and may be 0."""
+    if not all(is_at_least(size, 1, spatial) for size in spatial):
+        raise ValueError(f"`inputs` has an empty spatial dimension: {tuple(spatial)}")
+
+
 @dataclasses.dataclass(frozen=True)
 class Geometry:
     """Everything static about a convolution, one entry per spatial dimension.
@@ -228,7 +256,9 @@ class Geometry:
         for size, extent, stride in zip(
             spatial, self.extent, self.strides, strict=True
         ):
-            total = max((-(-size // stride) - 1) * stride + extent - size, 0)
+            total = jax.core.max_dim(
+                (-(-size // stride) - 1) * stride + extent - size, 0
+            )
             pairs.append((total // 2, total - total // 2))
         return tuple(pairs)
 
@@ -237,25 +267,23 @@ class Geometry:
 
         Raises:
             ValueError: If a dimension is empty, or its padded size is smaller than the
-                window.
+                window; or if a symbolic size may be so.
         """
-        if 0 in spatial:
-            raise ValueError(
-                f"`inputs` has an empty spatial dimension: {tuple(spatial)}"
-            )
+        check_not_empty(spatial)
         sizes = []
         for size, (low, high), extent, stride in zip(
             spatial, self.pads(spatial), self.extent, self.strides, strict=True
         ):
-            padded = size + low + high
-            if padded < extent:
+            # Of "SAME" it is certain, but not for who has symbols to compare.
+            is_padded = self.padding == "SAME"
+            if not is_padded and not is_at_least(size, extent - low - high, spatial):
                 raise ValueError(
                     f"`kernel_size` (={self.kernel_size}) with `kernel_dilation` "
                     f"(={self.kernel_dilation}) spans {self.extent}, more than the "
                     f"input of size {tuple(spatial)} with `padding` (={self.padding}); "
                     "pad more or use a smaller kernel"
                 )
-            sizes.append((padded - extent) // stride + 1)
+            sizes.append((size + low + high - extent) // stride + 1)
         return tuple(sizes)
 
 

@@ -1,19 +1,43 @@
 """How sums are taken: the precision of products and the dtype of accumulation."""
 
-from typing import NamedTuple
+import math
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
+Operand = TypeVar("Operand", jax.Array, jax.Array | None)
+
 
 def at_least_float32(dtype: DTypeLike) -> jnp.dtype:
     """Returns `dtype`, or float32 where it is narrower or not floating."""
     is_floating = jnp.issubdtype(dtype, jnp.floating)
     if is_floating and jnp.finfo(dtype).bits >= 32:
-        return jnp.dtype(dtype)
+        return jax.dtypes.canonicalize_dtype(dtype)
     return jnp.dtype(jnp.float32)
+
+
+def as_arrays(*operands: Operand) -> tuple[Operand, ...]:
+    """Returns operands as arrays of JAX, each in the dtype that JAX gives it."""
+    return tuple(None if each is None else jnp.asarray(each) for each in operands)
+
+
+def widest(*dtypes: DTypeLike) -> jnp.dtype:
+    """Returns the dtype that all are promoted to, whatever JAX is told of promotion.
+
+    Under `jax.numpy_dtype_promotion("strict")` it may be asked for: what is then cast
+    to it is cast on purpose.
+    """
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(*dtypes)
+
+
+def multiply_wide(first: jax.Array, second: jax.Array) -> jax.Array:
+    """Returns the product of two arrays in the wider of their dtypes."""
+    dtype = widest(first.dtype, second.dtype)
+    return first.astype(dtype) * second.astype(dtype)
 
 
 def scale_channels(features: jax.Array, weights: jax.Array) -> jax.Array:
@@ -22,7 +46,8 @@ def scale_channels(features: jax.Array, weights: jax.Array) -> jax.Array:
     The result has the dtype of the features, also where the weights are wider.
     """
     spatial = tuple(range(1, features.ndim - 1))
-    return (features * jnp.expand_dims(weights, spatial)).astype(features.dtype)
+    per_pixel = jnp.expand_dims(weights, spatial)
+    return multiply_wide(features, per_pixel).astype(features.dtype)
 
 
 class Numerics(NamedTuple):
@@ -49,6 +74,28 @@ class Numerics(NamedTuple):
             precision=self.precision,
             preferred_element_type=self.preferred_element_type,
         )
+
+    def multiply(self, windows: jax.Array, kernel: jax.Array, rank: int) -> jax.Array:
+        """Multiplies windows by kernels, at every pixel.
+
+        Args:
+            windows: Shape (..., *S, P), with `rank` axes in S.
+            kernel: Shape (..., P, O), with the leading axes of the windows, or none.
+            rank: The number of spatial dimensions.
+
+        Returns:
+            Shape (..., *S, O), in the dtype of the output.
+        """
+        *outer, rows = windows.shape
+        batch, pixels = outer[:-rank], outer[-rank:]
+        if not all(isinstance(size, int) for size in pixels):
+            # Whether a product of symbolic sizes is positive is beyond JAX.
+            axes = "xyz"[:rank]
+            return self.contract(f"...{axes}p,...po->...{axes}o", windows, kernel)
+        # One axis of pixels is faster: the gradient needs no transpose.
+        flat = windows.reshape(*batch, math.prod(pixels), rows)
+        outputs = self.contract("...np,...po->...no", flat, kernel)
+        return outputs.reshape(*outer, outputs.shape[-1])
 
     def widened(self, dtype: DTypeLike) -> "Numerics":
         """Returns the options for partial sums that are still to be added up."""

@@ -54,11 +54,8 @@ def multiply_patches(
     Returns:
         Shape (..., *S_out, O).
     """
-    *outer, rows = patches.shape
-    batch, pixels = outer[: -geometry.rank], outer[-geometry.rank :]
-    flat = patches.reshape(*batch, math.prod(pixels), rows)
-    outputs = numerics.contract("...np,...po->...no", flat, kernel)
-    return merge_outputs(outputs.reshape(*outer, outputs.shape[-1]), geometry)
+    outputs = numerics.multiply(patches, kernel, geometry.rank)
+    return merge_outputs(outputs, geometry)
 
 
 def conv_by_patches(

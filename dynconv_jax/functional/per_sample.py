@@ -21,8 +21,9 @@ from dynconv_jax.functional.choice import choose
 from dynconv_jax.functional.cost import Plan, Problem
 from dynconv_jax.functional.forms import FORMS
 from dynconv_jax.functional.geometry import Geometry, PaddingLike, check_operands
-from dynconv_jax.functional.numerics import Numerics
+from dynconv_jax.functional.numerics import Numerics, as_arrays
 from dynconv_jax.functional.scan import map_samples
+from dynconv_jax.functional.sharding import leave_to_partitioner, of_convolution
 
 
 def add_bias(outputs: jax.Array, bias: jax.Array | None) -> jax.Array:
@@ -101,6 +102,8 @@ def per_sample_conv(
         (2, 5, 4, 8)
     """
     check_arrays(inputs=inputs, kernel=kernel, bias=bias, optional=("bias",))
+    inputs, kernel = as_arrays(inputs, kernel)
+    (bias,) = as_arrays(bias)
     geometry = check_operands(
         inputs,
         kernel,
@@ -114,5 +117,14 @@ def per_sample_conv(
     )
     numerics = Numerics(precision, preferred_element_type)
     plan = choose(Problem.of(inputs, geometry), implementation)
-    outputs = per_sample_conv_by_plan(plan, inputs, kernel, geometry, numerics)
+
+    def convolve(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
+        return per_sample_conv_by_plan(plan, inputs, kernel, geometry, numerics)
+
+    outputs = leave_to_partitioner(
+        convolve,
+        (inputs, kernel),
+        of_convolution(inputs, kernel, geometry.output_size(inputs.shape[1:-1])),
+        gathers=plan.gathers,
+    )
     return add_bias(outputs, bias)

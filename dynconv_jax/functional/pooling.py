@@ -9,6 +9,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from dynconv_jax.functional.numerics import at_least_float32
+from dynconv_jax.functional.sharding import leave_to_partitioner
 
 
 def spatial_mean(inputs: jax.Array, dtype: DTypeLike | None = None) -> jax.Array:
@@ -26,6 +27,7 @@ def spatial_mean(inputs: jax.Array, dtype: DTypeLike | None = None) -> jax.Array
         >>> spatial_mean(jnp.arange(6.0).reshape(1, 2, 3, 1)).tolist()
         [[2.5]]
     """
+    inputs = jnp.asarray(inputs)
     axes = tuple(range(1, inputs.ndim - 1))
     return jnp.mean(inputs, axis=axes, dtype=at_least_float32(dtype or inputs.dtype))
 
@@ -50,14 +52,28 @@ def adaptive_avg_pool(
         >>> adaptive_avg_pool(jnp.arange(3.0).reshape(1, 3, 1), 2).ravel()
         Array([0.5, 1.5], dtype=float32)
     """
+    inputs = jnp.asarray(inputs)
     dtype = at_least_float32(dtype or inputs.dtype)
-    # A bin is a box, so it can be averaged an axis at a time; the first does the work.
-    for axis in range(1, inputs.ndim - 1):
-        size = inputs.shape[axis]
-        spans = [(i * size // bins, -(-(i + 1) * size // bins)) for i in range(bins)]
-        means = [
-            jnp.mean(lax.slice_in_dim(inputs, *span, axis=axis), axis, dtype=dtype)
-            for span in spans
-        ]
-        inputs = jnp.stack(means, axis)
-    return inputs
+
+    def pool(inputs: jax.Array) -> jax.Array:
+        # A bin is a box, so it can be averaged an axis at a time; the first does the
+        # work.
+        for axis in range(1, inputs.ndim - 1):
+            size = inputs.shape[axis]
+            spans = [
+                (i * size // bins, -(-(i + 1) * size // bins)) for i in range(bins)
+            ]
+            means = [
+                jnp.mean(lax.slice_in_dim(inputs, *span, axis=axis), axis, dtype=dtype)
+                for span in spans
+            ]
+            inputs = jnp.stack(means, axis)
+        return inputs
+
+    bins_of_image = (None,) * (inputs.ndim - 2)
+    result = (
+        (inputs, 0, inputs.shape[0]),
+        *bins_of_image,
+        (inputs, -1, inputs.shape[-1]),
+    )
+    return leave_to_partitioner(pool, (inputs,), result)

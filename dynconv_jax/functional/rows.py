@@ -77,7 +77,7 @@ def conv_by_rows(
     rank, stride = dense.rank, dense.strides[0]
     split = split_inputs(inputs, geometry)
     spatial = split.shape[-rank - 1 : -1]
-    height, *pixels = dense.output_size(spatial)
+    height, *_ = dense.output_size(spatial)
 
     first, *others = dense.pads(spatial)
     padded = pad_spatial(split, (first, *((0, 0),) * (rank - 1)))
@@ -89,7 +89,6 @@ def conv_by_rows(
         kernel_dilation=(1, *dense.kernel_dilation[1:]),
     )
     columns = gather_windows(padded, along_row)
-    batch, width = columns.shape[: -rank - 1], columns.shape[-1]
 
     partial = numerics.widened(inputs.dtype)
     outputs = None
@@ -100,13 +99,8 @@ def conv_by_rows(
         deepest = indices[-1][1]
         lines = slice(rest, rest + (height + deepest - 1) * stride + 1, stride)
         block = columns[(..., lines, *(slice(None),) * rank)]
-        count = block.shape[-rank - 1]
         last = taken + len(indices) * dense.out_features
-        sums = partial.contract(
-            "...np,...po->...no",
-            block.reshape(*batch, count * math.prod(pixels), width),
-            kernel[..., taken:last],
-        ).reshape(*batch, count, *pixels, last - taken)
+        sums = partial.multiply(block, kernel[..., taken:last], rank)
         taken = last
         for position, (_, down) in enumerate(indices):
             features = slice(

@@ -16,6 +16,8 @@ from jax import lax
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.numerics import Numerics
 from dynconv_jax.functional.patches import arrange_for_patches, conv_by_patches
+from dynconv_jax.functional.sharding import is_sharded_inside
+from dynconv_jax.functional.windows import pad_spatial
 
 # Windows of more channels cost more memory than the product gains.
 _FEW_CHANNELS = 4
@@ -28,11 +30,15 @@ def conv_by_xla(
 ) -> jax.Array:
     """Convolves samples (B, *S, C) with one kernel (*k, C/g, O), by XLA's own."""
     spatial = "DHW"[-geometry.rank :]
+    pads = geometry.pads(inputs.shape[1:-1])
+    if not all(isinstance(size, int) for size in inputs.shape[1:-1]):
+        # Where it learns the size only when it runs, XLA crops wrongly.
+        inputs, pads = pad_spatial(inputs, pads), ((0, 0),) * geometry.rank
     return lax.conv_general_dilated(
         inputs,
         kernel,
         window_strides=geometry.strides,
-        padding=geometry.pads(inputs.shape[1:-1]),
+        padding=pads,
         rhs_dilation=geometry.kernel_dilation,
         dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
         feature_group_count=geometry.feature_group_count,
@@ -99,6 +105,7 @@ def few_channel_conv(
     is_usual = {**options, **numerics._asdict()} == {**usual, **numerics._asdict()}
     channels = inputs.shape[-1]
     is_small = channels <= _FEW_CHANNELS and math.prod(kernel.shape[:-2]) <= _FEW_TAPS
+    is_usual &= not is_sharded_inside(inputs) and not is_sharded_inside(kernel)
     if jax.default_backend() != "cpu" or not is_small or not is_usual:
         return lax.conv_general_dilated(
             inputs, kernel, window_strides, padding, **options

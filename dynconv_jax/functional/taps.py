@@ -141,10 +141,13 @@ def _kernel_gradient_of_few(plane, inputs, cotangent):
     stride, *strides = plane.strides
     padded = pad_spatial(inputs, plane.padding).astype(cotangent.dtype)
     # Rows are added so many at a time, in as many blocks as there are whole ones, and
-    # then those that are left: (the first row, rows, blocks).
-    blocks, left = divmod(height, _ROWS)
-    parts = [(0, _ROWS, blocks)] * (blocks > 0)
-    parts += [(height - left, left, 1)] * (left > 0)
+    # then those that are left: (the first row, rows, blocks). Of a symbolic height
+    # nobody knows how many are left, so that every row is a block.
+    parts = [(0, 1, height)]
+    if isinstance(height, int):
+        blocks, left = divmod(height, _ROWS)
+        parts = [(0, _ROWS, blocks)] * (blocks > 0)
+        parts += [(height - left, left, 1)] * (left > 0)
 
     def rows_of(array, begin, step, offsets, steps, blocks):
         return window_slice(array, (begin, *offsets), (blocks, *pixels), (step, *steps))

@@ -30,10 +30,14 @@ from dynconv_jax.functional.dynamic import (
     mix_kernels,
 )
 from dynconv_jax.functional.geometry import Geometry, PaddingLike, check_operands
-from dynconv_jax.functional.numerics import Numerics
+from dynconv_jax.functional.numerics import Numerics, as_arrays
 from dynconv_jax.functional.per_sample import add_bias, per_sample_conv_by_plan
+from dynconv_jax.functional.sharding import leave_to_partitioner, of_convolution
 from dynconv_jax.functional.transpose_geometry import TransposeGeometry
 from dynconv_jax.functional.windows import pad_spatial
+
+# What brings all samples of a sharded batch to every device.
+_GATHERING = ("scan", "vmap")
 
 # Convolves inputs (B, *S, C) with a stack of kernels, as a geometry says.
 Convolve = Callable[[jax.Array, jax.Array, Geometry], jax.Array]
@@ -46,7 +50,7 @@ class _Phase(NamedTuple):
         taps: Which taps of the flipped kernel they see.
         dilation: The step between these, in the inputs.
         padding: (low, high) padding of the inputs.
-        size: How many outputs there are.
+        size: How many outputs there are; of a symbolic size perhaps one more.
     """
 
     taps: slice
@@ -65,6 +69,8 @@ def _phases_along(
     phases: list[_Phase | None] = []
     for rest in range(stride):
         size = -(-(outputs - rest) // stride)
+        if not isinstance(outputs, int):  # some may have none, so all have the most
+            size = -(-outputs // stride)
         first = next(
             (
                 tap
@@ -251,6 +257,8 @@ def per_sample_conv_transpose(
         (2, 9, 7, 8)
     """
     check_arrays(inputs=inputs, kernel=kernel, bias=bias, optional=("bias",))
+    inputs, kernel = as_arrays(inputs, kernel)
+    (bias,) = as_arrays(bias)
     geometry = check_operands(
         inputs,
         kernel,
@@ -271,15 +279,23 @@ def per_sample_conv_transpose(
         has_experts=False,
         has_batch=isinstance(inputs.shape[0], int),
     )
-    if implementation == "vmap":
-        outputs = conv_transpose_by_vmap(inputs, kernel, geometry, numerics)
-        return add_bias(outputs, bias)
 
-    def convolve(inputs: jax.Array, part: jax.Array, phase: Geometry) -> jax.Array:
-        plan = choose(Problem.of(inputs, phase), implementation)
-        return per_sample_conv_by_plan(plan, inputs, part, phase, numerics)
+    def spread(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
+        if implementation == "vmap":
+            return conv_transpose_by_vmap(inputs, kernel, geometry, numerics)
 
-    outputs = _conv_by_phases(inputs, kernel, geometry, numerics, convolve)
+        def convolve(inputs: jax.Array, part: jax.Array, phase: Geometry) -> jax.Array:
+            plan = choose(Problem.of(inputs, phase), implementation)
+            return per_sample_conv_by_plan(plan, inputs, part, phase, numerics)
+
+        return _conv_by_phases(inputs, kernel, geometry, numerics, convolve)
+
+    outputs = leave_to_partitioner(
+        spread,
+        (inputs, kernel),
+        of_convolution(inputs, kernel, geometry.output_size(inputs.shape[1:-1])),
+        gathers=implementation in _GATHERING,
+    )
     return add_bias(outputs, bias)
 
 
@@ -342,6 +358,8 @@ def dynamic_conv_transpose(
         bias=bias,
         optional=("bias",),
     )
+    inputs, attention, kernel = as_arrays(inputs, attention, kernel)
+    (bias,) = as_arrays(bias)
     geometry = check_operands(
         inputs,
         kernel,
@@ -362,14 +380,23 @@ def dynamic_conv_transpose(
     check_implementation(
         implementation, geometry, has_batch=isinstance(inputs.shape[0], int)
     )
-    if implementation == "vmap":
-        mixed = mix_kernels(attention, kernel, precision=precision)
-        outputs = conv_transpose_by_vmap(inputs, mixed, geometry, numerics)
-        return add_bias(outputs, bias)
 
-    def convolve(inputs: jax.Array, part: jax.Array, phase: Geometry) -> jax.Array:
-        plan = choose(Problem.of(inputs, phase, part.shape[0]), implementation)
-        return dynamic_conv_by_plan(plan, inputs, attention, part, phase, numerics)
+    def spread(inputs: jax.Array, attention: jax.Array, kernel: jax.Array) -> jax.Array:
+        if implementation == "vmap":
+            mixed = mix_kernels(attention, kernel, precision=precision)
+            return conv_transpose_by_vmap(inputs, mixed, geometry, numerics)
 
-    outputs = _conv_by_phases(inputs, kernel, geometry, numerics, convolve)
+        def convolve(inputs: jax.Array, part: jax.Array, phase: Geometry) -> jax.Array:
+            plan = choose(Problem.of(inputs, phase, part.shape[0]), implementation)
+            return dynamic_conv_by_plan(plan, inputs, attention, part, phase, numerics)
+
+        return _conv_by_phases(inputs, kernel, geometry, numerics, convolve)
+
+    outputs = leave_to_partitioner(
+        spread,
+        (inputs, attention, kernel),
+        of_convolution(inputs, kernel, geometry.output_size(inputs.shape[1:-1])),
+        stack=kernel,
+        gathers=implementation in _GATHERING,
+    )
     return add_bias(outputs, bias)

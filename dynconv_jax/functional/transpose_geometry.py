@@ -8,7 +8,12 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Self
 
-from dynconv_jax.functional.geometry import Geometry, per_dimension
+from dynconv_jax.functional.geometry import (
+    Geometry,
+    check_not_empty,
+    is_at_least,
+    per_dimension,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,17 +90,14 @@ class TransposeGeometry(Geometry):
         Raises:
             ValueError: If a dimension of the input is empty, or one of the output.
         """
-        if 0 in spatial:
-            raise ValueError(
-                f"`inputs` has an empty spatial dimension: {tuple(spatial)}"
-            )
+        check_not_empty(spatial)
         sizes = tuple(
             (size - 1) * stride + 1 + low + high - (extent - 1)
             for size, stride, (low, high), extent in zip(
                 spatial, self.strides, self.pads(spatial), self.extent, strict=True
             )
         )
-        if min(sizes) < 1:
+        if not all(is_at_least(size, 1, spatial) for size in sizes):
             raise ValueError(
                 f"`padding` (={self.padding}) crops all of the output: it would have "
                 f"the size {sizes} for an input of size {tuple(spatial)}; crop less"

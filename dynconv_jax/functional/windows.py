@@ -12,7 +12,7 @@ from dynconv_jax.functional.geometry import Geometry
 
 def pad_spatial(inputs: jax.Array, pads: Sequence[tuple[int, int]]) -> jax.Array:
     """Pads the spatial axes of inputs (..., *S, C) with zeros; negative pads crop."""
-    if not any(low or high for low, high in pads):
+    if all(pair == (0, 0) for pair in pads):  # a symbolic number has no truth
         return inputs
     before = ((0, 0, 0),) * (inputs.ndim - len(pads) - 1)
     spatial = tuple((low, high, 0) for low, high in pads)
@@ -27,11 +27,18 @@ def window_slice(
     steps: Sequence[int],
 ) -> jax.Array:
     """Takes `sizes` elements of each spatial axis, from `starts` on, by `steps`."""
-    slices = [
-        slice(start, start + (size - 1) * step + 1, step)
+    limits = [
+        start + (size - 1) * step + 1
         for start, size, step in zip(starts, sizes, steps, strict=True)
     ]
-    return padded[(..., *slices, slice(None))]
+    # Not by indices, which take no symbolic sizes.
+    batch = padded.shape[: -len(limits) - 1]
+    return lax.slice(
+        padded,
+        (*(0,) * len(batch), *starts, 0),
+        (*batch, *limits, padded.shape[-1]),
+        (*(1,) * len(batch), *steps, 1),
+    )
 
 
 def tap_offsets(geometry: Geometry) -> Iterator[tuple[int, ...]]:

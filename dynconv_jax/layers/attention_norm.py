@@ -5,6 +5,7 @@ from typing import Any
 import jax
 from flax import nnx
 
+from dynconv_jax.initializers import promote_to_widest
 from dynconv_jax.layers.batch_norm import BatchNorm
 
 NORMS = ("batch", "layer", "none")
@@ -34,7 +35,13 @@ def attention_norm(
     if norm == "batch":
         return BatchNorm(features, **options)
     if norm == "layer":
-        return nnx.LayerNorm(features, epsilon=1e-5, use_fast_variance=False, **options)
+        return nnx.LayerNorm(
+            features,
+            epsilon=1e-5,
+            use_fast_variance=False,
+            promote_dtype=promote_to_widest,
+            **options,
+        )
     return None
 
 

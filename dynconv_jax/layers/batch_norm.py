@@ -23,8 +23,12 @@ Arrays = TypeVar("Arrays", bound=tuple)
 def _promote_to_float32_at_least(
     arrays: Arrays, /, *, dtype: Any = None, inexact: bool = True
 ) -> Arrays:
-    dtype = dtypes.canonicalize_dtype(*arrays, dtype=dtype, inexact=inexact)
-    return dtypes.promote_dtype(arrays, dtype=at_least_float32(dtype), inexact=inexact)
+    # As `promote_to_widest`: who promotes nothing unasked still has float32 here.
+    with jax.numpy_dtype_promotion("standard"):
+        dtype = at_least_float32(
+            dtypes.canonicalize_dtype(*arrays, dtype=dtype, inexact=inexact)
+        )
+        return dtypes.promote_dtype(arrays, dtype=dtype, inexact=inexact)
 
 
 class BatchNorm(nnx.BatchNorm):
@@ -128,6 +132,7 @@ class BatchNorm(nnx.BatchNorm):
                 one value per channel: its variance is not defined.
         """
         check_arrays(x=x)
+        x = jnp.asarray(x)
         if use_running_average is None:
             use_running_average = self.use_running_average
         features = {axis % x.ndim for axis in jax.tree.leaves(self.axis)}
@@ -140,7 +145,8 @@ class BatchNorm(nnx.BatchNorm):
         reduced = tuple(axis for axis in range(x.ndim) if axis not in features)
         affine = [None if v is None else v[...] for v in (self.scale, self.bias)]
         # The statistics are wide; the result is not to become so by them.
-        dtype = dtypes.canonicalize_dtype(x, *affine, dtype=self.dtype)
+        with jax.numpy_dtype_promotion("standard"):
+            dtype = dtypes.canonicalize_dtype(x, *affine, dtype=self.dtype)
         wide, mean, var, scale, bias = self.promote_dtype(
             (x, self.mean[...], self.var[...], *affine), dtype=self.dtype
         )

@@ -19,7 +19,7 @@ from jax.typing import DTypeLike
 
 from dynconv_jax.functional.geometry import positive_int
 from dynconv_jax.functional.pooling import spatial_mean
-from dynconv_jax.initializers import kaiming_fan_out
+from dynconv_jax.initializers import kaiming_fan_out, promote_to_widest
 from dynconv_jax.layers.attention_norm import attention_norm, normalise
 
 
@@ -62,7 +62,10 @@ class CellAttention(nnx.Module):
         self.dtype = dtype
         shared: dict[str, Any] = dict(param_dtype=param_dtype, rngs=rngs)
         linear: dict[str, Any] = dict(
-            kernel_init=kaiming_fan_out, precision=precision, **shared
+            kernel_init=kaiming_fan_out,
+            precision=precision,
+            promote_dtype=promote_to_widest,
+            **shared,
         )
         self.fc1 = nnx.Linear(in_features, hidden, use_bias=norm != "batch", **linear)
         self.norm1 = nnx.data(attention_norm(norm, hidden, **shared))

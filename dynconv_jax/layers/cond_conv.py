@@ -103,6 +103,6 @@ class CondConv(ExpertConv):
                 f"{self.num_experts}, rngs=rngs)`, and call `layer(inputs, "
                 "router(inputs))`"
             )
-        flat, batch = self.flatten_batch(inputs)
-        outputs = self.convolve(flat, self.flatten_attention(attention, batch))
+        flat, batch = self._flatten_batch(inputs)
+        outputs = self._convolve(flat, self._flatten_attention(attention, batch))
         return outputs.reshape(*batch, *outputs.shape[1:])

@@ -3,6 +3,7 @@
 import math
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from dynconv_jax.functional.checks import check_arrays
@@ -12,15 +13,17 @@ from dynconv_jax.functional.geometry import Geometry
 class Convolution(nnx.Module):
     """A layer whose geometry is that of `nnx.Conv`, under the same names.
 
+    What takes or answers more than arrays is private here and in all modules: tools of
+    flax, as `nnx.tabulate`, trace every public method that is called.
+
     Example:
-        >>> layer = Convolution()
-        >>> layer.take_geometry(Geometry.create(3, 8, (3, 3)))
-        >>> inputs, batch = layer.flatten_batch(jax.numpy.ones((2, 5, 9, 7, 3)))
-        >>> inputs.shape, batch
-        ((10, 9, 7, 3), (2, 5))
+        >>> from dynconv_jax import DynamicConv
+        >>> layer = DynamicConv(3, 8, (3, 3), strides=2, rngs=nnx.Rngs(0))
+        >>> isinstance(layer, Convolution), layer.strides
+        (True, (2, 2))
     """
 
-    def take_geometry(self, geometry: Geometry) -> None:
+    def _take_geometry(self, geometry: Geometry) -> None:
         """Makes the parts of a geometry attributes of the layer."""
         self.in_features = geometry.in_features
         self.out_features = geometry.out_features
@@ -30,7 +33,7 @@ class Convolution(nnx.Module):
         self.kernel_dilation = geometry.kernel_dilation
         self.feature_group_count = geometry.feature_group_count
 
-    def flatten_batch(self, inputs: jax.Array) -> tuple[jax.Array, tuple[int, ...]]:
+    def _flatten_batch(self, inputs: jax.Array) -> tuple[jax.Array, tuple[int, ...]]:
         """Returns the inputs with one batch dimension, and the ones they had.
 
         Raises:
@@ -38,6 +41,7 @@ class Convolution(nnx.Module):
             ValueError: If they do not fit the layer.
         """
         check_arrays(inputs=inputs)
+        inputs = jnp.asarray(inputs)
         rank = len(self.kernel_size)
         if inputs.ndim < rank + 1 or inputs.shape[-1] != self.in_features:
             raise ValueError(

@@ -166,7 +166,7 @@ class DecomposedConv(Convolution):
             feature_group_count=feature_group_count,
         )
         check_latent_size(geometry)
-        self.take_geometry(geometry)
+        self._take_geometry(geometry)
         self.pool = positive_int("pool", pool)
         positive_int("reduction", reduction)
         positive_int("min_hidden", min_hidden)
@@ -256,11 +256,14 @@ class DecomposedConv(Convolution):
             precision=self.precision,
         )
         dynamic = self.p(self.bn2(mixed).astype(latent.dtype) + latent)
-        outputs = scale_channels(self.conv(flat), scale) + dynamic
+        static = scale_channels(self.conv(flat), scale)
+        if static.shape != dynamic.shape:  # one symbolic size, written in two ways
+            static = self._as_sized(static, dynamic.shape)
+        outputs = static + dynamic
         return outputs.reshape(*batch, *outputs.shape[1:])
 
     def _flatten(self, inputs: jax.Array) -> tuple[jax.Array, tuple[int, ...]]:
-        flat, batch = self.flatten_batch(inputs)
+        flat, batch = self._flatten_batch(inputs)
         self.geometry.output_size(flat.shape[1:-1])  # refuses empty dimensions
         return flat, batch
 
@@ -276,6 +279,17 @@ class DecomposedConv(Convolution):
                 "train with a larger batch or larger inputs, or put the layer in "
                 "evaluation mode"
             )
+    def _as_sized(self, static: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """Returns an array of a symbolic shape under another name for that shape."""
+        try:
+            return lax.slice(static, (0,) * static.ndim, shape)
+        except jax.errors.InconclusiveDimensionOperation:
+            pads = tuple((0, extent - 1) for extent in self.geometry.extent)
+            raise ValueError(
+                f"`padding` (={self.padding!r}) with `strides` (={self.strides}) gives "
+                f"the symbolic sizes {static.shape} and {shape}, which JAX cannot see "
+                f"to be the same; give the padding in numbers, such as {pads}"
+            ) from None
 
     def _decompose(self, inputs: jax.Array) -> Decomposition:
         pooled = adaptive_avg_pool(inputs, self.pool, self.dtype)

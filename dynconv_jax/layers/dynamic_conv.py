@@ -186,7 +186,7 @@ class DynamicConv(ExpertConv):
         Raises:
             ValueError: If the inputs do not fit the layer.
         """
-        flat, batch = self.flatten_batch(inputs)
+        flat, batch = self._flatten_batch(inputs)
         return self._route(flat).reshape(*batch, self.num_experts)
 
     def __call__(
@@ -205,12 +205,12 @@ class DynamicConv(ExpertConv):
         Raises:
             ValueError: If the inputs or the attention do not fit the layer.
         """
-        flat, batch = self.flatten_batch(inputs)
+        flat, batch = self._flatten_batch(inputs)
         if attention is None:
             attention = self._route(flat)
         else:
-            attention = self.flatten_attention(attention, batch)
-        outputs = self.convolve(flat, attention)
+            attention = self._flatten_attention(attention, batch)
+        outputs = self._convolve(flat, attention)
         return outputs.reshape(*batch, *outputs.shape[1:])
 
     def _route(self, inputs: jax.Array) -> jax.Array:

@@ -85,7 +85,7 @@ class DynamicConvTranspose(DynamicConv):
                 `kernel_size`.
             ValueError: If a value is out of range or does not fit the others.
         """
-        self.output_padding = output_padding  # `create_geometry` reads it
+        self.output_padding = output_padding  # `_create_geometry` reads it
         super().__init__(
             in_features,
             out_features,
@@ -101,7 +101,7 @@ class DynamicConvTranspose(DynamicConv):
             **options,
         )
 
-    def create_geometry(self, *sizes: Any, **options: Any) -> TransposeGeometry:
+    def _create_geometry(self, *sizes: Any, **options: Any) -> TransposeGeometry:
         """Creates the geometry, and keeps its output padding."""
         geometry = TransposeGeometry.create(
             *sizes, output_padding=self.output_padding, **options
@@ -109,7 +109,7 @@ class DynamicConvTranspose(DynamicConv):
         self.output_padding = geometry.output_padding
         return geometry
 
-    def apply_experts(self, *operands: Any, **options: Any) -> jax.Array:
+    def _apply_experts(self, *operands: Any, **options: Any) -> jax.Array:
         """Computes the layer, from the arguments of `dynamic_conv_transpose`."""
         return dynamic_conv_transpose(
             *operands, output_padding=self.output_padding, **options

@@ -56,8 +56,15 @@ def _stack(experts: list[Any]) -> Any:
     if not isinstance(first, nnx.VariableMetadata):  # as of nnx.with_partitioning
         return jnp.stack(experts)
     metadata = dict(first.metadata)
-    if metadata.get("out_sharding") is not None:  # the axis of the experts is whole
-        metadata["out_sharding"] = (None, *metadata["out_sharding"])
+    names, shape = metadata.get("out_sharding"), first.raw_value.shape
+    if names is not None and len(names) > len(shape) + 1:
+        raise ValueError(
+            f"`nnx.with_partitioning` names {len(names)} axes (={tuple(names)}); name "
+            f"the {len(shape)} of an expert (shape {shape}), or {len(shape) + 1} with "
+            "that of the experts before them"
+        )
+    if names is not None and len(names) <= len(shape):  # the experts' axis is whole
+        metadata["out_sharding"] = (None, *names)
     stacked = jnp.stack([expert.raw_value for expert in experts])
     return dataclasses.replace(first, raw_value=stacked, metadata=metadata)
 
@@ -73,8 +80,8 @@ class ExpertConv(Convolution):
 
     Example:
         >>> layer = ExpertConv(3, 8, (3, 3), 2, padding=1, rngs=nnx.Rngs(0))
-        >>> layer.convolve(jnp.ones((2, 9, 7, 3)), jnp.full((2, 4), 0.25)).shape
-        (2, 5, 4, 8)
+        >>> layer.kernel.shape
+        (4, 3, 3, 3, 8)
     """
 
     def __init__(
@@ -108,7 +115,7 @@ class ExpertConv(Convolution):
                 `kernel_size`.
             ValueError: If a value is out of range or does not fit the others.
         """
-        geometry = self.create_geometry(
+        geometry = self._create_geometry(
             in_features,
             out_features,
             kernel_size,
@@ -125,7 +132,7 @@ class ExpertConv(Convolution):
             optional=("dtype", "preferred_element_type"),
         )
         check_rngs(rngs)
-        self.take_geometry(geometry)
+        self._take_geometry(geometry)
         self.use_bias = use_bias
         self.num_experts = positive_int("num_experts", num_experts)
         self.implementation = implementation
@@ -151,15 +158,15 @@ class ExpertConv(Convolution):
             self.bias = nnx.data(None)
 
     # What a transposed layer has otherwise.
-    def create_geometry(self, *sizes: Any, **options: Any) -> Geometry:
+    def _create_geometry(self, *sizes: Any, **options: Any) -> Geometry:
         """Creates the layer's geometry, from the arguments of `Geometry.create`."""
         return Geometry.create(*sizes, **options)
 
-    def apply_experts(self, *operands: Any, **options: Any) -> jax.Array:
+    def _apply_experts(self, *operands: Any, **options: Any) -> jax.Array:
         """Computes the layer, from the arguments of `dynamic_conv`."""
         return dynamic_conv(*operands, **options)
 
-    def convolve(
+    def _convolve(
         self,
         inputs: jax.Array,
         attention: jax.Array | None,
@@ -167,13 +174,13 @@ class ExpertConv(Convolution):
     ) -> jax.Array:
         """Convolves inputs (B, *S, C) with experts mixed by attention (B, K).
 
-        Further options are those of `apply_experts`.
+        Further options are those of `_apply_experts`.
         """
         bias = None if self.bias is None else self.bias[...]
         inputs, kernel, bias = self.promote_dtype(
             (inputs, self.kernel[...], bias), dtype=self.dtype
         )
-        return self.apply_experts(
+        return self._apply_experts(
             inputs,
             attention,
             kernel,
@@ -188,7 +195,7 @@ class ExpertConv(Convolution):
             **options,
         )
 
-    def flatten_attention(
+    def _flatten_attention(
         self, attention: jax.Array, batch: tuple[int, ...]
     ) -> jax.Array:
         """Returns attention (*batch, K) with one batch dimension.
@@ -198,6 +205,7 @@ class ExpertConv(Convolution):
             ValueError: If it has another shape, or is not real.
         """
         check_arrays(attention=attention)
+        attention = jnp.asarray(attention)
         if attention.shape != (*batch, self.num_experts):
             raise ValueError(
                 f"`attention` (shape {attention.shape}) must be (*batch, num_experts) "

@@ -129,7 +129,7 @@ class KernelWarehouse(HoldsScheduled):
         self.assignment = Assignment.create(assignment)
         self.built: tuple[int, ...] = ()
 
-    def free_index(self, index: int | None) -> int:
+    def _free_index(self, index: int | None) -> int:
         """Returns the index of a layer that is not built yet, the next one if None.
 
         Raises:
@@ -153,7 +153,7 @@ class KernelWarehouse(HoldsScheduled):
             )
         return index
 
-    def mark_built(self, index: int) -> None:
+    def _mark_built(self, index: int) -> None:
         """Notes that a layer was built, so that no other is built in its place."""
         self.built = (*self.built, index)
 
@@ -244,11 +244,11 @@ class WarehouseConv(Convolution):
             optional=("dtype", "preferred_element_type"),
         )
         check_rngs(rngs)
-        self.index = warehouse.free_index(index)
+        self.index = warehouse._free_index(index)
         self._warehouse = warehouse
         geometry = self.share.geometry
         check_implementation(implementation, geometry, has_experts=False)
-        self.take_geometry(geometry)
+        self._take_geometry(geometry)
         self.use_bias = use_bias
         self.implementation = implementation
         self.dtype = dtype
@@ -273,7 +273,7 @@ class WarehouseConv(Convolution):
             self.bias = nnx.Param(bias_init(rngs.params(), shape, param_dtype))
         else:
             self.bias = nnx.data(None)
-        warehouse.mark_built(self.index)
+        warehouse._mark_built(self.index)
 
     @property
     def warehouse(self) -> KernelWarehouse:
@@ -297,7 +297,7 @@ class WarehouseConv(Convolution):
         Raises:
             ValueError: If the inputs do not fit the layer.
         """
-        flat, batch = self.flatten_batch(inputs)
+        flat, batch = self._flatten_batch(inputs)
         mixture = self._mix(flat)
         return mixture.reshape(*batch, *mixture.shape[1:])
 
@@ -314,7 +314,7 @@ class WarehouseConv(Convolution):
         Raises:
             ValueError: If the inputs do not fit the layer.
         """
-        flat, batch = self.flatten_batch(inputs)
+        flat, batch = self._flatten_batch(inputs)
         mixture = self._mix(flat)
         record_attention(self, mixture, "mixture")
         bias = None if self.bias is None else self.bias[...]
@@ -340,8 +340,9 @@ class WarehouseConv(Convolution):
         attention = self.attention(inputs)[..., :-1]
         strength = self._warehouse.assignment[...].astype(attention.dtype)
         assigned = jnp.asarray(self.share.assigned)[:, None]
-        is_assigned = assigned == jnp.arange(attention.shape[-1])
-        return (1 - strength) * attention + strength * is_assigned
+        is_assigned = assigned == jnp.arange(attention.shape[-1])[None]
+        cells = is_assigned.astype(attention.dtype)[None]
+        return (1 - strength) * attention + strength * cells
 
 
 def set_assignment(module: nnx.Module, value: ArrayLike) -> None:

@@ -244,7 +244,7 @@ class ODConv(ExpertConv):
         Raises:
             ValueError: If the inputs do not fit the layer.
         """
-        flat, batch = self.flatten_batch(inputs)
+        flat, batch = self._flatten_batch(inputs)
         return jax.tree.map(
             lambda each: each.reshape(*batch, *each.shape[1:]), self.attention(flat)
         )
@@ -278,14 +278,14 @@ class ODConv(ExpertConv):
             ValueError: If the inputs do not fit the layer, or if in training there is
                 one sample and `norm="batch"`.
         """
-        flat, batch = self.flatten_batch(inputs)
+        flat, batch = self._flatten_batch(inputs)
         attentions = self.attention(flat)
         # Promoted before the channels are weighed, not after: bfloat16 inputs beside
         # float32 experts are not to be rounded in between.
         flat, *_ = self.promote_dtype((flat, self.kernel[...], None), dtype=self.dtype)
         # The two act on activations, where XLA fuses them with what reads or writes
         # these; on kernels they would be two more factors of each sample's C·O·k².
-        outputs = self.convolve(
+        outputs = self._convolve(
             scale_channels(flat, attentions.channel),
             attentions.kernel,
             spatial_attention=attentions.spatial,

@@ -2,6 +2,8 @@
 
 from flax import nnx
 
+from dynconv_jax.initializers import promote_to_widest
+
 
 class PooledLinear(nnx.Linear):
     """A linear layer that PyTorch's checkpoints hold as a 1×1 convolution.
@@ -25,5 +27,7 @@ class PooledLinear(nnx.Linear):
             rank: The number of spatial dimensions of the convolution.
             **options: Passed on to `nnx.Linear`.
         """
-        super().__init__(in_features, out_features, **options)
+        super().__init__(
+            in_features, out_features, promote_dtype=promote_to_widest, **options
+        )
         self.rank = rank

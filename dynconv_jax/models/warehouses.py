@@ -34,7 +34,7 @@ class _Outline(Convolution):
 
     def __init__(self, index: int, geometry: Geometry):
         self.index = index
-        self.take_geometry(geometry)
+        self._take_geometry(geometry)
 
 
 def _conv(answer: Callable[[_Request, nnx.Rngs], nnx.Module]) -> Callable:

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax import export
 
 from dynconv_jax import DynamicNet, dynamic_conv, per_sample_conv
 from dynconv_jax.functional import Geometry
@@ -13,24 +12,13 @@ from dynconv_jax.functional.forms import conv_by_vmap
 from dynconv_jax.functional.numerics import Numerics
 from parity_tests.parity import assert_close
 from parity_tests.tools.cases import CASES
+from parity_tests.tools.exported import PLATFORMS, exported
 
-PLATFORMS = ("cpu", "cuda", "tpu")
 BATCHES = (1, 3, 17)
 NAMES = ("1d", "2d", "2d strided", "2d pointwise", "2d grouped", "2d depthwise", "3d")
 FORMS = [(name, "auto") for name in NAMES]
 FORMS += [("2d strided", form) for form in ("patches", "rows", "experts")]
 FORMS += [("2d depthwise", "taps")]
-
-
-def exported(function, *shapes, dtype="float64"):
-    """Exports with the dimension "b" free, and reads what was written."""
-    scope = export.SymbolicScope()
-    operands = [
-        jax.ShapeDtypeStruct(export.symbolic_shape(shape, scope=scope), dtype)
-        for shape in shapes
-    ]
-    artifact = export.export(jax.jit(function), platforms=PLATFORMS)(*operands)
-    return export.deserialize(artifact.serialize())
 
 
 def text(*sizes):
@@ -58,7 +46,10 @@ def test_dynamic_convolution_with_a_free_batch(name, implementation, rng):
         return jax.grad(loss, argnums=(0, 1), has_aux=True)(inputs, attention)
 
     artifact = exported(
-        gradient, text("b", *case.spatial, case.channels), text("b", case.num_experts)
+        gradient,
+        text("b", *case.spatial, case.channels),
+        text("b", case.num_experts),
+        dtype="float64",
     )
     assert artifact.platforms == PLATFORMS
     operands = (
@@ -84,7 +75,7 @@ def test_net_with_a_free_batch(rng):
     def apply(images):
         return nnx.merge(graphdef, state)(images)
 
-    artifact = exported(apply, text("b", 12, 9, 3))
+    artifact = exported(apply, text("b", 12, 9, 3), dtype="float64")
     images = rng.normal(size=(max(BATCHES), 12, 9, 3))
     whole = jax.jit(apply)(images)
     for batch in BATCHES:

@@ -21,6 +21,8 @@ def build(make, seed=0):
     rng = np.random.default_rng(seed)
 
     def draw(leaf):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):  # of a dropout
+            return jax.random.key(seed)
         value = rng.uniform(0.1, 100, leaf.shape).astype(leaf.dtype)
         return jax.device_put(value)
 

@@ -1,0 +1,103 @@
+"""Every layer of the family, built and called alike: arrays in, one array out."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from dynconv_jax import (
+    CondConv,
+    DecomposedConv,
+    DynamicConv,
+    DynamicConvBlock,
+    DynamicConvTranspose,
+    KernelWarehouse,
+    ODConv,
+    SigmoidRouter,
+    WarehouseConv,
+)
+from dynconv_jax.functional import Geometry
+from parity_tests.tools.modules import build
+
+
+class Routed(nnx.Module):
+    """A `CondConv` and its router."""
+
+    def __init__(self, in_features: int, *arguments, rngs: nnx.Rngs, **options):
+        """Builds both; the arguments are those of the layer."""
+        both = {k: v for k, v in options.items() if k in ("dtype", "param_dtype")}
+        self.router = SigmoidRouter(in_features, rngs=rngs, **both)
+        self.conv = CondConv(in_features, *arguments, rngs=rngs, **options)
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Applies the layer."""
+        return self.conv(inputs, self.router(inputs))
+
+
+class Tiled(nnx.Module):
+    """A `WarehouseConv` and its warehouse."""
+
+    def __init__(
+        self,
+        *arguments,
+        rngs: nnx.Rngs,
+        param_dtype: Any = "float32",
+        dtype: Any = None,
+        implementation: str = "auto",
+        use_bias: bool = False,
+        norm: str = "batch",
+        **options,
+    ):
+        """Builds both; the arguments are those of `DynamicConv`."""
+        geometry = Geometry.create(*arguments, **options)
+        self.warehouse = KernelWarehouse([geometry], param_dtype=param_dtype, rngs=rngs)
+        self.conv = WarehouseConv(
+            self.warehouse,
+            use_bias=use_bias,
+            norm=norm,
+            implementation=implementation,
+            dtype=dtype,
+            rngs=rngs,
+        )
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Applies the layer."""
+        return self.conv(inputs)
+
+
+LAYERS: dict[str, Callable[..., Any]] = {
+    "DynamicConv": DynamicConv,
+    "DynamicConv, sparse": functools.partial(DynamicConv, top_k=2),
+    "DynamicConvTranspose": DynamicConvTranspose,
+    "DynamicConvBlock": DynamicConvBlock,
+    "CondConv": Routed,
+    "ODConv": ODConv,
+    "ODConv, layer norm": functools.partial(ODConv, norm="layer"),
+    "DecomposedConv": DecomposedConv,
+    "DecomposedConv, pooled": functools.partial(DecomposedConv, pool=2),
+    "WarehouseConv": Tiled,
+}
+
+
+def layer(name: str, *arguments: Any, scale: float = 1e-2, **options: Any) -> Any:
+    """Builds a layer of `LAYERS`, with random values in it.
+
+    Args:
+        name: Which.
+        *arguments: C, O and the kernel size; by default of a 3×3 convolution.
+        scale: What the values, up to 100, are multiplied by.
+        **options: Further options of the layer.
+    """
+    arguments = arguments or (4, 6, (3, 3))
+    module = build(lambda: LAYERS[name](*arguments, rngs=nnx.Rngs(0), **options))
+    for _, value in nnx.to_flat_state(nnx.state(module, nnx.Param)):
+        value.set_value((value[...] * scale).astype(value[...].dtype))
+    return module
+
+
+def images(*shape: int, dtype: Any = "float32", seed: int = 0) -> np.ndarray:
+    """Draws inputs."""
+    return np.random.default_rng(seed).normal(size=shape).astype(dtype)
