@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynconv_torch.functional.geometry import positive_int
-from dynconv_torch.functional.numerics import wide_linear, without_autocast
+from dynconv_torch.functional.numerics import call_wide, dtypes_of, without_autocast
+from dynconv_torch.functional.open_sizes import sizes_of
 from dynconv_torch.functional.pooling import spatial_mean
 from dynconv_torch.scheduled import HoldsScheduled, Scheduled, set_scheduled
 
@@ -65,14 +66,15 @@ class Temperature(Scheduled):
         return 0 < value < math.inf
 
 
-def _pool(x: Tensor, in_channels: int, param_dtype: torch.dtype) -> Tensor:
+def _pool(x: Tensor, in_channels: int, *dtypes: torch.dtype) -> Tensor:
     """Returns the mean of `x` (B, C, *S) over *S, once it is seen to fit."""
-    if x.ndim < 2 or x.shape[1] != in_channels:
+    shape = sizes_of(x)
+    if x.ndim < 2 or shape[1] != in_channels:
         raise ValueError(
-            f"`x` (shape {tuple(x.shape)}) must be (batch, in_channels, *spatial) "
+            f"`x` (shape {shape}) must be (batch, in_channels, *spatial) "
             f"with `in_channels` (={in_channels})"
         )
-    return spatial_mean(x, param_dtype)
+    return spatial_mean(x, *dtypes)
 
 
 class Router(HoldsScheduled):
@@ -152,9 +154,9 @@ class Router(HoldsScheduled):
     def logits(self, x: Tensor) -> Tensor:
         """Returns the logits z (B, K) of `x` (B, C, *S), before the temperature."""
         with without_autocast(x.device):
-            pooled = _pool(x, self.in_channels, self.fc1.weight.dtype)
-            hidden = self.dropout(F.relu(wide_linear(self.fc1, pooled)))
-            return wide_linear(self.fc2, hidden)
+            pooled = _pool(x, self.in_channels, *dtypes_of(self.fc1, self.fc2))
+            hidden = self.dropout(F.relu(call_wide(self.fc1, pooled)))
+            return call_wide(self.fc2, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the attention over the experts.
@@ -239,7 +241,9 @@ class SigmoidRouter(nn.Linear):
         """
         with without_autocast(x.device):
             pooled = _pool(x, self.in_features, self.weight.dtype)
-            return torch.sigmoid(wide_linear(self, pooled))
+            bias = None if self.bias is None else self.bias.to(pooled.dtype)
+            logits = F.linear(pooled, self.weight.to(pooled.dtype), bias)
+            return torch.sigmoid(logits)
 
 
 def iter_routers(module: nn.Module) -> Iterator[tuple[str, Router]]:

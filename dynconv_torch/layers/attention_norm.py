@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dynconv_torch.functional.numerics import wide_norm
+from dynconv_torch.functional.numerics import call_wide
 
 NORMS = ("batch", "layer", "none")
 
@@ -57,4 +57,4 @@ def normalise(layer: nn.Module | None, features: Tensor) -> Tensor:
             "training a batch of one has no variance; build the layer with "
             "`norm='layer'` or `norm='none'`, or train with a larger batch"
         )
-    return wide_norm(layer, features)
+    return call_wide(layer, features)

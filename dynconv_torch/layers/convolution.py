@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dynconv_torch.functional.geometry import Geometry
+from dynconv_torch.functional.open_sizes import sizes_of
 
 
 def as_one_kernel(
@@ -63,10 +64,11 @@ class ConvolutionNd(nn.Module):
         Raises:
             ValueError: If the input does not fit the layer.
         """
+        shape = sizes_of(x)
         channel_axis = x.ndim - self.rank - 1
-        if channel_axis not in (0, 1) or x.shape[channel_axis] != self.in_channels:
+        if channel_axis not in (0, 1) or shape[channel_axis] != self.in_channels:
             raise ValueError(
-                f"`x` (shape {tuple(x.shape)}) must be (batch, in_channels, *spatial) "
+                f"`x` (shape {shape}) must be (batch, in_channels, *spatial) "
                 f"or (in_channels, *spatial) with {self.rank} spatial dimension(s) and "
                 f"`in_channels` (={self.in_channels})"
             )

@@ -180,8 +180,8 @@ class WarehouseConvNd(ConvolutionNd):
                 units.
             norm: What normalises them: `"batch"`, as published, which needs two samples
                 to train, `"layer"`, or `"none"`.
-            implementation: How to convolve: `"auto"`, `"loop"` or `"grouped"`; see
-                `per_sample_conv`.
+            implementation: How to convolve: `"auto"`, `"loop"`, `"grouped"` or
+                `"patches"`; see `per_sample_conv`.
 
         Raises:
             TypeError: If an argument is of the wrong kind.

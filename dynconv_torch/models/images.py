@@ -2,14 +2,16 @@
 
 from torch import Tensor
 
+from dynconv_torch.functional.open_sizes import sizes_of
 from dynconv_torch.functional.pooling import spatial_mean
 
 
 def check_images(x: Tensor, in_channels: int) -> None:
     """Raises a ValueError unless `x` is (B, in_channels, H, W)."""
-    if x.ndim != 4 or x.shape[1] != in_channels:
+    shape = sizes_of(x)
+    if x.ndim != 4 or shape[1] != in_channels:
         raise ValueError(
-            f"`x` (shape {tuple(x.shape)}) must be (batch, in_channels, height, "
+            f"`x` (shape {shape}) must be (batch, in_channels, height, "
             f"width) with `in_channels` (={in_channels})"
         )
 
