@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from dynconv_torch.functional.geometry import positive_int
 from dynconv_torch.functional.numerics import call_wide, dtypes_of, without_autocast
-from dynconv_torch.functional.open_sizes import sizes_of
 from dynconv_torch.functional.pooling import spatial_mean
+from dynconv_torch.functional.tracing import sizes_of
 from dynconv_torch.scheduled import HoldsScheduled, Scheduled, set_scheduled
 
 
@@ -42,16 +42,30 @@ def attend(
         >>> attend(torch.tensor([[0.0, 0.0, -1.0]]), top_k=2).tolist()
         [[0.5, 0.5, 0.0]]
     """
-    scaled = logits / torch.as_tensor(
-        temperature, dtype=logits.dtype, device=logits.device
-    )
-    if top_k is None or top_k == logits.shape[-1]:
+    scaled = _cool(logits, temperature)
+    if top_k is None or top_k == sizes_of(logits)[-1]:
         return torch.softmax(scaled, dim=-1)
-    # torch.topk leaves open which of equal logits it keeps.
-    ranked = torch.sort(logits, dim=-1, descending=True, stable=True).indices
-    is_dropped = torch.ones_like(logits, dtype=torch.bool)
-    is_dropped = is_dropped.scatter(-1, ranked[..., :top_k], False)
+    is_dropped = ~_are_largest(logits, top_k)
     return torch.softmax(scaled.masked_fill(is_dropped, -math.inf), dim=-1)
+
+
+def _cool(logits: Tensor, temperature: float | Tensor) -> Tensor:
+    if isinstance(temperature, Tensor):
+        return logits / temperature.to(logits)
+    return logits / temperature
+
+
+def _are_largest(logits: Tensor, count: int) -> Tensor:
+    """Returns which logits (..., K) are among the `count` largest of their row.
+
+    Of equal ones the first are, which torch.topk leaves open; and NaN is larger than
+    all, so that it is seen. By comparing each with each: no exporter has to know how
+    to sort.
+    """
+    order = torch.arange(logits.shape[-1], device=logits.device)
+    mine, other = logits[..., :, None], logits[..., None, :]
+    is_before = (other > mine) | ((other == mine) & (order < order[:, None]))
+    return is_before.sum(-1) < count
 
 
 class Temperature(Scheduled):

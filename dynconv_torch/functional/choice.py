@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dynconv_torch.functional.geometry import Geometry
-from dynconv_torch.functional.open_sizes import has_open_size, is_open
+from dynconv_torch.functional.tracing import has_open_size, is_open
 from dynconv_torch.functional.transpose_geometry import TransposeGeometry
 
 IMPLEMENTATIONS = ("auto", "loop", "grouped", "patches", "experts")

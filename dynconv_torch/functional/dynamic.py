@@ -17,7 +17,6 @@ from torch import Tensor
 
 from dynconv_torch.functional.choice import check_implementation, choose
 from dynconv_torch.functional.geometry import Geometry, PaddingLike
-from dynconv_torch.functional.open_sizes import sizes_of
 from dynconv_torch.functional.per_sample import (
     Convolve,
     add_bias,
@@ -25,6 +24,7 @@ from dynconv_torch.functional.per_sample import (
     conv,
     per_sample_conv,
 )
+from dynconv_torch.functional.tracing import sizes_of
 
 
 def mix_kernels(attention: Tensor, weight: Tensor) -> Tensor:

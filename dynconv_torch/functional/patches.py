@@ -21,10 +21,10 @@ def conv_by_patches(input: Tensor, weight: Tensor, geometry: Geometry) -> Tensor
         >>> conv_by_patches(images, kernels, geometry).shape
         torch.Size([2, 6, 9, 7])
     """
-    windows = gather_windows(pad_for(input, geometry), geometry)
     groups = geometry.groups
-    # (B, C, taps, *S_out) -> (B, g, C/g · taps, pixels)
-    patches = windows.unflatten(1, (groups, -1)).flatten(2, 3).flatten(3)
-    rows = weight.flatten(2).unflatten(1, (groups, -1))  # (B, g, O/g, C/g · taps)
-    output = (rows @ patches).flatten(1, 2)
+    split = pad_for(input, geometry).unflatten(1, (groups, -1))  # (B, g, C/g, *S)
+    windows = gather_windows(split, geometry)
+    # (B, O, C/g, *k) -> (B, g, O/g, taps · C/g)
+    rows = weight.unflatten(1, (groups, -1)).flatten(4).transpose(3, 4).flatten(3)
+    output = (rows @ windows.flatten(3)).flatten(1, 2)
     return output.unflatten(2, windows.shape[3:])

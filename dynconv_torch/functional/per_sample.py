@@ -19,8 +19,8 @@ from torch import Tensor
 from dynconv_torch.functional.choice import check_implementation, choose
 from dynconv_torch.functional.geometry import Geometry, PaddingLike
 from dynconv_torch.functional.numerics import is_autocast
-from dynconv_torch.functional.open_sizes import has_open_size, sizes_of
 from dynconv_torch.functional.patches import conv_by_patches
+from dynconv_torch.functional.tracing import has_open_size, sizes_of
 from dynconv_torch.functional.windows import pad_for
 
 GeometryType = TypeVar("GeometryType", bound=Geometry)

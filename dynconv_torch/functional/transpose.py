@@ -18,13 +18,13 @@ from dynconv_torch.functional.dynamic import (
     mix_kernels,
 )
 from dynconv_torch.functional.geometry import Geometry, PaddingLike
-from dynconv_torch.functional.open_sizes import sizes_of
 from dynconv_torch.functional.patches import conv_by_patches
 from dynconv_torch.functional.per_sample import (
     add_bias,
     check_operands,
     conv_by_form,
 )
+from dynconv_torch.functional.tracing import sizes_of
 from dynconv_torch.functional.transpose_geometry import TransposeGeometry
 from dynconv_torch.functional.windows import pad
 

@@ -30,19 +30,19 @@ def pad_for(input: Tensor, geometry: Geometry) -> Tensor:
 
 
 def gather_windows(padded: Tensor, geometry: Geometry) -> Tensor:
-    """Gathers what each tap of a window sees.
+    """Lays the windows of a convolution side by side on the channel axis.
 
     Args:
-        padded: Shape (B, C, *S), the padded input.
+        padded: Shape (..., C, *S), the padded input.
         geometry: The convolution whose windows are gathered.
 
     Returns:
-        Shape (B, C, taps, *S_out), the taps in row-major order.
+        Shape (..., taps · C, *S_out), the taps in row-major order, channels innermost.
 
     Example:
         >>> geometry = Geometry.create(1, 1, 2, rank=1, stride=2)
         >>> gather_windows(torch.arange(5.0).reshape(1, 1, 5), geometry).tolist()
-        [[[[0.0, 2.0], [1.0, 3.0]]]]
+        [[[0.0, 2.0], [1.0, 3.0]]]
     """
     taps = []
     for tap in itertools.product(*map(range, geometry.kernel_size)):
@@ -54,5 +54,5 @@ def gather_windows(padded: Tensor, geometry: Geometry) -> Tensor:
             # Counted from the end, so that it holds for an input of any size.
             stop = start - (extent - 1)
             slices.append(slice(start, stop if stop < 0 else None, step))
-        taps.append(padded[(slice(None), slice(None), *slices)])
-    return torch.stack(taps, dim=2)
+        taps.append(padded[(..., *slices)])
+    return torch.cat(taps, dim=-geometry.rank - 1)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dynconv_torch.functional.geometry import Geometry
-from dynconv_torch.functional.open_sizes import sizes_of
+from dynconv_torch.functional.tracing import sizes_of
 
 
 def as_one_kernel(

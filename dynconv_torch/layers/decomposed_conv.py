@@ -19,8 +19,8 @@ from dynconv_torch.functional.numerics import (
     scale_channels,
     without_autocast,
 )
-from dynconv_torch.functional.open_sizes import sizes_of
 from dynconv_torch.functional.pooling import adaptive_avg_pool
+from dynconv_torch.functional.tracing import sizes_of
 from dynconv_torch.layers.convolution import ConvolutionNd
 from dynconv_torch.layers.same_conv import PaddedConv1d, PaddedConv2d, PaddedConv3d
 

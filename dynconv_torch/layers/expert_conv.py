@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from dynconv_torch.functional.choice import check_implementation
 from dynconv_torch.functional.dynamic import dynamic_conv
 from dynconv_torch.functional.geometry import Geometry, PaddingLike, positive_int
-from dynconv_torch.functional.open_sizes import sizes_of
+from dynconv_torch.functional.tracing import sizes_of
 from dynconv_torch.layers.convolution import ConvolutionNd, as_one_kernel
 
 

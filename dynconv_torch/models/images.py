@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from dynconv_torch.functional.open_sizes import sizes_of
 from dynconv_torch.functional.pooling import spatial_mean
+from dynconv_torch.functional.tracing import sizes_of
 
 
 def check_images(x: Tensor, in_channels: int) -> None:

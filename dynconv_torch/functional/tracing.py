@@ -1,11 +1,13 @@
-"""Sizes that a program which is being traced leaves open.
+"""What is known while a program is traced, and which sizes it leaves open.
 
 A tracer runs the code once, for an example, and keeps what it did. What the code
 decides by the sizes of the example is then decided for all inputs to come. So nothing
 is chosen by a size that `is_open`, and shapes are checked by `sizes_of`.
 """
 
+import contextlib
 import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -39,6 +41,16 @@ def has_open_size(*tensors: Tensor) -> bool:
     return any(is_open(size) for tensor in tensors for size in tensor.shape)
 
 
+def _quiet_trace() -> contextlib.AbstractContextManager:
+    """Returns a context in which `torch.jit.trace` does not warn of what it keeps."""
+    if not torch.jit.is_tracing():
+        return contextlib.nullcontext()
+    context = contextlib.ExitStack()
+    context.enter_context(warnings.catch_warnings())
+    warnings.simplefilter("ignore", torch.jit.TracerWarning)
+    return context
+
+
 def sizes_of(tensor: Tensor) -> tuple[int, ...]:
     """Returns the shape of a tensor, to be checked and not to be computed with.
 
@@ -50,7 +62,17 @@ def sizes_of(tensor: Tensor) -> tuple[int, ...]:
         (2, 3)
     """
     if torch.jit.is_tracing():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        with _quiet_trace():
             return tuple(int(size) for size in tensor.shape)
     return tuple(tensor.shape)
+
+
+def constant(values: Sequence[int], device: torch.device) -> Tensor:
+    """Returns a tensor of numbers that are the same in every run of a trace.
+
+    Example:
+        >>> constant((2, 0), torch.device("cpu"))
+        tensor([2, 0])
+    """
+    with _quiet_trace():
+        return torch.tensor(values, device=device)
