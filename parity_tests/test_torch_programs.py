@@ -158,6 +158,7 @@ def test_traced_for_other_batches_without_a_warning(name):
             module, images(name, 3), check_inputs=[(images(name, 2),)]
         )
     assert_program_is(program, module, name)
+    assert_program_is(program, module, name, larger=5)
 
 
 @pytest.mark.parametrize("form", ["loop", "grouped"])
@@ -166,6 +167,26 @@ def test_trace_refuses_forms_that_would_fix_the_batch(form):
     module.implementation = form
     with pytest.raises(ValueError, match=f"{form!r}.*would fix the batch.*'patches'"):
         torch.jit.trace(module, images("dynamic 2d", 3))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_tracer_without_shapes_is_refused_with_what_to_take(name):
+    with pytest.raises(TypeError, match="torch.fx.symbolic_trace.*torch.export.export"):
+        torch.fx.symbolic_trace(build(name))
+
+
+class LeafTracer(torch.fx.Tracer):
+    """Looks into no layer of the library."""
+
+    def is_leaf_module(self, m, module_qualified_name):
+        return type(m).__module__.startswith("dynconv_torch")
+
+
+def test_layers_may_be_leaves_of_a_tracer_without_shapes():
+    layer = build("dynamic 2d")
+    net = torch.nn.Sequential(layer, torch.nn.ReLU())
+    program = torch.fx.GraphModule(net, LeafTracer().trace(net))
+    assert_program_is(program, net, "dynamic 2d")
 
 
 def test_trace_hears_the_temperature():

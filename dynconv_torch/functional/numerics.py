@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from dynconv_torch.functional.tracing import refuse_proxy
+
 
 def at_least_float32(*dtypes: torch.dtype) -> torch.dtype:
     """Returns the common dtype of `dtypes`, raised to float32 where it is narrower."""
@@ -22,6 +24,7 @@ def is_autocast(device: torch.device) -> bool:
 
 def without_autocast(device: torch.device) -> contextlib.AbstractContextManager:
     """Returns a context in which autocast does not narrow what is computed."""
+    refuse_proxy(device)
     if is_autocast(device):
         return torch.autocast(device.type, enabled=False)
     return contextlib.nullcontext()

@@ -51,16 +51,31 @@ def _quiet_trace() -> contextlib.AbstractContextManager:
     return context
 
 
+def refuse_proxy(value: object) -> None:
+    """Raises a TypeError if `value` is what `torch.fx.symbolic_trace` shows."""
+    if isinstance(value, torch.fx.Proxy):
+        raise TypeError(
+            "`torch.fx.symbolic_trace` shows no shapes, and the layers of "
+            "dynconv_torch check those of their inputs; take `torch.export.export`, "
+            "whose result has an FX graph too, or make the layers leaves of a "
+            "`torch.fx.Tracer`"
+        )
+
+
 def sizes_of(tensor: Tensor) -> tuple[int, ...]:
     """Returns the shape of a tensor, to be checked and not to be computed with.
 
     Under `torch.jit.trace` a size is a tensor, and each comparison a warning that the
     trace keeps its result; of a check it keeps nothing.
 
+    Raises:
+        TypeError: Under `torch.fx.symbolic_trace`, which has no shapes.
+
     Example:
         >>> sizes_of(torch.ones(2, 3))
         (2, 3)
     """
+    refuse_proxy(tensor)
     if torch.jit.is_tracing():
         with _quiet_trace():
             return tuple(int(size) for size in tensor.shape)
