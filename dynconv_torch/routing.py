@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from dynconv_torch.functional.checks import check_dtype, check_rate, check_tensors
 from dynconv_torch.functional.geometry import positive_int
-from dynconv_torch.functional.numerics import wide_linear, without_autocast
+from dynconv_torch.functional.numerics import call_wide, dtypes_of, without_autocast
 from dynconv_torch.functional.pooling import spatial_mean
+from dynconv_torch.functional.tracing import sizes_of
 from dynconv_torch.logit_noise import LogitNoise
 from dynconv_torch.scheduled import HoldsScheduled, Scheduled, set_scheduled
 
@@ -68,24 +69,26 @@ def record_softmax(
 
 
 def _cool(logits: Tensor, temperature: float | Tensor) -> Tensor:
-    return logits / torch.as_tensor(
-        temperature, dtype=logits.dtype, device=logits.device
-    )
+    if isinstance(temperature, Tensor):
+        return logits / temperature.to(logits)
+    return logits / temperature
 
 
 def _keeps_all(logits: Tensor, top_k: int | None) -> bool:
-    return top_k is None or top_k == logits.shape[-1]
+    return top_k is None or top_k == sizes_of(logits)[-1]
 
 
 def _are_largest(logits: Tensor, count: int) -> Tensor:
     """Returns which logits (..., K) are among the `count` largest of their row.
 
-    Of equal ones the first are, and NaN is larger than all, so that it is seen.
+    Of equal ones the first are, which torch.topk leaves open; and NaN is larger than
+    all, so that it is seen. By comparing each with each: no exporter has to know how
+    to sort.
     """
-    # torch.topk leaves open which of equal logits it keeps.
-    ranked = torch.sort(logits, dim=-1, descending=True, stable=True).indices
-    are_largest = torch.zeros_like(logits, dtype=torch.bool)
-    return are_largest.scatter(-1, ranked[..., :count], True)
+    order = torch.arange(logits.shape[-1], device=logits.device)
+    mine, other = logits[..., :, None], logits[..., None, :]
+    is_before = (other > mine) | ((other == mine) & (order < order[:, None]))
+    return is_before.sum(-1) < count
 
 
 def attend(
@@ -146,14 +149,15 @@ class Temperature(Scheduled):
         return torch.finfo(torch.float32).tiny <= value < math.inf
 
 
-def _pool(x: Tensor, in_channels: int, param_dtype: torch.dtype) -> Tensor:
+def _pool(x: Tensor, in_channels: int, *dtypes: torch.dtype) -> Tensor:
     """Returns the mean of `x` (B, C, *S) over *S, once it is seen to fit."""
-    if x.ndim < 2 or x.shape[1] != in_channels:
+    shape = sizes_of(x)
+    if x.ndim < 2 or shape[1] != in_channels:
         raise ValueError(
-            f"`x` (shape {tuple(x.shape)}) must be (batch, in_channels, *spatial) "
+            f"`x` (shape {shape}) must be (batch, in_channels, *spatial) "
             f"with `in_channels` (={in_channels})"
         )
-    return spatial_mean(x, param_dtype)
+    return spatial_mean(x, *dtypes)
 
 
 class Router(HoldsScheduled):
@@ -243,9 +247,9 @@ class Router(HoldsScheduled):
         """
         check_tensors(x=x)
         with without_autocast(x.device):
-            pooled = _pool(x, self.in_channels, self.fc1.weight.dtype)
-            hidden = self.dropout(F.relu(wide_linear(self.fc1, pooled)))
-            return self.noise(wide_linear(self.fc2, hidden))
+            pooled = _pool(x, self.in_channels, *dtypes_of(self.fc1, self.fc2))
+            hidden = self.dropout(F.relu(call_wide(self.fc1, pooled)))
+            return self.noise(call_wide(self.fc2, hidden))
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the attention over the experts.
@@ -335,7 +339,9 @@ class SigmoidRouter(nn.Linear):
         check_tensors(x=x)
         with without_autocast(x.device):
             pooled = _pool(x, self.in_features, self.weight.dtype)
-            attention = torch.sigmoid(wide_linear(self, pooled))
+            bias = None if self.bias is None else self.bias.to(pooled.dtype)
+            logits = F.linear(pooled, self.weight.to(pooled.dtype), bias)
+            attention = torch.sigmoid(logits)
         record_output(self, attention)
         return attention
 

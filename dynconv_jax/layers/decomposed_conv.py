@@ -279,6 +279,7 @@ class DecomposedConv(Convolution):
                 "train with a larger batch or larger inputs, or put the layer in "
                 "evaluation mode"
             )
+
     def _as_sized(self, static: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         """Returns an array of a symbolic shape under another name for that shape."""
         try:
@@ -297,9 +298,10 @@ class DecomposedConv(Convolution):
         batch, *bins = jnp.moveaxis(pooled, -1, 1).shape
         features = jnp.moveaxis(pooled, -1, 1).reshape(batch, math.prod(bins))
         hidden = self.fc(features)
-        latent = self.q.out_features
+        phi = self.fc_phi(hidden)
+        latent = math.isqrt(phi.shape[-1])
         scale = _hard_gate(self.fc_scale(hidden))
-        phi = self.fc_phi(hidden).reshape(batch, latent, latent)
+        phi = phi.reshape(batch, latent, latent)
         record_attention(self, scale, "scale")
         record_attention(self, phi, "phi")
         return Decomposition(scale, phi)

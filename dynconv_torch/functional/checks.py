@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dynconv_torch.functional.tracing import refuse_proxy
+
 
 def check_tensors(
     *, optional: Collection[str] = (), may_be_complex: bool = False, **tensors: Any
@@ -22,7 +24,8 @@ def check_tensors(
         **tensors: The arguments, by the names that the caller has for them.
 
     Raises:
-        TypeError: If one is no tensor of PyTorch.
+        TypeError: If one is no tensor of PyTorch, or what `torch.fx.symbolic_trace`
+            shows.
         ValueError: If one is complex.
 
     Example:
@@ -31,6 +34,7 @@ def check_tensors(
     for name, value in tensors.items():
         if value is None and name in optional:
             continue
+        refuse_proxy(value)
         if not isinstance(value, Tensor):
             raise TypeError(
                 f"`{name}` ({_kind(value)}) must be a tensor of PyTorch; "

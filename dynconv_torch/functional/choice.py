@@ -5,6 +5,10 @@ arithmetic of the convolutions; the bytes of mixed kernels and of the experts' o
 the calls of a loop. `python -m benchmarks.fit_torch` fits the rates for a CPU and
 prints the residuals. On other devices, where nothing was measured, `"auto"` is
 `"grouped"`.
+
+A program that is traced for sizes to come is not for the sizes of the example, so that
+no time can be estimated: `"auto"` is then one form for all, whose number of groups does
+not depend on the batch (`choose_open`).
 """
 
 import math
@@ -14,8 +18,10 @@ import torch
 from torch import Tensor
 
 from dynconv_torch.functional.geometry import Geometry
+from dynconv_torch.functional.tracing import has_open_size, is_open
+from dynconv_torch.functional.transpose_geometry import TransposeGeometry
 
-IMPLEMENTATIONS = ("auto", "loop", "grouped", "experts")
+IMPLEMENTATIONS = ("auto", "loop", "grouped", "patches", "experts")
 
 
 def check_implementation(implementation: str, *, has_experts: bool = True) -> None:
@@ -37,7 +43,7 @@ def check_implementation(implementation: str, *, has_experts: bool = True) -> No
         raise ValueError(
             "`implementation` (='experts') sums the outputs of all experts and so "
             "needs their attention, as `dynamic_conv` has it; those that can compute "
-            "this are 'auto', 'loop', 'grouped'"
+            "this are 'auto', 'loop', 'grouped', 'patches'"
         )
 
 
@@ -84,6 +90,10 @@ FORWARD_AND_BACKWARD = Work(
 )
 
 
+def _is_depthwise(geometry: Geometry) -> bool:
+    return geometry.groups == geometry.in_channels > 1
+
+
 def work_of(
     form: str, input: Tensor, geometry: Geometry, num_experts: int | None
 ) -> Work:
@@ -93,7 +103,7 @@ def work_of(
     kernel = math.prod(geometry.weight_shape)
     flops = 2e-9 * batch * geometry.multiply_adds(spatial)
     gigabyte = 1e-9 * input.element_size()
-    is_depthwise = geometry.groups == geometry.in_channels > 1
+    is_depthwise = _is_depthwise(geometry)
     if form == "experts":
         assert num_experts is not None
         flops *= num_experts
@@ -104,6 +114,49 @@ def work_of(
         work = Work(kernels=batch * kernel * gigabyte, calls=calls)
         kind = "depthwise" if is_depthwise else ("dense" if calls > 1 else "grouped")
     return work._replace(**{kind: flops})
+
+
+def choose_open(
+    implementation: str,
+    geometry: Geometry,
+    batch: int | torch.SymInt,
+    num_experts: int | None = None,
+) -> str:
+    """Returns a form for every size, for a program that leaves some size open.
+
+    `"patches"` does the least arithmetic that way. Depthwise, a product for each
+    channel is a small one, and transposed, most of what it multiplies is zeros; there
+    it is `"experts"`, if there are some.
+
+    Args:
+        implementation: `"auto"`, or the form to use, which is returned.
+        geometry: The convolution.
+        batch: B, open or not.
+        num_experts: K, or None where every sample brings its own kernel.
+
+    Raises:
+        ValueError: If the form asked for is one that would fix the batch. Under
+            `torch.compile` alone it may be: another batch is compiled anew.
+    """
+    if implementation == "auto":
+        is_transposed = isinstance(geometry, TransposeGeometry)
+        has_experts = num_experts is not None
+        if has_experts and (is_transposed or _is_depthwise(geometry)):
+            return "experts"
+        return "patches"
+    is_compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    if is_open(batch) and not is_compiled:
+        # torch.jit.trace and ONNX keep a number of groups as a constant.
+        has_constant_groups = torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
+        if implementation == "loop" or (
+            implementation == "grouped" and has_constant_groups
+        ):
+            raise ValueError(
+                f"`implementation` (={implementation!r}) would fix the batch of the "
+                "program that is being traced, which leaves it open, to that of the "
+                "example; take 'auto' or 'patches', or export with a fixed batch"
+            )
+    return implementation
 
 
 def choose(
@@ -124,12 +177,15 @@ def choose(
         num_experts: K, or None where every sample brings its own kernel.
 
     Returns:
-        `"loop"`, `"grouped"` or, with experts, `"experts"`.
+        `"loop"`, `"grouped"`, `"patches"` or, with experts, `"experts"`.
 
     Raises:
-        ValueError: If the implementation needs experts and there are none.
+        ValueError: If the implementation needs experts and there are none, or would fix
+            the batch of a program that leaves it open.
     """
     check_implementation(implementation, has_experts=num_experts is not None)
+    if has_open_size(input, *operands):
+        return choose_open(implementation, geometry, input.shape[0], num_experts)
     if implementation != "auto":
         return implementation
     if input.device.type != "cpu":

@@ -25,6 +25,7 @@ from dynconv_torch.functional.per_sample import (
     conv,
     per_sample_conv,
 )
+from dynconv_torch.functional.tracing import sizes_of
 
 
 def mix_kernels(attention: Tensor, weight: Tensor) -> Tensor:
@@ -45,11 +46,11 @@ def mix_kernels(attention: Tensor, weight: Tensor) -> Tensor:
         torch.Size([2, 16, 8, 3, 3])
     """
     check_tensors(attention=attention, weight=weight)
-    if attention.ndim != 2 or attention.shape[1] != weight.shape[0]:
+    if attention.ndim != 2 or sizes_of(attention)[1] != sizes_of(weight)[0]:
         raise ValueError(
-            f"`attention` (shape {tuple(attention.shape)}) must be (batch, "
-            f"num_experts) with the {weight.shape[0]} experts of `weight` (shape "
-            f"{tuple(weight.shape)})"
+            f"`attention` (shape {sizes_of(attention)}) must be (batch, "
+            f"num_experts) with the {sizes_of(weight)[0]} experts of `weight` (shape "
+            f"{sizes_of(weight)})"
         )
     if not weight.is_floating_point():
         raise ValueError(
@@ -96,9 +97,9 @@ def conv_by_experts(
 def check_attention(attention: Tensor, batch: int, num_experts: int) -> None:
     """Raises a ValueError unless `attention` has the shape (B, K)."""
     expected = (batch, num_experts)
-    if attention.shape != expected:
+    if sizes_of(attention) != expected:
         raise ValueError(
-            f"`attention` (shape {tuple(attention.shape)}) must be (batch, "
+            f"`attention` (shape {sizes_of(attention)}) must be (batch, "
             f"num_experts) = {expected}"
         )
 
@@ -133,9 +134,10 @@ def dynamic_conv(
             dimension.
         dilation: An int, or one per spatial dimension.
         groups: g; it must divide C and O.
-        implementation: `"auto"`, `"loop"`, `"grouped"` or, without spatial attention,
-            `"experts"`. All compute the same; `"auto"` takes the one that it estimates
-            to be the fastest.
+        implementation: `"auto"`, `"loop"`, `"grouped"`, `"patches"` or, without spatial
+            attention, `"experts"`. All compute the same; `"auto"` takes the one that it
+            estimates to be the fastest, or one that leaves the batch open where that is
+            what a program is traced for.
 
     Returns:
         Shape (B, O, *S_out).
@@ -143,7 +145,8 @@ def dynamic_conv(
     Raises:
         TypeError: If an argument is of the wrong kind.
         ValueError: If shapes do not fit, the kernel spans more than the padded input,
-            or the implementation is unknown or cannot compute this.
+            or the implementation is unknown or cannot compute this, or not leave open
+            what is being exported.
 
     Example:
         >>> attention = torch.tensor([[0.7, 0.3], [0.1, 0.9]])
@@ -164,8 +167,9 @@ def dynamic_conv(
     options: dict[str, Any] = dict(
         stride=stride, padding=padding, dilation=dilation, groups=groups
     )
+    num_experts = sizes_of(weight)[0]
     geometry = check_operands(
-        input, weight, bias, stack="num_experts", stack_size=weight.shape[0], **options
+        input, weight, bias, stack="num_experts", stack_size=num_experts, **options
     )
     if bias is not None and attention is not None:
         bias = mix_kernels(attention, bias)
@@ -174,7 +178,7 @@ def dynamic_conv(
         raise ValueError(
             "`implementation` (='experts') convolves all samples with the same "
             "kernels, which `spatial_attention` forbids; those that can compute this "
-            "are 'auto', 'loop', 'grouped'"
+            "are 'auto', 'loop', 'grouped', 'patches'"
         )
     if attention is None and not has_taps:
         output = conv(input, weight[0], geometry, geometry.groups)
@@ -184,7 +188,7 @@ def dynamic_conv(
         geometry,
         input,
         *(each for each in (attention, spatial_attention, weight) if each is not None),
-        num_experts=None if has_taps else weight.shape[0],
+        num_experts=None if has_taps else num_experts,
     )
     if form == "experts":
         assert attention is not None
@@ -205,18 +209,18 @@ def _check_attention(
     spatial_attention: Tensor | None,
     weight: Tensor,
 ) -> None:
-    batch, num_experts = input.shape[0], weight.shape[0]
+    batch, num_experts = sizes_of(input)[0], sizes_of(weight)[0]
     if attention is not None:
         check_attention(attention, batch, num_experts)
     elif num_experts > 1:
         raise ValueError(
             "`attention` (=None) is for a single expert; for those of `weight` (shape "
-            f"{tuple(weight.shape)}) it must be (batch, num_experts) = "
+            f"{sizes_of(weight)}) it must be (batch, num_experts) = "
             f"{(batch, num_experts)}"
         )
-    expected = (batch, *weight.shape[3:])
-    if spatial_attention is not None and spatial_attention.shape != expected:
+    expected = (batch, *sizes_of(weight)[3:])
+    if spatial_attention is not None and sizes_of(spatial_attention) != expected:
         raise ValueError(
-            f"`spatial_attention` (shape {tuple(spatial_attention.shape)}) must be "
+            f"`spatial_attention` (shape {sizes_of(spatial_attention)}) must be "
             f"(batch, *kernel_size) = {expected}"
         )

@@ -4,7 +4,10 @@ import dataclasses
 import math
 import operator
 from collections.abc import Sequence
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
 
 PaddingLike = str | int | Sequence[int | tuple[int, int]]
 
@@ -110,6 +113,13 @@ def _normalise_padding(
             raise ValueError(refusal)
         pairs.append((_integer("padding", pair[0]), _integer("padding", pair[1])))
     return tuple(pairs)
+
+
+def _at_least_zero(number: Any) -> Any:
+    """Returns the larger of a number, which may be one that a tracer sees, and 0."""
+    if isinstance(number, Tensor):
+        return number.clamp(min=0)
+    return torch.sym_max(number, 0)
 
 
 def _extent(kernel_size: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[int, ...]:
@@ -239,7 +249,13 @@ class Geometry:
             return self.padding
         pairs = []
         for size, extent, step in zip(spatial, self.extent, self.stride, strict=True):
-            total = max((-(-size // step) - 1) * step + extent - size, 0)
+            # What the last window has beyond the input, and nothing is compared: the
+            # size may be open. Only a window shorter than a step may lack it.
+            total = (size - 1) // step * step + extent - size
+            if extent == 1:
+                total = 0
+            elif extent < step:
+                total = _at_least_zero(total)
             pairs.append((total // 2, total - total // 2))
         return tuple(pairs)
 

@@ -2,10 +2,12 @@
 
 import contextlib
 import functools
+from collections.abc import Iterable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from dynconv_torch.functional.tracing import refuse_proxy
 
 
 def at_least_float32(*dtypes: torch.dtype) -> torch.dtype:
@@ -22,6 +24,7 @@ def is_autocast(device: torch.device) -> bool:
 
 def without_autocast(device: torch.device) -> contextlib.AbstractContextManager:
     """Returns a context in which autocast does not narrow what is computed."""
+    refuse_proxy(device)
     if is_autocast(device):
         return torch.autocast(device.type, enabled=False)
     return contextlib.nullcontext()
@@ -36,45 +39,55 @@ def scale_channels(features: Tensor, weights: Tensor) -> Tensor:
     return (features * per_pixel).to(features.dtype)
 
 
-def wide_linear(layer: nn.Module, features: Tensor) -> Tensor:
-    """Applies a linear layer, or a 1×1 convolution, in the dtype of the features.
+def dtypes_of(*modules: nn.Module) -> set[torch.dtype]:
+    """Returns the floating dtypes of the parameters of modules.
 
-    Args:
-        layer: What holds `weight` (O, I), or (O, I, 1, ...), and `bias` (O) or None.
-        features: Shape (B, I).
+    Modules that keep their weights otherwise, as quantized ones do, add none.
 
-    Returns:
-        Shape (B, O).
+    Example:
+        >>> dtypes_of(nn.Linear(3, 8), nn.ReLU())
+        {torch.float32}
     """
-    weight, bias = layer.weight, layer.bias
-    assert isinstance(weight, Tensor)
-    return F.linear(
-        features,
-        weight.flatten(1).to(features.dtype),
-        bias.to(features.dtype) if isinstance(bias, Tensor) else None,
-    )
-
-
-def wide_norm(layer: nn.Module, features: Tensor) -> Tensor:
-    """Applies a normalising layer in the dtype of the features.
-
-    Args:
-        layer: A batch or layer norm. Its running statistics are updated as it would
-            update them, and keep their dtype.
-        features: Shape (B, C).
-
-    Returns:
-        Shape (B, C).
-    """
-    state = {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
-    if all(value.dtype == features.dtype for value in state.values() if value.ndim):
-        return layer(features)
-    wide = {
-        name: value.to(features.dtype) if value.is_floating_point() else value
-        for name, value in state.items()
+    return {
+        parameter.dtype
+        for module in modules
+        for parameter in module.parameters()
+        if parameter.is_floating_point()
     }
+
+
+def call_wide(layer: nn.Module, features: Tensor) -> Tensor:
+    """Calls a layer in the dtype of the features, wherever its own is narrower.
+
+    It is called as a module, hooks included, so that it may be any that takes such
+    features: wrapped, parametrized or quantized.
+
+    Args:
+        layer: The layer. Its buffers are updated as it would update them, and keep
+            their dtype.
+        features: What it takes.
+
+    Returns:
+        What it returns.
+    """
+    dtype = features.dtype
+
+    def widened(named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+        return {
+            name: value.to(dtype)
+            for name, value in named
+            if value.is_floating_point()
+            and value.dtype != dtype
+            and torch.promote_types(value.dtype, dtype) == dtype
+        }
+
+    buffers = widened(layer.named_buffers())
+    wide = {**widened(layer.named_parameters()), **buffers}
+    if not wide:
+        return layer(features)
     outputs = torch.func.functional_call(layer, wide, (features,))
-    with torch.no_grad():
-        for name, buffer in layer.named_buffers():
-            buffer.copy_(wide[name])
+    if layer.training:
+        with torch.no_grad():
+            for name, value in buffers.items():
+                layer.get_buffer(name).copy_(value)
     return outputs

@@ -2,10 +2,11 @@
 
     y_i = conv(x_i, W_i) + b_i
 
-Two equivalent forms. `"loop"` convolves the samples one after the other, which is how
+Three equivalent forms. `"loop"` convolves the samples one after the other, which is how
 one would write it down. `"grouped"` folds the batch into the channels and convolves
-once, with B·g groups, so that each sample meets its own kernel only. Which is faster
-depends on the shape; `"auto"` chooses (`choice.py`).
+once, with B·g groups, so that each sample meets its own kernel only. `"patches"`
+gathers the windows and multiplies (`patches.py`). Which is faster depends on the shape,
+and which can be had on whether the batch is known; `"auto"` chooses (`choice.py`).
 """
 
 from collections.abc import Callable, Sequence
@@ -19,6 +20,9 @@ from dynconv_torch.functional.checks import check_tensors
 from dynconv_torch.functional.choice import check_implementation, choose
 from dynconv_torch.functional.geometry import Geometry, PaddingLike
 from dynconv_torch.functional.numerics import is_autocast
+from dynconv_torch.functional.patches import conv_by_patches
+from dynconv_torch.functional.tracing import has_open_size, sizes_of
+from dynconv_torch.functional.windows import pad_for
 
 GeometryType = TypeVar("GeometryType", bound=Geometry)
 
@@ -47,29 +51,30 @@ def check_operands(
     Raises:
         ValueError: If shapes or dtypes do not fit one another.
     """
+    shape, weight_shape = sizes_of(input), sizes_of(weight)
     rank = input.ndim - 2
     if not 1 <= rank <= 3:
         raise ValueError(
-            f"`input` (shape {tuple(input.shape)}) must be (batch, channels, *spatial) "
+            f"`input` (shape {shape}) must be (batch, channels, *spatial) "
             "with 1, 2 or 3 spatial dimensions"
         )
     if weight.ndim != rank + 3:
         raise ValueError(
-            f"`weight` (shape {tuple(weight.shape)}) must be ({stack}, "
+            f"`weight` (shape {weight_shape}) must be ({stack}, "
             f"{geometry_type.weight_axes}): {rank + 3} dimensions for `input` of shape "
-            f"{tuple(input.shape)}"
+            f"{shape}"
         )
-    geometry = geometry_type.of_weight(input.shape[1], weight.shape[1:], **options)
+    geometry = geometry_type.of_weight(shape[1], weight_shape[1:], **options)
     expected = (stack_size, *geometry.weight_shape)
-    if weight.shape != expected:
+    if weight_shape != expected:
         raise ValueError(
-            f"`weight` (shape {tuple(weight.shape)}) must have the shape {expected}, "
+            f"`weight` (shape {weight_shape}) must have the shape {expected}, "
             f"that is ({stack}, {geometry.weight_axes}), for `input` of shape "
-            f"{tuple(input.shape)} and `groups` (={geometry.groups})"
+            f"{shape} and `groups` (={geometry.groups})"
         )
-    if bias is not None and bias.shape != (stack_size, geometry.out_channels):
+    if bias is not None and sizes_of(bias) != (stack_size, geometry.out_channels):
         raise ValueError(
-            f"`bias` (shape {tuple(bias.shape)}) must be ({stack}, out_channels) = "
+            f"`bias` (shape {sizes_of(bias)}) must be ({stack}, out_channels) = "
             f"{(stack_size, geometry.out_channels)}"
         )
     if bias is not None and bias.is_floating_point() != weight.is_floating_point():
@@ -82,18 +87,8 @@ def check_operands(
             f"`input` ({input.dtype}) and `weight` ({weight.dtype}) must have the same "
             "dtype; cast one to the other"
         )
-    geometry.output_size(input.shape[2:])
+    geometry.output_size(shape[2:])
     return geometry
-
-
-def pad(input: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
-    """Pads the spatial dimensions, then crops where an entry is negative."""
-    flat = [pad for pair in reversed(pairs) for pad in pair]  # the last dimension first
-    # In this order a crop may take more than the input had, all but one padded zero.
-    input = F.pad(input, [max(pad, 0) for pad in flat])
-    if min(flat) < 0:
-        input = F.pad(input, [min(pad, 0) for pad in flat])
-    return input
 
 
 def conv(input: Tensor, weight: Tensor, geometry: Geometry, groups: int) -> Tensor:
@@ -109,10 +104,11 @@ def conv(input: Tensor, weight: Tensor, geometry: Geometry, groups: int) -> Tens
     Returns:
         Shape (B, O', *S_out).
     """
-    pairs = geometry.pads(input.shape[2:])
+    is_open = isinstance(geometry.padding, str) and has_open_size(input)
+    pairs = () if is_open else geometry.pads(input.shape[2:])
     padding = tuple(low for low, _ in pairs)
-    if any(not 0 <= low == high for low, high in pairs):
-        input, padding = pad(input, pairs), (0,) * geometry.rank
+    if is_open or any(not 0 <= low == high for low, high in pairs):
+        input, padding = pad_for(input, geometry), (0,) * geometry.rank
     # By name, at the time of the call: whoever replaces F.conv2d is heard.
     function = getattr(F, f"conv{geometry.rank}d")
     return function(
@@ -152,19 +148,23 @@ def conv_by_form(
     weight: Tensor,
     geometry: Geometry,
     convolve: Convolve = conv,
+    by_patches: Callable[[Tensor, Tensor, Any], Tensor] = conv_by_patches,
 ) -> Tensor:
     """Convolves samples (B, C, *S) with kernels of their own.
 
     Args:
-        form: `"loop"` or `"grouped"`.
+        form: `"loop"`, `"grouped"` or `"patches"`.
         input: Shape (B, C, *S).
         weight: Shape (B, *weight_shape), as the geometry has it.
         geometry: The convolution.
         convolve: What convolves with one kernel: `conv`, or one of the same arguments.
+        by_patches: What convolves by patches.
 
     Returns:
         Shape (B, O, *S_out).
     """
+    if form == "patches":
+        return by_patches(input, weight, geometry)
     if input.shape[0] == 0:
         # No sample, no kernel: any serves, and the empty sum has their gradient.
         return convolve(input, weight.sum(0), geometry, geometry.groups)
@@ -204,8 +204,8 @@ def per_sample_conv(
             dimension.
         dilation: An int, or one per spatial dimension.
         groups: g; it must divide C and O.
-        implementation: `"auto"`, `"loop"` or `"grouped"`; the module's docstring says
-            how they differ. All compute the same.
+        implementation: `"auto"`, `"loop"`, `"grouped"` or `"patches"`; the module's
+            docstring says how they differ. All compute the same.
 
     Returns:
         Shape (B, O, *S_out).
@@ -213,8 +213,8 @@ def per_sample_conv(
     Raises:
         TypeError: If an argument is of the wrong kind.
         ValueError: If shapes do not fit, the kernel spans more than the padded input,
-            or the implementation is unknown or is `"experts"`, which needs the
-            attention (see `dynamic_conv`).
+            or the implementation is unknown, is `"experts"`, which needs the
+            attention (see `dynamic_conv`), or cannot leave open what is being exported.
 
     Example:
         >>> images = torch.ones(2, 4, 9, 7)
@@ -231,7 +231,7 @@ def per_sample_conv(
         weight,
         bias,
         stack="batch",
-        stack_size=input.shape[0],
+        stack_size=sizes_of(input)[0],
         stride=stride,
         padding=padding,
         dilation=dilation,

@@ -47,5 +47,24 @@ def adaptive_avg_pool(x: Tensor, bins: int, *dtypes: torch.dtype) -> Tensor:
         >>> adaptive_avg_pool(torch.arange(3.0).reshape(1, 1, 3), 2).tolist()
         [[[0.5, 1.5]]]
     """
+    x = x.to(at_least_float32(x.dtype, *dtypes))
+    if torch.compiler.is_exporting():
+        return _pool_by_product(x, bins)
     pool = getattr(F, f"adaptive_avg_pool{x.ndim - 2}d")
-    return pool(x.to(at_least_float32(x.dtype, *dtypes)), bins)
+    return pool(x, bins)
+
+
+def _pool_by_product(x: Tensor, bins: int) -> Tensor:
+    """Pools as `adaptive_avg_pool` does, by what every exporter knows.
+
+    ONNX has no such pooling, but for sizes that the bins divide.
+    """
+    index = torch.arange(bins, device=x.device)[:, None]
+    for axis in range(2, x.ndim):
+        size = x.shape[axis]
+        pixel = torch.arange(size, device=x.device)
+        low, high = index * size // bins, -(-(index + 1) * size // bins)
+        is_inside = (low <= pixel) & (pixel < high)
+        weights = is_inside.to(x.dtype) / (high - low).to(x.dtype)  # (bins, size)
+        x = (x.movedim(axis, -1) @ weights.T).movedim(-1, axis)
+    return x

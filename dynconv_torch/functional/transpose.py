@@ -18,14 +18,16 @@ from dynconv_torch.functional.dynamic import (
     conv_by_experts,
     mix_kernels,
 )
-from dynconv_torch.functional.geometry import PaddingLike
+from dynconv_torch.functional.geometry import Geometry, PaddingLike
+from dynconv_torch.functional.patches import conv_by_patches
 from dynconv_torch.functional.per_sample import (
     add_bias,
     check_operands,
     conv_by_form,
-    pad,
 )
+from dynconv_torch.functional.tracing import sizes_of
 from dynconv_torch.functional.transpose_geometry import TransposeGeometry
+from dynconv_torch.functional.windows import pad
 
 
 def conv_transpose(
@@ -59,6 +61,52 @@ def conv_transpose(
     return pad(full, crops)
 
 
+def conv_transpose_by_patches(
+    input: Tensor, weight: Tensor, geometry: TransposeGeometry
+) -> Tensor:
+    """Convolves samples (B, C, *S) with kernels (B, C, O/g, *k), as one product.
+
+    It is the convolution of the input, spread by the stride, with the kernel turned
+    over. The zeros between the pixels are gathered and multiplied too.
+    """
+    rank = geometry.rank
+    for axis, step in enumerate(geometry.stride, start=2):
+        if step > 1:  # each pixel, and the zeros that follow it
+            trailing = (0,) * 2 * (input.ndim - axis - 1)
+            spread = F.pad(input.unsqueeze(axis + 1), (*trailing, 0, step - 1))
+            input = spread.flatten(axis, axis + 1)
+    padding = tuple(
+        (extent - 1 - low, extent - 1 - high + extra - (step - 1))
+        for (low, high), extent, extra, step in zip(
+            geometry.padding,
+            geometry.extent,
+            geometry.output_padding,
+            geometry.stride,
+            strict=True,
+        )
+    )
+    plain = Geometry.create(
+        geometry.in_channels,
+        geometry.out_channels,
+        geometry.kernel_size,
+        rank=rank,
+        padding=padding,
+        dilation=geometry.dilation,
+        groups=geometry.groups,
+    )
+    # (B, C, O/g, *k) -> (B, O, C/g, *k)
+    turned = weight.unflatten(1, (geometry.groups, -1)).transpose(2, 3).flatten(1, 2)
+    return conv_by_patches(input, turned.flip(*range(3, rank + 3)), plain)
+
+
+def _conv_by_form(
+    form: str, input: Tensor, weight: Tensor, geometry: TransposeGeometry
+) -> Tensor:
+    return conv_by_form(
+        form, input, weight, geometry, conv_transpose, conv_transpose_by_patches
+    )
+
+
 def _merge_experts(weight: Tensor) -> Tensor:
     """Makes of experts (K, C, O/g, *k) one kernel with K·O/g outputs a group."""
     return weight.transpose(0, 1).flatten(1, 2)
@@ -89,8 +137,8 @@ def per_sample_conv_transpose(
             per spatial dimension, smaller than the stride or the dilation.
         dilation: An int, or one per spatial dimension.
         groups: g; it must divide C and O.
-        implementation: `"auto"`, `"loop"` or `"grouped"`, as in `per_sample_conv`. All
-            compute the same.
+        implementation: `"auto"`, `"loop"`, `"grouped"` or `"patches"`, as in
+            `per_sample_conv`. All compute the same.
 
     Returns:
         Shape (B, O, *S_out).
@@ -117,7 +165,7 @@ def per_sample_conv_transpose(
         weight,
         bias,
         stack="batch",
-        stack_size=input.shape[0],
+        stack_size=sizes_of(input)[0],
         geometry_type=TransposeGeometry,
         stride=stride,
         padding=padding,
@@ -126,7 +174,7 @@ def per_sample_conv_transpose(
         groups=groups,
     )
     form = choose(implementation, geometry, input, weight)
-    return add_bias(conv_by_form(form, input, weight, geometry, conv_transpose), bias)
+    return add_bias(_conv_by_form(form, input, weight, geometry), bias)
 
 
 def dynamic_conv_transpose(
@@ -156,8 +204,8 @@ def dynamic_conv_transpose(
         output_padding: As in `per_sample_conv_transpose`.
         dilation: An int, or one per spatial dimension.
         groups: g; it must divide C and O.
-        implementation: `"auto"`, `"loop"`, `"grouped"` or `"experts"`, as in
-            `dynamic_conv`. All compute the same.
+        implementation: `"auto"`, `"loop"`, `"grouped"`, `"patches"` or `"experts"`, as
+            in `dynamic_conv`. All compute the same.
 
     Returns:
         Shape (B, O, *S_out).
@@ -179,13 +227,13 @@ def dynamic_conv_transpose(
     check_tensors(
         input=input, attention=attention, weight=weight, bias=bias, optional=("bias",)
     )
-    check_attention(attention, input.shape[0], weight.shape[0])
+    check_attention(attention, sizes_of(input)[0], sizes_of(weight)[0])
     geometry = check_operands(
         input,
         weight,
         bias,
         stack="num_experts",
-        stack_size=weight.shape[0],
+        stack_size=sizes_of(weight)[0],
         geometry_type=TransposeGeometry,
         stride=stride,
         padding=padding,
@@ -196,11 +244,12 @@ def dynamic_conv_transpose(
     if bias is not None:
         bias = mix_kernels(attention, bias)
     operands = input, attention, weight
-    form = choose(implementation, geometry, *operands, num_experts=weight.shape[0])
+    num_experts = sizes_of(weight)[0]
+    form = choose(implementation, geometry, *operands, num_experts=num_experts)
     if form == "experts":
         merged = _merge_experts(weight)
         output = conv_by_experts(input, attention, merged, geometry, conv_transpose)
     else:
         mixed = mix_kernels(attention, weight)
-        output = conv_by_form(form, input, mixed, geometry, conv_transpose)
+        output = _conv_by_form(form, input, mixed, geometry)
     return add_bias(output, bias)

@@ -4,7 +4,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dynconv_torch.functional.numerics import wide_norm
+from dynconv_torch.functional.numerics import call_wide
+from dynconv_torch.functional.tracing import has_open_size
 
 NORMS = ("batch", "layer", "none")
 
@@ -51,10 +52,11 @@ def normalise(layer: nn.Module | None, features: Tensor) -> Tensor:
     if layer is None:
         return features
     is_batch_norm = isinstance(layer, nn.BatchNorm1d)
-    if is_batch_norm and layer.training and features.shape[0] == 1:
+    is_one = not has_open_size(features) and features.shape[0] == 1
+    if is_batch_norm and layer.training and is_one:
         raise ValueError(
             "`norm` (='batch') normalises the attention over the samples, and in "
             "training a batch of one has no variance; build the layer with "
             "`norm='layer'` or `norm='none'`, or train with a larger batch"
         )
-    return wide_norm(layer, features)
+    return call_wide(layer, features)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynconv_torch.functional.geometry import positive_int
-from dynconv_torch.functional.numerics import wide_linear, without_autocast
+from dynconv_torch.functional.numerics import call_wide, dtypes_of, without_autocast
 from dynconv_torch.functional.pooling import spatial_mean
 from dynconv_torch.layers.attention_norm import attention_norm, normalise
 
@@ -77,8 +77,8 @@ class CellAttention(nn.Module):
             ValueError: In training with batch norm, if there is one sample only.
         """
         with without_autocast(x.device):
-            pooled = spatial_mean(x, self.fc1.weight.dtype)
-            hidden = F.relu(normalise(self.norm1, wide_linear(self.fc1, pooled)))
-            logits = wide_linear(self.fc2, hidden)
+            pooled = spatial_mean(x, *dtypes_of(self))
+            hidden = F.relu(normalise(self.norm1, call_wide(self.fc1, pooled)))
+            logits = call_wide(self.fc2, hidden)
             logits = logits.unflatten(1, (self.num_tiles, self.num_cells + 1))
             return logits / (logits.abs().sum(-1, keepdim=True) + 1e-3)

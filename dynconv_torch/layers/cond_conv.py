@@ -50,8 +50,8 @@ class CondConvNd(ExpertConvNd):
             groups: g; it must divide C and O.
             bias: Whether every expert has a bias, mixed as the kernels are.
             num_experts: K.
-            implementation: How to compute it, `"auto"`, `"loop"`, `"grouped"` or
-                `"experts"`; see `dynconv_torch.dynamic_conv`.
+            implementation: How to compute it, `"auto"`, `"loop"`, `"grouped"`,
+                `"patches"` or `"experts"`; see `dynconv_torch.dynamic_conv`.
             device: Where the parameters are.
             dtype: The dtype of the parameters.
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from dynconv_torch.functional.checks import check_tensors
 from dynconv_torch.functional.geometry import Geometry
+from dynconv_torch.functional.tracing import sizes_of
 
 
 def as_one_kernel(
@@ -66,10 +67,11 @@ class ConvolutionNd(nn.Module):
             ValueError: If it does not fit the layer.
         """
         check_tensors(x=x)
+        shape = sizes_of(x)
         channel_axis = x.ndim - self.rank - 1
-        if channel_axis not in (0, 1) or x.shape[channel_axis] != self.in_channels:
+        if channel_axis not in (0, 1) or shape[channel_axis] != self.in_channels:
             raise ValueError(
-                f"`x` (shape {tuple(x.shape)}) must be (batch, in_channels, *spatial) "
+                f"`x` (shape {shape}) must be (batch, in_channels, *spatial) "
                 f"or (in_channels, *spatial) with {self.rank} spatial dimension(s) and "
                 f"`in_channels` (={self.in_channels})"
             )

@@ -15,14 +15,16 @@ from dynconv_torch.functional.geometry import (
     positive_int,
 )
 from dynconv_torch.functional.numerics import (
+    call_wide,
+    dtypes_of,
     scale_channels,
-    wide_linear,
     wide_norm,
     without_autocast,
 )
-from dynconv_torch.functional.per_sample import conv
 from dynconv_torch.functional.pooling import adaptive_avg_pool
+from dynconv_torch.functional.tracing import has_open_size, sizes_of
 from dynconv_torch.layers.convolution import ConvolutionNd
+from dynconv_torch.layers.same_conv import PaddedConv1d, PaddedConv2d, PaddedConv3d
 
 
 class Decomposition(NamedTuple):
@@ -56,7 +58,7 @@ class SqueezeGate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns gated features (B, s)."""
-        return x * _hard_gate(wide_linear(self.fc[0], x))
+        return x * _hard_gate(self.fc(x))
 
 
 def check_latent_size(geometry: Geometry) -> None:
@@ -148,20 +150,23 @@ class DecomposedConvNd(ConvolutionNd):
         shared: dict[str, Any] = dict(device=device, dtype=dtype)
         static: dict[str, Any] = dict(bias=False, **shared)
         conv_cls: Any = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[self.rank - 1]
+        padded_cls: Any = (PaddedConv1d, PaddedConv2d, PaddedConv3d)[self.rank - 1]
         norm_cls: Any = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[self.rank - 1]
 
-        self.conv = conv_cls(
-            in_channels,
-            out_channels,
-            geometry.kernel_size,
-            geometry.stride,
-            tuple(low for low, _ in geometry.pads(geometry.extent)),
-            geometry.dilation,
-            groups,
-            **static,
-        )
-        if isinstance(geometry.padding, str):
-            self.conv.padding = geometry.padding  # what `repr` shows
+        pairs = geometry.padding
+        if isinstance(pairs, str) or any(not 0 <= low == high for low, high in pairs):
+            self.conv = padded_cls(geometry, **static)
+        else:
+            self.conv = conv_cls(
+                in_channels,
+                out_channels,
+                geometry.kernel_size,
+                geometry.stride,
+                tuple(low for low, _ in pairs),
+                geometry.dilation,
+                groups,
+                **static,
+            )
         self.q = conv_cls(in_channels, latent, 1, geometry.stride, **static)
         self.p = conv_cls(latent, out_channels, 1, bias=bias, **shared)
         self.bn1 = norm_cls(latent, **shared)
@@ -212,20 +217,19 @@ class DecomposedConvNd(ConvolutionNd):
             mixed = wide_norm(self.bn2, phi @ pixels.to(phi.dtype))
         mixed = mixed.to(pixels.dtype) + pixels
         dynamic = self.p(mixed.reshape(latent.shape))
-        # Not by the module, which knows no uneven padding.
-        static = conv(x, self.conv.weight, self.geometry, self.geometry.groups)
-        return scale_channels(static, scale) + dynamic
+        return scale_channels(self.conv(x), scale) + dynamic
 
     def _is_unbatched(self, x: Tensor) -> bool:
         answer = self.is_unbatched(x)
-        self.geometry.output_size(x.shape[-self.rank :])  # refuses empty dimensions
+        self.geometry.output_size(sizes_of(x)[-self.rank :])  # refuses empty dimensions
         return answer
 
     def _check_values(self, x: Tensor, latent: Tensor) -> None:
         # Layers of other kinds, as the norm over several processes, see more values.
         is_own = type(self.bn1) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-        is_one = latent.numel() == latent.shape[1]
-        if is_own and is_one and self.bn1.training:
+        if not (is_own and self.bn1.training) or has_open_size(latent):
+            return
+        if latent.numel() == latent.shape[1]:
             raise ValueError(
                 f"`x` (shape {tuple(x.shape)}) gives the batch norms of the layer one "
                 "value per channel, whose variance is not defined in training; train "
@@ -235,12 +239,12 @@ class DecomposedConvNd(ConvolutionNd):
 
     def _decompose(self, x: Tensor) -> Decomposition:
         with without_autocast(x.device):
-            pooled = adaptive_avg_pool(x, self.pool, self.fc_phi.weight.dtype)
-            features = pooled.flatten(1)
-            hidden = self.fc[1](wide_linear(self.fc[0], features))
-            phi = wide_linear(self.fc_phi, hidden)
+            dtypes = dtypes_of(self.fc, self.fc_phi, self.fc_scale)
+            pooled = adaptive_avg_pool(x, self.pool, *dtypes)
+            hidden = call_wide(self.fc, pooled.flatten(1))
+            phi = call_wide(self.fc_phi, hidden)
             return Decomposition(
-                scale=_hard_gate(wide_linear(self.fc_scale, hidden)),
+                scale=_hard_gate(call_wide(self.fc_scale, hidden)),
                 phi=phi.unflatten(1, (self.latent_channels, self.latent_channels)),
             )
 

@@ -62,8 +62,8 @@ class DynamicConvNd(ExpertConvNd, Router):
             router: A router of one's own, (B, C, *S) → (B, K), in place of `reduction`,
                 `temperature`, `top_k` and what begins with `router_`; one router may
                 serve several layers.
-            implementation: How to compute it, `"auto"`, `"loop"`, `"grouped"` or
-                `"experts"`; see `dynconv_torch.dynamic_conv`.
+            implementation: How to compute it, `"auto"`, `"loop"`, `"grouped"`,
+                `"patches"` or `"experts"`; see `dynconv_torch.dynamic_conv`.
             device: Where the parameters are.
             dtype: The dtype of the parameters. The router computes in float32 at least.
             top_k: How many experts the router keeps for a sample; None keeps all.

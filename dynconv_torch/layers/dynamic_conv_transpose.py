@@ -57,8 +57,8 @@ class DynamicConvTransposeNd(DynamicConvNd):
             reduction: The router's hidden layer has max(1, C // reduction) units.
             temperature: The router's initial temperature.
             router: A router of one's own, (B, C, *S) → (B, K).
-            implementation: How to compute it, `"auto"`, `"loop"`, `"grouped"` or
-                `"experts"`.
+            implementation: How to compute it, `"auto"`, `"loop"`, `"grouped"`,
+                `"patches"` or `"experts"`.
             device: Where the parameters are.
             dtype: The dtype of the parameters.
             top_k: How many experts the router keeps for a sample; None keeps all.

@@ -10,6 +10,7 @@ from dynconv_torch.functional.checks import check_dtype, check_tensors
 from dynconv_torch.functional.choice import check_implementation
 from dynconv_torch.functional.dynamic import dynamic_conv
 from dynconv_torch.functional.geometry import Geometry, PaddingLike, positive_int
+from dynconv_torch.functional.tracing import sizes_of
 from dynconv_torch.layers.convolution import ConvolutionNd, as_one_kernel
 
 
@@ -112,10 +113,11 @@ class ExpertConvNd(ConvolutionNd):
     def check_attention(self, attention: Tensor, x: Tensor) -> None:
         """Raises an error unless there is attention for every sample of `x`."""
         check_tensors(attention=attention)
-        expected = (*x.shape[: -self.rank - 1], self.num_experts)
-        if attention.shape != expected:
+        expected = (*sizes_of(x)[: -self.rank - 1], self.num_experts)
+        shape = sizes_of(attention)
+        if shape != expected:
             raise ValueError(
-                f"`attention` (shape {tuple(attention.shape)}) must be (batch, "
+                f"`attention` (shape {shape}) must be (batch, "
                 f"num_experts), without batch for one sample: {expected}"
             )
 

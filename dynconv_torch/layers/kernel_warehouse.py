@@ -21,6 +21,7 @@ from dynconv_torch.functional.choice import check_implementation
 from dynconv_torch.functional.geometry import Geometry
 from dynconv_torch.functional.per_sample import add_bias, per_sample_conv
 from dynconv_torch.functional.tiling import Share, Tiling, assemble_weights
+from dynconv_torch.functional.tracing import constant
 from dynconv_torch.layers.cell_attention import CellAttention
 from dynconv_torch.layers.convolution import ConvolutionNd, as_one_kernel
 from dynconv_torch.scheduled import HoldsScheduled, Scheduled, set_scheduled
@@ -200,8 +201,8 @@ class WarehouseConvNd(ConvolutionNd):
                 units.
             norm: What normalises them: `"batch"`, as published, which needs two samples
                 to train, `"layer"`, or `"none"`.
-            implementation: How to convolve: `"auto"`, `"loop"` or `"grouped"`; see
-                `per_sample_conv`.
+            implementation: How to convolve: `"auto"`, `"loop"`, `"grouped"` or
+                `"patches"`; see `per_sample_conv`.
 
         Raises:
             TypeError: If an argument is of the wrong kind.
@@ -262,7 +263,7 @@ class WarehouseConvNd(ConvolutionNd):
             return self.mixture(x[None])[0]
         attention = self.attention(x)[..., :-1]
         strength = self.warehouse.assignment.to(attention.dtype)
-        assigned = torch.tensor(self.share.assigned, device=x.device)[:, None]
+        assigned = constant(self.share.assigned, x.device)[:, None]
         own = assigned == torch.arange(attention.shape[-1], device=x.device)
         return (1 - strength) * attention + strength * own
 

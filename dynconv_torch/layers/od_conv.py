@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from dynconv_torch.functional.geometry import PaddingLike, positive_int
 from dynconv_torch.functional.numerics import (
+    call_wide,
+    dtypes_of,
     scale_channels,
-    wide_linear,
     without_autocast,
 )
 from dynconv_torch.functional.pooling import spatial_mean
@@ -128,14 +129,14 @@ class ODAttention(HoldsScheduled):
             ValueError: In training with `norm="batch"`, if there is one sample.
         """
         with without_autocast(x.device):
-            pooled = spatial_mean(x, self.fc.weight.dtype)
+            pooled = spatial_mean(x, *dtypes_of(self))
             trunk_norm = getattr(self, "bn", getattr(self, "ln", None))
-            hidden = F.relu(normalise(trunk_norm, wide_linear(self.fc, pooled)))
+            hidden = F.relu(normalise(trunk_norm, self._of_one_pixel(self.fc, pooled)))
 
             def gate(head: nn.Module | None) -> Tensor | None:
                 if head is None:
                     return None
-                logits = wide_linear(head, hidden)
+                logits = self._of_one_pixel(head, hidden)
                 if head is self.kernel_fc:
                     attention = attend(logits, self.temperature)
                     record_softmax(self, attention, logits, self.temperature)
@@ -150,6 +151,11 @@ class ODAttention(HoldsScheduled):
                 spatial=None if taps is None else taps.unflatten(1, self.kernel_size),
                 kernel=gate(self.kernel_fc),
             )
+
+    def _of_one_pixel(self, layer: nn.Module, features: Tensor) -> Tensor:
+        """Applies a 1×1 convolution to features (B, I)."""
+        ones = (1,) * len(self.kernel_size)
+        return call_wide(layer, features.unflatten(1, (-1, *ones))).flatten(1)
 
     def extra_repr(self) -> str:
         """Returns the arguments of the router, for its `repr`."""
@@ -196,8 +202,9 @@ class ODConvNd(ExpertConvNd):
             reduction: The trunk has max(C // reduction, min_hidden) units.
             temperature: The initial T. Published schedules let it fall from 30 to 1
                 over the first 10 epochs; see `set_temperature`.
-            implementation: How to compute it: `"auto"`, `"loop"`, `"grouped"` or, where
-                there is one tap, `"experts"`; see `dynconv_torch.dynamic_conv`.
+            implementation: How to compute it: `"auto"`, `"loop"`, `"grouped"`,
+                `"patches"` or, where there is one tap, `"experts"`; see
+                `dynconv_torch.dynamic_conv`.
             device: Where the parameters are.
             dtype: The dtype of the parameters. Attention is computed in float32 at
                 least.

@@ -1,15 +1,67 @@
-"""A static convolution that pads as TensorFlow does."""
+"""Static convolutions with the paddings that those of PyTorch lack."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dynconv_torch.functional.geometry import Geometry
-from dynconv_torch.functional.per_sample import conv
+from dynconv_torch.functional.per_sample import add_bias, conv
 
 
-class SameConv2d(nn.Conv2d):
+class PaddedConvNd(nn.Module):
+    """What makes of a convolution of PyTorch one with any padding of a `Geometry`."""
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+
+    def __init__(self, geometry: Geometry, **options: Any):
+        """Builds the layer.
+
+        Args:
+            geometry: The convolution.
+            **options: Whether there is a `bias`; `device` and `dtype`.
+        """
+        super().__init__(
+            geometry.in_channels,
+            geometry.out_channels,
+            geometry.kernel_size,
+            geometry.stride,
+            dilation=geometry.dilation,
+            groups=geometry.groups,
+            **options,
+        )
+        self.geometry = geometry
+        self.padding: Any = geometry.padding  # what `repr` shows
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolves `input` (B, C, *S), or (C, *S), and adds the bias."""
+        if input.ndim == self.geometry.rank + 1:
+            return self.forward(input[None])[0]
+        output = conv(input, self.weight, self.geometry, self.geometry.groups)
+        return add_bias(output, None if self.bias is None else self.bias[None])
+
+
+class PaddedConv1d(PaddedConvNd, nn.Conv1d):
+    """`torch.nn.Conv1d` with any padding of a `Geometry`.
+
+    Example:
+        >>> geometry = Geometry.create(3, 8, 4, rank=1, padding=((1, 2),))
+        >>> PaddedConv1d(geometry)(torch.ones(2, 3, 9)).shape
+        torch.Size([2, 8, 9])
+    """
+
+
+class PaddedConv2d(PaddedConvNd, nn.Conv2d):
+    """`torch.nn.Conv2d` with any padding of a `Geometry`; see `PaddedConv1d`."""
+
+
+class PaddedConv3d(PaddedConvNd, nn.Conv3d):
+    """`torch.nn.Conv3d` with any padding of a `Geometry`; see `PaddedConv1d`."""
+
+
+class SameConv2d(PaddedConv2d):
     """`torch.nn.Conv2d` with the padding `"tf_same"`, for any stride.
 
     The output has ceil(size / stride) pixels, and the odd zero is on the high side, so
@@ -61,21 +113,4 @@ class SameConv2d(nn.Conv2d):
             dilation=dilation,
             groups=groups,
         )
-        super().__init__(
-            in_channels,
-            out_channels,
-            geometry.kernel_size,  # pyright: ignore[reportArgumentType]
-            geometry.stride,  # pyright: ignore[reportArgumentType]
-            dilation=geometry.dilation,  # pyright: ignore[reportArgumentType]
-            groups=groups,
-            bias=bias,
-            device=device,
-            dtype=dtype,
-        )
-        self.geometry = geometry
-        self.padding = "tf_same"  # what `repr` shows
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Convolves `input` (B, C, H, W), or (C, H, W), and adds the bias."""
-        output = conv(input, self.weight, self.geometry, self.groups)
-        return output if self.bias is None else output + self.bias[:, None, None]
+        super().__init__(geometry, bias=bias, device=device, dtype=dtype)

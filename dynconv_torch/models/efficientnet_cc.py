@@ -87,7 +87,7 @@ class DropPath(nn.Dropout):
         """Returns the branch (B, C, H, W), some samples of it replaced by zeros."""
         if not self.training or not self.p:
             return input
-        return input * super().forward(input.new_ones(len(input), 1, 1, 1))
+        return input * super().forward(input.new_ones(input.shape[0], 1, 1, 1))
 
 
 class SeparableBlock(nn.Module):

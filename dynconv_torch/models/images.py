@@ -4,6 +4,7 @@ from torch import Tensor
 
 from dynconv_torch.functional.checks import check_tensors
 from dynconv_torch.functional.pooling import spatial_mean
+from dynconv_torch.functional.tracing import sizes_of
 
 
 def check_images(x: Tensor, in_channels: int) -> None:
@@ -11,9 +12,10 @@ def check_images(x: Tensor, in_channels: int) -> None:
     check_tensors(x=x)
     if not x.is_floating_point():
         raise ValueError(f"`x` ({x.dtype}) must be floating; give `x.float()`")
-    if x.ndim != 4 or x.shape[1] != in_channels:
+    shape = sizes_of(x)
+    if x.ndim != 4 or shape[1] != in_channels:
         raise ValueError(
-            f"`x` (shape {tuple(x.shape)}) must be (batch, in_channels, height, "
+            f"`x` (shape {shape}) must be (batch, in_channels, height, "
             f"width) with `in_channels` (={in_channels})"
         )
 

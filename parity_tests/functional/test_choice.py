@@ -165,7 +165,9 @@ def test_each_pytorch_form_is_chosen_where_it_is_at_home(form, has_gradient):
     assert torch_choice.choose("auto", geometry, x, weight, num_experts=4) == form
 
 
-@pytest.mark.parametrize("implementation", ["auto", "loop", "grouped", "experts"])
+@pytest.mark.parametrize(
+    "implementation", ["auto", "loop", "grouped", "patches", "experts"]
+)
 def test_pytorch_layer_compiles_without_graph_breaks(implementation):
     layer = dynconv_torch.DynamicConv2d(3, 4, 3, implementation=implementation)
     x = torch.randn(2, 3, 7, 6, requires_grad=True)

@@ -89,7 +89,7 @@ def test_forms_equal_the_mapped_convolution(name, implementation):
     assert_close(actual, expected, dtype="float64")
 
 
-@pytest.mark.parametrize("implementation", ["loop", "grouped", "experts"])
+@pytest.mark.parametrize("implementation", ["loop", "grouped", "patches", "experts"])
 @pytest.mark.parametrize("name", CASES)
 def test_pytorch_forms_equal_the_jax_reference(name, implementation):
     case, arrays, expected = case_with_reference(name)
@@ -146,7 +146,7 @@ def test_spatial_attention_weighs_the_taps_in_every_form(name, implementation):
     assert_close(actual, expected, dtype="float64")
 
 
-@pytest.mark.parametrize("implementation", ["loop", "grouped", "auto"])
+@pytest.mark.parametrize("implementation", ["loop", "grouped", "patches", "auto"])
 @pytest.mark.parametrize("name", ["2d strided", "2d grouped", "3d"])
 def test_spatial_attention_weighs_the_taps_in_pytorch(name, implementation):
     case, arrays, expected = spatial_case_with_reference(name)

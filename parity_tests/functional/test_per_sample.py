@@ -69,7 +69,7 @@ def test_other_forms_equal_the_mapped_convolution(name, form):
     assert_close(jax_results(case, arrays, form), expected, dtype="float64")
 
 
-@pytest.mark.parametrize("implementation", ["loop", "grouped"])
+@pytest.mark.parametrize("implementation", ["loop", "grouped", "patches"])
 @pytest.mark.parametrize("name", CASES)
 def test_pytorch_forms_equal_the_jax_reference(name, implementation):
     case, (x, kernel, bias), expected = case_with_reference(name)

@@ -129,7 +129,9 @@ def test_other_forms_equal_the_plain_loop(name, implementation):
     assert_close(actual, expected, dtype="float64")
 
 
-@pytest.mark.parametrize("implementation", ["auto", "loop", "grouped", "experts"])
+@pytest.mark.parametrize(
+    "implementation", ["auto", "loop", "grouped", "patches", "experts"]
+)
 @pytest.mark.parametrize("name", TRANSPOSE_CASES)
 def test_pytorch_forms_equal_the_plain_loop(name, implementation):
     case, arrays, expected = case_with_reference(name)
@@ -359,7 +361,7 @@ def test_an_empty_batch_gives_an_empty_output(form):
     assert outputs.shape == (0, 10, 2)
 
 
-@pytest.mark.parametrize("form", ["loop", "grouped", "experts"])
+@pytest.mark.parametrize("form", ["loop", "grouped", "patches", "experts"])
 def test_an_empty_batch_gives_an_empty_output_in_the_twin(form):
     outputs = dynconv_torch.dynamic_conv_transpose(
         torch.ones(0, 3, 5),

@@ -41,7 +41,7 @@ def test_an_empty_batch_gives_an_empty_output():
     for implementation in ("patches", "experts", "vmap"):
         layer = case.jax_layer(implementation=implementation)
         assert layer(jnp.ones((0, 7, 6, 3))).shape == (0, 7, 6, 2)
-    for implementation in ("loop", "grouped", "experts"):
+    for implementation in ("loop", "grouped", "patches", "experts"):
         layer = case.torch_layer(implementation=implementation)
         x = torch.ones(0, 3, 7, 6, dtype=torch.float64)
         assert layer(x).shape == (0, 2, 7, 6)
@@ -192,7 +192,7 @@ def test_a_state_dict_without_temperature_loads_strictly_into_the_twin():
     assert layer.temperature.item() == 7.0
 
 
-@pytest.mark.parametrize("implementation", ["loop", "grouped", "experts"])
+@pytest.mark.parametrize("implementation", ["loop", "grouped", "patches", "experts"])
 def test_twin_takes_any_memory_layout(implementation):
     layer = CASES["2d"].torch_layer(implementation=implementation)
     x = torch.randn(2, 3, 7, 6, dtype=torch.float64)
@@ -215,7 +215,7 @@ def test_twin_can_be_copied_and_pickled():
         assert torch.equal(twin(x), layer(x))
 
 
-@pytest.mark.parametrize("implementation", ["loop", "grouped", "experts"])
+@pytest.mark.parametrize("implementation", ["loop", "grouped", "patches", "experts"])
 def test_twin_compiles_without_graph_breaks(implementation):
     layer = CASES["2d"].torch_layer(implementation=implementation)
     x = torch.randn(2, 3, 7, 6, dtype=torch.float64)

@@ -1,0 +1,85 @@
+"""ONNX: a file for every batch, run by onnxruntime."""
+
+import onnxruntime
+import pytest
+import torch
+
+import dynconv_torch
+from parity_tests.parity import as_numpy, assert_close
+from parity_tests.tools.torch_layers import ALL, build, images
+
+BATCH = torch.export.Dim("batch")
+
+pytestmark = [
+    # By PyTorch's exporter itself, where it copies a program.
+    pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning"),
+]
+
+# Each takes seconds to convert: most layers in one dimension, whose program is the
+# shortest, and what only two have.
+FAST = [name for name in ALL if "2d" not in name and "3d" not in name]
+FAST += ["dynamic 2d", "transposed 2d"]
+LARGE = {
+    "dynamic_net": {},
+    "resnet18": dict(conv="dynamic"),
+}
+
+
+def run_exported(module, x, shapes=None):
+    """Exports a module, and returns what runs the file."""
+    shapes = shapes or {0: BATCH}
+    program = torch.onnx.export(
+        module, (x,), dynamo=True, dynamic_shapes=(shapes,), verbose=False
+    )
+    assert program is not None
+    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
+    (argument,) = session.get_inputs()
+    return lambda x: session.run(None, {argument.name: as_numpy(x)})[0]
+
+
+def assert_same(actual, expected):
+    assert_close({"output": actual}, {"output": as_numpy(expected)}, dtype="float32")
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_file_serves_every_batch(name):
+    module = build(name, torch.float32)
+    run = run_exported(module, images(name, 3, torch.float32))
+    for batch in (1, 5):
+        x = images(name, batch, torch.float32)
+        assert_same(run(x), module(x))
+
+
+@pytest.mark.parametrize("name", ["dynamic 2d", "decomposed 2d"])
+def test_file_serves_every_size(name):
+    module = build(name, torch.float32)
+    sizes = {2: torch.export.Dim("height", min=5), 3: torch.export.Dim("width", min=5)}
+    run = run_exported(module, images(name, 3, torch.float32), {0: BATCH, **sizes})
+    for batch in (1, 5):
+        x = images(name, batch, torch.float32, larger=batch + 1)
+        assert_same(run(x), module(x))
+
+
+@pytest.mark.parametrize("form", ["loop", "grouped"])
+def test_forms_with_a_group_for_every_sample_are_refused(form):
+    module = build("dynamic 1d", torch.float32)
+    module.implementation = form
+    with pytest.raises(torch.onnx.errors.OnnxExporterError) as caught:
+        run_exported(module, images("dynamic 1d", 3, torch.float32))
+    assert f"`implementation` (={form!r}) would fix the batch" in str(caught.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LARGE)
+def test_large_nets(name):
+    net = dynconv_torch.create_model(name, 10, **LARGE[name]).eval()
+    run = run_exported(net, torch.randn(3, 3, 48, 40))
+    for batch in (1, 2):
+        x = torch.randn(batch, 3, 48, 40)
+        assert_same(run(x), net(x))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in ALL if name not in FAST])
+def test_file_of_the_other_members_serves_every_batch(name):
+    test_file_serves_every_batch(name)
