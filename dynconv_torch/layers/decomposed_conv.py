@@ -18,7 +18,6 @@ from dynconv_torch.functional.numerics import (
     call_wide,
     dtypes_of,
     scale_channels,
-    wide_norm,
     without_autocast,
 )
 from dynconv_torch.functional.pooling import adaptive_avg_pool
@@ -214,7 +213,7 @@ class DecomposedConvNd(ConvolutionNd):
         pixels = latent.flatten(2)
         # In the dtype of Φ: in float16 it would overflow before the norm shrinks it.
         with without_autocast(x.device):
-            mixed = wide_norm(self.bn2, phi @ pixels.to(phi.dtype))
+            mixed = call_wide(self.bn2, phi @ pixels.to(phi.dtype))
         mixed = mixed.to(pixels.dtype) + pixels
         dynamic = self.p(mixed.reshape(latent.shape))
         return scale_channels(self.conv(x), scale) + dynamic
