@@ -105,7 +105,8 @@ class HoldsScheduled(nn.Module):
                 f"schedules write and checkpoints keep; write "
                 f"`{kinds[name].setter}(module, {shown})`"
             )
-        super().__setattr__(name, value)
+        given: Any = value
+        super().__setattr__(name, given)
 
     def _apply(self, fn, recurse=True):
         """Casts and moves the module, but only moves its scheduled scalars."""

@@ -167,12 +167,13 @@ def test_a_loaded_temperature_is_checked_as_it_is_computed_with(value):
 @pytest.mark.parametrize("assign", [False, True])
 @pytest.mark.parametrize("value", [0.0, float("nan"), 1e-46, 1e39, -1.0])
 def test_a_temperature_loaded_into_the_twin_is_checked(value, assign):
-    theirs = torch.nn.Sequential(dynconv_torch.DynamicConv2d(3, 4, 1))
+    layer = dynconv_torch.DynamicConv2d(3, 4, 1)
+    theirs = torch.nn.Sequential(layer)
     wrong = torch.tensor(value, dtype=torch.float64)
     state = {**theirs.state_dict(), "0.temperature": wrong}
     with pytest.raises(RuntimeError, match="0.temperature is .* must be one positive"):
         theirs.load_state_dict(state, assign=assign)
-    assert float(theirs[0].temperature) == 1.0
+    assert float(layer.temperature) == 1.0
 
 
 def test_an_assigned_state_dict_leaves_the_twin_in_float64():

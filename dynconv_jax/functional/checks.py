@@ -28,9 +28,8 @@ def check_arrays(*, optional: Collection[str] = (), **arrays: Any) -> None:
     Example:
         >>> check_arrays(inputs=jnp.ones((2, 9, 7, 3)), bias=None, optional=["bias"])
     """
-    for name, value in arrays.items():
-        if value is None and name in optional:
-            continue
+    given = {k: v for k, v in arrays.items() if v is not None or k not in optional}
+    for name, value in given.items():
         is_array = isinstance(value, jax.Array | np.ndarray | jax.ShapeDtypeStruct)
         if not is_array and not hasattr(value, "__jax_array__"):
             raise TypeError(

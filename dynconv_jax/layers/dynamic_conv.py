@@ -221,5 +221,5 @@ class DynamicConv(ExpertConv):
                 f"`router` (a {type(self.router).__name__}) answered the shape "
                 f"{jnp.shape(attention)}; it must be (batch, num_experts) = {expected}"
             )
-        check_arrays(**{"the answer of router": attention})
+        check_arrays(attention=attention)
         return attention

@@ -1,6 +1,7 @@
 """The door of functions and layers: what is no array of numbers is named at once."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,8 @@ from flax import nnx
 
 import dynconv_jax
 import dynconv_torch
-from dynconv_jax.functional import checks
+from dynconv_jax.functional import Geometry, checks
+from dynconv_torch.functional import Geometry as TwinGeometry
 from dynconv_torch.functional import checks as twin_checks
 
 X = jnp.ones((2, 6, 5, 3), "float32")
@@ -111,7 +113,8 @@ def test_weights_that_are_not_floating_are_refused_by_their_own_name(
 def test_a_bias_of_integers_is_refused_in_the_twin_too():
     given = TWINS[dynconv_torch.dynamic_conv]
     with pytest.raises(ValueError, match="^`bias` .torch.int64. must be of the dtype"):
-        dynconv_torch.dynamic_conv(**given | {"bias": given["bias"].long()})
+        function: Any = dynconv_torch.dynamic_conv
+        function(**given | {"bias": given["bias"].long()})
 
 
 @pytest.mark.parametrize("dtype", ["int32", "bool"])
@@ -204,7 +207,7 @@ BUILDERS = {
         "Router": (3,),
         "SigmoidRouter": (3,),
         "BatchNorm": (3,),
-        "KernelWarehouse": ([dynconv_jax.functional.Geometry.create(3, 8, (3, 3))],),
+        "KernelWarehouse": ([Geometry.create(3, 8, (3, 3))],),
         "create_model": ("resnet18",),
     }.items()
 }
@@ -220,9 +223,7 @@ TWIN_BUILDERS = {
         "DynamicNet": (),
         "Router": (3,),
         "SigmoidRouter": (3,),
-        "KernelWarehouse": (
-            [dynconv_torch.functional.Geometry.create(3, 8, 3, rank=2)],
-        ),
+        "KernelWarehouse": ([TwinGeometry.create(3, 8, 3, rank=2)],),
         "create_model": ("mobilenet_v2",),
     }.items()
 }

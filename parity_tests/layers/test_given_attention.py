@@ -1,6 +1,7 @@
 """Attention from outside: one router for a block, given to those that need it."""
 
 import functools
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +19,9 @@ class Block(nnx.Module):
     """A layer that routes itself, between two that share a router."""
 
     def __init__(self):
-        options = dict(num_experts=3, param_dtype="float64", rngs=nnx.Rngs(0))
+        options: dict[str, Any] = dict(
+            num_experts=3, param_dtype="float64", rngs=nnx.Rngs(0)
+        )
         cond = functools.partial(dynconv_jax.CondConv, **options)
         self.layers = RoutedSequential(
             cond(3, 4, (3, 1)),

@@ -149,12 +149,14 @@ def test_inputs_that_do_not_fit_are_refused():
 @pytest.mark.parametrize("arguments", [(3, 8, (3, 3)), (3,), (None, 0), ("cells",)])
 def test_a_layer_built_like_others_is_told_of_warehouses(arguments):
     message = "^`warehouse` .* must be a KernelWarehouse.*`with_warehouses`"
+    ours: Any = WarehouseConv
+    theirs: Any = dynconv_torch.WarehouseConv2d
     with pytest.raises(TypeError, match=message):
-        WarehouseConv(*arguments)
+        ours(*arguments)
     with pytest.raises(TypeError, match=message):
-        WarehouseConv(*arguments, padding=1, rngs=nnx.Rngs(0))
+        ours(*arguments, padding=1, rngs=nnx.Rngs(0))
     with pytest.raises(TypeError, match=message):
-        dynconv_torch.WarehouseConv2d(*arguments, padding=1)
+        theirs(*arguments, padding=1)
 
 
 @pytest.mark.parametrize("wrong", [[(3, 8, (3, 3))], (3, 8, 3), None])
