@@ -108,8 +108,9 @@ class Domain:
     def of(cls, values: Mapping[str, Any]) -> Self:
         """Returns the domain of which JSON tells, perhaps among other things."""
         names = (field.name for field in dataclasses.fields(cls))
-        told = {name: tuple(values[name]) for name in names}
-        return cls(**told | {"class_names": tuple(map(named, told["class_names"]))})
+        told: dict[str, Any] = {name: tuple(values[name]) for name in names}
+        told["class_names"] = tuple(map(named, told["class_names"]))
+        return cls(**told)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the domain as JSON has it."""

@@ -85,7 +85,7 @@ def pictures(tmp_path) -> Path:
         (root / "deep" / "er").mkdir(parents=True)
         grey = np.linspace(0, 2**16 - 1, 48, dtype=np.uint16).reshape(6, 8)
         Image.fromarray(grey).save(root / "deep.png")
-        colours = Image.fromarray(np.uint8([[[9, 99, 200], [7, 50, 3]]]))
+        colours = Image.new("RGB", (3, 2), (9, 99, 200))
         colours.save(root / "deep" / "a.webp")
         colours.save(root / "deep" / "er" / "B.BMP")
         colours.save(root / "c.jfif", "JPEG")
@@ -96,6 +96,7 @@ def pictures(tmp_path) -> Path:
 
 def test_folder_is_read_as_training_reads_it(trained, pictures, capsys):
     source = folder.load(pictures).train
+    assert isinstance(source, folder.FolderSource)
     told = capsys.readouterr().err.splitlines()[0]
     _, unreadable = source.gather(np.arange(len(source)))
     assert [source.paths[row].name for row in unreadable] == ["gone.jpg"]

@@ -130,6 +130,7 @@ def test_classes_are_the_same_however_unicode_spells_them(
     dataset = folder.load(tmp_path)
     assert dataset.class_names == tuple(sorted([composed, "zebra"]))
     for source in (dataset.train, dataset.test):
+        assert isinstance(source, folder.FolderSource)
         shown = [dataset.class_names[label] for label in source.labels]
         assert [named(path.parent.name) for path in source.paths] == shown
 
