@@ -78,14 +78,10 @@ def test_training_step_exchanges_only_sums(sharding, exchanged):
     assert kinds["all-reduce"] >= 1
 
 
-@pytest.mark.parametrize("program", ["dense, vmap, forward", "dense, vmap, gradient"])
-def test_mapped_convolution_gathers_the_batch(program, exchanged):
-    assert moves(exchanged[f"automatic, {program}"])
-
-
+@pytest.mark.parametrize("sharding", SHARDINGS)
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_mapped_convolution_is_refused_with_explicit_axes(direction, exchanged):
-    assert "ShardingTypeError" in str(exchanged[f"explicit, dense, vmap, {direction}"])
+def test_mapped_convolution_gathers_the_batch(direction, sharding, exchanged):
+    assert moves(exchanged[f"{sharding}, dense, vmap, {direction}"])
 
 
 def test_training_step_of_mapped_convolutions_gathers_the_batch(exchanged):

@@ -1,0 +1,89 @@
+"""Layers on a mesh of explicit axes: batch, images and kernels sharded alike."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from flax import nnx
+
+from dynconv_jax import DynamicConv
+from parity_tests.parity import TOLERANCES
+from parity_tests.tools.checkout import ROOT
+from parity_tests.tools.explicit_programs import (
+    ENVIRONMENT,
+    FORMS,
+    KERNELS,
+    OF_FLAX,
+    SPECS,
+    TAKEN_BY_FLAX,
+)
+from parity_tests.tools.family import LAYERS
+
+# What the output of 6 × 4 pixels and 6 channels can keep of it on 4 × 2 devices.
+KEPT = {
+    "batch": ["data", None, None, None],
+    "height": [None, "space", None, None],
+    "width": [None, None, "data", None],
+    "batch and height": ["data", "space", None, None],
+    "batch and channels": ["data", None, None, None],
+}
+
+
+@pytest.fixture(scope="module")
+def found() -> dict:
+    """What came of each program; see explicit_programs.py."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {ENVIRONMENT['XLA_FLAGS']}"
+    run = subprocess.run(
+        [sys.executable, "-m", "parity_tests.tools.explicit_programs"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env={**os.environ, **ENVIRONMENT, "XLA_FLAGS": flags},
+    )
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout)
+
+
+PROGRAMS = [(name, spec) for name in (*LAYERS, *FORMS) for spec in SPECS]
+PROGRAMS = [
+    (name, spec)
+    for name, spec in PROGRAMS
+    if name not in OF_FLAX or spec in TAKEN_BY_FLAX
+]
+
+
+@pytest.mark.parametrize(("name", "spec"), PROGRAMS)
+def test_layer_and_form_take_sharded_inputs_and_keep_what_divides(name, spec, found):
+    program = found[f"{name}, {spec}"]
+    assert isinstance(program, dict), program
+    assert program["spec"] == KEPT[spec]
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_sharded_layer_computes_what_one_device_does(name, found):
+    spec = "height" if name in OF_FLAX else "batch and height"
+    difference = found[f"{name}, {spec}"]["difference"]
+    assert difference <= TOLERANCES["float64"].relative
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernels_are_sharded_as_named_and_compute_the_same(name, found):
+    axes = KERNELS[name]
+    program = found[f"kernel, {name}"]
+    assert isinstance(program, dict), program
+    assert program["kernel"] == [*(None,) * (5 - len(axes)), *axes]
+    assert program["difference"] <= TOLERANCES["float64"].relative
+
+
+def test_functions_keep_the_sharding_of_kernels(found):
+    assert found["mixed"]["spec"] == ["data", None, "space"]
+    assert found["per sample"]["spec"] == ["data", None, None, "space"]
+
+
+def test_names_of_too_many_axes_are_refused():
+    init = nnx.with_partitioning(nnx.initializers.normal(), (None,) * 6)
+    with pytest.raises(ValueError, match="names 6 axes.*the 4 of an expert.*or 5"):
+        DynamicConv(4, 6, (3, 3), kernel_init=init, rngs=nnx.Rngs(0))

@@ -1,0 +1,129 @@
+"""Layers where JAX promotes no dtype and no rank by itself, and NumPy's dtypes."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import dynconv_jax
+from dynconv_jax import BatchNorm, DynamicNet, Router, SigmoidRouter
+from parity_tests.tools.family import LAYERS, images, layer
+from parity_tests.tools.modules import build
+
+# Precision and promotion as a user has them, without float64.
+DEFAULT_NUMERICS = True
+
+DTYPES = [
+    (None, "float32"),
+    ("bfloat16", "float32"),
+    ("float16", "float32"),
+    (None, "bfloat16"),
+    ("float64", "float64"),
+]
+
+
+@pytest.fixture
+def strict():
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        yield
+
+
+def trace_training(module, inputs):
+    """Traces outputs, gradients and buffers; returns the dtype of the outputs."""
+    graphdef, params, rest = nnx.split(module, nnx.Param, ...)
+
+    def loss(params, rest, inputs):
+        module = nnx.merge(graphdef, params, rest, copy=True)
+        outputs = module(inputs)
+        return jnp.square(outputs).sum(), (outputs, nnx.state(module, nnx.BatchStat))
+
+    gradients, (outputs, _) = jax.eval_shape(
+        jax.grad(loss, (0, 2), has_aux=True), params, rest, inputs
+    )
+    kinds = {leaf.dtype for leaf in jax.tree.leaves(gradients[0])}
+    assert kinds == {leaf.dtype for leaf in jax.tree.leaves(params)}
+    return outputs.dtype
+
+
+@pytest.mark.parametrize(("dtype", "param_dtype"), DTYPES)
+@pytest.mark.parametrize("name", LAYERS)
+def test_layer_trains_where_nothing_is_promoted_unasked(
+    name, dtype, param_dtype, strict
+):
+    with jax.enable_x64("float64" in (dtype, param_dtype)):
+        module = layer(name, dtype=dtype, param_dtype=param_dtype, use_bias=True)
+        inputs = jnp.asarray(images(2, 5, 4, 4, dtype=dtype or param_dtype))
+        assert trace_training(module, inputs) == (dtype or param_dtype)
+
+
+@pytest.mark.parametrize("form", ["patches", "rows", "scan", "experts", "vmap", "taps"])
+@pytest.mark.parametrize("name", ["DynamicConv", "ODConv", "DynamicConvTranspose"])
+def test_form_trains_where_nothing_is_promoted_unasked(name, form, strict):
+    options = dict(implementation=form, dtype="bfloat16")
+    if form == "taps":
+        options["feature_group_count"] = 4
+    module = layer(name, 4, 8, (3, 3), **options)
+    inputs = jnp.asarray(images(2, 5, 4, 4, dtype="bfloat16"))
+    assert trace_training(module, inputs) == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    "conv", ["dynamic", "odconv", "decomposed", "kernel_warehouse"]
+)
+def test_network_trains_where_nothing_is_promoted_unasked(conv, strict):
+    make = functools.partial(
+        dynconv_jax.create_model,
+        "dynamic_net",
+        conv=conv,
+        width_mult=0.1,
+        dtype="bfloat16",
+    )
+    net = build(lambda: make(rngs=nnx.Rngs(0)))
+    inputs = jnp.asarray(images(2, 9, 8, 3, dtype="bfloat16"))
+    assert trace_training(net, inputs) == "bfloat16"
+
+
+@pytest.mark.parametrize("dtype", ["float64", "int64", "uint8", "bool"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_layer_takes_numpy_arrays_as_flax_does(name, dtype):
+    inputs = (images(2, 5, 4, 4) * 3).astype(dtype)
+    expected = nnx.Conv(4, 6, (1, 1), rngs=nnx.Rngs(0))(inputs)
+    outputs = layer(name)(inputs)
+    assert outputs.shape == expected.shape
+    assert outputs.dtype == expected.dtype
+
+
+def test_routers_norm_and_network_take_float64_of_numpy():
+    inputs = images(2, 9, 8, 3, dtype="float64")
+    for part in (Router, SigmoidRouter, BatchNorm):
+        assert part(3, rngs=nnx.Rngs(0))(inputs).dtype == jnp.float32
+    net = build(lambda: DynamicNet(width_mult=0.1, rngs=nnx.Rngs(0)))
+    assert net(inputs).dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("name", "stack", "weights"),
+    [
+        ("dynamic_conv", 3, (2, 3)),
+        ("dynamic_conv_transpose", 3, (2, 3)),
+        ("per_sample_conv", 2, None),
+        ("per_sample_conv_transpose", 2, None),
+    ],
+)
+def test_functions_take_float64_of_numpy(name, stack, weights):
+    operands = [
+        np.ones((2, 5, 4, 4)),
+        np.ones((stack, 3, 3, 4, 6)),
+        np.ones((stack, 6)),
+    ]
+    if weights:
+        operands.insert(1, np.ones(weights))
+    assert getattr(dynconv_jax, name)(*operands).dtype == jnp.float32
+
+
+def test_mixtures_take_float64_of_numpy():
+    mixed = dynconv_jax.mix_kernels(np.ones((2, 3)), np.ones((3, 4)))
+    assert mixed.dtype == jnp.float32
