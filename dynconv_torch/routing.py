@@ -70,7 +70,7 @@ def record_softmax(
 
 def _cool(logits: Tensor, temperature: float | Tensor) -> Tensor:
     if isinstance(temperature, Tensor):
-        return logits / temperature.to(logits)
+        temperature = temperature.to(logits)
     return logits / temperature
 
 
@@ -81,12 +81,13 @@ def _keeps_all(logits: Tensor, top_k: int | None) -> bool:
 def _are_largest(logits: Tensor, count: int) -> Tensor:
     """Returns which logits (..., K) are among the `count` largest of their row.
 
-    Of equal ones the first are, which torch.topk leaves open; and NaN is larger than
-    all, so that it is seen. By comparing each with each: no exporter has to know how
-    to sort.
+    Of equal ones the first are, and NaN is larger than all, so that it is seen.
     """
+    # Each against each: torch.topk leaves open which of equal logits it keeps, and not
+    # every exporter knows a stable sort.
+    ranked = logits.masked_fill(logits.isnan(), math.inf)
+    mine, other = ranked[..., :, None], ranked[..., None, :]
     order = torch.arange(logits.shape[-1], device=logits.device)
-    mine, other = logits[..., :, None], logits[..., None, :]
     is_before = (other > mine) | ((other == mine) & (order < order[:, None]))
     return is_before.sum(-1) < count
 

@@ -60,6 +60,11 @@ TOLERANCES = {
         2e-2,
         "eight bits: 4e-3 for each rounding of an activation, a few of them in a row",
     ),
+    "int8": Tolerance(
+        1e-1,
+        "linear layers quantized to eight bits, 4e-3 of the largest weight and as much "
+        "of the largest feature, up to four in a row and then a softmax",
+    ),
     "curve": Tolerance(
         1e-3,
         "the losses of tens of float32 steps whose sums over the batch are in another "
