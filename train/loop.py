@@ -98,7 +98,8 @@ def train(config: Config) -> dict[str, Any]:
         state = devices.place(state, shardings)
         checkpoints = closing.enter_context(
             Checkpoints(
-                run.path / CHECKPOINTS, config.keep_checkpoints, run.fingerprint
+                *(run.path / CHECKPOINTS, config.keep_checkpoints),
+                *(run.fingerprint, run.run_id),
             )
         )
         done, best, seconds, wall_seconds = 0, None, 0.0, 0.0
@@ -227,7 +228,8 @@ def train(config: Config) -> dict[str, Any]:
                     "seconds": clock.seconds,
                     "wall_seconds": wall_seconds + time.perf_counter() - started,
                 }
-                checkpoints.save(step, state, record, is_best=is_best)
+                with run.writing():  # nothing comes back of what was removed
+                    checkpoints.save(step, state, record, is_best=is_best)
             if is_told_to_stop:
                 checkpoints.wait()
                 raise TrainingStopped(

@@ -136,8 +136,9 @@ def _figures(run: Run) -> dict[str, str]:
         if summary.get(name) is not None
     }
     for name in ("parameters", "multiply_adds"):
-        ratio = summary[name] / summary[f"static_{name}"]
-        figures[f"{_words(name)} / static"] = f"{ratio:.2f}"
+        if name in summary and f"static_{name}" in summary:
+            ratio = summary[name] / summary[f"static_{name}"]
+            figures[f"{_words(name)} / static"] = f"{ratio:.2f}"
     return figures
 
 

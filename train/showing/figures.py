@@ -126,6 +126,7 @@ def draw_comparison(
 
 
 def _curve(rows: Sequence[Mapping], key: str) -> tuple[list, list]:
+    rows = [row for row in rows if key in row]
     return [row["step"] for row in rows], [row[key] for row in rows]
 
 

@@ -12,6 +12,7 @@ from typing import Any, Self
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from jax.experimental import multihost_utils
 
 from train.errors import TrainingFailed, warn
@@ -25,7 +26,7 @@ from train.storage.checkpoint_content import (
     read,
     to_arrays,
 )
-from train.storage.seal import seal
+from train.storage.seal import Sealed, seal
 
 # What the system says of it; orbax raises it as an error of some other kind.
 DISK_IS_FULL = tuple(
@@ -53,26 +54,31 @@ class Checkpoints:
         (20, {'best': 0.5}, [0.0, 1.0, 2.0])
     """
 
-    def __init__(self, folder: Path, keep: int, fingerprint: str):
+    def __init__(
+        self, folder: Path, keep: int, fingerprint: str, run: str | None = None
+    ):
         """Opens the folder; what a killed process left there unfinished is removed.
 
         Args:
             folder: Where the checkpoints are, a folder each; created if missing.
             keep: How many of the latest to keep, beside the best.
             fingerprint: Of the flags of the run; checkpoints of another are not used.
+            run: The name of the run; checkpoints of another are not used either.
         """
         hush_orbax()
         self._folder = folder.absolute()
         self._fingerprint = fingerprint
+        self._run = run
         self._kept = _LatestAndBest(keep)
         registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-        handler = _SealingHandler()
-        registry.add(ITEM, ocp.args.PyTreeSave, handler)
-        registry.add(ITEM, ocp.args.PyTreeRestore, handler)
+        self._handler = _SealingHandler()
+        registry.add(ITEM, ocp.args.PyTreeSave, self._handler)
+        registry.add(ITEM, ocp.args.PyTreeRestore, self._handler)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self._kept,
             cleanup_tmp_directories=True,
             lightweight_initialize=True,
+            step_name_format=_StepNames(),
         )
         with self._saving():
             self._manager = ocp.CheckpointManager(
@@ -138,6 +144,7 @@ class Checkpoints:
             }
             arrays = ocp.args.PyTreeSave(to_arrays(state), custom_metadata=content)
             composite = ocp.args.Composite(**{ITEM: arrays})
+            self._handler.content = Sealed(step, self._run)  # none is under way now
             self._manager.save(step, args=composite, force=True)
 
     def wait(self) -> None:
@@ -190,7 +197,7 @@ class Checkpoints:
         steps = sorted(complete_steps(self._folder), reverse=True)
         for index, step in enumerate(steps):
             path = self._folder / str(step)
-            flaw = find_flaw(path, like, self._fingerprint)
+            flaw = find_flaw(path, like, self._fingerprint, self._run)
             if flaw is None:
                 return step
             earlier = steps[index + 1 :]
@@ -242,6 +249,25 @@ class _LatestAndBest:
 class _SealingHandler(ocp.PyTreeCheckpointHandler):
     """Seals a checkpoint as the last thing before orbax gives it its name."""
 
+    content = Sealed(0)  # what is being saved
+
     def finalize(self, directory) -> None:
         super().finalize(directory)
-        seal(directory)
+        seal(directory, self.content)
+
+
+class _StepNames(ocp.path.step.NameFormat[ocp.path.step.Metadata]):
+    """Tells orbax which folders are checkpoints: it would take 007 for 7."""
+
+    def build_name(self, step: int) -> str:
+        return str(step)
+
+    def find_all(self, base_path) -> Iterator[ocp.path.step.Metadata]:
+        for step in complete_steps(Path(base_path)):
+            yield self.find_step(base_path, step)
+
+    def find_step(self, base_path, step: int) -> ocp.path.step.Metadata:
+        path = epath.Path(base_path) / self.build_name(step)
+        if not path.exists():
+            raise ValueError(f"there is no checkpoint {path}")
+        return ocp.path.step.Metadata(step=step, path=path)
