@@ -99,7 +99,7 @@ def train(config: Config) -> dict[str, Any]:
         checkpoints = closing.enter_context(
             Checkpoints(
                 *(run.path / CHECKPOINTS, config.keep_checkpoints),
-                *(run.fingerprint, run.run_id),
+                *(run.fingerprint, run.run_id, run.check_is_there),
             )
         )
         done, best, seconds, wall_seconds = 0, None, 0.0, 0.0

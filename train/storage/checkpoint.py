@@ -5,7 +5,7 @@ import dataclasses
 import errno
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -55,7 +55,12 @@ class Checkpoints:
     """
 
     def __init__(
-        self, folder: Path, keep: int, fingerprint: str, run: str | None = None
+        self,
+        folder: Path,
+        keep: int,
+        fingerprint: str,
+        run: str | None = None,
+        check: Callable[[], None] = lambda: None,
     ):
         """Opens the folder; what a killed process left there unfinished is removed.
 
@@ -64,6 +69,8 @@ class Checkpoints:
             keep: How many of the latest to keep, beside the best.
             fingerprint: Of the flags of the run; checkpoints of another are not used.
             run: The name of the run; checkpoints of another are not used either.
+            check: Raises a `TrainingFailed` if nothing must be written any more, such
+                as when the directory of the run is gone.
         """
         hush_orbax()
         self._folder = folder.absolute()
@@ -71,7 +78,8 @@ class Checkpoints:
         self._run = run
         self._kept = _LatestAndBest(keep)
         registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-        self._handler = _SealingHandler()
+        self._check = check
+        self._handler = _SealingHandler(check)
         registry.add(ITEM, ocp.args.PyTreeSave, self._handler)
         registry.add(ITEM, ocp.args.PyTreeRestore, self._handler)
         options = ocp.CheckpointManagerOptions(
@@ -89,7 +97,9 @@ class Checkpoints:
         """Returns the checkpoints."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, reason: BaseException | None, *_
+    ) -> None:
         """Waits for the save under way.
 
         Raises:
@@ -101,7 +111,8 @@ class Checkpoints:
         except TrainingFailed as error:
             if kind is None:
                 raise
-            warn(str(error))
+            if str(error) != str(reason):
+                warn(str(error))
 
     @property
     def latest_step(self) -> int | None:
@@ -219,6 +230,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
+            self._check()
             latest = self.latest_step
             good = "there is none yet" if latest is None else self._folder / str(latest)
             reason = in_one_line(error)
@@ -251,9 +263,29 @@ class _SealingHandler(ocp.PyTreeCheckpointHandler):
 
     content = Sealed(0)  # what is being saved
 
+    def __init__(self, check: Callable[[], None]):
+        super().__init__()
+        self._check = check
+
     def finalize(self, directory) -> None:
+        try:
+            self._check()
+        except TrainingFailed:
+            _remove_unwanted(Path(directory).parent)
+            raise
         super().finalize(directory)
         seal(directory, self.content)
+
+
+def _remove_unwanted(checkpoint: Path) -> None:
+    """Removes a checkpoint that was written into a directory removed meanwhile.
+
+    The directories around it are removed if it alone had brought them back.
+    """
+    shutil.rmtree(checkpoint, ignore_errors=True)
+    with contextlib.suppress(OSError):  # not empty
+        checkpoint.parent.rmdir()
+        checkpoint.parent.parent.rmdir()
 
 
 class _StepNames(ocp.path.step.NameFormat[ocp.path.step.Metadata]):

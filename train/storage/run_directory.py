@@ -185,19 +185,12 @@ class RunDirectory:
         """
         if self._lock is None or not self._is_claimed:
             return
-        is_held, is_whole = self._lock.is_held(), (self.path / CONFIG).exists()
-        if is_held and is_whole:
-            return
-        if not self.path.exists():
-            what = "was removed or moved"
-        elif is_whole:
-            what = f"is another run's now, or its {LOCK} was removed,"
-        else:
-            what = "was emptied"
-        raise TrainingFailed(
-            f"--out (={self.path}) {what} while the run was going on, which has "
-            "stopped; the same command starts it anew, or goes on if its files are back"
-        )
+        if not self._lock.is_held() or not (self.path / CONFIG).exists():
+            raise TrainingFailed(
+                f"--out (={self.path}) was removed or replaced while the run was going "
+                f"on (its {LOCK} or {CONFIG} is gone, or another's), so it stopped; "
+                "the same command starts it anew, or goes on if the files are back"
+            )
 
     def _last_good(self) -> str:
         """Names the last checkpoint, if there is one, in words that end a message."""
