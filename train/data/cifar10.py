@@ -118,8 +118,8 @@ def _read_python(content: bytes) -> tuple[np.ndarray, np.ndarray]:
         try:
             labels = np.array(msgspec.convert(labels, list[Label]))
         except msgspec.ValidationError as error:
-            words = str(error).replace(" - at `$", ", in labels").replace("`", "")
-            raise ValueError(words[:1].lower() + words[1:]) from None
+            words, _, place = str(error).replace("`", "").partition(" - at $")
+            raise ValueError(f"labels{place}: {words.lower()}") from None
     return _checked(values[b"data"], labels)
 
 
