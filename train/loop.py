@@ -228,8 +228,7 @@ def train(config: Config) -> dict[str, Any]:
                     "seconds": clock.seconds,
                     "wall_seconds": wall_seconds + time.perf_counter() - started,
                 }
-                with run.writing():  # nothing comes back of what was removed
-                    checkpoints.save(step, state, record, is_best=is_best)
+                checkpoints.save(step, state, record, is_best=is_best)
             if is_told_to_stop:
                 checkpoints.wait()
                 raise TrainingStopped(

@@ -34,6 +34,8 @@ DISK_IS_FULL = tuple(
 )
 # A checkpoint that could not be used is kept, under a name that none has.
 ASIDE = ".unusable"
+# What the name of one ends in that is being written.
+UNFINISHED = ".orbax-checkpoint-tmp"
 
 
 class Checkpoints:
@@ -113,6 +115,8 @@ class Checkpoints:
                 raise
             if str(error) != str(reason):
                 warn(str(error))
+        finally:
+            self._remove_unwanted()
 
     @property
     def latest_step(self) -> int | None:
@@ -143,6 +147,7 @@ class Checkpoints:
                 is full. The checkpoints before are untouched.
         """
         with self._saving():
+            self._check()
             self._manager.wait_until_finished()
             if is_best:
                 self._kept.best_step = step
@@ -224,13 +229,28 @@ class Checkpoints:
                 path.rename(aside)
         return None
 
+    def _remove_unwanted(self) -> None:
+        """Removes what a save brought back of a directory that was removed under it.
+
+        The directories around it go too, if there is nothing else in them.
+        """
+        with contextlib.suppress(OSError):
+            try:
+                self._check()
+            except TrainingFailed:
+                half = self._folder / f"{self._handler.content.step}{UNFINISHED}"
+                shutil.rmtree(half)
+                self._folder.rmdir()
+                self._folder.parent.rmdir()
+
     @contextlib.contextmanager
     def _saving(self) -> Iterator[None]:
         """Turns what orbax raises, which is of any kind, into one line."""
         try:
             yield
         except Exception as error:
-            self._check()
+            with contextlib.suppress(OSError):
+                self._check()
             latest = self.latest_step
             good = "there is none yet" if latest is None else self._folder / str(latest)
             reason = in_one_line(error)
@@ -268,24 +288,9 @@ class _SealingHandler(ocp.PyTreeCheckpointHandler):
         self._check = check
 
     def finalize(self, directory) -> None:
-        try:
-            self._check()
-        except TrainingFailed:
-            _remove_unwanted(Path(directory).parent)
-            raise
+        self._check()
         super().finalize(directory)
         seal(directory, self.content)
-
-
-def _remove_unwanted(checkpoint: Path) -> None:
-    """Removes a checkpoint that was written into a directory removed meanwhile.
-
-    The directories around it are removed if it alone had brought them back.
-    """
-    shutil.rmtree(checkpoint, ignore_errors=True)
-    with contextlib.suppress(OSError):  # not empty
-        checkpoint.parent.rmdir()
-        checkpoint.parent.parent.rmdir()
 
 
 class _StepNames(ocp.path.step.NameFormat[ocp.path.step.Metadata]):

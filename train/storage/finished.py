@@ -75,7 +75,7 @@ def _as_config(flags: dict[str, Any], path: Path) -> Config:
         if name not in known:
             raise TrainError(
                 f"the run in {path} is of another version of this program: it has no "
-                f"flag {name!r}"
+                f"flag {name!r}, which is in {CONFIG}"
             )
     for name in NEEDED:
         if name not in flags:
