@@ -6,6 +6,11 @@ from collections.abc import Sequence
 
 from train.errors import TrainError, TrainingStopped
 from train.flags.config import COMMANDS, parse
+from train.machines.streams import Streams
+from train.printable import printable
+
+# Commands that train nothing: without a reader they have nothing to do.
+ONLY_TELL = (["compare"], ["evaluate"], ["predict"])
 
 
 def main(argv: Sequence[str]) -> int:
@@ -30,10 +35,10 @@ def main(argv: Sequence[str]) -> int:
 
         train(config)
     except TrainingStopped as stop:
-        print(f"train: {stop}", file=sys.stderr)
+        print(f"train: {printable(stop)}", file=sys.stderr)
         return stop.exit_status
     except TrainError as error:
-        print(f"train: error: {error}", file=sys.stderr)
+        print(f"train: error: {printable(error)}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
         print("train: interrupted", file=sys.stderr)
@@ -41,5 +46,23 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def run(argv: Sequence[str]) -> int:
+    """Runs the program as a process of its own, which may lose its reader.
+
+    Args:
+        argv: The arguments, without the name of the program.
+
+    Returns:
+        What `main` does, or 1 or 141 if standard output could not be written.
+    """
+    is_told = "-h" in argv or "--help" in argv
+    streams = Streams(goes_on=not is_told and argv[:1] not in ONLY_TELL)
+    try:
+        status = main(argv)
+    except SystemExit as stop:
+        status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    return streams.close(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run(sys.argv[1:]))

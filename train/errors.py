@@ -2,6 +2,8 @@
 
 import sys
 
+from train.printable import printable
+
 
 class TrainError(Exception):
     """A failure that one line explains to the person who started the run.
@@ -40,4 +42,4 @@ class TrainingStopped(TrainError):
 
 def warn(message: str) -> None:
     """Says on standard error, in one line, what a run has put up with."""
-    print(f"train: warning: {message}", file=sys.stderr, flush=True)
+    print(f"train: warning: {printable(message)}", file=sys.stderr, flush=True)

@@ -98,7 +98,8 @@ def train(config: Config) -> dict[str, Any]:
         state = devices.place(state, shardings)
         checkpoints = closing.enter_context(
             Checkpoints(
-                run.path / CHECKPOINTS, config.keep_checkpoints, run.fingerprint
+                *(run.path / CHECKPOINTS, config.keep_checkpoints),
+                *(run.fingerprint, run.run_id, run.check_is_there),
             )
         )
         done, best, seconds, wall_seconds = 0, None, 0.0, 0.0

@@ -27,7 +27,14 @@ from train.data.batches import batch_indices
 from train.flags.config import Config, parse
 from train.learning.step import params_sha256
 from train.showing.figures import draw_routing
-from train.storage.run_files import CHECKPOINTS, EMA_WEIGHTS, FILES, FOLDERS, LOCK
+from train.storage.run_files import (
+    CHECKPOINTS,
+    EMA_WEIGHTS,
+    FILES,
+    FOLDERS,
+    LOCK,
+    RUN_ID,
+)
 
 # The program is run as a user runs it.
 DEFAULT_NUMERICS = True
@@ -166,7 +173,8 @@ def test_throughput_leaves_compilation_out(finished):
 
 def test_config_names_every_flag_with_its_value(finished):
     config = json.loads((finished / "config.json").read_text())
-    assert set(config) == {field.name for field in dataclasses.fields(Config)}
+    flags = {field.name for field in dataclasses.fields(Config)}
+    assert set(config) == flags | {RUN_ID}
     assert config["num_experts"] == 2
     assert config["temperature_steps"] == 1
 

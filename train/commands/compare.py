@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -14,6 +13,8 @@ from dynconv_jax.weights import write_file
 from train.errors import TrainError, TrainingFailed
 from train.flags.checks import flag_of
 from train.flags.config import parse_flags
+from train.printable import printable
+from train.showing.console import open_console, say, show_table
 from train.storage.finished import Run, read_run
 from train.storage.run_files import read_summary
 
@@ -57,11 +58,8 @@ def main(argv: Sequence[str]) -> None:
     """
     flags = parse_flags(argv, CompareFlags, "python -m train compare")
     runs = dict(zip(_names(flags.runs), map(read_run, flags.runs), strict=True))
-    # Tables are for a terminal; elsewhere they are as wide as what is in them.
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=200 + 20 * len(runs))
-    console.print(_table(runs))
+    console = open_console()
+    show_table(console, _table(runs))
     from train.showing.figures import draw_comparison
 
     curves = {name: (run.training, run.tests) for name, run in runs.items()}
@@ -72,7 +70,7 @@ def main(argv: Sequence[str]) -> None:
             f"--out (={flags.out}) could not be written: {error.strerror}; choose "
             "another file"
         ) from error
-    console.print(f"curves in {flags.out}", markup=False)
+    say(console, f"curves in {printable(flags.out)}")
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
@@ -90,10 +88,10 @@ def _table(runs: dict[str, Run]) -> Table:
     table = Table(show_edge=False)
     table.add_column()
     for name in runs:
-        table.add_column(escape(name), justify="right", overflow="fold")
+        table.add_column(escape(printable(name)), justify="right")
     for flag in _differing(list(runs.values())):
         values = (run.config.to_json()[flag] for run in runs.values())
-        texts = (escape(_flag_text(value)) for value in values)
+        texts = (escape(printable(_flag_text(value))) for value in values)
         table.add_row(flag_of(flag), *texts)
     table.add_section()
     figures = [_figures(run) for run in runs.values()]
@@ -136,8 +134,9 @@ def _figures(run: Run) -> dict[str, str]:
         if summary.get(name) is not None
     }
     for name in ("parameters", "multiply_adds"):
-        ratio = summary[name] / summary[f"static_{name}"]
-        figures[f"{_words(name)} / static"] = f"{ratio:.2f}"
+        if name in summary and f"static_{name}" in summary:
+            ratio = summary[name] / summary[f"static_{name}"]
+            figures[f"{_words(name)} / static"] = f"{ratio:.2f}"
     return figures
 
 

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 import jax
 import tyro
 from flax import nnx
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -24,6 +23,7 @@ from train.learning.evaluation import Evaluation, evaluate
 from train.learning.model import create
 from train.learning.step import create_state, make_eval_step
 from train.machines import devices
+from train.showing.console import open_console, say, show_table
 from train.storage.finished import read_run
 from train.storage.run_files import (
     BEST_WEIGHTS,
@@ -198,10 +198,11 @@ def _results(evaluation: Evaluation, dataset: Dataset) -> dict[str, Any]:
 
 
 def _show(results: dict[str, Any], weights: str) -> None:
-    console = Console(highlight=False)
-    console.print(
+    console = open_console()
+    say(
+        console,
         f"{weights} weights on {results['images']:,} test images: accuracy "
-        f"{results['test_accuracy']:.4f}, loss {results['test_loss']:.4f}"
+        f"{results['test_accuracy']:.4f}, loss {results['test_loss']:.4f}",
     )
     classes = Table("class", show_edge=False)
     for name in ("images", "accuracy"):
@@ -209,7 +210,7 @@ def _show(results: dict[str, Any], weights: str) -> None:
     for each in results["classes"]:
         accuracy = "–" if each["accuracy"] is None else f"{each['accuracy']:.4f}"
         classes.add_row(escape(each["class"]), f"{each['images']:,}", accuracy)
-    console.print(classes)
+    show_table(console, classes)
     if not results["entropy"]:
         return
     routers = Table("router", show_edge=False)
@@ -220,4 +221,4 @@ def _show(results: dict[str, Any], weights: str) -> None:
         shares = " ".join(f"{share:.0%}" for share in results["usage"][path])
         dead = str(results["dead_experts"][path])
         routers.add_row(escape(path), f"{entropy:.3f}", shares, dead)
-    console.print(routers)
+    show_table(console, routers)

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from flax import nnx
-from rich.console import Console
 
 from dynconv_jax.diagnostics import capture_attention
 from train.commands.evaluate import TrainedFlags, load_trained
@@ -28,6 +27,7 @@ from train.errors import TrainError
 from train.flags.config import Config, parse_flags
 from train.learning.augment import normalize
 from train.printable import printable
+from train.showing.console import open_console, say
 
 TOP = 5
 MOST_EXPERTS = 8  # of whose routers the attention is printed whole
@@ -82,9 +82,9 @@ def main(argv: Sequence[str]) -> None:
     if flags.json:
         print(json.dumps(predictions, indent=2))
         return
-    console = Console(highlight=False)
+    console = open_console()
     for each in predictions:
-        console.print(_text(each), markup=False, soft_wrap=True)
+        say(console, _text(each))
 
 
 def _read(

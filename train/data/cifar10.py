@@ -1,7 +1,9 @@
 """CIFAR-10: 50,000 + 10,000 photographs, 32x32, in its binary or python version."""
 
 from pathlib import Path
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 
 from train.data.archive import read_members
@@ -19,6 +21,7 @@ TRAIN = tuple(f"data_batch_{number}" for number in range(1, 6))
 TEST = ("test_batch",)
 # A file of the original has 10,000 images, 31 MB.
 LARGEST = 64 * 2**20
+Label = Annotated[int, msgspec.Meta(ge=0, lt=len(CLASS_NAMES))]
 
 
 def load(path: Path) -> Dataset:
@@ -63,21 +66,22 @@ def _read_files(
     parts = []
     for name in names:
         if f"{name}.bin" in contents:
-            part = _read_binary(contents[f"{name}.bin"])
+            read, content = _read_binary, contents[f"{name}.bin"]
         elif name in contents:
-            part = _read_python(contents[name])
+            read, content = _read_python, contents[name]
         else:
             raise TrainError(
                 f"--data (={path}) has no {name} and no {name}.bin; it must be "
                 "cifar-10-python.tar.gz, cifar-10-binary.tar.gz or the directory that "
                 "one of them unpacks to"
             )
-        if part is None:
+        try:
+            parts.append(read(content))
+        except ValueError as error:
             raise TrainError(
-                f"--data (={path}): {name} in it is damaged or not of CIFAR-10; get "
-                "the original anew"
-            )
-        parts.append(part)
+                f"--data (={path}): {name} in it is damaged or not of CIFAR-10: "
+                f"{error}; get the original anew"
+            ) from None
     planes, labels = map(np.concatenate, zip(*parts, strict=True))
     # Each image is its red, green and blue plane, one after the other.
     height, width, channels = IMAGE_SHAPE
@@ -85,28 +89,60 @@ def _read_files(
     return ArraySource(np.ascontiguousarray(images), labels.astype(np.int32))
 
 
-def _read_binary(content: bytes) -> tuple[np.ndarray, np.ndarray] | None:
-    """Returns planes and labels of records of a label and an image, if it is some."""
+def _read_binary(content: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """Returns planes and labels of records of a label and an image.
+
+    Raises:
+        ValueError: If it holds none.
+    """
     if len(content) % (1 + PIXELS):
-        return None
+        raise ValueError(
+            f"it has {len(content)} bytes, but must have {1 + PIXELS} for each image"
+        )
     records = np.frombuffer(content, np.uint8).reshape(-1, 1 + PIXELS)
     return _checked(records[:, 1:], records[:, 0])
 
 
-def _read_python(content: bytes) -> tuple[np.ndarray, np.ndarray] | None:
-    """Returns planes and labels of a pickled dictionary, if it is one."""
-    try:
-        values = read_array_pickle(content)
-        return _checked(np.asarray(values[b"data"]), np.asarray(values[b"labels"]))
-    except (ValueError, TypeError, KeyError):
-        return None
+def _read_python(content: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """Returns planes and labels of a pickled dictionary.
+
+    Raises:
+        ValueError: If it is none, or holds something else.
+    """
+    values = read_array_pickle(content)
+    for key in (b"data", b"labels"):
+        if key not in values:
+            raise ValueError(f"it has no {key.decode()}")
+    labels = values[b"labels"]
+    if not isinstance(labels, np.ndarray):
+        try:
+            labels = np.array(msgspec.convert(labels, list[Label]))
+        except msgspec.ValidationError as error:
+            words, _, place = str(error).replace("`", "").partition(" - at $")
+            raise ValueError(f"labels{place}: {words.lower()}") from None
+    return _checked(values[b"data"], labels)
 
 
-def _checked(
-    planes: np.ndarray, labels: np.ndarray
-) -> tuple[np.ndarray, np.ndarray] | None:
-    is_shaped = planes.shape == (len(labels), PIXELS) and labels.ndim == 1
-    if not (is_shaped and len(labels) and labels.dtype.kind in "iu"):
-        return None
-    is_class = (labels >= 0) & (labels < len(CLASS_NAMES))
-    return (planes, labels) if is_class.all() else None
+def _checked(planes: Any, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns planes and labels, if they are such.
+
+    Raises:
+        ValueError: If their form, their number or a label is not what it must be.
+    """
+    wanted = f"must be an array uint8 (N, {PIXELS})"
+    if not isinstance(planes, np.ndarray):
+        raise ValueError(f"data is a {type(planes).__name__}, but {wanted}")
+    if planes.dtype != np.uint8 or planes.ndim != 2 or planes.shape[1] != PIXELS:
+        raise ValueError(f"data is {planes.dtype} {planes.shape}, but {wanted}")
+    if labels.shape != (len(planes),):
+        raise ValueError(
+            f"labels are of shape {labels.shape}, but there are {len(planes)} images"
+        )
+    if not len(labels):
+        raise ValueError("it has no images")
+    if labels.max() >= len(CLASS_NAMES):
+        raise ValueError(
+            f"labels[{labels.argmax()}] (={labels.max()}) must be less than "
+            f"{len(CLASS_NAMES)}"
+        )
+    return planes, labels

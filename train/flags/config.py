@@ -4,9 +4,11 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import os
 import re
+import shutil
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,6 +62,8 @@ FlagsT = typing.TypeVar("FlagsT")
 # What the program does beside training. Each is the module of its name, with a `main`.
 COMMANDS = ("compare", "evaluate", "predict", "study")
 
+NARROWEST = 60  # columns of the help
+
 # The first that fits: a tuple of words is read word by word.
 KINDS: dict[type, str] = {
     bool: "True or False",
@@ -102,7 +106,8 @@ def parse_flags(argv: Sequence[str], kind: type[FlagsT], program: str) -> FlagsT
         SystemExit: With 0, after `--help`.
     """
     if "-h" in argv or "--help" in argv:
-        tyro.cli(kind, prog=program, args=["--help"])
+        with _wide_enough():
+            tyro.cli(kind, prog=program, args=["--help"])
     unknown = _unknown_flags(argv, kind)
     if unknown:
         raise TrainError(_explain_unknown(unknown[0], kind))
@@ -113,6 +118,20 @@ def parse_flags(argv: Sequence[str], kind: type[FlagsT], program: str) -> FlagsT
     if unknown:
         raise TrainError(_explain_unknown(unknown[0], kind))
     return config
+
+
+@contextlib.contextmanager
+def _wide_enough() -> Iterator[None]:
+    """Has the help written for a screen on which a word has room in its box."""
+    columns = os.environ.get("COLUMNS")
+    if shutil.get_terminal_size().columns < NARROWEST:
+        os.environ["COLUMNS"] = str(NARROWEST)
+    try:
+        yield
+    finally:
+        os.environ.pop("COLUMNS", None)
+        if columns is not None:
+            os.environ["COLUMNS"] = columns
 
 
 def _read(argv: Sequence[str], kind: type[Any]) -> tuple[Any, list[str]]:

@@ -11,6 +11,8 @@ OnBadImage = Literal["stop", "skip"]
 OptionalOnBadImage = Annotated[OnBadImage | None, tyro.conf.arg(metavar="{stop,skip}")]
 # Where Pillow itself takes a picture for an attack: twice its MAX_IMAGE_PIXELS.
 MOST_PIXELS = 178_956_970
+# Of an image. A batch of larger ones, as float32, would take gigabytes.
+LARGEST_SIDE = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +76,8 @@ class DataFlags(Flags):
         if self.image_size is not None:
             rule = f"be left out with --preset {self.preset}, whose images have a size"
             self.require("image_size", self.preset == "folder", rule)
+            rule = f"be at most {LARGEST_SIDE}"
+            self.require("image_size", self.image_size <= LARGEST_SIDE, rule)
         if self.data is None:
             rule = "be the directory above train/ and val/"
             self.require("data", self.preset != "folder", rule)

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from train.errors import TrainError, TrainingFailed
 from train.flags.checks import flag_of
+from train.printable import printable
 
 MEETING_SECONDS = 120.0
 RETRY_SECONDS = 0.1
@@ -252,7 +253,7 @@ class Watch:
         self._is_leaving.acquire()
         self._tell(str(self._process))
         if isinstance(error, TrainError):
-            self._end(f"train: error: {error}", error.exit_status)
+            self._end(f"train: error: {printable(error)}", error.exit_status)
         if isinstance(error, KeyboardInterrupt):
             self._end("train: interrupted", 130)
         self._end("".join(traceback.format_exception(error)).rstrip(), 1)

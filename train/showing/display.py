@@ -4,14 +4,17 @@ import datetime
 from collections.abc import Mapping
 from typing import Any, Self
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TextColumn,
     TimeRemainingColumn,
 )
+
+from train.printable import printable
+from train.showing.console import open_console, say
 
 # What is left is told from the speed over so many seconds: evaluations, which come
 # seldom, belong to it.
@@ -37,19 +40,16 @@ class Display:
         """
         self.steps = steps
         self.is_shown = is_shown
-        self._console = Console(highlight=False)
+        self._console = open_console()
         self._has_bar = is_shown and self._console.is_terminal
         self._progress = Progress(
-            TextColumn("training"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[latest]}"),
+            *_columns(steps, self._console.width),
             console=self._console,
             speed_estimate_period=SPEED_SECONDS,
         )
-        self._task = self._progress.add_task("", total=steps, rate="", latest="")
+        self._task = self._progress.add_task(
+            "", total=steps, rate="", loss="", accuracy=""
+        )
 
     def __enter__(self) -> Self:
         """Opens the progress bar, if this is a terminal."""
@@ -73,22 +73,25 @@ class Display:
     def say(self, text: str) -> None:
         """Prints one line, above the bar where there is one."""
         if self._has_bar:
-            self._console.print(text, markup=False)
+            say(self._console, printable(text))
         elif self.is_shown:
-            print(text, flush=True)
+            print(printable(text), flush=True)
 
     def logged(self, record: Mapping[str, Any]) -> None:
         """Shows the metrics of a training step."""
-        text = f"loss {record['loss']:.4f}  accuracy {record['accuracy']:.3f}"
+        loss = f"loss {record['loss']:.4f}"
+        accuracy = f"accuracy {record['accuracy']:.3f}"
         rate = f"{record['images_per_second']:.0f} images/s"
         self._progress.update(
-            self._task, completed=record["step"], rate=rate, latest=text
+            self._task,
+            completed=record["step"],
+            **{"rate": rate, "loss": loss, "accuracy": accuracy},
         )
         if not self._has_bar:
             if "temperature" in record:
                 rate = f"temperature {record['temperature']:.2f}  {rate}"
             self.say(
-                f"step {record['step']}/{self.steps}  {text}  "
+                f"step {record['step']}/{self.steps}  {loss}  {accuracy}  "
                 f"learning rate {record['learning_rate']:.2e}  {rate}{self._left()}"
             )
 
@@ -109,3 +112,27 @@ class Display:
         if not seconds:
             return ""
         return f"  {datetime.timedelta(seconds=int(seconds))} left"
+
+
+def _columns(steps: int, width: int) -> list[ProgressColumn]:
+    """Returns what of a line of progress has room on a screen, in its usual order."""
+    rate, loss, accuracy = (
+        TextColumn(f"{{task.fields[{name}]}}") for name in ("rate", "loss", "accuracy")
+    )
+    # How wide each is, with the blank after it, and which ones go first.
+    places: list[tuple[ProgressColumn, int, int]] = [
+        (TextColumn("training"), 9, 6),
+        (BarColumn(bar_width=20), 21, 5),
+        (MofNCompleteColumn(), 2 * len(str(steps)) + 2, 0),
+        (rate, 15, 4),
+        (TimeRemainingColumn(), 8, 2),
+        (loss, 12, 1),
+        (accuracy, 15, 3),
+    ]
+    shown = set()
+    for column, needed, _ in sorted(places, key=lambda place: place[2]):
+        if needed > width:
+            break
+        width -= needed
+        shown.add(column)
+    return [column for column, _, _ in places if column in shown]

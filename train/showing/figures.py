@@ -2,6 +2,7 @@
 
 import io
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -9,6 +10,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
+from train.printable import printable
 from train.showing.routing_words import router_name
 
 COLORS = "PuOr_r"  # light in the middle of the scale
@@ -93,7 +95,7 @@ def draw_comparison(
     """
     figure = Figure((11, 4.6), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
-    for index, (name, (training, tests)) in enumerate(runs.items()):
+    for index, (training, tests) in enumerate(runs.values()):
         color = f"C{index % 10}"
         style = ("-", "--", ":", "-.")[index // 10 % 4]
         for axes, key in ((loss, "loss"), (accuracy, "accuracy")):
@@ -105,7 +107,7 @@ def draw_comparison(
                 linewidth=2,
                 marker="o" if len(tests) < 20 else None,
                 markersize=4,
-                label=name,
+                label=f"run {index}",
             )
     loss.set_ylabel("loss")
     loss.set_yscale("log")
@@ -115,22 +117,28 @@ def draw_comparison(
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     handles, labels = loss.get_legend_handles_labels()
-    figure.legend(
+    legend = figure.legend(
         *(handles, labels),
         loc="outside lower center",
         ncols=min(4, len(runs)),
         frameon=False,
         title="test (strong) and training (faint)",
     )
+    for label, name in zip(legend.get_texts(), runs, strict=True):
+        label.set_parse_math(False)  # a name is no formula
+        label.set_text(printable(name))
     return as_png(figure)
 
 
 def _curve(rows: Sequence[Mapping], key: str) -> tuple[list, list]:
+    rows = [row for row in rows if key in row]
     return [row["step"] for row in rows], [row[key] for row in rows]
 
 
 def as_png(figure: Figure) -> bytes:
     """Returns a figure as the content of a PNG file."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
+    with warnings.catch_warnings():  # of letters that the font has not
+        warnings.filterwarnings("ignore", "Glyph")
+        figure.savefig(buffer, format="png", dpi=150)
     return buffer.getvalue()

@@ -5,13 +5,14 @@ import dataclasses
 import errno
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from jax.experimental import multihost_utils
 
 from train.errors import TrainingFailed, warn
@@ -25,7 +26,7 @@ from train.storage.checkpoint_content import (
     read,
     to_arrays,
 )
-from train.storage.seal import seal
+from train.storage.seal import Sealed, seal
 
 # What the system says of it; orbax raises it as an error of some other kind.
 DISK_IS_FULL = tuple(
@@ -33,6 +34,8 @@ DISK_IS_FULL = tuple(
 )
 # A checkpoint that could not be used is kept, under a name that none has.
 ASIDE = ".unusable"
+# What the name of one ends in that is being written.
+UNFINISHED = ".orbax-checkpoint-tmp"
 
 
 class Checkpoints:
@@ -53,26 +56,39 @@ class Checkpoints:
         (20, {'best': 0.5}, [0.0, 1.0, 2.0])
     """
 
-    def __init__(self, folder: Path, keep: int, fingerprint: str):
+    def __init__(
+        self,
+        folder: Path,
+        keep: int,
+        fingerprint: str,
+        run: str | None = None,
+        check: Callable[[], None] = lambda: None,
+    ):
         """Opens the folder; what a killed process left there unfinished is removed.
 
         Args:
             folder: Where the checkpoints are, a folder each; created if missing.
             keep: How many of the latest to keep, beside the best.
             fingerprint: Of the flags of the run; checkpoints of another are not used.
+            run: The name of the run; checkpoints of another are not used either.
+            check: Raises a `TrainingFailed` if nothing must be written any more, such
+                as when the directory of the run is gone.
         """
         hush_orbax()
         self._folder = folder.absolute()
         self._fingerprint = fingerprint
+        self._run = run
         self._kept = _LatestAndBest(keep)
         registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-        handler = _SealingHandler()
-        registry.add(ITEM, ocp.args.PyTreeSave, handler)
-        registry.add(ITEM, ocp.args.PyTreeRestore, handler)
+        self._check = check
+        self._handler = _SealingHandler(check)
+        registry.add(ITEM, ocp.args.PyTreeSave, self._handler)
+        registry.add(ITEM, ocp.args.PyTreeRestore, self._handler)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self._kept,
             cleanup_tmp_directories=True,
             lightweight_initialize=True,
+            step_name_format=_StepNames(),
         )
         with self._saving():
             self._manager = ocp.CheckpointManager(
@@ -83,7 +99,9 @@ class Checkpoints:
         """Returns the checkpoints."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, reason: BaseException | None, *_
+    ) -> None:
         """Waits for the save under way.
 
         Raises:
@@ -95,7 +113,10 @@ class Checkpoints:
         except TrainingFailed as error:
             if kind is None:
                 raise
-            warn(str(error))
+            if str(error) != str(reason):
+                warn(str(error))
+        finally:
+            self._remove_unwanted()
 
     @property
     def latest_step(self) -> int | None:
@@ -126,6 +147,7 @@ class Checkpoints:
                 is full. The checkpoints before are untouched.
         """
         with self._saving():
+            self._check()
             self._manager.wait_until_finished()
             if is_best:
                 self._kept.best_step = step
@@ -138,6 +160,7 @@ class Checkpoints:
             }
             arrays = ocp.args.PyTreeSave(to_arrays(state), custom_metadata=content)
             composite = ocp.args.Composite(**{ITEM: arrays})
+            self._handler.content = Sealed(step, self._run)  # none is under way now
             self._manager.save(step, args=composite, force=True)
 
     def wait(self) -> None:
@@ -190,7 +213,7 @@ class Checkpoints:
         steps = sorted(complete_steps(self._folder), reverse=True)
         for index, step in enumerate(steps):
             path = self._folder / str(step)
-            flaw = find_flaw(path, like, self._fingerprint)
+            flaw = find_flaw(path, like, self._fingerprint, self._run)
             if flaw is None:
                 return step
             earlier = steps[index + 1 :]
@@ -206,12 +229,28 @@ class Checkpoints:
                 path.rename(aside)
         return None
 
+    def _remove_unwanted(self) -> None:
+        """Removes what a save brought back of a directory that was removed under it.
+
+        The directories around it go too, if there is nothing else in them.
+        """
+        with contextlib.suppress(OSError):
+            try:
+                self._check()
+            except TrainingFailed:
+                half = self._folder / f"{self._handler.content.step}{UNFINISHED}"
+                shutil.rmtree(half)
+                self._folder.rmdir()
+                self._folder.parent.rmdir()
+
     @contextlib.contextmanager
     def _saving(self) -> Iterator[None]:
         """Turns what orbax raises, which is of any kind, into one line."""
         try:
             yield
         except Exception as error:
+            with contextlib.suppress(OSError):
+                self._check()
             latest = self.latest_step
             good = "there is none yet" if latest is None else self._folder / str(latest)
             reason = in_one_line(error)
@@ -242,6 +281,30 @@ class _LatestAndBest:
 class _SealingHandler(ocp.PyTreeCheckpointHandler):
     """Seals a checkpoint as the last thing before orbax gives it its name."""
 
+    content = Sealed(0)  # what is being saved
+
+    def __init__(self, check: Callable[[], None]):
+        super().__init__()
+        self._check = check
+
     def finalize(self, directory) -> None:
+        self._check()
         super().finalize(directory)
-        seal(directory)
+        seal(directory, self.content)
+
+
+class _StepNames(ocp.path.step.NameFormat[ocp.path.step.Metadata]):
+    """Tells orbax which folders are checkpoints: it would take 007 for 7."""
+
+    def build_name(self, step: int) -> str:
+        return str(step)
+
+    def find_all(self, base_path) -> Iterator[ocp.path.step.Metadata]:
+        for step in complete_steps(Path(base_path)):
+            yield self.find_step(base_path, step)
+
+    def find_step(self, base_path, step: int) -> ocp.path.step.Metadata:
+        path = epath.Path(base_path) / self.build_name(step)
+        if not path.exists():
+            raise ValueError(f"there is no checkpoint {path}")
+        return ocp.path.step.Metadata(step=step, path=path)

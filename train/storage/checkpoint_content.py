@@ -13,9 +13,11 @@ from etils import epath
 
 from train.errors import TrainingFailed
 from train.machines.devices import is_key
-from train.storage.seal import find_damage
+from train.storage.seal import Sealed, find_damage
 
 ITEM = "state"  # the folder in a checkpoint that holds everything
+# The only form that the name of a checkpoint has: of 7 neither 07 nor +7.
+STEP = re.compile("0|[1-9][0-9]{0,17}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,23 +39,27 @@ class Restored:
 
 def complete_steps(folder: Path) -> list[int]:
     """Returns the steps of the checkpoints that are complete."""
-    return [int(each.name) for each in folder.glob("[0-9]*") if each.name.isdigit()]
+    names = (each.name for each in folder.glob("[0-9]*"))
+    return [int(name) for name in names if STEP.fullmatch(name)]
 
 
-def find_flaw(path: Path, like: Any, fingerprint: str) -> str | None:
+def find_flaw(
+    path: Path, like: Any, fingerprint: str, run: str | None = None
+) -> str | None:
     """Tells why a checkpoint cannot be used.
 
     Args:
         path: The checkpoint.
         like: The tree of arrays that is to be restored.
         fingerprint: Of the flags of the run that it must be of.
+        run: The name of that run, if it has one.
 
     Returns:
         The reason, in words that follow the name of the checkpoint, or None.
     """
-    damage = find_damage(path / ITEM)
+    damage = find_damage(path / ITEM, Sealed(int(path.name), run))
     if damage is not None:
-        return f"is damaged: it {damage}"
+        return damage
     try:
         metadata = _metadata(path)
         content = metadata.custom_metadata

@@ -1,16 +1,18 @@
 """What a run has left in its directory, read back."""
 
 import dataclasses
-import json
-import typing
 from pathlib import Path
 from typing import Any
 
 from train.errors import TrainError
 from train.flags.config import Config
-from train.storage.run_files import METRICS, read_config
+from train.storage.read_json import Unreadable, convert
+from train.storage.run_files import CONFIG, read_config, read_metrics
 
 Row = dict[str, Any]
+
+# Flags without which it is no run. Others may have come later, and are as by default.
+NEEDED = ("preset", "model", "steps", "batch_size", "seed")
 
 # Flags that `Config.to_json` fills in where they were left out.
 DERIVED = ("warmup_steps", "decay_every", "temperature_steps", "assignment_steps")
@@ -56,14 +58,7 @@ def read_run(path: Path) -> Run:
         TrainError: If there is none, or a file of it cannot be read.
     """
     config = _as_config(read_config(path), path)
-    try:
-        text = (path / METRICS).read_text("utf-8")
-        # A run that died may have left half a line.
-        rows = [json.loads(line) for line in text.rpartition("\n")[0].splitlines()]
-    except FileNotFoundError:
-        rows = []
-    except (OSError, ValueError) as error:
-        raise TrainError(f"{path / METRICS} cannot be read: {error}") from error
+    rows = [row for _, row in read_metrics(path)]
     return Run(
         path,
         config,
@@ -74,20 +69,32 @@ def read_run(path: Path) -> Run:
 
 def _as_config(flags: dict[str, Any], path: Path) -> Config:
     """Returns flags as JSON has them in their own types."""
-    hints = typing.get_type_hints(Config)
-    values: dict[str, Any] = {}
-    for name, value in flags.items():
-        if name not in hints:
+    known = {field.name for field in dataclasses.fields(Config)}
+    file = path / CONFIG
+    for name in flags:
+        if name not in known:
             raise TrainError(
                 f"the run in {path} is of another version of this program: it has no "
-                f"flag {name!r}"
+                f"flag {name!r}, which is in {CONFIG}"
             )
-        if isinstance(value, list):
-            value = tuple(value)
-        elif isinstance(value, str) and Path in typing.get_args(hints[name]):
-            value = Path(value)
-        values[name] = value
-    return Config(**values)
+    for name in NEEDED:
+        if name not in flags:
+            raise TrainError(f"{file} has no {name!r}; give the directory of a run")
+    try:
+        return convert(flags, Config, _as_path)
+    except Unreadable as error:
+        raise TrainError(
+            f"{file} cannot be read ({error}); write there what the run was given"
+        ) from error
+    except TrainError as error:  # of a value that no run could have had
+        raise TrainError(f"{file}: {error}") from error
+
+
+def _as_path(kind: type, value: Any) -> Path:
+    """Reads, for msgspec, the one type that JSON has not."""
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    raise TypeError(f"expected `str`, got `{type(value).__name__}`")
 
 
 def _derived_anew(config: Config) -> dict[str, Any]:

@@ -30,7 +30,7 @@ class Lock:
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Its holder may have removed the file since it was opened.
-            if not _is_at(self._descriptor, path):
+            if not self.is_held():
                 raise BlockingIOError
             # Nothing depends on its content, and a full disk has no room for it.
             with contextlib.suppress(OSError):
@@ -47,15 +47,20 @@ class Lock:
             os.close(self._descriptor)
             raise
 
+    def is_held(self) -> bool:
+        """Tells whether the file is still there: without it, others get in.
+
+        Raises:
+            OSError: If that cannot be told, such as where access was withdrawn.
+        """
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), os.stat(self._path))
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
     def release(self) -> None:
-        """Gives the lock back, and removes its file."""
+        """Gives the lock back, and removes its file, but none of another process."""
         with contextlib.suppress(OSError):  # such as when the directory is gone
-            self._path.unlink()
+            if self.is_held():
+                self._path.unlink()
         os.close(self._descriptor)
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        return False

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -19,15 +20,19 @@ from train.flags.checks import flag_of
 from train.flags.config import Config
 from train.storage.lock import Lock
 from train.storage.run_files import (
+    CHECKPOINTS,
     CONFIG,
     DOMAIN,
     FILES,
     FOLDERS,
     LOCK,
     METRICS,
+    RUN_ID,
     SUMMARY,
     read_config,
     read_identity,
+    read_metrics,
+    read_run_id,
     read_summary,
     refuse_other_images,
 )
@@ -52,6 +57,8 @@ class RunDirectory:
     Attributes:
         path: Where it is.
         is_writer: Whether this process writes.
+        run_id: A name that no other run has, which the writer knows; None in a run
+            that an earlier version of the program began.
     """
 
     def __init__(
@@ -73,6 +80,8 @@ class RunDirectory:
         self.is_writer = is_writer
         self._config = config
         self._lock = None
+        self._is_claimed = False
+        self.run_id: str | None = None
         if not is_writer:
             config.require("out", config.out is not None, "be given to all processes")
         self.path = config.out or _fresh_directory(config.preset)
@@ -113,15 +122,18 @@ class RunDirectory:
         """Drops the metrics after `step`, and a last line that was written by half.
 
         A run that goes on after `step` writes them again.
+
+        Raises:
+            TrainError: If a line cannot be read that is not the last.
         """
         with self.writing() as is_mine:
-            if not is_mine:
-                return
             path = self.path / METRICS
-            lines = path.read_bytes().splitlines(True) if path.exists() else []
-            kept = [line for line in lines if _step_of(line) <= step]
-            if kept != lines:
-                write_file(path, b"".join(kept))
+            if not is_mine or not path.exists():
+                return
+            rows = read_metrics(self.path)
+            content = b"".join(line for line, row in rows if row["step"] <= step)
+            if content != path.read_bytes():
+                write_file(path, content)
 
     def write(self, name: str, content: bytes) -> None:
         """Writes the file `name`."""
@@ -145,14 +157,50 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[bool]:
-        """Says whether to write, and turns an `OSError` into a `TrainingFailed`."""
+        """Says whether to write, and turns an `OSError` into a `TrainingFailed`.
+
+        Raises:
+            TrainingFailed: If the directory is no longer that of the run, too.
+        """
         try:
+            self.check_is_there()
             yield self.is_writer
         except OSError as error:
             raise TrainingFailed(
                 f"--out (={self.path}) could not be written: "
                 f"{error.strerror or error}; free the space or choose another directory"
+                f"{self._last_good()}"
             ) from error
+
+    def check_is_there(self) -> None:
+        """Sees to it that nothing is written where the run is no longer.
+
+        To be called before anything is: what is removed or moved under a run is not
+        to come back by half, and what is in its place is not the run's.
+
+        Raises:
+            TrainingFailed: If the directory was removed, moved or emptied since the run
+                began.
+            OSError: If that cannot be told.
+        """
+        if self._lock is None or not self._is_claimed:
+            return
+        if not self._lock.is_held() or not (self.path / CONFIG).exists():
+            raise TrainingFailed(
+                f"--out (={self.path}) was removed or replaced while the run was going "
+                f"on (its {LOCK} or {CONFIG} is gone, or another's), so it stopped; "
+                "the same command starts it anew, or goes on if the files are back"
+            )
+
+    def _last_good(self) -> str:
+        """Names the last checkpoint, if there is one, in words that end a message."""
+        from train.storage.checkpoint_content import complete_steps
+
+        folder = self.path / CHECKPOINTS
+        latest = max(complete_steps(folder), default=None)
+        if latest is None:
+            return ""
+        return f" (the last good checkpoint: {folder / str(latest)})"
 
     def _claim(self, dataset: Dataset | None) -> None:
         """Makes the directory that of this run."""
@@ -178,9 +226,13 @@ class RunDirectory:
                 )
             for half in halves:
                 half.unlink()
+        is_new = CONFIG not in names or self._config.overwrite
+        self.run_id = uuid.uuid4().hex if is_new else read_run_id(self.path)
         if read_summary(self.path) is None:
             flags = self._config.to_json() | {"out": str(self.path)}
-            self.write_json(CONFIG, flags)
+            name = {} if self.run_id is None else {RUN_ID: self.run_id}
+            self.write_json(CONFIG, flags | name)
+        self._is_claimed = True
         if dataset is not None and not (self.path / DOMAIN).exists():
             self.write_json(DOMAIN, dataset.identity())
 
@@ -222,14 +274,6 @@ def _refuse_other_flags(path: Path, config: Config) -> None:
             "give the same ones to go on with it, choose another directory, or "
             "--overwrite it to start anew"
         )
-
-
-def _step_of(line: bytes) -> float:
-    """Returns the step of a line of the metrics; half a line has none."""
-    try:
-        return json.loads(line)["step"] if line.endswith(b"\n") else float("inf")
-    except (ValueError, TypeError, KeyError):
-        return float("inf")
 
 
 def _halves(path: Path) -> list[Path]:

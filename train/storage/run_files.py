@@ -1,12 +1,15 @@
 """The files of a run: what they are called, and how those that tell of it are read."""
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NoReturn, Required, TypedDict
+
+from msgspec import Meta
 
 from train.data.dataset import Domain
 from train.errors import TrainError
+from train.flags.data import LARGEST_SIDE
+from train.storage.read_json import Unreadable, convert, parse, read_file, read_json
 
 CONFIG = "config.json"
 DOMAIN = "domain.json"
@@ -26,23 +29,111 @@ TENSORBOARD = "tensorboard"
 FOLDERS = (CHECKPOINTS, TENSORBOARD)
 LOCK = ".lock"
 
+# Beside the flags in config.json: a name that no other run has.
+RUN_ID = "run_id"
+
+# What the files must hold. Whole numbers are such as a float has exactly, and others
+# such as a float32 has: axes and bars can be drawn of them.
+Count = Annotated[int, Meta(ge=0, le=2**53)]
+Positive = Annotated[int, Meta(ge=1, le=2**53)]
+Figure = Annotated[float, Meta(ge=-1e39, le=1e39)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Seconds = Annotated[float, Meta(ge=0, le=1e39)]
+Rate = Annotated[float, Meta(gt=0, le=1e39)]
+Side = Annotated[int, Meta(ge=1, le=LARGEST_SIDE)]
+
+
+class MetricsRow(TypedDict, total=False):
+    """A line of the metrics: of a training step, or of an evaluation."""
+
+    step: Required[Count]
+    loss: Figure
+    accuracy: Share
+    learning_rate: Figure
+    gradient_norm: Figure
+    temperature: Figure
+    assignment: Figure
+    images_per_second: Figure
+    test_loss: Figure
+    test_accuracy: Share
+    ema_test_loss: Figure
+    ema_test_accuracy: Share
+    entropy: dict[str, Figure]
+    usage: dict[str, list[Share]]
+
+
+class Summary(TypedDict, total=False):
+    """The figures of a finished run."""
+
+    test_accuracy: Required[Share]
+    test_loss: Figure
+    ema_test_accuracy: Share
+    ema_test_loss: Figure
+    best_test_accuracy: Share | None
+    best_step: Count | None
+    steps: Count
+    images_per_second: Rate
+    compile_seconds: Seconds
+    wall_seconds: Seconds
+    parameters: Positive
+    multiply_adds: Positive
+    static_parameters: Positive
+    static_multiply_adds: Positive
+    params_sha256: str
+
+
+class Images(TypedDict, total=False):
+    """What the images of a run are like, and what they are told by."""
+
+    class_names: Required[Annotated[list[str], Meta(min_length=1)]]
+    image_shape: Required[tuple[Side, Side, Literal[1, 3]]]
+    mean: Required[list[Figure]]
+    std: Required[list[Rate]]
+    train_images: Count
+    test_images: Count
+    labels_sha256: str
+
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Returns the flags of the run in the directory `path`.
+    """Returns the flags of the run in the directory `path`, as JSON has them.
 
     Raises:
         TrainError: If there is none.
     """
-    try:
-        flags = json.loads((path / CONFIG).read_bytes())
-        if not isinstance(flags, dict):
-            raise ValueError("no flags in it")
-    except (OSError, ValueError) as error:
-        raise TrainError(
-            f"{path} holds no run: {CONFIG} cannot be read ({error}); give the "
-            "directory of a run"
-        ) from error
+    flags = _read_config(path)
+    flags.pop(RUN_ID, None)
     return flags
+
+
+def read_run_id(path: Path) -> str | None:
+    """Returns the name that no run has but that in the directory `path`.
+
+    Returns:
+        The name; None if an earlier version of the program, which gave none, began it.
+
+    Raises:
+        TrainError: If there is no run, or its name cannot be read.
+    """
+    name = _read_config(path).get(RUN_ID)
+    try:
+        return convert(name, str | None)
+    except Unreadable as error:
+        _refuse_run(path, f"{RUN_ID}: {error}", error)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        return read_json(path / CONFIG, dict[str, Any])
+    except (FileNotFoundError, Unreadable) as error:
+        reason = error.strerror if isinstance(error, FileNotFoundError) else error
+        _refuse_run(path, reason, error)
+
+
+def _refuse_run(path: Path, reason: object, error: Exception) -> NoReturn:
+    raise TrainError(
+        f"{path} holds no run: {CONFIG} cannot be read ({reason}); give the "
+        "directory of a run"
+    ) from error
 
 
 def read_domain(path: Path) -> Domain:
@@ -61,31 +152,77 @@ def read_identity(path: Path) -> dict[str, Any]:
         TrainError: If it does not say.
     """
     try:
-        images = json.loads((path / DOMAIN).read_bytes())
-        Domain.of(images)
+        images = read_json(path / DOMAIN, Images)
+        channels = images["image_shape"][-1]
+        for name in ("mean", "std"):
+            if len(images[name]) != channels:
+                raise Unreadable(
+                    f"{name} has {len(images[name])} numbers, and the images have "
+                    f"{channels} channel(s)"
+                )
         return images
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (FileNotFoundError, Unreadable) as error:
+        reason = error.strerror if isinstance(error, FileNotFoundError) else error
         raise TrainError(
-            f"{path / DOMAIN} cannot be read ({error}); remove it and give the run's "
+            f"{path / DOMAIN} cannot be read ({reason}); remove it and give the run's "
             "command again to write it anew"
         ) from error
 
 
-def read_summary(path: Path) -> dict[str, Any] | None:
+def read_summary(path: Path, *needed: str) -> dict[str, Any] | None:
     """Returns the figures of the run in the directory `path`, None if not finished.
 
+    Args:
+        path: The directory.
+        *needed: Figures that must be among them, beside the test accuracy.
+
     Raises:
-        TrainError: If they cannot be read.
+        TrainError: If they cannot be read, or one that is needed is missing.
     """
     try:
-        return json.loads((path / SUMMARY).read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
+        summary = read_json(path / SUMMARY, Summary)
+        for name in needed:
+            if summary.get(name) is None:
+                raise Unreadable(f"it has no {name}")
+        return summary
+    except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except Unreadable as error:
         raise TrainError(
             f"{path / SUMMARY} cannot be read ({error}); remove it and give the run's "
             "command again to finish it anew"
         ) from error
+
+
+def read_metrics(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Yields the lines of the metrics of the run in the directory `path`, and rows.
+
+    A last line that was written by half, as by a run that died, is left out.
+
+    Raises:
+        TrainError: If they cannot be read.
+    """
+    file = path / METRICS
+    try:
+        content = read_file(file)
+    except FileNotFoundError:
+        return
+    except Unreadable as error:
+        raise TrainError(
+            f"{file} cannot be read ({error}); see to that, or remove it"
+        ) from error
+    whole, _, _ = content.rpartition(b"\n")
+    # By line feeds alone, as they are written: text in them may hold other breaks.
+    for number, line in enumerate(whole.split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            yield line + b"\n", parse(line, MetricsRow)
+        except Unreadable as error:
+            raise TrainError(
+                f"{file}, line {number}: cannot be read ({error}); mend or remove the "
+                "line"
+            ) from error
 
 
 def refuse_other_images(

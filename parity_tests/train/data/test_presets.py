@@ -229,6 +229,66 @@ def test_damaged_pickle_is_named(tmp_path):
     assert "test_batch in it is damaged" in refusal(lambda: cifar10.load(path))
 
 
+PLANES = np.zeros((2, cifar10.PIXELS), np.uint8)
+
+
+def nested(depth: int) -> list:
+    """Returns a list that is small in a pickle and enormous as an array."""
+    value: list = [0] * 10
+    for _ in range(depth):
+        value = [value] * 10
+    return value
+
+
+@pytest.mark.parametrize(
+    ("data", "labels", "words"),
+    [
+        (PLANES, [1, 10], "labels[1]: expected int <= 9"),
+        (PLANES, [-1, 1], "labels[0]: expected int >= 0"),
+        (PLANES, [1, True], "labels[1]: expected int, got bool"),
+        (PLANES, [1, 1.0], "labels[1]: expected int, got float"),
+        (PLANES, [1, 10**30], "labels[1]: expected int <= 9"),
+        (PLANES, [[1], [2]], "labels[0]: expected int, got array"),
+        (PLANES, nested(12), "labels[0]: expected int, got array"),
+        (PLANES, None, "labels: expected array, got null"),
+        (PLANES, "ab", "labels: expected array, got str"),
+        (PLANES, np.array([3, 11], np.uint8), "labels[1] (=11) must be less than 10"),
+        (PLANES, [1], "labels are of shape (1,), but there are 2 images"),
+        (PLANES[:0], [], "it has no images"),
+        (PLANES[:, :9], [1, 2], "data is uint8 (2, 9), but must be an array uint8"),
+        (PLANES[0], [1], "data is uint8 (3072,)"),
+        (PLANES.T, [1, 2], "data is uint8 (3072, 2)"),
+        (PLANES.tolist(), [1, 2], "data is a list"),
+        (None, [1, 2], "data is a NoneType"),
+        (PLANES.astype(np.float32), [1, 2], "an array of f4, not of bytes"),
+    ],
+)
+def test_content_of_a_pickle_is_held_against_what_it_must_be(
+    data, labels, words, tmp_path
+):
+    for name, content in python_files().items():
+        (tmp_path / name).write_bytes(content)
+    content = pickle.dumps({b"data": data, b"labels": labels}, protocol=4)
+    (tmp_path / "data_batch_2").write_bytes(content)
+    message = refusal(lambda: cifar10.load(tmp_path))
+    assert f"{tmp_path}): data_batch_2 in it is damaged or not of CIFAR-10" in message
+    assert words in message
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"\0" * cifar10.PIXELS, "it has 3072 bytes, but must have 3073 for each"),
+        (b"\x0a" + b"\0" * cifar10.PIXELS, "labels[0] (=10) must be less than 10"),
+        (b"", "it has no images"),
+    ],
+)
+def test_content_of_records_is_held_against_what_it_must_be(content, words, tmp_path):
+    files = binary_files() | {"data_batch_3.bin": content}
+    path = write_archive(tmp_path / "cifar.tar.gz", files)
+    assert words in refusal(lambda: cifar10.load(path))
+
+
 def test_missing_batch_is_named(tmp_path):
     files = binary_files()
     del files["data_batch_4.bin"]

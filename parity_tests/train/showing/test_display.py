@@ -1,7 +1,12 @@
 """What a run shows: lines where there is no terminal, with the time that is left."""
 
+import io
 import re
 
+import pytest
+from rich.console import Console
+
+import train.showing.display
 from train.showing.display import Display
 
 ROW = {
@@ -48,3 +53,30 @@ def test_other_processes_show_nothing(capsys):
         display.say("here")
         display.logged(ROW | {"step": 20})
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("width", [10, 20, 33, 60, 80, 120])
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_progress_has_room_on_any_screen(width, encoding, monkeypatch):
+    buffer = io.BytesIO()
+    file = io.TextIOWrapper(buffer, encoding=encoding, errors="strict")
+    console = Console(file=file, force_terminal=True, width=width, color_system=None)
+    monkeypatch.setattr(train.showing.display, "open_console", lambda: console)
+    with Display(400) as display:
+        display.logged(ROW | {"step": 20})
+    file.flush()
+    text = buffer.getvalue().decode(encoding)
+    lines = [re.sub(r"\x1b\[\??\w*", "", each) for each in re.split(r"[\r\n]+", text)]
+    assert max(map(len, lines)) <= width
+    assert "20/400" in text and "…" not in text
+    assert ("loss 0.5000" in text) == (width >= 20)
+    assert ("accuracy 0.750" in text) == (width >= 60)
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_names_that_a_terminal_would_obey_are_shown(is_terminal, capsys, monkeypatch):
+    if is_terminal:
+        console = Console(force_terminal=True, color_system=None)
+        monkeypatch.setattr(train.showing.display, "open_console", lambda: console)
+    Display(100).say("results in runs/\x1b[2J\nfake\u202e")
+    assert r"results in runs/\x1b[2J\nfake\u202e" in capsys.readouterr().out

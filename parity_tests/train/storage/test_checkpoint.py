@@ -1,5 +1,6 @@
 """Checkpoints: bit for bit, whole or absent, and never the end of a run."""
 
+import json
 import os
 import shutil
 import signal
@@ -248,6 +249,101 @@ def test_checkpoint_that_was_being_removed_does_no_harm(two, capsys):
     assert capsys.readouterr().err == ""
 
 
+# Whose they are, and of which step
+
+
+@pytest.mark.parametrize("step", [60, 400])
+@pytest.mark.parametrize("take", [shutil.copytree, shutil.move])
+def test_checkpoint_under_the_name_of_another_step_is_not_believed(
+    take, step, two, capsys
+):
+    take(two / "20", two / f"{step}")
+    restored = restore(two)
+    assert restored.step == 40
+    assert_same_bits(restored.state, state_after(40))
+    message = capsys.readouterr().err
+    assert f"{two / str(step)} is not of that step, but of step 20" in message
+
+
+@pytest.mark.parametrize("mine", ["mine", None])
+@pytest.mark.parametrize("theirs", ["theirs", None])
+def test_checkpoint_of_another_run_with_the_same_flags_is_not_used(
+    mine, theirs, tmp_path, capsys
+):
+    for name, run in (("mine", mine), ("theirs", theirs)):
+        with Checkpoints(tmp_path / name, 3, RUN, run) as checkpoints:
+            checkpoints.save(20, state_after(20), {})
+            if name == "theirs":
+                checkpoints.save(40, state_after(40), {})
+    shutil.copytree(tmp_path / "theirs" / "40", tmp_path / "mine" / "40")
+    with Checkpoints(tmp_path / "mine", 3, RUN, mine) as checkpoints:
+        restored = checkpoints.restore(state_after(0))
+    assert restored is not None
+    assert restored.step == (20 if mine != theirs else 40)
+    assert ("of another run, by its seal" in capsys.readouterr().err) == (
+        mine != theirs
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["1²", "00000060", "+60", "６０", "60.0", "6_0", "-60", "9" * 40, "0x60"]
+)
+def test_only_a_plain_number_is_the_name_of_a_step(name, two, capsys):
+    shutil.copytree(two / "20", two / name)
+    assert sorted(complete_steps(two)) == [20, 40]
+    with open_checkpoints(two) as checkpoints:
+        restored = checkpoints.restore(state_after(0))
+        assert restored is not None and restored.step == 40
+        checkpoints.save(60, state_after(60), {})
+    assert_same_bits(restore(two).state, state_after(60))
+    assert (two / name).exists()
+    assert capsys.readouterr().err == ""
+
+
+def test_checkpoint_sealed_by_an_earlier_version_is_still_used(two, capsys):
+    for step in (20, 40):
+        path = two / f"{step}" / ITEM / "seal.json"
+        path.write_text(json.dumps(json.loads(path.read_text())["files"]))
+    assert restore(two).step == 40
+    with Checkpoints(two, 3, RUN, "a run that has a name") as checkpoints:
+        assert checkpoints.restore(state_after(0)) is None
+    assert capsys.readouterr().err.count("a seal that cannot be read") == 2
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "", '{"step": 40}', "[" * 100_000])
+def test_empty_or_broken_seal_is_none(content, two, capsys):
+    (two / "40" / ITEM / "seal.json").write_text(content)
+    assert restore(two).step == 20
+    assert "is damaged: it has a seal that" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("is_under_way", [False, True])
+def test_save_into_a_directory_that_is_gone_brings_nothing_back(
+    is_under_way, tmp_path, capsys
+):
+    out = tmp_path / "run"
+    gone = TrainingFailed("--out was removed")
+
+    def check() -> None:
+        if not (out / "config.json").exists():
+            raise gone
+
+    out.mkdir()
+    (out / "config.json").write_text("{}")
+    with pytest.raises(TrainingFailed, match="--out was removed"):
+        with Checkpoints(out / "checkpoints", 3, RUN, check=check) as checkpoints:
+            checkpoints.save(20, state_after(20), {})
+            checkpoints.wait()
+            if is_under_way:
+                checkpoints.save(30, state_after(30), {})
+                out.rename(tmp_path / "elsewhere")
+            else:
+                shutil.rmtree(out)
+            checkpoints.save(40, state_after(40), {})
+    assert not out.exists()
+    assert capsys.readouterr().err == ""
+
+
 # Processes that die, disks that are full
 
 
@@ -257,10 +353,10 @@ import jax.numpy as jnp
 import train.storage.checkpoint
 from train.storage.checkpoint import Checkpoints, seal
 
-def die_or_seal(folder):
+def die_or_seal(folder, content):
     if "3.orbax" in str(folder):
         os.kill(os.getpid(), signal.SIGKILL)
-    seal(folder)
+    seal(folder, content)
 
 train.storage.checkpoint.seal = die_or_seal
 with Checkpoints(pathlib.Path(sys.argv[1]), 2, "run") as checkpoints:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -97,6 +98,72 @@ def test_lock_is_given_back_at_the_end(tmp_path):
     assert not (tmp_path / LOCK).exists()
 
 
+def test_lock_that_another_process_took_meanwhile_is_left_to_it(tmp_path):
+    out = tmp_path / "out"
+    with RunDirectory(Config(out=out)):
+        shutil.rmtree(out)
+        out.mkdir()
+        holder = contextlib.ExitStack()
+        holder.enter_context(another_process_holding(out / LOCK))
+    with holder:
+        assert (out / LOCK).exists()
+        with pytest.raises(TrainError, match="in use"):
+            start(out)
+
+
+def remove(out: Path) -> None:
+    shutil.rmtree(out)
+
+
+def move(out: Path) -> None:
+    out.rename(out.with_name("elsewhere"))
+
+
+def empty(out: Path) -> None:
+    for path in out.glob("*"):  # as a shell has it, without hidden files
+        path.unlink()
+
+
+def replace_by_a_run(out: Path) -> None:
+    shutil.rmtree(out)
+    start(out, seed=1)
+
+
+def replace_by_a_file(out: Path) -> None:
+    shutil.rmtree(out)
+    out.write_text("mine")
+
+
+def unlock(out: Path) -> None:
+    (out / LOCK).unlink()
+
+
+@pytest.mark.parametrize(
+    "take", [remove, move, empty, replace_by_a_run, replace_by_a_file, unlock]
+)
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda run: run.log({"step": 2}),
+        lambda run: run.write("file", b""),
+        lambda run: run.finish({}),
+        lambda run: run.rewind(0),
+        lambda run: run.check_is_there(),
+    ],
+)
+def test_directory_that_is_gone_stops_the_run_and_stays_gone(take, write, tmp_path):
+    out = tmp_path / "out"
+    with RunDirectory(Config(out=out)) as run:
+        run.log({"step": 1})
+        take(out)
+        before = contents(tmp_path)
+        words = f"--out .*{out}.* was removed or replaced while the run was going on"
+        with pytest.raises(TrainingFailed, match=words):
+            write(run)
+        assert contents(tmp_path) == before
+        assert out.exists() == (take not in (remove, move))
+
+
 def test_refused_directory_is_not_left_locked(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     for _ in range(2):
@@ -156,6 +223,33 @@ def test_fingerprint_is_that_of_the_flags_that_matter(tmp_path):
     one = fingerprint("one")
     assert fingerprint("same", workers=2, keep_checkpoints=9) == one
     assert fingerprint("other", learning_rate=0.1) != one
+
+
+def test_run_keeps_its_name_and_no_other_has_it(tmp_path):
+    names = []
+    for out, overwrite in (("a", False), ("b", False), ("a", False), ("a", True)):
+        with RunDirectory(Config(out=tmp_path / out, overwrite=overwrite)) as run:
+            names.append(run.run_id)
+    assert names[2] == names[0]
+    assert None not in names
+    assert len({names[0], names[1], names[3]}) == 3
+
+
+def test_run_of_an_earlier_version_stays_without_a_name(tmp_path):
+    start(tmp_path)
+    (tmp_path / CONFIG).write_text(json.dumps(read_config(tmp_path)))
+    for _ in range(2):
+        with RunDirectory(Config(out=tmp_path, workers=3)) as run:
+            assert run.run_id is None
+
+
+@pytest.mark.parametrize("name", [3, [], {"a": 1}])
+def test_name_of_a_run_that_cannot_be_read_is_refused(name, tmp_path):
+    start(tmp_path)
+    flags = json.loads((tmp_path / CONFIG).read_text())
+    (tmp_path / CONFIG).write_text(json.dumps(flags | {"run_id": name}))
+    with pytest.raises(TrainError, match=r"config\.json cannot be read \(run_id"):
+        start(tmp_path)
 
 
 def test_run_of_another_version_is_refused(tmp_path):
@@ -305,3 +399,13 @@ def test_full_disk_is_one_line_and_the_files_stay(tmp_path):
         assert "\n" not in str(failure.value)
         run.rewind(1)
         assert contents(tmp_path) == before
+
+
+def test_full_disk_names_the_last_checkpoint_that_is_there(tmp_path):
+    with RunDirectory(Config(out=tmp_path)) as run:
+        for saved in ("9", "40", "00000080", "60.orbax-checkpoint-tmp"):
+            (tmp_path / CHECKPOINTS / saved).mkdir(parents=True)
+        with files_of_at_most(20), pytest.raises(TrainingFailed) as failure:
+            run.write("file.json", bytes(100))
+    named = f"the last good checkpoint: {tmp_path / CHECKPOINTS / '40'})"
+    assert str(failure.value).endswith(named)

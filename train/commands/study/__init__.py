@@ -19,6 +19,7 @@ from train.commands.study.processes import Start, start, train_all
 from train.commands.study.results import results_of, seconds_of
 from train.errors import TrainError, TrainingFailed, TrainingStopped
 from train.flags.config import Config, parse_flags
+from train.printable import printable
 
 PROGRAM = "python -m train study"
 # How often nets may be trained anew to meet a time.
@@ -90,7 +91,7 @@ def study(flags: StudyFlags, command: str = PROGRAM, start: Start = start) -> No
 
     results = results_of(flags, [*comparisons, *timed], summaries)
     about = {"command": command, "date": str(datetime.date.today())}
-    print(f"the page: {write_page(about | results, folder)}")
+    print(f"the page: {printable(write_page(about | results, folder))}")
 
 
 def _listed(comparisons: Sequence[Comparison]) -> str:
@@ -115,8 +116,8 @@ def _train(
         done[config] = summary
         minutes = (time.perf_counter() - began) / 60
         print(
-            f"{len(done)} of {len(owners)} runs after {minutes:.1f} min: {config.out}, "
-            f"test accuracy {summary['test_accuracy']:.4f}",
+            f"{len(done)} of {len(owners)} runs after {minutes:.1f} min: "
+            f"{printable(config.out)}, test accuracy {summary['test_accuracy']:.4f}",
             flush=True,
         )
     return {

@@ -19,6 +19,8 @@ from train.storage.run_files import CONFIG, read_config, read_summary
 Start = Callable[[Config], subprocess.Popen]
 
 POLL_SECONDS = 0.1
+# What a study needs to know of a run.
+NEEDED = ("images_per_second", "params_sha256", "parameters", "multiply_adds")
 
 
 def command_line(config: Config) -> list[str]:
@@ -67,7 +69,7 @@ def finished(config: Config) -> dict[str, Any] | None:
     flags, wanted = read_config(config.out), decisive_flags(config)
     if {name: flags.get(name) for name in wanted} != wanted:
         return None
-    return read_summary(config.out)
+    return read_summary(config.out, *NEEDED)
 
 
 def train_all(
