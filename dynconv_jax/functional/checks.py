@@ -36,7 +36,7 @@ def check_arrays(*, optional: Collection[str] = (), **arrays: Any) -> None:
                 f"`{name}` ({_kind(value)}) must be an array of JAX or NumPy; "
                 f"{_remedy(value)}"
             )
-        dtype = value.dtype
+        dtype: Any = getattr(value, "dtype", None)
         if jnp.issubdtype(dtype, jnp.complexfloating):
             raise ValueError(
                 f"`{name}` ({dtype}) must be real; take its real part, or make real "
