@@ -3,6 +3,7 @@
 import gc
 import importlib.metadata
 import os
+import sys
 import zlib
 
 # Test processes run side by side, and none is to take a GPU for itself.
@@ -50,6 +51,18 @@ def numerics(request):
         return
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_afresh():
+    """Forgets what `torch.compile` made for a module of tests.
+
+    It compiles a function for a few kinds of arguments only, and files of tests that
+    share a process would use them up for one another.
+    """
+    yield
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
 
 
 @pytest.fixture

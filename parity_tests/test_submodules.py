@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize, prune
 
 import dynconv_jax
 import dynconv_torch
+from dynconv_jax.functional import Geometry
 from dynconv_torch.functional.numerics import call_wide
 from parity_tests.parity import as_numpy, assert_close
 from parity_tests.tools.torch_layers import ALL, build, images
@@ -212,7 +213,7 @@ def jax_member(name):
         return dynconv_jax.ODConv(4, 6, (3,), norm="none", rngs=rngs)
     if name == "decomposed":
         return dynconv_jax.DecomposedConv(4, 6, (3,), padding="SAME", rngs=rngs)
-    geometry = dynconv_jax.functional.Geometry.create(4, 6, (3,))
+    geometry = Geometry.create(4, 6, (3,))
     warehouse = dynconv_jax.KernelWarehouse([geometry], rngs=rngs)
     return dynconv_jax.WarehouseConv(warehouse, norm="layer", rngs=rngs)
 
@@ -238,12 +239,12 @@ def test_replaced_linear_layers_of_jax_take_effect(name, rng):
             *part.kernel.shape, use_bias=part.bias is not None, rngs=nnx.Rngs(0)
         )
         other.kernel[...] = part.kernel[...]
-        if part.bias is not None:
+        if other.bias is not None:
             other.bias[...] = part.bias[...]
         if isinstance(path[-1], int):
             parent[path[-1]] = other
         else:
-            setattr(parent, path[-1], other)
+            setattr(parent, str(path[-1]), other)
     assert_close(
         {"output": np.asarray(replaced(inputs))},
         {"output": np.asarray(scaled(inputs))},

@@ -1,10 +1,12 @@
 """Programs that PyTorch traces of the twin: one for every batch, and every size."""
 
 import warnings
+from typing import Any
 
 import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.jit import TracerWarning  # pyright: ignore[reportPrivateImportUsage]
 
 import dynconv_torch
 from parity_tests.parity import as_numpy, assert_close
@@ -153,7 +155,7 @@ def test_compiled_form_asked_for_stays_right_for_other_batches(form):
 def test_traced_for_other_batches_without_a_warning(name):
     module = build(name)
     with warnings.catch_warnings():
-        warnings.simplefilter("error", torch.jit.TracerWarning)
+        warnings.simplefilter("error", TracerWarning)
         program = torch.jit.trace(
             module, images(name, 3), check_inputs=[(images(name, 2),)]
         )
@@ -192,7 +194,7 @@ def test_layers_may_be_leaves_of_a_tracer_without_shapes():
 def test_trace_hears_the_temperature():
     module = build("dynamic 2d")
     x = images("dynamic 2d", 2)
-    program = torch.jit.trace(module, x)
+    program: Any = torch.jit.trace(module, x)
     dynconv_torch.set_temperature(module, 7.0)
     program.temperature.fill_(7.0)
     assert_same(program(x), module(x))

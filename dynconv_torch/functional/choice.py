@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.jit import is_tracing  # pyright: ignore[reportPrivateImportUsage]
 
 from dynconv_torch.functional.geometry import Geometry
 from dynconv_torch.functional.tracing import has_open_size, is_open
@@ -116,6 +117,11 @@ def work_of(
     return work._replace(**{kind: flops})
 
 
+@torch.compiler.assume_constant_result  # by itself, the symbolic interpreter says no
+def _is_onnx_export() -> bool:
+    return torch.onnx.is_in_onnx_export()
+
+
 def choose_open(
     implementation: str,
     geometry: Geometry,
@@ -147,7 +153,7 @@ def choose_open(
     is_compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
     if is_open(batch) and not is_compiled:
         # torch.jit.trace and ONNX keep a number of groups as a constant.
-        has_constant_groups = torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
+        has_constant_groups = is_tracing() or _is_onnx_export()
         if implementation == "loop" or (
             implementation == "grouped" and has_constant_groups
         ):

@@ -11,6 +11,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.jit import (
+    TracerWarning,  # pyright: ignore[reportPrivateImportUsage]
+    is_tracing,  # pyright: ignore[reportPrivateImportUsage]
+)
 
 
 def is_open(size: int | torch.SymInt) -> bool:
@@ -23,11 +27,12 @@ def is_open(size: int | torch.SymInt) -> bool:
         >>> is_open(torch.ones(2, 3).shape[0])
         False
     """
-    if torch.jit.is_tracing():
+    if is_tracing():
         return True
     if torch.compiler.is_compiling():
         # `torch.compile` shows code that it reads no SymInt, only ints.
-        return not torch.fx.experimental.symbolic_shapes.has_static_value(size)
+        shapes = torch.fx.experimental.symbolic_shapes  # pyright: ignore
+        return not shapes.has_static_value(size)
     return isinstance(size, torch.SymInt)
 
 
@@ -43,11 +48,11 @@ def has_open_size(*tensors: Tensor) -> bool:
 
 def _quiet_trace() -> contextlib.AbstractContextManager:
     """Returns a context in which `torch.jit.trace` does not warn of what it keeps."""
-    if not torch.jit.is_tracing():
+    if not is_tracing():
         return contextlib.nullcontext()
     context = contextlib.ExitStack()
     context.enter_context(warnings.catch_warnings())
-    warnings.simplefilter("ignore", torch.jit.TracerWarning)
+    warnings.simplefilter("ignore", TracerWarning)
     return context
 
 
@@ -76,7 +81,7 @@ def sizes_of(tensor: Tensor) -> tuple[int, ...]:
         (2, 3)
     """
     refuse_proxy(tensor)
-    if torch.jit.is_tracing():
+    if is_tracing():
         with _quiet_trace():
             return tuple(int(size) for size in tensor.shape)
     return tuple(tensor.shape)

@@ -111,7 +111,7 @@ NET = "net", (lambda: dynconv_torch.DynamicNet(CHANNELS, width_mult=0.25), 2)
 ALL = {**MEMBERS, **VARIANTS, NET[0]: NET[1]}
 
 
-def build(name: str, dtype: torch.dtype = torch.float64) -> nn.Module:
+def build(name: str, dtype: torch.dtype = torch.float64) -> Any:
     """Builds a module of `ALL` with lively biases and norms, for evaluation."""
     module = ALL[name][0]()
     with torch.no_grad():
