@@ -85,7 +85,9 @@ class Display:
         self._progress.update(
             self._task,
             completed=record["step"],
-            **{"rate": rate, "loss": loss, "accuracy": accuracy},
+            rate=rate,
+            loss=loss,
+            accuracy=accuracy,
         )
         if not self._has_bar:
             if "temperature" in record:
