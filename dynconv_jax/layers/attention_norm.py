@@ -67,4 +67,6 @@ def normalise(
             "training a batch of one has no variance; build the layer with "
             "`norm='layer'` or `norm='none'`, or train with a larger batch"
         )
-    return layer(features)
+    # The layer norm of flax promotes its float64 with float32, asked or not.
+    with jax.numpy_dtype_promotion("standard"):
+        return layer(features)
