@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 from jax.scipy.special import entr
 
+from dynconv_jax.checks import check_module
 from dynconv_jax.layers import KernelWarehouse
 from dynconv_jax.layers.expert_conv import ExpertConv
 from dynconv_jax.routing import Attention, Gating, RouterOutput
@@ -93,6 +94,7 @@ def _capture(
     model: nnx.Module, kinds: Sequence[type[nnx.Variable]], args: Any, kwargs: Any
 ) -> tuple[Any, dict[tuple[str, str], jax.Array]]:
     """Calls a model; returns its result and what its parts recorded, by path, name."""
+    check_module("model", model)
     capture = nnx.capture(model, *kinds)
     try:
         result, *captured = capture(*args, **kwargs)
@@ -304,6 +306,7 @@ def compare_experts(model: nnx.Module) -> dict[str, np.ndarray]:
         >>> compare_experts(layer)[""].shape
         (4, 4)
     """
+    check_module("model", model)
     found = {}
     for path, part in nnx.iter_modules(model):
         if isinstance(part, ExpertConv):

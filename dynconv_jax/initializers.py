@@ -16,23 +16,6 @@ torch_kernel_init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform"
 kaiming_fan_out = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
-def check_rngs(rngs: Any) -> None:
-    """Raises a TypeError unless `rngs` is an `nnx.Rngs`.
-
-    Example:
-        >>> check_rngs(nnx.Rngs(0))
-    """
-    # What else gives out keys on demand is welcome.
-    if not isinstance(rngs, nnx.Rngs) and not callable(getattr(rngs, "params", None)):
-        seed = rngs if isinstance(rngs, int) else 0
-        what = f"={rngs!r}" if rngs is None or rngs is seed else type(rngs).__name__
-        if isinstance(rngs, jax.Array):
-            what, seed = "a key", "key"
-        raise TypeError(
-            f"`rngs` ({what}) must be an `nnx.Rngs`; write `nnx.Rngs({seed})`"
-        )
-
-
 def torch_bias_init(fan_in: int) -> nnx.Initializer:
     """Returns an initialiser that draws from U(±1/√fan_in), as PyTorch's biases are.
 

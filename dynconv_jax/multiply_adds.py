@@ -13,6 +13,8 @@ import jax
 from flax import nnx
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
+from dynconv_jax.checks import check_module
+
 
 def count_parameters(module: nnx.Module) -> int:
     """Returns how many numbers the parameters of a module have; shared ones once.
@@ -48,6 +50,7 @@ def count_multiply_adds(module: nnx.Module, *args: Any, **kwargs: Any) -> int:
         >>> count_multiply_adds(layer, image) == 9 * 7 * 8 * (3 * 3 * 3)
         True
     """
+    check_module("module", module)
     evaluated = nnx.view(
         module, deterministic=True, use_running_average=True, raise_if_not_found=False
     )

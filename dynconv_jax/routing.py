@@ -20,12 +20,12 @@ from flax.typing import Initializer
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
+from dynconv_jax.checks import check_rngs
 from dynconv_jax.functional.checks import check_arrays, check_dtypes, check_rate
 from dynconv_jax.functional.geometry import positive_int
 from dynconv_jax.functional.numerics import at_least_float32
 from dynconv_jax.functional.pooling import spatial_mean
 from dynconv_jax.initializers import (
-    check_rngs,
     promote_to_widest,
     torch_bias_init,
     torch_kernel_init,

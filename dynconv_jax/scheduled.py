@@ -14,6 +14,8 @@ from flax import nnx
 from jax.core import Tracer
 from jax.typing import ArrayLike, DTypeLike
 
+from dynconv_jax.checks import check_module
+
 
 class Scheduled(nnx.Variable):
     """A scalar that a schedule writes; each kind of it is a class of its own.
@@ -141,6 +143,7 @@ def set_scheduled(module: nnx.Module, kind: type[Scheduled], value: ArrayLike) -
         How many were written.
 
     Raises:
+        TypeError: If `module` is no module.
         ValueError: If the value is not one that the kind accepts.
 
     Example:
@@ -149,6 +152,7 @@ def set_scheduled(module: nnx.Module, kind: type[Scheduled], value: ArrayLike) -
         >>> set_scheduled(layer, Temperature, 30.0)
         1
     """
+    check_module("module", module)
     found = [variable for _, variable in iter_scheduled(module, kind)]
     kind.check(value, *{variable.get_value().dtype for variable in found})
     for variable in found:

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dynconv_torch.checks import check_module
 from dynconv_torch.layers.od_conv import ODAttention
 from dynconv_torch.routing import RECORDED, Router, RouterOutput, SigmoidRouter
 
@@ -34,6 +35,7 @@ def capture_routers(
         >>> bool(load_balance_loss(attention, probabilities) > 1)
         True
     """
+    check_module("model", model)
     routers = {
         path: part
         for path, part in model.named_modules()

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dynconv_torch.checks import check_module
+
 
 class Scheduled:
     """A kind of scalar that a schedule writes; each is a class of its own.
@@ -207,6 +209,7 @@ def set_scheduled(
         How many were written.
 
     Raises:
+        TypeError: If `module` is no module.
         ValueError: If the value is not one that the kind accepts.
 
     Example:
@@ -215,6 +218,7 @@ def set_scheduled(
         >>> set_scheduled(DynamicConv2d(3, 8, 3), Temperature, 30.0)
         1
     """
+    check_module("module", module)
     kind.check(value)
     count = 0
     with torch.no_grad():

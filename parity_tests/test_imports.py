@@ -22,14 +22,15 @@ FORBIDDEN = {
 LIBRARY = {
     "functional": 0,
     "initializers": 0,
-    "scheduled": 0,
+    "checks": 0,
+    "scheduled": 1,
     "logit_noise": 0,
-    "routing": 1,
-    "layers": 2,
-    "models": 3,
-    "weights": 4,
-    "diagnostics": 4,
-    "multiply_adds": 0,
+    "routing": 2,
+    "layers": 3,
+    "models": 4,
+    "weights": 5,
+    "diagnostics": 5,
+    "multiply_adds": 1,
 }
 
 # A room imports from itself and from rooms of lower rank.

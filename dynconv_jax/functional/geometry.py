@@ -9,6 +9,7 @@ from typing import Self, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import max_dim
 
 PaddingLike = str | int | Sequence[int | tuple[int, int]]
 
@@ -256,9 +257,7 @@ class Geometry:
         for size, extent, stride in zip(
             spatial, self.extent, self.strides, strict=True
         ):
-            total = jax.core.max_dim(
-                (-(-size // stride) - 1) * stride + extent - size, 0
-            )
+            total = max_dim((-(-size // stride) - 1) * stride + extent - size, 0)
             pairs.append((total // 2, total - total // 2))
         return tuple(pairs)
 

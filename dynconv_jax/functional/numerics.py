@@ -1,7 +1,7 @@
 """How sums are taken: the precision of products and the dtype of accumulation."""
 
 import math
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,8 @@ def at_least_float32(dtype: DTypeLike) -> jnp.dtype:
 
 def as_arrays(*operands: Operand) -> tuple[Operand, ...]:
     """Returns operands as arrays of JAX, each in the dtype that JAX gives it."""
-    return tuple(None if each is None else jnp.asarray(each) for each in operands)
+    arrays = (None if each is None else jnp.asarray(each) for each in operands)
+    return cast(tuple[Operand, ...], tuple(arrays))
 
 
 def widest(*dtypes: DTypeLike) -> jnp.dtype:

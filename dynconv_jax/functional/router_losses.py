@@ -1,8 +1,11 @@
 """Losses on what routers do: how unevenly experts are used, how large logits are."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
+from dynconv_jax.functional.checks import check_arrays
 from dynconv_jax.functional.numerics import at_least_float32
 
 
@@ -30,7 +33,8 @@ def load_balance_loss(
         A scalar.
 
     Raises:
-        ValueError: If the two differ in shape.
+        TypeError: If one is no array, but a model perhaps.
+        ValueError: If the two differ in shape, or there is no axis of experts.
 
     Example:
         >>> import jax.numpy as jnp
@@ -39,6 +43,7 @@ def load_balance_loss(
         >>> float(load_balance_loss(kept, whole))
         1.5
     """
+    _check_routed(attention=attention, probabilities=probabilities)
     if probabilities is not None and probabilities.shape != attention.shape:
         raise ValueError(
             f"`probabilities` (shape {probabilities.shape}) must have the shape "
@@ -72,10 +77,30 @@ def router_z_loss(logits: jax.Array) -> jax.Array:
     Returns:
         A scalar.
 
+    Raises:
+        TypeError: If it is no array, but a model perhaps.
+        ValueError: If there is no axis of experts.
+
     Example:
         >>> import jax.numpy as jnp
         >>> float(router_z_loss(jnp.array([[0.0], [2.0]])))
         2.0
     """
+    _check_routed(logits=logits)
     wide = logits.astype(at_least_float32(logits.dtype))
     return jnp.square(jax.nn.logsumexp(wide, axis=-1)).mean()
+
+
+def _check_routed(**arrays: Any) -> None:
+    """Refuses what no router answers, and says what does."""
+    try:
+        check_arrays(optional=("probabilities",), **arrays)
+    except TypeError as error:
+        raise TypeError(
+            f"{error}; `capture_routers(model, inputs)` returns it of each router"
+        ) from None
+    for name, value in arrays.items():
+        if value is not None and value.ndim == 0:
+            raise ValueError(
+                f"`{name}` (shape ()) must be (..., num_experts), of each sample"
+            )

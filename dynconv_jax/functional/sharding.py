@@ -9,6 +9,7 @@ mesh are left to XLA's partitioner, as if they were automatic.
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -83,7 +84,7 @@ def leave_to_partitioner(
         if names and is_divisible and not _names(filter(None, kept)) & set(names):
             kept[-1] = names
     sharding = NamedSharding(mesh, PartitionSpec(*kept))
-    automatic = jax.sharding.auto_axes(
+    automatic: Any = jax.sharding.auto_axes(
         function, axes=tuple(sorted(left)), out_sharding=sharding
     )
     return automatic(*operands)

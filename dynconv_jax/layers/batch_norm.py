@@ -12,10 +12,10 @@ from flax.typing import PromoteDtypeFn
 from jax import lax
 from jax.typing import DTypeLike
 
+from dynconv_jax.checks import check_rngs
 from dynconv_jax.functional.checks import check_arrays, check_dtypes
 from dynconv_jax.functional.geometry import positive_int
 from dynconv_jax.functional.numerics import at_least_float32
-from dynconv_jax.initializers import check_rngs
 
 Arrays = TypeVar("Arrays", bound=tuple)
 

@@ -11,6 +11,7 @@ from flax.typing import Initializer
 from jax import lax
 from jax.typing import DTypeLike
 
+from dynconv_jax.checks import check_rngs
 from dynconv_jax.functional.activations import relu6
 from dynconv_jax.functional.checks import check_dtypes
 from dynconv_jax.functional.geometry import (
@@ -20,7 +21,7 @@ from dynconv_jax.functional.geometry import (
 )
 from dynconv_jax.functional.numerics import scale_channels
 from dynconv_jax.functional.pooling import adaptive_avg_pool
-from dynconv_jax.initializers import check_rngs, torch_kernel_init, torch_linear
+from dynconv_jax.initializers import torch_kernel_init, torch_linear
 from dynconv_jax.layers.batch_norm import BatchNorm
 from dynconv_jax.layers.convolution import Convolution
 from dynconv_jax.routing import record_attention

@@ -14,11 +14,11 @@ from flax.typing import Initializer, PromoteDtypeFn
 from jax import lax
 from jax.typing import DTypeLike
 
+from dynconv_jax.checks import check_rngs
 from dynconv_jax.functional.checks import check_arrays, check_dtypes
 from dynconv_jax.functional.choice import check_implementation
 from dynconv_jax.functional.dynamic import dynamic_conv
 from dynconv_jax.functional.geometry import Geometry, PaddingLike, positive_int
-from dynconv_jax.initializers import check_rngs
 from dynconv_jax.layers.convolution import Convolution
 
 default_kernel_init = nnx.initializers.normal(0.02)

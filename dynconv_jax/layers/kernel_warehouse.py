@@ -21,12 +21,12 @@ from flax.typing import Initializer, PromoteDtypeFn
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
+from dynconv_jax.checks import check_rngs
 from dynconv_jax.functional.checks import check_dtypes
 from dynconv_jax.functional.choice import check_implementation
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.per_sample import add_bias, per_sample_conv
 from dynconv_jax.functional.tiling import Share, Tiling, assemble_kernels
-from dynconv_jax.initializers import check_rngs
 from dynconv_jax.layers.cell_attention import CellAttention
 from dynconv_jax.layers.convolution import Convolution
 from dynconv_jax.routing import record_attention

@@ -14,9 +14,10 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from dynconv_jax import routing
+from dynconv_jax.checks import check_rngs
 from dynconv_jax.functional.checks import check_dtypes
 from dynconv_jax.functional.static import few_channel_conv
-from dynconv_jax.initializers import check_rngs, kaiming_fan_out
+from dynconv_jax.initializers import kaiming_fan_out
 from dynconv_jax.layers.batch_norm import BatchNorm
 from dynconv_jax.layers.given_attention import needs_attention
 

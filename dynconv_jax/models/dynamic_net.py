@@ -10,10 +10,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from dynconv_jax.checks import check_rngs
 from dynconv_jax.functional.checks import check_dtypes
 from dynconv_jax.functional.geometry import positive_int
 from dynconv_jax.functional.static import few_channel_conv
-from dynconv_jax.initializers import check_rngs, torch_kernel_init, torch_linear
+from dynconv_jax.initializers import torch_kernel_init, torch_linear
 from dynconv_jax.layers.batch_norm import BatchNorm
 from dynconv_jax.layers.dynamic_conv import DynamicConv
 from dynconv_jax.layers.dynamic_conv_block import DynamicConvBlock

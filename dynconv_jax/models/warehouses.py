@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from dynconv_jax.checks import check_rngs
 from dynconv_jax.functional.geometry import Geometry, PaddingLike
-from dynconv_jax.initializers import check_rngs
 from dynconv_jax.layers.convolution import Convolution
 from dynconv_jax.layers.kernel_warehouse import KernelWarehouse, WarehouseConv
 from dynconv_jax.models.abstract import abstract_module

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from dynconv_jax.checks import check_module
 from dynconv_jax.functional.dynamic import mix_kernels
 from dynconv_jax.functional.tiling import assemble_kernels
 from dynconv_jax.layers import DynamicConvTranspose, ODConv, WarehouseConv
@@ -57,6 +58,8 @@ def collapse(
         >>> bool(jnp.allclose(static(images), dynamic, atol=1e-5))
         True
     """
+    check_module("model", model)
+    check_module("static", static)
     pairs, shared, problems = match_models(model, static)
     for name, value, target in shared:
         problems.extend(misfit(name, value, target))

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from dynconv_jax.checks import check_module
 from dynconv_jax.layers import DecomposedConv
 from dynconv_jax.layers.expert_conv import ExpertConv
 
@@ -90,6 +91,7 @@ def fold_batch_norm(module: nnx.Module, *args: Any, **kwargs: Any) -> nnx.Module
         >>> type(folded.bn).__name__
         'ChannelShift'
     """
+    check_module("module", module)
     evaluated = nnx.view(
         module, deterministic=True, use_running_average=True, raise_if_not_found=False
     )

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from dynconv_jax.checks import check_module
 from dynconv_jax.functional.tiling import assemble_kernels
 from dynconv_jax.layers import (
     CondConv,
@@ -72,6 +73,8 @@ def init_from_static(
         >>> bool(jnp.allclose(layer(images), static(images), atol=1e-5))
         True
     """
+    check_module("model", model)
+    check_module("static", static)
     if not 0 <= noise < math.inf:
         raise ValueError(f"`noise` (={noise}) must be 0 or a positive finite number")
     if noise and rngs is None:

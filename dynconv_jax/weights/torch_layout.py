@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from flax import nnx
 
+from dynconv_jax.checks import check_module
 from dynconv_jax.layers import (
     BatchNorm,
     CondConv,
@@ -126,8 +127,7 @@ def leaves_of(module: nnx.Module) -> list[tuple[str, Leaf]]:
         ValueError: If a part of it has no counterpart in PyTorch, or layers are stacked
             in one; or if the warehouse of a layer is no part of the module.
     """
-    if not isinstance(module, nnx.Pytree):
-        raise TypeError(f"`module` must be an `nnx.Module`, not {_kind_named(module)}")
+    check_module("module", module)
     leaves = list(_walk(module, "", (), frozenset()))
     _check_warehouses(module, leaves)
     return leaves
@@ -187,17 +187,6 @@ def _walk(
         # What holds nothing gives way to an attribute of its name.
         if not leaf.variables and not hasattr(part, key.rpartition(".")[2]):
             yield key, leaf
-
-
-def _kind_named(given: Any) -> str:
-    """Says what was given in the place of a module."""
-    if isinstance(given, type):
-        return f"the class {given.__name__}; build one of it"
-    if isinstance(given, (nnx.State, nnx.GraphDef)):
-        return f"a {type(given).__name__}; join the two by `nnx.merge(graphdef, state)`"
-    if hasattr(given, "named_parameters"):
-        return f"the PyTorch module {type(given).__name__}"
-    return "None" if given is None else f"a {type(given).__name__}"
 
 
 def _kind_of(part: Any) -> type:

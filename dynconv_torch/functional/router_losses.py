@@ -1,8 +1,11 @@
 """Losses on what routers do: how unevenly experts are used, how large logits are."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from dynconv_torch.functional.checks import check_tensors
 from dynconv_torch.functional.numerics import at_least_float32
 
 
@@ -28,7 +31,8 @@ def load_balance_loss(attention: Tensor, probabilities: Tensor | None = None) ->
         A scalar.
 
     Raises:
-        ValueError: If the two differ in shape.
+        TypeError: If one is no tensor, but a model perhaps.
+        ValueError: If the two differ in shape, or there is no axis of experts.
 
     Example:
         >>> kept = torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
@@ -36,6 +40,7 @@ def load_balance_loss(attention: Tensor, probabilities: Tensor | None = None) ->
         >>> float(load_balance_loss(kept, whole))
         1.5
     """
+    _check_routed(attention=attention, probabilities=probabilities)
     if probabilities is not None and probabilities.shape != attention.shape:
         raise ValueError(
             f"`probabilities` (shape {tuple(probabilities.shape)}) must have the shape "
@@ -69,9 +74,29 @@ def router_z_loss(logits: Tensor) -> Tensor:
     Returns:
         A scalar.
 
+    Raises:
+        TypeError: If it is no tensor, but a model perhaps.
+        ValueError: If there is no axis of experts.
+
     Example:
         >>> float(router_z_loss(torch.tensor([[0.0], [2.0]])))
         2.0
     """
+    _check_routed(logits=logits)
     wide = logits.to(at_least_float32(logits.dtype))
     return torch.logsumexp(wide, dim=-1).square().mean()
+
+
+def _check_routed(**tensors: Any) -> None:
+    """Refuses what no router answers, and says what does."""
+    try:
+        check_tensors(optional=("probabilities",), **tensors)
+    except TypeError as error:
+        raise TypeError(
+            f"{error}; `capture_routers(model, inputs)` returns it of each router"
+        ) from None
+    for name, value in tensors.items():
+        if value is not None and value.ndim == 0:
+            raise ValueError(
+                f"`{name}` (shape ()) must be (..., num_experts), of each sample"
+            )

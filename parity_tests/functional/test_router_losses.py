@@ -9,6 +9,7 @@ import pytest
 import scipy.special
 import torch
 
+import dynconv_jax
 import dynconv_torch
 from dynconv_jax import load_balance_loss, router_z_loss
 from dynconv_jax.routing import attend
@@ -178,3 +179,23 @@ def test_losses_on_samples_of_a_mesh_are_those_of_one_device(rng):
         found = jax.jit(jax.grad(losses, argnums=1))(*placed)
         assert found.sharding.spec == sharding.spec
     assert_close({"": found}, {"": expected}, dtype="float64")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [dynconv_torch.DynamicNet, dict, lambda: None, lambda: 0.5, lambda: [[0.5, 0.5]]],
+    ids=["model", "dict", "None", "number", "list"],
+)
+@pytest.mark.parametrize("name", ["load_balance_loss", "router_z_loss"])
+@pytest.mark.parametrize("package", [dynconv_jax, dynconv_torch])
+def test_what_no_router_answers_is_refused_and_what_does_is_named(package, name, given):
+    with pytest.raises(TypeError, match=r"^`(attention|logits)` .*`capture_routers"):
+        getattr(package, name)(given())
+
+
+@pytest.mark.parametrize("name", ["load_balance_loss", "router_z_loss"])
+@pytest.mark.parametrize("scalar", [jnp.float32(1), torch.tensor(1.0)])
+def test_weights_of_no_experts_are_refused(name, scalar):
+    package = dynconv_torch if isinstance(scalar, torch.Tensor) else dynconv_jax
+    with pytest.raises(ValueError, match=r"shape \(\)\) must be \(\.\.\., num_experts"):
+        getattr(package, name)(scalar)

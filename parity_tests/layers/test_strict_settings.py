@@ -1,6 +1,7 @@
 """Layers where JAX promotes no dtype and no rank by itself, and NumPy's dtypes."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +63,7 @@ def test_layer_trains_where_nothing_is_promoted_unasked(
 @pytest.mark.parametrize("form", ["patches", "rows", "scan", "experts", "vmap", "taps"])
 @pytest.mark.parametrize("name", ["DynamicConv", "ODConv", "DynamicConvTranspose"])
 def test_form_trains_where_nothing_is_promoted_unasked(name, form, strict):
-    options = dict(implementation=form, dtype="bfloat16")
+    options: dict[str, Any] = dict(implementation=form, dtype="bfloat16")
     if form == "taps":
         options["feature_group_count"] = 4
     module = layer(name, 4, 8, (3, 3), **options)
@@ -89,7 +90,7 @@ def test_network_trains_where_nothing_is_promoted_unasked(conv, strict):
 @pytest.mark.parametrize("dtype", ["float64", "int64", "uint8", "bool"])
 @pytest.mark.parametrize("name", LAYERS)
 def test_layer_takes_numpy_arrays_as_flax_does(name, dtype):
-    inputs = (images(2, 5, 4, 4) * 3).astype(dtype)
+    inputs: Any = (images(2, 5, 4, 4) * 3).astype(dtype)
     expected = nnx.Conv(4, 6, (1, 1), rngs=nnx.Rngs(0))(inputs)
     outputs = layer(name)(inputs)
     assert outputs.shape == expected.shape
@@ -97,7 +98,7 @@ def test_layer_takes_numpy_arrays_as_flax_does(name, dtype):
 
 
 def test_routers_norm_and_network_take_float64_of_numpy():
-    inputs = images(2, 9, 8, 3, dtype="float64")
+    inputs: Any = images(2, 9, 8, 3, dtype="float64")
     for part in (Router, SigmoidRouter, BatchNorm):
         assert part(3, rngs=nnx.Rngs(0))(inputs).dtype == jnp.float32
     net = build(lambda: DynamicNet(width_mult=0.1, rngs=nnx.Rngs(0)))
@@ -125,5 +126,7 @@ def test_functions_take_float64_of_numpy(name, stack, weights):
 
 
 def test_mixtures_take_float64_of_numpy():
-    mixed = dynconv_jax.mix_kernels(np.ones((2, 3)), np.ones((3, 4)))
+    attention: Any = np.ones((2, 3))
+    kernel: Any = np.ones((3, 4))
+    mixed = dynconv_jax.mix_kernels(attention, kernel)
     assert mixed.dtype == jnp.float32

@@ -70,7 +70,7 @@ def collectives(compiled: jax.stages.Compiled) -> dict[str, int]:
     return dict(collections.Counter(re.findall(pattern, compiled.as_text() or "")))
 
 
-def outlines(tree: Any, mesh: jax.sharding.Mesh, *axes: str) -> Any:
+def outlines(tree: Any, mesh: jax.sharding.Mesh, *axes: str | None) -> Any:
     """Returns what arrays look like whose first axes are laid out by those of the mesh.
 
     A program is compiled for shapes; values would only have to be computed.
