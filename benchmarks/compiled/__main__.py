@@ -161,20 +161,20 @@ def _line(record: dict[str, Any]) -> str:
 def main(config: Config) -> None:
     """Compiles or measures, and writes the page."""
     chip = CHIPS[config.chip]
+    if not config.measure:
+        try:
+            compiler.check_installed(chip)
+        except compiler.CompilerMissing as error:
+            sys.exit(str(error))
+        os.environ.update(compiler.environment(chip, config.out))
     # What is compiled, and what is timed, has processes of its own; this one is to take
     # no chip, and look for none.
     jax.config.update("jax_platforms", "cpu")
-    if not config.measure:
-        os.environ.update(compiler.environment(chip, config.out))
     jobs = jobs_of(config)
     check_forms(config)
     if config.measure:
         measure_all(jobs, chip, config.limit, config.out)
         return
-    try:
-        compiler.check_installed(chip)
-    except compiler.CompilerMissing as error:
-        sys.exit(str(error))
     page = write_page(compile_all(config, jobs), config.out)
     print(f"\n{page.read_text()}\nwritten to {page}")
 

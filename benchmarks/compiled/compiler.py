@@ -28,11 +28,16 @@ class CompilerMissing(Exception):
 def check_installed(chip: Chip) -> None:
     """Raises a CompilerMissing, with what installs it, where there is no compiler."""
     if not is_installed(chip):
-        module, install = _NEEDED[chip.platform]
-        raise CompilerMissing(
-            f"--chip {chip.name} is compiled for by {module}, which is not installed "
-            f"here: {install}"
-        )
+        raise missing(chip)
+
+
+def missing(chip: Chip) -> CompilerMissing:
+    """Returns the error of a chip without its compiler."""
+    module, install = _NEEDED[chip.platform]
+    return CompilerMissing(
+        f"--chip {chip.name} is compiled for by {module}, which is not installed "
+        f"here: {install}"
+    )
 
 
 def is_installed(chip: Chip) -> bool:

@@ -8,6 +8,7 @@ from benchmarks.compiled import figures
 from benchmarks.compiled.chips import CHIPS, Chip
 from benchmarks.compiled.figures import Record
 from benchmarks.compiled.jobs import AUTO, PASSES, STATIC
+from dynconv_jax.functional.forms import FORMS
 from dynconv_jax.weights import write_file
 
 _WHAT = {
@@ -77,10 +78,11 @@ def _times(value: float | None) -> str:
 
 
 def _columns(records: Iterable[Record]) -> list[str]:
-    """Returns the forms, the static convolution first and `auto` last."""
+    """Returns the forms as the library has them, the static one first, `auto` last."""
     names = dict.fromkeys(each["form_title"] for each in records)
-    middle = [name for name in names if name not in (STATIC, AUTO)]
-    return [STATIC, *middle, AUTO]
+    order = ["experts", *FORMS]
+    middle = [name for name in names if name not in (STATIC, AUTO, *order)]
+    return [STATIC, *(name for name in order if name in names), *middle, AUTO]
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

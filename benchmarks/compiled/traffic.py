@@ -85,6 +85,8 @@ def operation_bytes(
     elif operation.opcode.endswith("-start"):  # ((sources), destinations, contexts)
         taken = len(operation.operands)
         results = results[taken : 2 * taken] or results
+    if "__cu" in operation.attributes:  # (result, what the library may work in)
+        results = results[:1]
     if inside is None:
         return _plain_bytes(operation, operands, results)
     read = sum(
@@ -175,7 +177,9 @@ def _result_bytes(inside: Computation, results: list[Array]) -> int:
     return total
 
 
-def operation_flops(operation: Operation, computation: Computation, program: Program):
+def operation_flops(
+    operation: Operation, computation: Computation, program: Program
+) -> int:
     """Returns the arithmetic of the products and convolutions in one operation."""
     if operation.opcode == "fusion":
         inside = program.computations[operation.called("calls") or ""]
@@ -207,10 +211,10 @@ def _convolution_flops(operation: Operation, computation: Computation) -> int:
     shapes = [computation[name].results[0].shape for name in operation.operands[:2]]
     shapes.append(operation.results[0].shape)
     # Forward, the kernel is the second operand; cuDNN's gradient of it, the result.
-    if "ConvBackwardFilter" in operation.attributes:
+    if "BackwardFilter" in operation.attributes:
         kernel, outputs = shapes[2], shapes[1]
         kernel_labels, output_labels = labels[2], labels[3]
-    elif "ConvBackwardInput" in operation.attributes:
+    elif "BackwardInput" in operation.attributes:
         kernel, outputs = shapes[1], shapes[0]
         kernel_labels, output_labels = labels[2], labels[3]
     else:

@@ -21,7 +21,7 @@ def pipeline(turns: int, body: int) -> str:
         " 0x3 : > { %102 = sbr.rel (%p12_p2) target = $region25 }\n"
     )
     slots = " 0x4 : {}\n" * DELAY_SLOTS
-    work = " 0x8 : > { %v3_v0 = vld [vmem:[%s20_s3 + $0x1c0] sm:$0xf] /* of\nlines: 2 */ }\n"
+    work = " 0x8 : > { %v3_v0 = vld [vmem:[%s20_s3 + $0x1c0]] /* of\nlines: 2 */ }\n"
     end = (
         " 0x9 PF: > { %s92_s7 = sadd.s32 1, %s91_s7 } /* Start/End empty region 25 */\n"
         f" 0xa : > {{ %p5_p7 = scmp.ge.s32.totalorder %s92_s7, {turns} }}\n"
