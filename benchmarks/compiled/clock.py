@@ -5,6 +5,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.profiler import ProfileData
@@ -15,14 +16,14 @@ ROUNDS = 7
 CALLS = 20
 
 
-def device_microseconds(profile: ProfileData, calls: int) -> float | None:
+def device_microseconds(profile: Any, calls: int) -> float | None:
     """Returns the time of one call on the first device that a profile has.
 
     Of a TPU it is that of its modules; of a GPU, that in which any of its streams has
     work. None where there is no device in it, as of a CPU.
 
     Args:
-        profile: Of nothing but the calls.
+        profile: A `ProfileData` of nothing but the calls.
         calls: How many there were.
 
     Example:

@@ -54,8 +54,8 @@ def best(forms: Mapping[str, Record]) -> tuple[str, float] | None:
 
 def over_static(forms: Mapping[str, Record], name: str) -> float | None:
     """Returns the bound of a form as a multiple of the static convolution's."""
-    both = [forms.get(each, {}).get("bound") for each in (name, STATIC)]
-    return both[0] / both[1] if all(both) else None
+    own, static = (forms.get(each, {}).get("bound") for each in (name, STATIC))
+    return own / static if own and static else None
 
 
 def regret(forms: Mapping[str, Record], name: str = AUTO) -> float | None:

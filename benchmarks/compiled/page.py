@@ -60,7 +60,7 @@ def _introduction(results: Mapping[str, Any], chip: Chip) -> str:
         f"{chip.name}` on a machine without such a chip: {versions}. **No figure here "
         "is a time.** Each is the compiler's estimate, a lower bound in µs: "
         f"{what} It is for ratios between forms. "
-        "[How it is made](index.md)."
+        "[How it is made](../compiled.md)."
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -27,7 +28,7 @@ def devices_of(chip: Chip, count: int) -> list[Any]:
     """
     found = jax.devices()
     kind = found[0].device_kind
-    if not kind.startswith(chip.kinds):
+    if not re.fullmatch(chip.kinds, kind):
         raise ValueError(
             f"--chip (={chip.name}) is not what JAX finds here: {len(found)} {kind}"
         )

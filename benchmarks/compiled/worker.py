@@ -81,7 +81,7 @@ def compile_job(task: Task) -> dict[str, Any]:
         first = (str(error).strip() or repr(error)).splitlines()[0]
         return {"refused": f"{type(error).__name__}: {first}"}
     record: dict[str, Any] = {"seconds": time.perf_counter() - started}
-    program = parse_program(compiled.as_text())
+    program = parse_program(compiled.as_text() or "")
     record |= bound(program, chip, task.dump)
     analysis = compiled.memory_analysis()
     record["temporary"] = analysis.temp_size_in_bytes if analysis else None

@@ -30,14 +30,14 @@ class Chip:
         bandwidth: Bytes of its memory in a second, by the data sheet.
         clock: Bundles in a second, of a TPU.
         topologies: How many chips, and the name of that topology.
-        kinds: What such a device calls itself, or begins with.
+        kinds: What such devices call themselves, as a regular expression.
     """
 
     name: str
     platform: str
     flops: float
     bandwidth: float
-    kinds: tuple[str, ...]
+    kinds: str
     clock: float = 0.0
     topologies: tuple[tuple[int, str], ...] = ()
 
@@ -67,23 +67,23 @@ CHIPS = {
     chip.name: chip
     for chip in (
         Chip(
-            *("v5e", "tpu", 197e12, 819e9, ("TPU v5 lite", "TPU v5e"), 1.5e9),
+            *("v5e", "tpu", 197e12, 819e9, r"TPU v5( lite|e)", 1.5e9),
             ((1, "v5e:1x1"), (4, "v5e:2x2"), (8, "v5e:2x4")),
         ),
         Chip(
-            *("v6e", "tpu", 918e12, 1640e9, ("TPU v6",), 1.75e9),
+            *("v6e", "tpu", 918e12, 1640e9, r"TPU v6( lite|e)", 1.75e9),
             ((1, "v6e:1x1"), (4, "v6e:2x2"), (8, "v6e:2x4")),
         ),
         Chip(
-            *("v5p", "tpu", 459e12, 2765e9, ("TPU v5", "TPU v5p"), 1.75e9),
+            *("v5p", "tpu", 459e12, 2765e9, "TPU v5p?", 1.75e9),
             ((1, "v5p:1x1x1"), (4, "v5p:2x2x1"), (8, "v5p:2x2x2")),
         ),
         Chip(
-            *("h100", "gpu", 989.4e12, 3352e9, ("NVIDIA H100",)),
+            *("h100", "gpu", 989.4e12, 3352e9, "NVIDIA H100.*"),
             topologies=_GPU_TOPOLOGIES,
         ),
         Chip(
-            *("a100", "gpu", 312e12, 2039e9, ("NVIDIA A100",)),
+            *("a100", "gpu", 312e12, 2039e9, "NVIDIA A100.*"),
             topologies=_GPU_TOPOLOGIES,
         ),
     )

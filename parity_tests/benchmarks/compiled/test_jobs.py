@@ -1,6 +1,7 @@
 """What there is to compile, and what the command line takes of it."""
 
 import dataclasses
+import re
 import tomllib
 
 import pytest
@@ -133,3 +134,19 @@ def test_every_chip_has_its_figures_and_topologies(chip, tmp_path):
         ValueError, match=r"`count` \(=3\) of .* must be one of 1, 4, 8"
     ):
         chip.topology(3)
+
+
+@pytest.mark.parametrize(
+    ("device", "name"),
+    [
+        ("TPU v5 lite", "v5e"),
+        ("TPU v5", "v5p"),
+        ("TPU v5p", "v5p"),
+        ("TPU v6 lite", "v6e"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+    ],
+)
+def test_a_device_is_one_chip_by_its_name(device, name):
+    found = [chip.name for chip in CHIPS.values() if re.fullmatch(chip.kinds, device)]
+    assert found == [name]

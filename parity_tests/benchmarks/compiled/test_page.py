@@ -1,7 +1,10 @@
 """The page about a chip: its tables, and what follows from them."""
 
+import doctest
+
 import pytest
 
+from benchmarks.compiled import clock, figures
 from benchmarks.compiled.figures import (
     best,
     geometric_mean,
@@ -126,3 +129,9 @@ def test_what_was_not_compiled_has_no_section(tmp_path):
     assert path.name == "h100.md" and "3352 GB/s" in text
     assert "Training steps" not in text and "refused" not in text.split("## ")[0]
     assert "## What was refused" not in text and "Layers, forward\n" not in text
+
+
+@pytest.mark.parametrize("module", [clock, figures], ids=lambda each: each.__name__)
+def test_examples_run(module):
+    failed, attempted = doctest.testmod(module)
+    assert attempted and not failed
