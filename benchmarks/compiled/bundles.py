@@ -20,8 +20,8 @@ from benchmarks.compiled.scalars import MASK, Instruction, evaluate, parse_instr
 ENTRY = "TLP"
 # Bundles that are still issued after a branch that is taken.
 DELAY_SLOTS = 4
-# Loops that turn this often are taken to be without end.
-LIMIT = 20_000_000
+# A program that has not ended after following so many bundles is given up.
+LIMIT = 5_000_000
 
 _LINE = re.compile(r"^\s*(?:0x)?([0-9a-f]+)\s+(?:[A-Z]{2})?\s*:\s*[> ]*\{")
 _COMMENT = re.compile(r"/\*(.*?)\*/", re.DOTALL)
@@ -115,13 +115,13 @@ def issue(bundles: Bundles) -> tuple[int, Counter[str], list[str]]:
 
     Returns:
         The bundles issued, how often each operation is called, and the loops whose end
-        is not known, which are left after one turn.
+        is not known: they are left after one turn, or when there is no end to them.
     """
     order = sorted(bundles.events)
     state: dict[str, int | None] = {}
     calls: Counter[str] = Counter()
     unknown: list[str] = []
-    issued, at = 0, 0
+    issued = at = followed = 0
 
     def execute(index: int) -> int | None:
         """Executes a bundle; returns where it branches to, if it does."""
@@ -153,12 +153,13 @@ def issue(bundles: Bundles) -> tuple[int, Counter[str], list[str]]:
         issued += event + 1 - at
         target = execute(event)
         at = event + 1
+        followed += 1
         if target is not None:
             for index in range(at, min(at + DELAY_SLOTS, bundles.count)):
                 execute(index)
             issued += DELAY_SLOTS
             at = target
-        if issued > LIMIT * 100 or len(unknown) > 1000:
+        if followed > LIMIT:
             unknown.append("a loop without end")
             break
     return issued, calls, sorted(set(unknown))

@@ -68,7 +68,7 @@ def rank_correlation(left: list[float], right: list[float]) -> float | None:
     """Returns Spearman's rank correlation; None where one of the two is constant.
 
     Example:
-        >>> rank_correlation([1.0, 2.0, 3.0], [10.0, 30.0, 20.0])
+        >>> round(rank_correlation([1.0, 2.0, 3.0], [10.0, 30.0, 20.0]), 3)
         0.5
     """
     ranks = [_ranks(left), _ranks(right)]

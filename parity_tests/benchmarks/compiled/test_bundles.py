@@ -2,6 +2,7 @@
 
 import pytest
 
+from benchmarks.compiled import bundles
 from benchmarks.compiled.bundles import DELAY_SLOTS, issue, parse_bundles, read_schedule
 
 PREAMBLE = "= control target key start\nLB: loop body\n= control target key end\n\n"
@@ -110,3 +111,9 @@ def test_an_operation_without_a_dump_is_named(dumped):
 def test_a_folder_without_a_program_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no final bundles of a program in"):
         read_schedule(tmp_path)
+
+
+def test_a_loop_without_end_is_given_up_and_said_so(monkeypatch):
+    monkeypatch.setattr(bundles, "LIMIT", 1000)
+    text = pipeline(6, 3).replace("(!%p5_p7) ", "")
+    assert issue(parse_bundles(text))[2] == ["a loop without end"]
