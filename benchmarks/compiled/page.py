@@ -137,7 +137,8 @@ def _layers(
         "compiled within n seconds, – is a form that cannot compute the shape.",
         _table(["", *columns], bounds),
         _parts(chosen, columns, variant),
-        "Regret is the bound over that of the best form compiled. `auto` is the "
+        "Regret is the bound over that of the best form compiled, `vmap`, the "
+        "reference, left out. `auto` is the "
         "library's, in a program that this host traces and lowers for the chip.",
         _table(
             [

