@@ -137,7 +137,7 @@ def issue(bundles: Bundles) -> tuple[int, Counter[str], list[str]]:
                     unknown.append(f"a loop to region {instruction.target}")
                 elif taken:
                     target = goal
-            else:
+            elif instruction.name != "sphi":  # whose register has the value already
                 writes.append((instruction.register, evaluate(instruction, state)))
         for register, value in writes:
             if register is not None:

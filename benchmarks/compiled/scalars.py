@@ -149,8 +149,6 @@ def evaluate(instruction: Instruction, state: Mapping[str, int | None]) -> int |
 
 
 def _compute(name: str, values: list[int | None]) -> int | None:
-    if name == "sphi":  # all of them are kept in the one register
-        return values[0]
     if name in ("smov", "pmov", "sld", "store") or name == "int_to_ptr":
         return values[0] if values else None
     if name == "pneg":

@@ -41,6 +41,19 @@ def test_a_pipelined_loop_issues_its_body_in_all_turns_but_the_first_and_last(
     assert not calls and not unknown
 
 
+@pytest.mark.parametrize("turns", [1, 9])
+def test_a_counter_may_be_carried_and_moved_on_in_one_bundle(turns):
+    text = PREAMBLE + (
+        " 0 : { %s90_s7 = smov 0 } /* Start region 30 */\n"
+        " 1 LB: >> { %s92_s7 = sadd.s32 1, %s91_s7  ;;  "
+        "%s91_s7 = sphi %s90_s7, %s92_s7 /* phi copy */ } /* Start region 40 */\n"
+        f" 2 : >> {{ %p5_p7 = scmp.ge.s32.totalorder %s92_s7, {turns} }}\n"
+        " 3 : >> { %7 = sbr.rel (!%p5_p7) target = $region40 }\n"
+    )
+    issued, _, unknown = issue(parse_bundles(text + " 4 : {}\n" * DELAY_SLOTS))
+    assert issued == 1 + turns * (3 + DELAY_SLOTS) and not unknown
+
+
 def test_bundles_without_branches_are_issued_once():
     text = PREAMBLE + " 0 : { %s0_s1 = smov 3 }\n 0x1 : {}\n 0x2 : {}\n"
     assert issue(parse_bundles(text))[0] == 3

@@ -23,7 +23,6 @@ STATE = {"s1": 7, "s2": 3, "s3": MASK, "p1": 1, "p2": 0, "s9": None, "p9": None}
         ("smov (!%p21_p2, %s10_s1), %s11_s2", 3),
         ("sadd.s32 (%p20_p1), %s10_s1, %s11_s2", 10),
         ("scalar_select %p21_p2, 5, %s11_s2", 3),
-        ("sphi %s30_s2, %s31_s2", 3),
         ("sadd.s32 1, %s40_s9", None),
         ("vtos %v3_v0", None),
     ],
