@@ -42,13 +42,16 @@ def titles(records: Iterable[Record], kind: str) -> list[str]:
 def best(forms: Mapping[str, Record]) -> tuple[str, float] | None:
     """Returns the form with the least bound of those compiled, and that bound.
 
-    What `auto` is compiled as counts too; `vmap`, the reference, does not. It is never
-    chosen, and of a GPU its bound leaves out what makes it slow.
+    What `auto` is compiled as counts too; `vmap`, the reference, does not: it is never
+    chosen, and of a GPU its bound leaves out what makes it slow. Nor do bounds that
+    lack something.
     """
     bounds = {
         name: record["bound"]
         for name, record in forms.items()
-        if name not in (STATIC, REFERENCE) and "bound" in record
+        if name not in (STATIC, REFERENCE)
+        and "bound" in record
+        and not record["unknown"]
     }
     if not bounds:
         return None

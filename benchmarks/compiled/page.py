@@ -134,11 +134,12 @@ def _layers(
         "bfloat16, K = 4, the attention given"
         + (", all outputs and gradients returned" if variant == PASSES[1] else "")
         + ". Bounds in µs (the compiler's estimate, not a time); `> n s` was not "
-        "compiled within n seconds, – is a form that cannot compute the shape.",
+        "compiled within n seconds, `≥` lacks what is listed at the end of the page, "
+        "– is a form that cannot compute the shape or has not been compiled.",
         _table(["", *columns], bounds),
         _parts(chosen, columns, variant),
-        "Regret is the bound over that of the best form compiled, `vmap`, the "
-        "reference, left out. `auto` is the "
+        "Regret is the bound over that of the best form compiled; `vmap`, the "
+        "reference, is left out, and what could not be counted whole. `auto` is the "
         "library's, in a program that this host traces and lowers for the chip.",
         _table(
             [
@@ -234,5 +235,11 @@ def _remarks(records: list[Record]) -> str:
     if not lines:
         return ""
     return "\n".join(
-        ["## What could not be counted", "", "Loops are counted once here:", "", *lines]
+        [
+            "## What could not be counted",
+            "",
+            "Loops are counted once here, and operations without bundles not at all:",
+            "",
+            *lines,
+        ]
     )

@@ -77,6 +77,11 @@ def test_auto_counts_among_the_best_but_the_static_convolution_does_not():
     assert best({"static": FORMS["static"], "vmap": FORMS["vmap"]}) is None
 
 
+def test_a_bound_that_lacks_something_is_never_the_best():
+    forms = {**FORMS, "patches": record("patches", 50.0, unknown=["no bundles of x"])}
+    assert best(forms) == ("rows", 150.0)
+
+
 def test_the_reference_is_never_the_best():
     forms = {**FORMS, "vmap": record("vmap", 10.0)}
     assert best(forms) == ("rows", 150.0) and regret(forms) == 2.0
