@@ -1,0 +1,1 @@
+"""What the compilers of accelerators make of dynamic convolutions, without one."""

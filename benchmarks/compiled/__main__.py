@@ -1,0 +1,183 @@
+"""python -m benchmarks.compiled: what a chip's own compiler makes of the library.
+
+Compiles layers in every form, and whole training steps, for a chip that need not be
+there, and writes for each program a lower bound on its time, its temporary memory, its
+collectives, or why it was refused. Nothing is timed, unless --measure is given on a
+machine that has the chip.
+"""
+
+import concurrent.futures
+import dataclasses
+import datetime
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import tyro
+
+from benchmarks.compiled import compiler
+from benchmarks.compiled.chips import CHIPS, Chip
+from benchmarks.compiled.jobs import (
+    DENSE,
+    DEPTHWISE,
+    PASSES,
+    STEPS,
+    Job,
+    choice,
+    layer_jobs,
+    step_jobs,
+)
+from benchmarks.compiled.measure import measure_all
+from benchmarks.compiled.page import write_page
+from benchmarks.compiled.run import describe, fingerprint, key, known, run_job, versions
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to compile, for which chip, and where the page goes."""
+
+    chip: Literal["v5e", "v6e", "v5p", "h100", "a100"]
+    """The chip; it need not be there."""
+
+    layers: bool = False
+    """The dense layers. Without any of these three, all are compiled."""
+
+    depthwise: bool = False
+    """The depthwise layers."""
+
+    steps: bool = False
+    """Whole training steps, on one chip and on four and eight."""
+
+    forms: tuple[str, ...] = ()
+    """Only these forms, such as `static auto rows`; all without it."""
+
+    passes: Literal["all", "forward", "gradient"] = "all"
+    """Only the forward pass of layers, or only forward and backward together."""
+
+    quick: bool = False
+    """One layer of each kind, forward, and one step."""
+
+    limit: float = 300.0
+    """Seconds after which a compiler is ended; its program is reported as such."""
+
+    processes: int = 1
+    """How many programs to compile side by side."""
+
+    measure: bool = False
+    """Time the programs instead, on the chip, and compare with the page's bounds."""
+
+    fresh: bool = False
+    """Compile again what an earlier run of the same library has compiled."""
+
+    out: Path = Path("runs/benchmarks/compiled")
+    """The folder for `<chip>.md` and `<chip>.json`."""
+
+
+def jobs_of(config: Config) -> list[Job]:
+    """Returns what there is to do, gradients first: they tell the most."""
+    chip = CHIPS[config.chip]
+    every = not (config.layers or config.depthwise or config.steps)
+    one = 1 if config.quick else None
+    passes = {"all": PASSES[::-1], "forward": PASSES[:1], "gradient": PASSES[1:]}
+    chosen = PASSES[:1] if config.quick else passes[config.passes]
+    shapes = (*(DENSE[2:3] if config.quick else DENSE),) * (every or config.layers)
+    shapes += DEPTHWISE[:one] * (every or config.depthwise)
+    jobs = [
+        job
+        for variant in chosen
+        for job in layer_jobs(shapes, (variant,), chip.platform)
+    ]
+    if every or config.steps:
+        counts = (1,) if config.quick else tuple(dict(chip.topologies))
+        jobs += step_jobs(STEPS[:one], counts)
+    if config.forms:
+        jobs = [job for job in jobs if job.form_title in config.forms]
+    return jobs
+
+
+def check_forms(config: Config) -> None:
+    """Ends the program where a form is asked for that no job has."""
+    every = jobs_of(dataclasses.replace(config, forms=()))
+    names = sorted({job.form_title for job in every})
+    for form in config.forms:
+        if form not in names:
+            sys.exit(f"--forms (={form}) must be among {', '.join(names)}")
+
+
+def compile_all(config: Config, jobs: list[Job]) -> dict[str, Any]:
+    """Compiles, and writes what is there after every program."""
+    chip, mark = CHIPS[config.chip], fingerprint()
+    config.out.mkdir(parents=True, exist_ok=True)
+    path = config.out / f"{chip.name}.json"
+    records = {} if config.fresh else dict(known(path, mark))
+    results = {
+        "chip": chip.name,
+        "date": datetime.date.today().isoformat(),
+        "versions": versions(),
+        "fingerprint": mark,
+        "choices": _choices(chip),
+        "records": records,
+    }
+    # What was late may have had a shorter limit, or a busier machine.
+    missing = [
+        job
+        for job in jobs
+        if records.get(key(job), {"late": 0}).get("late", config.limit) < config.limit
+    ]
+    with concurrent.futures.ThreadPoolExecutor(config.processes) as pool:
+        running = {
+            pool.submit(run_job, job, chip, config.limit): job for job in missing
+        }
+        for done in concurrent.futures.as_completed(running):
+            name = key(running[done])
+            records[name] = done.result() | describe(running[done])
+            print(f"{name}: {_line(records[name])}", flush=True)
+            path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    return results
+
+
+def _choices(chip: Chip) -> dict[str, dict[str, str]]:
+    """Returns what `"auto"` chooses for each layer, on this host and for the chip."""
+    return {
+        str(shape): {
+            "host": str(choice(shape, None)),
+            "chip": str(choice(shape, chip.platform)),
+        }
+        for shape in (*DENSE, *DEPTHWISE)
+    }
+
+
+def _line(record: dict[str, Any]) -> str:
+    if "bound" in record:
+        return f"{record['bound']:.1f} µs at least"
+    if "late" in record:
+        return f"not compiled within {record['late']:.0f} s"
+    return record["refused"]
+
+
+def main(config: Config) -> None:
+    """Compiles or measures, and writes the page."""
+    chip = CHIPS[config.chip]
+    if not config.measure:
+        try:
+            compiler.check_installed(chip)
+        except compiler.CompilerMissing as error:
+            sys.exit(str(error))
+        os.environ.update(compiler.environment(chip, config.out))
+    # What is compiled, and what is timed, has processes of its own; this one is to take
+    # no chip, and look for none.
+    jax.config.update("jax_platforms", "cpu")
+    jobs = jobs_of(config)
+    check_forms(config)
+    if config.measure:
+        measure_all(jobs, chip, config.limit, config.out)
+        return
+    page = write_page(compile_all(config, jobs), config.out)
+    print(f"\n{page.read_text()}\nwritten to {page}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))

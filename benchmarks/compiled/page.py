@@ -1,0 +1,245 @@
+"""The page about one chip: tables of bounds, and what they are."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.compiled import figures
+from benchmarks.compiled.chips import CHIPS, Chip
+from benchmarks.compiled.figures import Record
+from benchmarks.compiled.jobs import AUTO, PASSES, STATIC
+from dynconv_jax.functional.forms import FORMS
+from dynconv_jax.weights import write_file
+
+_WHAT = {
+    "tpu": (
+        "the larger of two parts: the *schedule*, that is the VLIW bundles that the "
+        "compiler has written down, counted through its loops, at {clock:g} GHz; and "
+        "the bytes that operations read from and write to the chip's memory, at "
+        "{bandwidth:g} GB/s. Waiting for memory, and for other chips, is in neither."
+    ),
+    "gpu": (
+        "the sum over its kernels of the larger of two parts, the arithmetic of "
+        "products and convolutions at {flops:g} Tflop/s and the bytes that the kernel "
+        "reads and writes at {bandwidth:g} GB/s, and 2 µs for each kernel. Nothing is "
+        "autotuned, and how slow a library's kernel is (cuDNN's for grouped "
+        "convolutions, as `vmap` takes) is not in it."
+    ),
+}
+
+
+def write_page(results: Mapping[str, Any], folder: Path) -> Path:
+    """Writes the page beside the records; returns its path."""
+    path = folder / f"{results['chip']}.md"
+    write_file(path, page(results).encode())
+    return path
+
+
+def page(results: Mapping[str, Any]) -> str:
+    """Returns the page in Markdown."""
+    chip = CHIPS[results["chip"]]
+    records = list(results["records"].values())
+    parts = [
+        f"# What the compiler says of {chip.name}",
+        _introduction(results, chip),
+        *(_layers(records, results["choices"], variant) for variant in PASSES[::-1]),
+        _steps(records),
+        _refusals(records),
+        _remarks(records),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _introduction(results: Mapping[str, Any], chip: Chip) -> str:
+    versions = ", ".join(f"{name} {of}" for name, of in results["versions"].items())
+    what = _WHAT[chip.platform].format(
+        clock=chip.clock / 1e9, bandwidth=chip.bandwidth / 1e9, flops=chip.flops / 1e12
+    )
+    return (
+        f"Compiled on {results['date']} by `python -m benchmarks.compiled --chip "
+        f"{chip.name}` on a machine without such a chip: {versions}. **No figure here "
+        "is a time.** Each is the compiler's estimate, a lower bound in µs: "
+        f"{what} It is for ratios between forms. "
+        "[How it is made](../compiled.md)."
+    )
+
+
+def _cell(record: Record | None) -> str:
+    if record is None:
+        return "–"
+    if "bound" in record:
+        inexact = "≥ " if record["unknown"] else ""
+        return f"{inexact}{record['bound']:.0f}"
+    return f"> {record['late']:.0f} s" if "late" in record else "refused"
+
+
+def _times(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}×"
+
+
+def _columns(records: Iterable[Record]) -> list[str]:
+    """Returns the forms as the library has them, the static one first, `auto` last."""
+    names = dict.fromkeys(each["form_title"] for each in records)
+    order = ["experts", *FORMS]
+    middle = [name for name in names if name not in (STATIC, AUTO, *order)]
+    return [STATIC, *(name for name in order if name in names), *middle, AUTO]
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _layers(
+    records: list[Record], choices: Mapping[str, Mapping[str, str]], variant: str
+) -> str:
+    """Returns the tables of one pass of the layers."""
+    chosen = [
+        each
+        for each in records
+        if each["kind"] == "layer" and each["variant"] == variant
+    ]
+    if not chosen:
+        return ""
+    columns = _columns(chosen)
+    bounds, ratios = [], []
+    found: dict[str, list[float | None]] = {"static": [], "regret": [], "chip": []}
+    for title in figures.titles(chosen, "layer"):
+        forms = figures.by_form(chosen, title, variant)
+        bounds.append([title, *(_cell(forms.get(name)) for name in columns)])
+        least, on = figures.best(forms), choices[title]
+        row = [
+            figures.over_static(forms, AUTO),
+            figures.regret(forms),
+            figures.regret(forms, on["chip"]),
+        ]
+        for values, value in zip(found.values(), row, strict=True):
+            values.append(value)
+        best = ""
+        if least is not None:
+            best = f"{least[0]}, {_times(figures.over_static(forms, least[0]))}"
+        cells = [best, on["host"], *map(_times, row[:2])]
+        ratios.append([title, *cells, on["chip"], _times(row[2])])
+    means = [
+        figures.geometric_mean(each for each in values if each is not None)
+        for values in found.values()
+    ]
+    counts = [sum(each is not None for each in values) for values in found.values()]
+    shown = [
+        f"{_times(mean)} ({count})" for mean, count in zip(means, counts, strict=True)
+    ]
+    ratios.append(["**geometric mean** (of)", "", "", *shown[:2], "", shown[2]])
+    parts = [
+        f"## Layers, {variant}",
+        "bfloat16, K = 4, the attention given"
+        + (", all outputs and gradients returned" if variant == PASSES[1] else "")
+        + ". Bounds in µs (the compiler's estimate, not a time); `> n s` was not "
+        "compiled within n seconds, `≥` lacks what is listed at the end of the page, "
+        "– is a form that cannot compute the shape or has not been compiled.",
+        _table(["", *columns], bounds),
+        _parts(chosen, columns, variant),
+        "Regret is the bound over that of the best form compiled; `vmap`, the "
+        "reference, is left out, and what could not be counted whole. `auto` is the "
+        "library's, in a program that this host traces and lowers for the chip.",
+        _table(
+            [
+                "",
+                "best form, over static",
+                "`auto` on this host is",
+                "`auto` over static",
+                "regret of `auto`",
+                "`auto` for the chip's platform would be",
+                "regret of that",
+            ],
+            ratios,
+        ),
+    ]
+    return "\n\n".join(parts)
+
+
+def _parts(records: list[Record], columns: list[str], variant: str) -> str:
+    """Returns both parts of each bound, and the temporary memory."""
+    rows = []
+    for title in figures.titles(records, "layer"):
+        forms = figures.by_form(records, title, variant)
+        cells = []
+        for name in columns:
+            record = forms.get(name, {})
+            if "bound" not in record:
+                cells.append("")
+                continue
+            cells.append(
+                f"{record['compute']:.0f}, {record['memory']:.0f}, "
+                f"{(record['temporary'] or 0) / 1e6:.0f} MB"
+            )
+        rows.append([title, *cells])
+    return (
+        "The two parts, arithmetic or schedule and memory (µs), and the memory for "
+        f"temporaries:\n\n{_table(['', *columns], rows)}"
+    )
+
+
+def _steps(records: list[Record]) -> str:
+    """Returns the table of the training steps."""
+    rows = []
+    for record in records:
+        if record["kind"] != "step":
+            continue
+        cells = ["", "", "", "", ""]
+        if "bound" in record:
+            collectives = ", ".join(
+                f"{count} {kind}" for kind, count in record["collectives"].items()
+            )
+            cells = [
+                f"{record['compute'] / 1e3:.2f}, {record['memory'] / 1e3:.2f}",
+                f"{(record['temporary'] or 0) / 1e6:.0f} MB",
+                collectives or "none",
+                f"{record['aliased']} of {record['donated']}",
+                f"{record['seconds']:.0f} s",
+            ]
+            cell = f"{record['bound'] / 1e3:.2f}"
+        else:
+            cell = _cell(record)
+        rows.append(
+            [record["title"], record["form_title"], record["variant"], cell, *cells]
+        )
+    if not rows:
+        return ""
+    head = ["", "form", "chips", "bound, ms", "its parts, ms", "temporaries"]
+    head += ["collectives", "donated state aliased", "compiled in"]
+    rows.sort(key=lambda row: (row[0], int(row[2])))
+    return (
+        "## Training steps\n\nThe step of `python -m train`, bfloat16, AdamW, the "
+        "batch cut over the chips; of one chip's share. Bounds are the compiler's "
+        "estimates (not times), without what collectives cost.\n\n"
+        f"{_table(head, rows)}"
+    )
+
+
+def _refusals(records: list[Record]) -> str:
+    lines = [
+        f"- {each['title']}, {each['variant']}, {each['form_title']}: {each['refused']}"
+        for each in records
+        if "refused" in each
+    ]
+    return "\n".join(["## What was refused", "", *lines]) if lines else ""
+
+
+def _remarks(records: list[Record]) -> str:
+    lines = [
+        f"- {each['title']}, {each['variant']}, {each['form_title']}: "
+        + "; ".join(each["unknown"])
+        for each in records
+        if each.get("unknown")
+    ]
+    if not lines:
+        return ""
+    return "\n".join(
+        [
+            "## What could not be counted",
+            "",
+            "Loops are counted once here, and operations without bundles not at all:",
+            "",
+            *lines,
+        ]
+    )

@@ -1,0 +1,152 @@
+"""What there is to compile, and what the command line takes of it."""
+
+import dataclasses
+import re
+import tomllib
+
+import pytest
+
+from benchmarks.compiled import compiler
+from benchmarks.compiled.__main__ import Config, check_forms, jobs_of, main
+from benchmarks.compiled.chips import CHIPS
+from benchmarks.compiled.compiler import environment
+from benchmarks.compiled.jobs import (
+    DENSE,
+    DEPTHWISE,
+    PASSES,
+    STEPS,
+    choice,
+    forms,
+    layer_jobs,
+    step_jobs,
+)
+from benchmarks.compiled.run import describe, key
+from benchmarks.compiled.worker import Task
+from benchmarks.shapes import Shape
+from dynconv_jax.functional.forms import FORMS
+from parity_tests.tools.checkout import ROOT
+
+
+def test_every_form_of_the_library_is_compiled_for_one_shape_or_another():
+    found = {form for shape in (*DENSE, *DEPTHWISE) for form in forms(shape)}
+    assert found == {*FORMS, "experts"}
+
+
+@pytest.mark.parametrize("shape", [DENSE[0], DEPTHWISE[0], DENSE[4]], ids=str)
+@pytest.mark.parametrize("platform", ["tpu", "gpu"])
+def test_a_layer_is_compiled_static_as_auto_in_every_form_and_in_that_of_the_chip(
+    shape, platform
+):
+    jobs = layer_jobs((shape,), PASSES, platform)
+    for variant in PASSES:
+        titles = [job.form_title for job in jobs if job.variant == variant]
+        assert len(titles) == len(set(titles))
+        chosen = str(choice(shape, platform))
+        assert set(titles) == {"static", "auto", chosen, *forms(shape)}
+
+
+def test_forms_that_cannot_compute_a_shape_are_left_out():
+    assert "taps" not in forms(DENSE[0])
+    assert {"taps", "looped taps"} <= set(forms(DEPTHWISE[0]))
+
+
+def test_a_job_reaches_its_process_as_it_is(tmp_path):
+    for job in (*layer_jobs(DEPTHWISE[:1], PASSES, "tpu"), *step_jobs(STEPS, (1, 4))):
+        task = Task("v5e", job, tmp_path, tmp_path / "record.json", 3.5)
+        assert Task.from_json(task.to_json()) == task
+
+
+def test_names_of_records_differ():
+    jobs = [*layer_jobs((*DENSE, *DEPTHWISE), PASSES, "gpu"), *step_jobs(STEPS, (1, 8))]
+    assert len({key(job) for job in jobs}) == len(jobs)
+    assert describe(jobs[0])["title"] == str(Shape(**jobs[0].subject))
+
+
+def kinds(config: Config) -> set[str]:
+    return {
+        "depthwise" if "depthwise" in job.title else job.kind for job in jobs_of(config)
+    }
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({}, {"layer", "depthwise", "step"}),
+        ({"layers": True}, {"layer"}),
+        ({"depthwise": True}, {"depthwise"}),
+        ({"steps": True}, {"step"}),
+        ({"layers": True, "steps": True}, {"layer", "step"}),
+    ],
+)
+@pytest.mark.parametrize("quick", [False, True])
+def test_parts_are_chosen_by_their_flags(flags, expected, quick):
+    assert kinds(Config("v6e", quick=quick, **flags)) == expected
+
+
+def test_a_quick_run_is_a_few_programs():
+    assert len(jobs_of(Config("v5e", quick=True))) < len(jobs_of(Config("v5e"))) / 5
+
+
+def test_forms_and_passes_are_chosen_by_their_flags():
+    config = Config("v5e", layers=True, forms=("static", "rows"), passes="gradient")
+    jobs = jobs_of(config)
+    assert {job.form_title for job in jobs} == {"static", "rows"}
+    assert {job.variant for job in jobs} == {PASSES[1]}
+    both = jobs_of(dataclasses.replace(config, passes="all"))
+    assert {job.variant for job in both} == set(PASSES)
+
+
+def test_an_unknown_form_is_refused_with_those_that_there_are():
+    with pytest.raises(
+        SystemExit, match=r"--forms \(=rwos\) must be among auto, exper"
+    ):
+        check_forms(Config("v5e", layers=True, forms=("static", "rwos")))
+
+
+@pytest.mark.parametrize("chip", CHIPS.values(), ids=lambda chip: chip.name)
+def test_a_missing_compiler_is_named_with_what_installs_it(chip, monkeypatch):
+    monkeypatch.setattr(compiler, "is_installed", lambda chip: False)
+    with pytest.raises(
+        SystemExit, match=rf"--chip {chip.name} is compiled for by"
+    ) as why:
+        main(Config(chip.name, quick=True))
+    assert "pip install" in str(why.value)
+
+
+def test_what_installs_the_compilers_of_tpus_is_an_extra_of_the_project():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["optional-dependencies"]["tpu-compiler"]
+    with pytest.raises(compiler.CompilerMissing, match=r"\.\[tpu-compiler\]"):
+        raise compiler.missing(CHIPS["v5e"])
+
+
+@pytest.mark.parametrize("chip", CHIPS.values(), ids=lambda chip: chip.name)
+def test_every_chip_has_its_figures_and_topologies(chip, tmp_path):
+    assert chip.flops > 1e14 and chip.bandwidth > 5e11
+    assert [chip.topology(count) for count in (1, 4, 8)]
+    assert environment(chip, tmp_path)["JAX_PLATFORMS"] == "cpu"
+    if chip.platform == "tpu":
+        assert chip.clock > 1e9
+    else:
+        assert f"memory_bandwidth: {chip.bandwidth:.0f}"[:21] in chip.target
+        assert chip.target.count("{") == chip.target.count("}")
+    with pytest.raises(
+        ValueError, match=r"`count` \(=3\) of .* must be one of 1, 4, 8"
+    ):
+        chip.topology(3)
+
+
+@pytest.mark.parametrize(
+    ("device", "name"),
+    [
+        ("TPU v5 lite", "v5e"),
+        ("TPU v5", "v5p"),
+        ("TPU v5p", "v5p"),
+        ("TPU v6 lite", "v6e"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+    ],
+)
+def test_a_device_is_one_chip_by_its_name(device, name):
+    found = [chip.name for chip in CHIPS.values() if re.fullmatch(chip.kinds, device)]
+    assert found == [name]
