@@ -29,9 +29,10 @@ class ModelFlags(Flags):
             dynamic=pointwise; see its class.
         dtype: What the network computes in. Parameters, statistics and the optimizer's
             state are float32 always.
-        init_from: A safetensors file to start from, in PyTorch's layout: of the same
-            model, or of the same model with static convolutions, whose function the
-            dynamic one then starts with.
+        init_from: A file to start from, in PyTorch's layout: safetensors, or of
+            `torch.save` where PyTorch is installed; of the same model, or of the same
+            model with static convolutions, whose function the dynamic one then starts
+            with.
         init_noise: The standard deviation of what is added to each expert that starts
             as a static kernel, as a share of that of the kernel.
     """

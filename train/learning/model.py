@@ -3,7 +3,9 @@
 import ast
 import dataclasses
 import re
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import jax.numpy as jnp
@@ -18,7 +20,7 @@ from dynconv_jax import (
     load_weights,
 )
 from dynconv_jax.layers.od_conv import ODAttention
-from train.errors import TrainError
+from train.errors import TrainError, warn
 from train.flags.checks import flag_of
 from train.flags.config import Config
 
@@ -225,6 +227,15 @@ def _refuse(error: TypeError | ValueError, config: Config) -> NoReturn:
     raise TrainError(f"{_describe(config)} cannot be built: {message}") from error
 
 
+def _load(model: nnx.Module, path: Path) -> None:
+    """Loads a file of weights; what the library warns of, the program says."""
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        load_weights(model, path)
+    for note in notes:
+        warn(str(note.message))
+
+
 def _start_from_file(
     model: nnx.Module,
     config: Config,
@@ -236,13 +247,13 @@ def _start_from_file(
     where = f"--init-from (={config.init_from})"
     assert config.init_from is not None
     try:
-        load_weights(model, config.init_from)
+        _load(model, config.init_from)
     except OSError as error:
         raise TrainError(f"{where} cannot be read: {error.strerror}") from error
     except ValueError as misfit:
         twin = static_twin(config, num_classes, in_features, rngs)
         try:
-            load_weights(twin, config.init_from)
+            _load(twin, config.init_from)
         except ValueError:
             raise TrainError(
                 f"{where} is neither of {_describe(config)} nor of the same model with "

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+import torch
 from flax import nnx
 
 from dynconv_jax import CondConv, DynamicConv, ODConv, list_convolutions, list_models
@@ -218,6 +219,20 @@ def test_model_starts_from_a_file_of_its_own(tmp_path):
         np.testing.assert_array_equal(actual[name], array)
     with pytest.raises(TrainError, match=r"--init-noise \(=0.1\) must be 0"):
         create(Config(init_from=path, init_noise=0.1, **SMALL), CLASSES, 1, nnx.Rngs(0))
+
+
+def test_checkpoint_of_a_wrapped_torch_module_starts_a_run_and_says_so(
+    tmp_path, capsys
+):
+    path = tmp_path / "wrapped.pth"
+    source = create(Config(**SMALL), CLASSES, 1, nnx.Rngs(1))
+    values = to_torch_state_dict(source)
+    tensors = {f"module.{key}": torch.from_numpy(values[key]) for key in values}
+    torch.save({"state_dict": tensors, "epoch": 3}, path)
+    started = create(Config(init_from=path, **SMALL), CLASSES, 1, nnx.Rngs(0))
+    assert_close(to_torch_state_dict(started), values, dtype="float32")
+    told = capsys.readouterr().err
+    assert told.startswith("train: warning: ") and "'module.'" in told
 
 
 @pytest.mark.parametrize("content", [None, b"no weights", "foreign"])
