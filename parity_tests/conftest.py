@@ -1,5 +1,6 @@
 """What all tests share: full precision, and numbers from a seed."""
 
+import contextlib
 import gc
 import importlib.metadata
 import os
@@ -30,6 +31,14 @@ import dynconv_jax
 import dynconv_torch
 from parity_tests.tools import networks, routed
 
+# Where nothing promotes a dtype or a rank unasked.
+STRICT = (
+    "parity_tests.functional",
+    "parity_tests.layers",
+    "parity_tests.models",
+    "parity_tests.test_routing",
+)
+
 # The arrays are small, and another process has the other core.
 torch.set_num_threads(1)
 
@@ -44,12 +53,18 @@ def pytest_collection_finish() -> None:
 def numerics(request):
     """Runs a module in float64 and full matrix precision, unless it is about defaults.
 
-    A module with `DEFAULT_NUMERICS = True` has the precision that a user has.
+    A module with `DEFAULT_NUMERICS = True` has the precision that a user has. Those of
+    the library's layers and functions run where JAX promotes nothing unasked.
     """
     if getattr(request.module, "DEFAULT_NUMERICS", False):
         yield
         return
-    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+    with contextlib.ExitStack() as settings:
+        settings.enter_context(jax.enable_x64(True))
+        settings.enter_context(jax.default_matmul_precision("highest"))
+        if request.module.__name__.startswith(STRICT):
+            settings.enter_context(jax.numpy_dtype_promotion("strict"))
+            settings.enter_context(jax.numpy_rank_promotion("raise"))
         yield
 
 

@@ -486,7 +486,8 @@ def assert_training_parity(
         (loss, rest), grads = jax.value_and_grad(loss_of, has_aux=True)(
             params, rest, inputs, labels
         )
-        updates, moments = transformation.update(grads, moments, params)
+        with jax.numpy_dtype_promotion("standard"):  # which optax relies on
+            updates, moments = transformation.update(grads, moments, params)
         return optax.apply_updates(params, updates), rest, moments, loss
 
     torch_net.train()

@@ -171,7 +171,8 @@ def test_router_of_sigmoids_answers_what_is_specified(rng):
     router, _ = sigmoid_routers()
     x = rng.normal(size=(3, 5, 4, 9))
     assert router.bias is not None
-    logits = x.mean((1, 2)) @ np.asarray(router.kernel[...]) + router.bias[...]
+    logits = x.mean((1, 2)) @ np.asarray(router.kernel[...])
+    logits += np.asarray(router.bias[...])
     expected = {"attention": 1 / (1 + np.exp(-logits))}
     assert_close({"attention": router(jnp.asarray(x))}, expected, dtype="float64")
 

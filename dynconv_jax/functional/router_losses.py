@@ -51,8 +51,8 @@ def load_balance_loss(
         )
     num_experts, wide = attention.shape[-1], at_least_float32(attention.dtype)
     if probabilities is None:
-        largest = attention.argmax(axis=-1, keepdims=True)
-        chosen = (jnp.arange(num_experts) == largest).astype(wide)
+        largest = attention.argmax(axis=-1)
+        chosen = jax.nn.one_hot(largest, num_experts, dtype=wide)
         probabilities = attention
     else:
         kept = (attention != 0).astype(wide)

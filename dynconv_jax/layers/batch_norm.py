@@ -154,7 +154,7 @@ class BatchNorm(nnx.BatchNorm):
             count = self._count(x, reduced, mask)
             mean, var = self._statistics(wide, reduced, mask, count)
             # n / (n - 1), with no division by zero where the mask leaves one value
-            unbiased = var + var / jnp.maximum(count - 1, 1)
+            unbiased = var + var / jnp.maximum(count - 1, 1).astype(var.dtype)
             for running, new in ((self.mean, mean), (self.var, unbiased)):
                 if isinstance(count, int) and count == 0:
                     continue  # an empty batch has no statistics to learn from
@@ -207,7 +207,7 @@ class BatchNorm(nnx.BatchNorm):
 
         Both are 0 where nothing counts: NaN would reach the gradient of the scale.
         """
-        divisor = max(count, 1) if isinstance(count, int) else jnp.maximum(count, 1)
+        divisor = jnp.maximum(count, 1).astype(x.dtype)
 
         def mean_of(values: jax.Array) -> jax.Array:
             total = values.sum(reduced, where=mask)

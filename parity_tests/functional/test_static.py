@@ -79,5 +79,7 @@ def test_a_layer_of_flax_makes_use_of_the_product(monkeypatch):
     layer = nnx.Conv(
         3, 8, (3, 3), conv_general_dilated=few_channel_conv, rngs=nnx.Rngs(0)
     )
-    program = jax.jit(lambda inputs: layer(inputs)).lower(jnp.ones((2, 9, 7, 3)))
+    program = jax.jit(lambda inputs: layer(inputs)).lower(
+        jnp.ones((2, 9, 7, 3), jnp.float32)
+    )
     assert "stablehlo.convolution" not in program.as_text()

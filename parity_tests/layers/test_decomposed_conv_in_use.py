@@ -204,7 +204,8 @@ def test_same_padding_has_the_size_of_the_latent(size, stride):
         layer = DecomposedConv(3, 4, (2,), stride, rngs=nnx.Rngs(0))
         return layer(x)
 
-    assert jax.eval_shape(apply, jnp.ones((2, size, 3))).shape[1] == -(-size // stride)
+    inputs = jnp.ones((2, size, 3), jnp.float32)
+    assert jax.eval_shape(apply, inputs).shape[1] == -(-size // stride)
 
 
 @pytest.mark.parametrize("size", [4, 5])

@@ -78,7 +78,9 @@ def test_every_parameter_has_a_gradient(name, twin, options, rng):
     def differentiate(params):
         merged = nnx.merge(graphdef, params, rest, copy=True)
         outputs = merged(x)
-        return jnp.sum(jax.random.normal(jax.random.key(0), outputs.shape) * outputs)
+        return jnp.sum(
+            jax.random.normal(jax.random.key(0), outputs.shape, outputs.dtype) * outputs
+        )
 
     found = {
         str(path): each[...] for path, each in nnx.to_flat_state(differentiate(params))
