@@ -143,3 +143,14 @@ class TorchTwoLayers(torch.nn.Module):
         self.conv2 = dynconv_torch.DynamicConv2d(
             4, 5, (1, 3), num_experts=3, router=router
         )
+
+
+class Holder(nnx.Module):
+    """A module that is what its part is, one level below."""
+
+    def __init__(self, part):
+        self.part = part
+
+    def __call__(self, x, memory=None):
+        """Returns what the part does."""
+        return self.part(x) if memory is None else self.part(x, memory)

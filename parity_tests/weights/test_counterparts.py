@@ -1,21 +1,17 @@
 """What flax has and PyTorch, too, computes the same; what it has alone is refused."""
 
 import functools
-import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 from flax import nnx
 
-import dynconv_jax
 from dynconv_jax import LAYOUT, load_torch_state_dict, to_torch_state_dict
-from dynconv_jax.weights import Arrangement, same, torch_variables
-from dynconv_jax.weights.counterparts import silent_differences
+from dynconv_jax.weights import Arrangement, same
 from parity_tests.parity import (
     as_torch,
     assert_close,
@@ -24,7 +20,7 @@ from parity_tests.parity import (
     run_torch,
     torch_state,
 )
-from parity_tests.tools.modules import bits, randomise, torch_copy
+from parity_tests.tools.modules import Holder, bits, randomise, torch_copy
 
 
 def options() -> dict[str, Any]:
@@ -54,16 +50,6 @@ class Attending(torch.nn.Module):
         x = x.transpose(1, 2)
         memory = x if memory is None else memory
         return self.part(x, memory, memory)[0].transpose(1, 2)
-
-
-class Holder(nnx.Module):
-    """A module that is what its part is, one level below."""
-
-    def __init__(self, part):
-        self.part = part
-
-    def __call__(self, x, memory=None):
-        return self.part(x) if memory is None else self.part(x, memory)
 
 
 class Pair(NamedTuple):
@@ -406,141 +392,3 @@ def test_a_row_of_a_subclass_goes_before_that_of_its_parent(monkeypatch):
 
     monkeypatch.setitem(LAYOUT, Many, {"kernel": ("kernels", same)})
     assert to_torch_state_dict(Many())["kernels"].shape == (2, 3, 4)
-
-
-# Layers stacked in one.
-
-
-def stacked(make, axis=0):
-    keys = jax.random.split(jax.random.key(0), 2)
-    build = nnx.vmap(
-        lambda key: Holder(make(rngs=nnx.Rngs(key))), in_axes=0, out_axes=axis
-    )
-    return build(keys)
-
-
-STACKS = {
-    "Linear": functools.partial(nnx.Linear, 3, 4),
-    "Conv": functools.partial(nnx.Conv, 3, 4, (3, 2), use_bias=False),
-    "ConvTranspose": functools.partial(nnx.ConvTranspose, 3, 4, (3,), use_bias=False),
-    "LinearGeneral": functools.partial(nnx.LinearGeneral, 3, (2, 4), use_bias=False),
-    "MultiHeadAttention": functools.partial(nnx.MultiHeadAttention, 2, 4),
-    "Embed": functools.partial(nnx.Embed, 3, 4),
-    "LayerNorm": functools.partial(nnx.LayerNorm, 3, use_scale=False),
-    "GroupNorm": functools.partial(nnx.GroupNorm, 4, 2, use_bias=False),
-    "RMSNorm": functools.partial(nnx.RMSNorm, 3),
-    "BatchNorm": functools.partial(nnx.BatchNorm, 3, use_bias=False, use_scale=False),
-    "ours": functools.partial(dynconv_jax.BatchNorm, 3),
-    "Router": functools.partial(dynconv_jax.Router, 3),
-    "SigmoidRouter": functools.partial(dynconv_jax.SigmoidRouter, 3),
-    "DynamicConv": functools.partial(dynconv_jax.DynamicConv, 3, 4, (3,)),
-    "CondConv": functools.partial(dynconv_jax.CondConv, 3, 4, (3,)),
-    "ODConv": functools.partial(dynconv_jax.ODConv, 3, 4, (3,)),
-    "DynamicConvTranspose": functools.partial(
-        dynconv_jax.DynamicConvTranspose, 3, 4, (3,)
-    ),
-    "DecomposedConv": functools.partial(dynconv_jax.DecomposedConv, 4, 4, (3,)),
-}
-
-
-@pytest.mark.parametrize("name", STACKS)
-def test_layers_stacked_in_one_are_refused_by_path(name):
-    layers = nnx.eval_shape(lambda: stacked(STACKS[name]))
-    with pytest.raises(ValueError, match="`part.*several layers in one.*nnx.vmap"):
-        torch_variables(layers)
-
-
-@pytest.mark.parametrize("axis", [1, -1])
-def test_layers_stacked_along_another_axis_are_refused(axis):
-    with pytest.raises(ValueError, match="several layers in one"):
-        to_torch_state_dict(stacked(STACKS["Linear"], axis))
-
-
-def test_layers_come_apart_and_together_as_the_refusal_says():
-    layers = stacked(STACKS["Linear"])
-    apart = [jax.tree.map(lambda leaf, i=i: leaf[i], layers) for i in range(2)]
-    assert to_torch_state_dict(apart[1])["part.weight"].shape == (4, 3)
-    joined = jax.tree.map(lambda *leaves: jnp.stack(leaves), *apart)
-    np.testing.assert_array_equal(joined.part.kernel[...], layers.part.kernel[...])
-
-
-# What differs unseen.
-
-
-class Defaults(nnx.Module):
-    """Modules with flax's defaults."""
-
-    def __init__(self):
-        rngs = nnx.Rngs(0)
-        self.before = nnx.LayerNorm(4, rngs=rngs)
-        self.blocks = nnx.List([nnx.GroupNorm(4, 2, rngs=rngs)])
-        self.instance = nnx.InstanceNorm(4, rngs=rngs)
-        self.ported = nnx.LayerNorm(4, epsilon=1e-5, rngs=rngs)
-        self.batch = nnx.BatchNorm(4, rngs=rngs)
-
-
-def loading_warnings(module):
-    state_dict = to_torch_state_dict(module)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        load_torch_state_dict(module, state_dict)
-    assert all(each.filename == __file__ for each in caught)
-    assert all(each.category is UserWarning for each in caught)
-    return [str(each.message) for each in caught]
-
-
-def test_norms_with_the_epsilon_of_flax_are_told_once_with_pytorchs():
-    (message,) = loading_warnings(Defaults())
-    for word in (
-        "before (LayerNorm)",
-        "blocks.0 (GroupNorm)",
-        "instance (InstanceNorm)",
-        "default is 1e-5",
-        "`epsilon=1e-5`",
-    ):
-        assert word in message
-    assert "ported" not in message and "batch" not in message
-
-
-def test_the_epsilon_of_pytorchs_rms_norm_is_another():
-    (message,) = loading_warnings(nnx.RMSNorm(4, rngs=nnx.Rngs(0)))
-    assert "the module (RMSNorm)" in message
-    assert "finfo(dtype).eps" in message and "1e-5" not in message
-
-
-@pytest.mark.parametrize(
-    ("size", "strides", "padding", "is_told"),
-    [
-        (3, 2, "SAME", True),
-        (4, 3, "SAME", True),
-        (3, 1, "SAME", False),
-        (1, 2, "SAME", False),
-        (3, 2, 1, False),
-        (3, 2, "VALID", False),
-    ],
-)
-def test_padding_that_pytorch_has_not_is_told(size, strides, padding, is_told):
-    conv = nnx.Conv(3, 4, (1, size), (1, strides), padding=padding, rngs=nnx.Rngs(0))
-    messages = loading_warnings(Holder(conv))
-    assert len(messages) == is_told
-    assert all("'SAME' in part (Conv)" in message for message in messages)
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda rngs: dynconv_jax.ODConv(8, 4, (3,), 2, norm="layer", rngs=rngs),
-        lambda rngs: dynconv_jax.DynamicConvBlock(
-            3, 4, strides=2, padding="SAME", conv=nnx.Conv, rngs=rngs
-        ),
-        pytest.param(
-            lambda rngs: dynconv_jax.create_model(
-                "tf_efficientnet_cc_b0_4e", rngs=rngs
-            ),
-            marks=pytest.mark.slow,
-        ),
-    ],
-)
-def test_modules_of_this_project_have_no_such_default(make):
-    module = nnx.eval_shape(lambda: Holder(make(nnx.Rngs(0))))
-    assert silent_differences(module) == []
