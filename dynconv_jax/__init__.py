@@ -23,6 +23,7 @@ from dynconv_jax.functional import (
     per_sample_conv_transpose,
     router_z_loss,
 )
+from dynconv_jax.gating import RouterOutput, Temperature
 from dynconv_jax.layers import (
     Assignment,
     BatchNorm,
@@ -47,13 +48,7 @@ from dynconv_jax.models import (
     with_warehouses,
 )
 from dynconv_jax.multiply_adds import count_multiply_adds, count_parameters
-from dynconv_jax.routing import (
-    Router,
-    RouterOutput,
-    SigmoidRouter,
-    Temperature,
-    set_temperature,
-)
+from dynconv_jax.routing import Router, SigmoidRouter, set_temperature
 from dynconv_jax.weights import (
     LAYOUT,
     chen_options,

@@ -12,9 +12,9 @@ from flax import nnx
 from jax.scipy.special import entr
 
 from dynconv_jax.checks import check_module
+from dynconv_jax.gating import Attention, Gating, RouterOutput
 from dynconv_jax.layers import KernelWarehouse
 from dynconv_jax.layers.expert_conv import ExpertConv
-from dynconv_jax.routing import Attention, Gating, RouterOutput
 
 # What is recorded that chooses among experts or cells; the rest are gates.
 CHOICES = "attention", "mixture"

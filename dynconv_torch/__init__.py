@@ -10,6 +10,7 @@ from dynconv_torch.functional import (
     per_sample_conv_transpose,
     router_z_loss,
 )
+from dynconv_torch.gating import RouterOutput
 from dynconv_torch.layers import (
     CondConv1d,
     CondConv2d,
@@ -45,12 +46,7 @@ from dynconv_torch.models import (
     list_models,
     with_warehouses,
 )
-from dynconv_torch.routing import (
-    Router,
-    RouterOutput,
-    SigmoidRouter,
-    set_temperature,
-)
+from dynconv_torch.routing import Router, SigmoidRouter, set_temperature
 
 __all__ = [
     "CondConv1d",

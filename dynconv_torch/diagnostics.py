@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from dynconv_torch.checks import check_module
+from dynconv_torch.gating import RECORDED, RouterOutput
 from dynconv_torch.layers.od_conv import ODAttention
-from dynconv_torch.routing import RECORDED, Router, RouterOutput, SigmoidRouter
+from dynconv_torch.routing import Router, SigmoidRouter
 
 
 def capture_routers(

@@ -185,7 +185,7 @@ def iter_scheduled(
 
     Example:
         >>> from dynconv_torch import DynamicConv2d
-        >>> from dynconv_torch.routing import Temperature
+        >>> from dynconv_torch.gating import Temperature
         >>> net = torch.nn.Sequential(DynamicConv2d(3, 8, 3))
         >>> [path for path, _ in iter_scheduled(net, Temperature)]
         ['0.temperature']
@@ -214,7 +214,7 @@ def set_scheduled(
 
     Example:
         >>> from dynconv_torch import DynamicConv2d
-        >>> from dynconv_torch.routing import Temperature
+        >>> from dynconv_torch.gating import Temperature
         >>> set_scheduled(DynamicConv2d(3, 8, 3), Temperature, 30.0)
         1
     """

@@ -36,6 +36,7 @@ STRICT = (
     "parity_tests.functional",
     "parity_tests.layers",
     "parity_tests.models",
+    "parity_tests.test_gating",
     "parity_tests.test_routing",
 )
 

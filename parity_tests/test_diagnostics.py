@@ -25,7 +25,7 @@ from dynconv_jax import (
     summarize,
     with_warehouses,
 )
-from dynconv_jax.routing import record_attention
+from dynconv_jax.gating import record_attention
 from parity_tests.parity import assert_close
 from parity_tests.tools.routed import assert_untouched, snapshot
 

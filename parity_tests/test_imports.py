@@ -25,11 +25,12 @@ LIBRARY = {
     "checks": 0,
     "scheduled": 1,
     "logit_noise": 0,
-    "routing": 2,
-    "layers": 3,
-    "models": 4,
-    "weights": 5,
-    "diagnostics": 5,
+    "gating": 2,
+    "routing": 3,
+    "layers": 4,
+    "models": 5,
+    "weights": 6,
+    "diagnostics": 6,
     "multiply_adds": 1,
 }
 

@@ -21,10 +21,10 @@ from dynconv_jax.functional.geometry import (
 )
 from dynconv_jax.functional.numerics import scale_channels
 from dynconv_jax.functional.pooling import adaptive_avg_pool
+from dynconv_jax.gating import record_attention
 from dynconv_jax.initializers import torch_kernel_init, torch_linear
 from dynconv_jax.layers.batch_norm import BatchNorm
 from dynconv_jax.layers.convolution import Convolution
-from dynconv_jax.routing import record_attention
 
 
 class Decomposition(NamedTuple):

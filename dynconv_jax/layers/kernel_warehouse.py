@@ -27,9 +27,9 @@ from dynconv_jax.functional.choice import check_implementation
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.per_sample import add_bias, per_sample_conv
 from dynconv_jax.functional.tiling import Share, Tiling, assemble_kernels
+from dynconv_jax.gating import record_attention
 from dynconv_jax.layers.cell_attention import CellAttention
 from dynconv_jax.layers.convolution import Convolution
-from dynconv_jax.routing import record_attention
 from dynconv_jax.scheduled import HoldsScheduled, Scheduled, set_scheduled
 
 default_bias_init = nnx.initializers.zeros_init()

@@ -13,16 +13,11 @@ from jax.typing import DTypeLike
 from dynconv_jax.functional.geometry import positive_int
 from dynconv_jax.functional.numerics import scale_channels
 from dynconv_jax.functional.pooling import spatial_mean
+from dynconv_jax.gating import Temperature, attend, record_attention, record_softmax
 from dynconv_jax.initializers import kaiming_fan_out
 from dynconv_jax.layers.attention_norm import attention_norm, normalise
 from dynconv_jax.layers.expert_conv import ExpertConv, ExpertOptions
 from dynconv_jax.layers.pooled_linear import PooledLinear
-from dynconv_jax.routing import (
-    Temperature,
-    attend,
-    record_attention,
-    record_softmax,
-)
 from dynconv_jax.scheduled import HoldsScheduled
 
 

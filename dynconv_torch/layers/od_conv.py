@@ -16,9 +16,9 @@ from dynconv_torch.functional.numerics import (
     without_autocast,
 )
 from dynconv_torch.functional.pooling import spatial_mean
+from dynconv_torch.gating import Temperature, attend, record_softmax
 from dynconv_torch.layers.attention_norm import attention_norm, normalise
 from dynconv_torch.layers.expert_conv import ExpertConvNd
-from dynconv_torch.routing import Temperature, attend, record_softmax
 from dynconv_torch.scheduled import HoldsScheduled
 
 

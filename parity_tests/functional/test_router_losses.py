@@ -12,8 +12,8 @@ import torch
 import dynconv_jax
 import dynconv_torch
 from dynconv_jax import load_balance_loss, router_z_loss
-from dynconv_jax.routing import attend
-from dynconv_torch.routing import attend as torch_attend
+from dynconv_jax.gating import attend
+from dynconv_torch.gating import attend as torch_attend
 from parity_tests.parity import as_numpy, assert_close
 
 TOP_KS = [None, 1, 2, 3]

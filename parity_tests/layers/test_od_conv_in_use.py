@@ -9,7 +9,7 @@ from flax import nnx
 
 import dynconv_torch
 from dynconv_jax import ODConv
-from dynconv_jax.routing import Attention
+from dynconv_jax.gating import Attention
 from parity_tests.layers.test_od_conv import layers, torch_layer
 from parity_tests.parity import assert_close
 

@@ -11,7 +11,7 @@ import torch
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from dynconv_jax.routing import Attention
+from dynconv_jax.gating import Attention
 from parity_tests.parity import as_numpy, assert_close, assert_parity
 from parity_tests.tools.warehouse_pairs import (
     CASES,
