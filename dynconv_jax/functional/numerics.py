@@ -1,14 +1,12 @@
 """How sums are taken: the precision of products and the dtype of accumulation."""
 
 import math
-from typing import NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
-
-Operand = TypeVar("Operand", jax.Array, jax.Array | None)
 
 
 def at_least_float32(dtype: DTypeLike) -> jnp.dtype:
@@ -19,10 +17,9 @@ def at_least_float32(dtype: DTypeLike) -> jnp.dtype:
     return jnp.dtype(jnp.float32)
 
 
-def as_arrays(*operands: Operand) -> tuple[Operand, ...]:
+def as_arrays(*operands: Any) -> tuple[Any, ...]:
     """Returns operands as arrays of JAX, each in the dtype that JAX gives it."""
-    arrays = (None if each is None else jnp.asarray(each) for each in operands)
-    return cast(tuple[Operand, ...], tuple(arrays))
+    return tuple(None if each is None else jnp.asarray(each) for each in operands)
 
 
 def widest(*dtypes: DTypeLike) -> jnp.dtype:

@@ -102,8 +102,7 @@ def per_sample_conv(
         (2, 5, 4, 8)
     """
     check_arrays(inputs=inputs, kernel=kernel, bias=bias, optional=("bias",))
-    inputs, kernel = as_arrays(inputs, kernel)
-    (bias,) = as_arrays(bias)
+    inputs, kernel, bias = as_arrays(inputs, kernel, bias)
     geometry = check_operands(
         inputs,
         kernel,

@@ -257,8 +257,7 @@ def per_sample_conv_transpose(
         (2, 9, 7, 8)
     """
     check_arrays(inputs=inputs, kernel=kernel, bias=bias, optional=("bias",))
-    inputs, kernel = as_arrays(inputs, kernel)
-    (bias,) = as_arrays(bias)
+    inputs, kernel, bias = as_arrays(inputs, kernel, bias)
     geometry = check_operands(
         inputs,
         kernel,
@@ -358,8 +357,7 @@ def dynamic_conv_transpose(
         bias=bias,
         optional=("bias",),
     )
-    inputs, attention, kernel = as_arrays(inputs, attention, kernel)
-    (bias,) = as_arrays(bias)
+    inputs, attention, kernel, bias = as_arrays(inputs, attention, kernel, bias)
     geometry = check_operands(
         inputs,
         kernel,
