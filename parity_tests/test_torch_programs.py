@@ -16,9 +16,11 @@ BATCH = torch.export.Dim("batch")
 OTHER_BATCHES = (1, 2, 5)
 FORMS = ["auto", "loop", "grouped", "patches", "experts"]
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.torch.jit.trace:DeprecationWarning",  # that there is `torch.export` now
-)
+# That there is `torch.export` now; which category says so depends on PyTorch's version.
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore:.torch.jit.trace:{category}")
+    for category in ("DeprecationWarning", "FutureWarning")
+]
 
 
 def assert_same(actual, expected):
