@@ -215,7 +215,8 @@ def write_npz(path):
 
 def write_script(path):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch's own
+        for category in (DeprecationWarning, FutureWarning):  # PyTorch's own
+            warnings.simplefilter("ignore", category)
         torch.jit.save(torch.jit.script(torch.nn.Linear(2, 3)), path)
 
 

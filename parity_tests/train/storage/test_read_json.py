@@ -21,7 +21,7 @@ class Shape(TypedDict, total=False):
         (b"", "it is empty"),
         (b" \n", "it is empty"),
         (b'{"sides": [3', "it is no JSON: .*, line 1 column 13"),
-        (b'{\n"scale": 1,\n}', "line 3 column 1"),
+        (b'{\n"scale": 1,\n}', "it is no JSON: .*, line [23] column 1"),
         (b'{"name": "\xe4"}', r"byte 10 \(=0xe4\) is no UTF-8"),
         (b"\xff\xfe{\0}\0", r"byte 0 \(=0xff\) is no UTF-8"),
         (b'\xef\xbb\xbf{"scale": 1}', "BOM"),
