@@ -72,6 +72,11 @@ TOLERANCES = {
     ),
 }
 
+# How many of 256 levels a pixel may be off: one, where a file's own coding or
+# two roundings in a row come between, and half of one where it is rounded once.
+ONE_LEVEL = 1
+HALF_LEVEL = 0.51
+
 # A gradient that is the small difference of large terms (a router whose softmax is
 # saturated) carries their rounding. A gradient is therefore never measured against less
 # than this share of the largest magnitude among all gradients of the module.

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from parity_tests.parity import ONE_LEVEL
 from train.data import folder, presets
 from train.data.dataset import named
 from train.data.pictures import UnreadableImage
@@ -71,7 +72,7 @@ def test_pictures_in_folders_of_a_class_belong_to_it(animals):
     source = folder.load(animals, 4).train
     assert source.labels.tolist() == [0, 0, 0, 0, 1]
     images, _ = source.gather(np.arange(5))
-    np.testing.assert_allclose(images[:, 0, 0, 0], [30, 20, 50, 40, 10], atol=1)
+    np.testing.assert_allclose(images[:, 0, 0, 0], [30, 20, 50, 40, 10], atol=ONE_LEVEL)
 
 
 def test_class_may_have_all_its_pictures_in_folders(animals):

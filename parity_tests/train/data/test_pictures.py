@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
+from parity_tests.parity import HALF_LEVEL, ONE_LEVEL
 from train.data.pictures import SUFFIXES, UnreadableImage, put_up_with, read_picture
 from train.errors import TrainError, TrainingFailed
 
@@ -168,7 +169,9 @@ def test_deep_png_with_alpha_is_laid_upon_black(rng, tmp_path):
     values = rng.integers(2**16, size=(HEIGHT, WIDTH, 2))
     path = write_png(tmp_path / "deep.png", values, 16, GREY_ALPHA)
     grey, alpha = np.moveaxis(values >> 8, -1, 0)
-    np.testing.assert_allclose(read(path, 1)[..., 0], grey * alpha / 255, atol=1)
+    np.testing.assert_allclose(
+        read(path, 1)[..., 0], grey * alpha / 255, atol=ONE_LEVEL
+    )
 
 
 @pytest.mark.parametrize("mode", ["LA", "RGBA"])
@@ -181,7 +184,7 @@ def test_half_transparent_picture_is_laid_upon_black(suffix, mode, rng, tmp_path
     save(path, pixels, **options)
     expected = pixels[..., :-1] * (pixels[..., -1:] / 255)
     expected = np.broadcast_to(expected, (HEIGHT, WIDTH, 3))
-    np.testing.assert_allclose(read(path), expected, atol=1)
+    np.testing.assert_allclose(read(path), expected, atol=ONE_LEVEL)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".gif"])
@@ -200,7 +203,7 @@ def test_palette_with_transparent_entries_is_laid_upon_black(
         transparency = bytes(alpha.tolist())
     picture.save(tmp_path / f"p{suffix}", transparency=transparency)
     expected = (palette * (alpha[:, None] / 255))[entries]
-    np.testing.assert_allclose(read(tmp_path / f"p{suffix}"), expected, atol=1)
+    np.testing.assert_allclose(read(tmp_path / f"p{suffix}"), expected, atol=ONE_LEVEL)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +222,7 @@ def test_fractions_are_shares_of_white_or_of_255(white, rng, tmp_path):
     values[0, :2] = 0, 1
     path = save(tmp_path / "float.tiff", values * np.float32(white))
     expected = values[..., None] * np.ones(3) * 255
-    np.testing.assert_allclose(read(path), expected, atol=0.51)
+    np.testing.assert_allclose(read(path), expected, atol=HALF_LEVEL)
 
 
 @pytest.mark.parametrize(
@@ -260,7 +263,7 @@ def test_ink_becomes_light(suffix, rng, tmp_path):
 def test_colours_become_grey_by_their_lightness(colours, tmp_path):
     path = save(tmp_path / "colours.png", colours)
     expected = colours @ np.array([RED, GREEN, BLUE])
-    np.testing.assert_allclose(read(path, 1)[..., 0], expected, atol=0.51)
+    np.testing.assert_allclose(read(path, 1)[..., 0], expected, atol=HALF_LEVEL)
 
 
 # Orientation
