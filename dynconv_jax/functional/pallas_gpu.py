@@ -1,0 +1,243 @@
+"""`"pallas"` on a GPU: the product gathers windows and mixes experts on the chip.
+
+Every other form writes the windows of all pixels, or the kernels of all samples, to
+memory and reads them again. Here a program takes a tile of pixels and features; tap by
+tap it loads the pixels that the tap sees and the experts' tiles, mixes these with the
+sample's weights in registers, multiplies and sums. Nothing but inputs, experts and
+outputs is in memory, forward and backward.
+
+The experts' gradient is that of the sample's kernel, computed tap by tap, times the
+weights, and summed in registers over the batch; its products with the experts are the
+gradients of the weights. No sum is left to the order in which programs end.
+
+The kernels (`pallas_gpu_kernels.py`) are compiled by Triton, which needs no device for
+it. They have been compiled for H100 and interpreted, never run on a GPU: how fast they
+are there, and whether the compiler's code computes what the interpreter does, is not
+known.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from dynconv_jax.functional.geometry import Geometry
+from dynconv_jax.functional.numerics import Numerics
+from dynconv_jax.functional.pallas_gpu_tiles import Layer
+
+# Sums of all experts are kept in registers.
+_MOST_EXPERTS = 64
+# Offsets are counted in 32 bits.
+_MOST_NUMBERS = 2**31 - 1
+_DTYPES = ("bfloat16", "float32")
+
+
+def gpu_kernel_refuses(
+    inputs: jax.Array | jax.ShapeDtypeStruct,
+    num_experts: int,
+    geometry: Geometry,
+    numerics: Numerics,
+) -> str | None:
+    """Returns why the kernels cannot compute a dynamic convolution, or None.
+
+    Args:
+        inputs: Shape (B, *S, C).
+        num_experts: K.
+        geometry: The convolution.
+        numerics: Its numerical options.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> geometry = Geometry.create(4, 8, (3, 3))
+        >>> images = jnp.ones((2, 9, 7, 4))
+        >>> gpu_kernel_refuses(images, 4, geometry, Numerics()) is None
+        True
+        >>> gpu_kernel_refuses(images, 65, geometry, Numerics())
+        'keeps the sums of at most 64 experts in registers, not of 65'
+    """
+    dtypes = inputs.dtype, numerics.output_dtype(inputs.dtype)
+    if any(str(dtype) not in _DTYPES for dtype in dtypes):
+        names = " to ".join(sorted({str(dtype) for dtype in dtypes}))
+        return f"is for {' and '.join(_DTYPES)}, not {names}"
+    if geometry.rank != 2:
+        return f"is for two spatial dimensions, not {geometry.rank}"
+    groups = geometry.feature_group_count
+    is_plain = geometry.in_features == geometry.out_features == groups
+    if groups > 1 and not is_plain:
+        return (
+            "is for one group, or depthwise with as many outputs as inputs, not for "
+            f"`feature_group_count` (={groups}) of {geometry.in_features} to "
+            f"{geometry.out_features} channels"
+        )
+    if not all(isinstance(size, int) for size in inputs.shape):
+        return f"cuts sizes into tiles and must know them, not {inputs.shape}"
+    if inputs.shape[0] == 0:
+        return "has no program for an empty batch"
+    if num_experts > _MOST_EXPERTS:
+        return (
+            f"keeps the sums of at most {_MOST_EXPERTS} experts in registers, not of "
+            f"{num_experts}"
+        )
+    size = geometry.output_size(inputs.shape[1:-1])
+    largest = max(
+        math.prod(inputs.shape),
+        inputs.shape[0] * math.prod(size) * geometry.out_features,
+        num_experts * math.prod(geometry.kernel_shape),
+    )
+    if largest > _MOST_NUMBERS:
+        return f"counts offsets in 32 bits, and an array has {largest} numbers"
+    return None
+
+
+def arrange_for_gpu_kernel(kernel: jax.Array, geometry: Geometry) -> jax.Array:
+    """Lays out a kernel (..., kh, kw, C/g, O) as (..., taps, C/g, O)."""
+    batch = kernel.shape[: -geometry.rank - 2]
+    return kernel.reshape(*batch, geometry.taps, *kernel.shape[-2:])
+
+
+def conv_by_gpu_kernel(
+    inputs: jax.Array,
+    attention: jax.Array | None,
+    arranged: jax.Array,
+    geometry: Geometry,
+    numerics: Numerics,
+    spatial_attention: jax.Array | None = None,
+    *,
+    interpret: bool = False,
+) -> jax.Array:
+    """Convolves each sample with its mixture of experts, which is made on the chip.
+
+    Sums are taken in float32, and experts mixed in float32 with weights that are not
+    rounded; the mixture is rounded to the dtype of the experts before it is multiplied.
+    It can be differentiated any number of times in reverse mode, and mapped.
+
+    Args:
+        inputs: Shape (B, H, W, C), bfloat16 or float32.
+        attention: Shape (B, K), or None for a single expert with the weight 1.
+        arranged: The experts from `arrange_for_gpu_kernel`, (K, taps, C/g, O).
+        geometry: The convolution.
+        numerics: Its numerical options. Without a precision, float32 is multiplied as
+            XLA does it on a GPU, in TF32.
+        spatial_attention: Shape (B, kh, kw), or None.
+        interpret: Whether to interpret the kernels, which needs no GPU and is slow.
+
+    Returns:
+        Shape (B, H', W', O).
+
+    Raises:
+        ValueError: If `gpu_kernel_refuses` it.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> geometry = Geometry.create(4, 8, (3, 3), strides=2)
+        >>> experts = arrange_for_gpu_kernel(jnp.ones((2, 3, 3, 4, 8)), geometry)
+        >>> images, attention = jnp.ones((1, 5, 4, 4)), jnp.ones((1, 2)) / 2
+        >>> conv_by_gpu_kernel(
+        ...     images, attention, experts, geometry, Numerics(), interpret=True
+        ... ).shape
+        (1, 3, 2, 8)
+    """
+    refusal = gpu_kernel_refuses(inputs, arranged.shape[0], geometry, numerics)
+    if refusal is not None:
+        raise ValueError(f"the kernel for GPUs {refusal}")
+    batch, *spatial, _ = inputs.shape
+    layer = Layer.of(batch, tuple(spatial), arranged.shape[0], geometry)
+    weights = jnp.ones((batch, layer.taps, layer.experts), jnp.float32)
+    if attention is not None:
+        weights = weights * attention.astype(jnp.float32)[:, None, :]
+    if spatial_attention is not None:
+        per_tap = spatial_attention.reshape(batch, layer.taps, 1)
+        weights = weights * per_tap.astype(jnp.float32)
+    call = _Call(layer, numerics.precision, interpret)
+    dtype = numerics.output_dtype(inputs.dtype)
+    return _outputs(call, dtype, weights, arranged, inputs)
+
+
+class _Call(NamedTuple):
+    layer: Layer
+    precision: lax.PrecisionLike
+    interpret: bool
+
+
+# Outputs, and the gradients of each of their factors, are the derivatives of one form,
+#     q(w, E, x, g) = Σ g · conv(x, Σ_k w_k E_k),
+# which is linear in each. So is every derivative of a derivative, and the three below
+# are one another's gradients.
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _outputs(call, dtype, weights, experts, inputs):
+    """Returns dq/dg in a dtype."""
+    return _kernels().apply_mixed(*call, dtype, weights, experts, inputs)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _input_gradient(call, dtype, weights, experts, cotangent):
+    """Returns dq/dx in a dtype."""
+    return _kernels().apply_mixed(
+        *call, dtype, weights, experts, cotangent, mirrored=True
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _other_gradients(call, weights, experts, inputs, cotangent):
+    """Returns dq/dw and dq/dE, in the dtypes of the two."""
+    return _kernels().pull_experts(*call, weights, experts, inputs, cotangent)
+
+
+def _kernels():
+    # Not every build of JAX has Triton; who does not ask for it need not have it.
+    from dynconv_jax.functional import pallas_gpu_kernels
+
+    return pallas_gpu_kernels
+
+
+def _save_outputs(call, dtype, *factors):
+    return _outputs(call, dtype, *factors), factors
+
+
+def _pull_outputs(call, dtype, factors, cotangent):
+    weights, experts, inputs = factors
+    return (
+        *_other_gradients(call, weights, experts, inputs, cotangent),
+        _input_gradient(call, inputs.dtype, weights, experts, cotangent),
+    )
+
+
+def _save_input_gradient(call, dtype, *factors):
+    return _input_gradient(call, dtype, *factors), factors
+
+
+def _pull_input_gradient(call, dtype, factors, inputs):
+    weights, experts, cotangent = factors
+    return (
+        *_other_gradients(call, weights, experts, inputs, cotangent),
+        _outputs(call, cotangent.dtype, weights, experts, inputs),
+    )
+
+
+def _save_other_gradients(call, *factors):
+    return _other_gradients(call, *factors), factors
+
+
+def _pull_other_gradients(call, factors, cotangents):
+    weights, experts, inputs, cotangent = factors
+    other_weights, other_experts = cotangents
+    pairs = (other_weights, experts), (weights, other_experts)
+    by_weights, by_experts = (
+        _other_gradients(call, *pair, inputs, cotangent) for pair in pairs
+    )
+    return (
+        by_experts[0],
+        by_weights[1],
+        sum(_input_gradient(call, inputs.dtype, *pair, cotangent) for pair in pairs),
+        sum(_outputs(call, cotangent.dtype, *pair, inputs) for pair in pairs),
+    )
+
+
+_outputs.defvjp(_save_outputs, _pull_outputs)
+_input_gradient.defvjp(_save_input_gradient, _pull_input_gradient)
+_other_gradients.defvjp(_save_other_gradients, _pull_other_gradients)

@@ -1,0 +1,200 @@
+"""How `pallas_gpu.py` cuts a convolution into tiles, one for each program.
+
+Nobody has timed these kernels: tiles are chosen by what they read through the cache
+that the cores share, among those that fit the registers and give every core work.
+"""
+
+import dataclasses
+import itertools
+import math
+
+import jax.numpy as jnp
+
+from dynconv_jax.functional.geometry import Geometry
+
+# About as many cores (SM) as the chips have: A100 108, H100 132.
+_CORES = 128
+# The sums of a program, in numbers: 64 registers for each thread of 8 warps; where the
+# products run on the cores themselves or registers are short, a quarter of it.
+_SUMS = {2: 16384, 4: 8192}
+# A product takes no less than this along any axis.
+_LEAST = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """A convolution of a batch in numbers: two spatial axes, dense or depthwise.
+
+    Attributes:
+        batch: B.
+        experts: K.
+        in_size: The spatial size of the inputs.
+        out_size: That of the outputs.
+        in_features: C.
+        out_features: O.
+        kernel: The spatial size of the kernel.
+        strides: Steps between windows.
+        dilation: Steps between the taps of a window.
+        low: The padding before the first pixel of each axis; negative crops.
+        depthwise: Whether each channel is convolved by itself.
+    """
+
+    batch: int
+    experts: int
+    in_size: tuple[int, ...]
+    out_size: tuple[int, ...]
+    in_features: int
+    out_features: int
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilation: tuple[int, ...]
+    low: tuple[int, ...]
+    depthwise: bool
+
+    @classmethod
+    def of(
+        cls, batch: int, spatial: tuple[int, ...], experts: int, geometry: Geometry
+    ) -> "Layer":
+        """Returns the numbers of a geometry for a batch of one spatial size."""
+        return cls(
+            batch,
+            experts,
+            tuple(spatial),
+            geometry.output_size(spatial),
+            geometry.in_features,
+            geometry.out_features,
+            geometry.kernel_size,
+            geometry.strides,
+            geometry.kernel_dilation,
+            tuple(low for low, _ in geometry.pads(spatial)),
+            geometry.feature_group_count > 1,
+        )
+
+    @property
+    def taps(self) -> int:
+        """The number of positions in a window."""
+        return math.prod(self.kernel)
+
+    @property
+    def flops(self) -> int:
+        """The arithmetic of the products, those with padding among them."""
+        deep = 1 if self.depthwise else self.in_features
+        pixels = self.batch * math.prod(self.out_size)
+        return 2 * pixels * self.taps * deep * self.out_features
+
+    @property
+    def phases(self) -> tuple[int, ...]:
+        """Into how many interleaved grids of pixels the inputs' gradient is split.
+
+        All pixels of a grid were seen through the same taps, so that no product is
+        wasted. Dilated taps are tried one by one instead.
+        """
+        return tuple(
+            stride if dilation == 1 else 1
+            for stride, dilation in zip(self.strides, self.dilation, strict=True)
+        )
+
+    def sides(self, mirrored: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Returns the spatial sizes of result and source."""
+        sides = self.out_size, self.in_size
+        return sides[::-1] if mirrored else sides
+
+    def features(self, mirrored: bool) -> tuple[int, int]:
+        """Returns the features of result and source."""
+        features = self.out_features, self.in_features
+        return features[::-1] if mirrored else features
+
+    def gradient_parts(self, tile: "Tile") -> int:
+        """Returns how many tiles cover one tap of the experts."""
+        across = -(-self.out_features // tile.features)
+        return across if self.depthwise else across * -(
+            -self.in_features // tile.channels
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Tile:
+    """What one program works on, and how it is compiled.
+
+    Attributes:
+        samples: How many samples share the experts that it loads.
+        pixels: Of each sample.
+        features: Of the result.
+        channels: How many are summed at a time; of the experts' gradient, its rows.
+        warps: Of 32 threads each.
+        stages: How far loads run ahead of the products, in turns of the loop.
+    """
+
+    samples: int
+    pixels: int
+    features: int
+    channels: int
+    warps: int = 8
+    stages: int = 2
+
+
+def _power(size: int, most: int) -> int:
+    """Returns the power of two that covers a size, from `_LEAST` to `most`."""
+    return min(max(1 << (size - 1).bit_length(), _LEAST), most)
+
+
+def product_tile(
+    layer: Layer, mirrored: bool, dtype: jnp.dtype
+) -> tuple[Tile, tuple[int, int, int]]:
+    """Returns the tile of a forward pass or the inputs' gradient, and the grid.
+
+    The grid is (groups of samples, tiles of pixels, tiles of features).
+    """
+    target, _ = layer.sides(mirrored)
+    wide, deep = layer.features(mirrored)
+    phases = layer.phases if mirrored else (1, 1)
+    pixels = math.prod(-(-size // step) for size, step in zip(target, phases))
+    most = _SUMS[dtype.itemsize]
+
+    def grid(tile: Tile) -> tuple[int, int, int]:
+        return (
+            -(-layer.batch // tile.samples),
+            math.prod(phases) * -(-pixels // tile.pixels),
+            -(-wide // tile.features),
+        )
+
+    def traffic(tile: Tile) -> tuple[float, int]:
+        programs = math.prod(grid(tile))
+        turns = -(-programs // _CORES)
+        # A tap and a channel: the experts' features, and, where they are not still
+        # at hand from the tap before, the pixels.
+        pixels = tile.samples * tile.pixels / layer.taps
+        each = layer.experts * tile.features + pixels
+        return turns * each, programs
+
+    candidates = [
+        Tile(samples, size, features, _power(deep, 128 // dtype.itemsize))
+        for samples, size, features in itertools.product(
+            (1, 2, 4), (16, 32, 64, 128, 256), (16, 32, 64, 128)
+        )
+        if samples * size * features <= most
+        and samples < 2 * layer.batch
+        and size <= _power(pixels, 256)
+        and features <= _power(wide, 128)
+    ]
+    best = min(candidates, key=traffic)
+    return best, grid(best)
+
+
+def gradient_tile(layer: Layer, dtype: jnp.dtype) -> tuple[Tile, int]:
+    """Returns the tile of the experts' gradient, and into how many parts the batch is.
+
+    A program keeps the sums of all experts. Where there are few tiles, several share
+    the samples, and their sums are added afterwards.
+    """
+    # The sums of all experts, the gradient of one sample, the experts themselves.
+    most = 4 * _SUMS[2] // (2 * (layer.experts + 1))
+    side = max(_LEAST, min(64, 1 << (math.isqrt(most).bit_length() - 1)))
+    features = _power(layer.out_features, side)
+    channels = _power(layer.in_features, side)
+    pixels = _power(math.prod(layer.out_size), 128 // dtype.itemsize)
+    tile = Tile(1, pixels, features, channels)
+    programs = layer.taps * layer.gradient_parts(tile)
+    splits = max(1, min(layer.batch, round(_CORES / programs)))
+    each = -(-layer.batch // splits)
+    return tile, -(-layer.batch // each)
