@@ -41,15 +41,52 @@ def _split(number: Any, size: int) -> tuple[Any, Any]:
     return lax.div(number, np.int32(size)), lax.rem(number, np.int32(size))
 
 
-def _load(array: Any, index: jax.Array, mask: jax.Array) -> jax.Array:
-    safe = jnp.where(mask, index, 0)
-    return triton.load(array.at[safe], mask=mask, other=0.0)
+def _grid(lines: jax.Array, columns: jax.Array) -> jax.Array:
+    """Returns offsets (rows, columns) from those of lines and those in a line."""
+    return lines[:, None] + columns[None, :]
 
 
-def _store(array: Any, index: jax.Array, value: jax.Array, mask: jax.Array) -> None:
-    # Elsewhere than what is stored, since the interpreter writes there what was there.
-    elsewhere = jnp.where(mask, index, array.shape[0])
-    triton.store(array.at[elsewhere], value.astype(array.dtype), mask=mask)
+def _mask(rows: jax.Array | None, columns: jax.Array, size: int) -> jax.Array | None:
+    """Returns where rows and columns exist, or None where all do.
+
+    Args:
+        rows: Whether each row does; None if all do.
+        columns: Indices, as many as a tile has.
+        size: How many columns there are. Tiles that divide it need no mask.
+    """
+    exist = None if size % columns.shape[0] == 0 else (columns < size)[None, :]
+    if rows is None:
+        return exist
+    return rows[:, None] if exist is None else rows[:, None] & exist
+
+
+def _load(array: Any, index: jax.Array, mask: jax.Array | None) -> jax.Array:
+    if mask is None:
+        return triton.load(array.at[index])
+    mask = jnp.broadcast_to(mask, index.shape)
+    return triton.load(array.at[index], mask=mask, other=0.0)
+
+
+def _store(
+    array: Any,
+    lines: jax.Array,
+    columns: jax.Array,
+    value: jax.Array,
+    rows: jax.Array | None,
+    size: int,
+) -> None:
+    """Stores a tile at lines + columns, those that exist, see `_mask`."""
+    mask = _mask(rows, columns, size)
+    # Where the interpreter must not store, it stores what is there: not twice at once.
+    outside = np.int32(array.shape[0])
+    if rows is not None:
+        lines = jnp.where(rows, lines, outside)
+    if size % columns.shape[0]:
+        columns = jnp.where(columns < size, columns, outside)
+    if mask is not None:
+        mask = jnp.broadcast_to(mask, value.shape)
+    index = _grid(lines, columns)
+    triton.store(array.at[index], value.astype(array.dtype), mask=mask)
 
 
 def _multiply(
@@ -155,8 +192,9 @@ def _apply_kernel(
         added = []
         for sample, own, total in zip(samples, mixed, sums):
             offset = (sample * np.int32(math.prod(source_size)) + at) * np.int32(deep)
-            mask = (sees & (sample < layer.batch))[:, None] & (channels < deep)[None, :]
-            window = _load(source, offset[:, None] + channels[None, :], mask)
+            exists = sees & (sample < layer.batch)
+            mask = _mask(exists, channels, deep)
+            window = _load(source, _grid(offset, channels), mask)
             if layer.depthwise:
                 term = window.astype(jnp.float32) * own.astype(jnp.float32)
             else:
@@ -171,26 +209,22 @@ def _apply_kernel(
     at = pixel[0] * np.int32(target[1]) + pixel[1]
     for sample, total in zip(samples, sums):
         offset = (sample * np.int32(math.prod(target)) + at) * np.int32(wide)
-        mask = (inside & (sample < layer.batch))[:, None] & (features < wide)[None, :]
-        _store(result, offset[:, None] + features[None, :], total, mask)
+        exists = inside & (sample < layer.batch)
+        _store(result, offset, features, total, exists, wide)
 
 
-def _expert_offsets(
+def _expert_tile(
     layer: Layer, tap: Any, rows: jax.Array, columns: jax.Array
-) -> tuple[jax.Array, jax.Array, int]:
-    """Returns offsets of a tile of the first expert, its mask, and those of a step on.
+) -> tuple[jax.Array, jax.Array | None]:
+    """Returns the lines of a tile of the first expert, and which of them exist.
 
-    Depthwise there are no rows: the tile is a row of features.
+    Depthwise there are no rows: the tile is one line of features.
     """
-    wide = layer.out_features
-    deep = 1 if layer.depthwise else layer.in_features
-    step = layer.taps * deep * wide
     if layer.depthwise:
-        index = tap * np.int32(wide) + columns
-        return index[None, :], (columns < wide)[None, :], step
-    lines = (tap * np.int32(deep) + rows) * np.int32(wide)
-    mask = (rows < deep)[:, None] & (columns < wide)[None, :]
-    return lines[:, None] + columns[None, :], mask, step
+        return jnp.full((1,), tap * np.int32(layer.out_features)), None
+    lines = (tap * np.int32(layer.in_features) + rows) * np.int32(layer.out_features)
+    whole = layer.in_features % rows.shape[0] == 0
+    return lines, None if whole else rows < layer.in_features
 
 
 def _mix(
@@ -203,10 +237,11 @@ def _mix(
     columns: jax.Array,
 ) -> list[jax.Array]:
     """Returns a tile of each sample's kernel, in the dtype of the experts."""
-    index, mask, step = _expert_offsets(layer, tap, rows, columns)
+    lines, exist = _expert_tile(layer, tap, rows, columns)
+    index, mask = _grid(lines, columns), _mask(exist, columns, layer.out_features)
     mixed: list[Any] = [0.0] * len(samples)
     for expert in range(layer.experts):
-        here = index + np.int32(expert * step)
+        here = index + np.int32(expert * layer.numbers)
         taken = _load(experts, here, mask).astype(jnp.float32)
         for position, sample in enumerate(samples):
             known = jnp.minimum(sample, np.int32(layer.batch - 1))
@@ -238,7 +273,8 @@ def _gradient_kernel(
     each = _steps(layer.batch, splits)
     blocks = _steps(math.prod(layer.out_size), tile.pixels)
     shape = (1 if layer.depthwise else tile.channels, tile.features)
-    index, mask, stride = _expert_offsets(layer, tap, rows, columns)
+    lines, exist = _expert_tile(layer, tap, rows, columns)
+    index, mask = _grid(lines, columns), _mask(exist, columns, wide)
 
     def pixels(sample):
         def add(block, total):
@@ -249,12 +285,11 @@ def _gradient_kernel(
             at_column, sees_column = _seen(layer, 1, along, right, False)
             at = sample * np.int32(math.prod(layer.in_size))
             at = (at + at_row * np.int32(layer.in_size[1]) + at_column) * np.int32(deep)
-            sees = (inside & sees_row & sees_column)[:, None] & (rows < deep)[None, :]
-            window = _load(inputs, at[:, None] + rows[None, :], sees)
+            sees = _mask(inside & sees_row & sees_column, rows, deep)
+            window = _load(inputs, _grid(at, rows), sees)
             at = sample * np.int32(math.prod(layer.out_size)) + position
-            is_one = inside[:, None] & (columns < wide)[None, :]
-            index = (at * np.int32(wide))[:, None] + columns[None, :]
-            pulled = _load(cotangent, index, is_one)
+            exists = _mask(inside, columns, wide)
+            pulled = _load(cotangent, _grid(at * np.int32(wide), columns), exists)
             if layer.depthwise:
                 term = window.astype(jnp.float32) * pulled.astype(jnp.float32)
                 return total + term.sum(axis=0)[None, :]
@@ -278,7 +313,7 @@ def _gradient_kernel(
         for expert, total in enumerate(sums):
             weight = triton.load(weights.at[at + np.int32(expert)])
             added.append(total + weight * own)
-            here = index + np.int32(expert * stride)
+            here = index + np.int32(expert * layer.numbers)
             taken = _load(experts, here, mask).astype(jnp.float32)
             product = jnp.sum(own * taken)
             triton.store(weight_parts.at[to + np.int32(expert)], product, mask=exists)
@@ -287,8 +322,9 @@ def _gradient_kernel(
     start = (jnp.zeros(shape, jnp.float32),) * layer.experts
     sums = lax.fori_loop(np.int32(0), np.int32(each), step, start)
     for expert, total in enumerate(sums):
-        here = (share * np.int32(layer.experts) + np.int32(expert)) * np.int32(stride)
-        _store(expert_sums, index + here, total, mask)
+        expert = share * np.int32(layer.experts) + np.int32(expert)
+        to = lines + expert * np.int32(layer.numbers)
+        _store(expert_sums, to, columns, total, exist, wide)
 
 
 def _call(

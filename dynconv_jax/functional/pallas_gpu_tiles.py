@@ -1,7 +1,7 @@
 """How `pallas_gpu.py` cuts a convolution into tiles, one for each program.
 
-Nobody has timed these kernels: tiles are chosen by what they read through the cache
-that the cores share, among those that fit the registers and give every core work.
+Nobody has timed these kernels. Tiles are chosen by a count of the cycles of a core in
+which their parts move and compute, among those that fit its memory and registers.
 """
 
 import dataclasses
@@ -14,9 +14,14 @@ from dynconv_jax.functional.geometry import Geometry
 
 # About as many cores (SM) as the chips have: A100 108, H100 132.
 _CORES = 128
-# The sums of a program, in numbers: 64 registers for each thread of 8 warps; where the
-# products run on the cores themselves or registers are short, a quarter of it.
-_SUMS = {2: 16384, 4: 8192}
+# What a core of an H100 does in a cycle, by its data sheet at 1755 MHz: products and
+# sums of 16-bit numbers, of float32; bytes from its own cache; and bytes from the one
+# that all cores share, as microbenchmarks report it (5.5 TB/s).
+_PRODUCTS, _SUMS, _NEAR, _FAR = 2048, 128, 128, 24
+# The sums of a program, in numbers: 64 registers for each thread of 8 warps.
+_MOST_SUMS = 16384
+# What fits the memory of a core, twice on an H100 (227 KB), once on an A100 (163 KB).
+_SHARED = 112 * 1024
 # A product takes no less than this along any axis.
 _LEAST = 16
 
@@ -76,11 +81,15 @@ class Layer:
         return math.prod(self.kernel)
 
     @property
+    def numbers(self) -> int:
+        """The numbers in one expert."""
+        deep = 1 if self.depthwise else self.in_features
+        return self.taps * deep * self.out_features
+
+    @property
     def flops(self) -> int:
         """The arithmetic of the products, those with padding among them."""
-        deep = 1 if self.depthwise else self.in_features
-        pixels = self.batch * math.prod(self.out_size)
-        return 2 * pixels * self.taps * deep * self.out_features
+        return 2 * self.batch * math.prod(self.out_size) * self.numbers
 
     @property
     def phases(self) -> tuple[int, ...]:
@@ -148,8 +157,10 @@ def product_tile(
     target, _ = layer.sides(mirrored)
     wide, deep = layer.features(mirrored)
     phases = layer.phases if mirrored else (1, 1)
-    pixels = math.prod(-(-size // step) for size, step in zip(target, phases))
-    most = _SUMS[dtype.itemsize]
+    pixels = math.prod(
+        -(-size // step) for size, step in zip(target, phases, strict=True)
+    )
+    width = dtype.itemsize
 
     def grid(tile: Tile) -> tuple[int, int, int]:
         return (
@@ -158,26 +169,37 @@ def product_tile(
             -(-wide // tile.features),
         )
 
-    def traffic(tile: Tile) -> tuple[float, int]:
-        programs = math.prod(grid(tile))
-        turns = -(-programs // _CORES)
-        # A tap and a channel: the experts' features, and, where they are not still
-        # at hand from the tap before, the pixels.
-        pixels = tile.samples * tile.pixels / layer.taps
-        each = layer.experts * tile.features + pixels
-        return turns * each, programs
+    def shared(tile: Tile) -> int:
+        """The bytes of windows and experts on their way, and of mixtures."""
+        waiting = tile.samples * tile.pixels + layer.experts * tile.features
+        mixed = tile.samples * tile.features
+        return width * tile.channels * (tile.stages * waiting + mixed)
+
+    def cycles(tile: Tile) -> tuple[float, int]:
+        rows = tile.samples * tile.pixels
+        each = (  # of one tap and channel
+            rows * tile.features * (width // 2) ** 2 / _PRODUCTS
+            + 2 * tile.samples * layer.experts * tile.features / _SUMS
+            + 2 * rows * width / _NEAR  # taken there, and to the products
+            + layer.experts * tile.features * width / _FAR
+        )
+        channels = -(-deep // tile.channels) * tile.channels
+        turns = -(-math.prod(grid(tile)) // _CORES)
+        return turns * channels * each, -tile.channels
 
     candidates = [
-        Tile(samples, size, features, _power(deep, 128 // dtype.itemsize))
-        for samples, size, features in itertools.product(
-            (1, 2, 4), (16, 32, 64, 128, 256), (16, 32, 64, 128)
+        Tile(samples, size, features, channels)
+        for samples, size, features, channels in itertools.product(
+            (1, 2, 4), (16, 32, 64, 128, 256, 512), (16, 32, 64, 128), (16, 32, 64)
         )
-        if samples * size * features <= most
+        if samples * size * features <= 2 * _MOST_SUMS // width
         and samples < 2 * layer.batch
-        and size <= _power(pixels, 256)
+        and size <= _power(pixels, 512)
         and features <= _power(wide, 128)
+        and channels <= _power(deep, 128 // width)
     ]
-    best = min(candidates, key=traffic)
+    fitting = [tile for tile in candidates if shared(tile) <= _SHARED]
+    best = min(fitting or candidates[:1], key=cycles)
     return best, grid(best)
 
 
@@ -187,8 +209,8 @@ def gradient_tile(layer: Layer, dtype: jnp.dtype) -> tuple[Tile, int]:
     A program keeps the sums of all experts. Where there are few tiles, several share
     the samples, and their sums are added afterwards.
     """
-    # The sums of all experts, the gradient of one sample, the experts themselves.
-    most = 4 * _SUMS[2] // (2 * (layer.experts + 1))
+    # The sums of all experts and the gradient of one sample, and as much again.
+    most = 2 * _MOST_SUMS // (layer.experts + 1)
     side = max(_LEAST, min(64, 1 << (math.isqrt(most).bit_length() - 1)))
     features = _power(layer.out_features, side)
     channels = _power(layer.in_features, side)
