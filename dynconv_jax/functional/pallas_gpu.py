@@ -10,23 +10,22 @@ The experts' gradient is that of the sample's kernel, computed tap by tap, times
 weights, and summed in registers over the batch; its products with the experts are the
 gradients of the weights. No sum is left to the order in which programs end.
 
-The kernels (`pallas_gpu_kernels.py`) are compiled by Triton, which needs no device for
-it. They have been compiled for H100 and interpreted, never run on a GPU: how fast they
-are there, and whether the compiler's code computes what the interpreter does, is not
-known.
+The kernels are in `pallas_gpu_product.py` and `pallas_gpu_experts.py`; Triton compiles
+them, which needs no device. They have been compiled for H100 and interpreted, never run
+on a GPU: how fast they are there, and whether the compiler's code computes what the
+interpreter does, is not known.
 """
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from dynconv_jax.functional.geometry import Geometry
-from dynconv_jax.functional.numerics import Numerics
-from dynconv_jax.functional.pallas_gpu_tiles import Layer
+from dynconv_jax.functional.numerics import Numerics, multiply_wide
+from dynconv_jax.functional.pallas_gpu_tiles import Call, Layer
 
 # Sums of all experts are kept in registers.
 _MOST_EXPERTS = 64
@@ -145,21 +144,17 @@ def conv_by_gpu_kernel(
         raise ValueError(f"the kernel for GPUs {refusal}")
     batch, *spatial, _ = inputs.shape
     layer = Layer.of(batch, tuple(spatial), arranged.shape[0], geometry)
-    weights = jnp.ones((batch, layer.taps, layer.experts), jnp.float32)
-    if attention is not None:
-        weights = weights * attention.astype(jnp.float32)[:, None, :]
-    if spatial_attention is not None:
-        per_tap = spatial_attention.reshape(batch, layer.taps, 1)
-        weights = weights * per_tap.astype(jnp.float32)
-    call = _Call(layer, numerics.precision, interpret)
+    if spatial_attention is None:
+        if attention is None:
+            attention = jnp.ones((batch, layer.experts), inputs.dtype)
+        weights = attention[:, None, :]
+    else:
+        weights = spatial_attention.reshape(batch, layer.taps, 1)
+        if attention is not None:
+            weights = multiply_wide(weights, attention[:, None, :])
+    call = Call(layer, numerics.precision, interpret)
     dtype = numerics.output_dtype(inputs.dtype)
     return _outputs(call, dtype, weights, arranged, inputs)
-
-
-class _Call(NamedTuple):
-    layer: Layer
-    precision: lax.PrecisionLike
-    interpret: bool
 
 
 # Outputs, and the gradients of each of their factors, are the derivatives of one form,
@@ -169,30 +164,28 @@ class _Call(NamedTuple):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _outputs(call, dtype, weights, experts, inputs):
+def _outputs(call, dtype, weights, experts, inputs) -> Any:
     """Returns dq/dg in a dtype."""
-    return _kernels().apply_mixed(*call, dtype, weights, experts, inputs)
+    # Not every build of JAX has Triton; who does not ask for it need not have it.
+    from dynconv_jax.functional.pallas_gpu_product import apply_mixed
+
+    return apply_mixed(call, dtype, weights, experts, inputs)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _input_gradient(call, dtype, weights, experts, cotangent):
+def _input_gradient(call, dtype, weights, experts, cotangent) -> Any:
     """Returns dq/dx in a dtype."""
-    return _kernels().apply_mixed(
-        *call, dtype, weights, experts, cotangent, mirrored=True
-    )
+    from dynconv_jax.functional.pallas_gpu_product import apply_mixed
+
+    return apply_mixed(call, dtype, weights, experts, cotangent, mirrored=True)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _other_gradients(call, weights, experts, inputs, cotangent):
+def _other_gradients(call, weights, experts, inputs, cotangent) -> Any:
     """Returns dq/dw and dq/dE, in the dtypes of the two."""
-    return _kernels().pull_experts(*call, weights, experts, inputs, cotangent)
+    from dynconv_jax.functional.pallas_gpu_experts import pull_experts
 
-
-def _kernels():
-    # Not every build of JAX has Triton; who does not ask for it need not have it.
-    from dynconv_jax.functional import pallas_gpu_kernels
-
-    return pallas_gpu_kernels
+    return pull_experts(call, weights, experts, inputs, cotangent)
 
 
 def _save_outputs(call, dtype, *factors):
@@ -201,8 +194,9 @@ def _save_outputs(call, dtype, *factors):
 
 def _pull_outputs(call, dtype, factors, cotangent):
     weights, experts, inputs = factors
+    others: Any = _other_gradients(call, weights, experts, inputs, cotangent)
     return (
-        *_other_gradients(call, weights, experts, inputs, cotangent),
+        *others,
         _input_gradient(call, inputs.dtype, weights, experts, cotangent),
     )
 
@@ -213,8 +207,9 @@ def _save_input_gradient(call, dtype, *factors):
 
 def _pull_input_gradient(call, dtype, factors, inputs):
     weights, experts, cotangent = factors
+    others: Any = _other_gradients(call, weights, experts, inputs, cotangent)
     return (
-        *_other_gradients(call, weights, experts, inputs, cotangent),
+        *others,
         _outputs(call, cotangent.dtype, weights, experts, inputs),
     )
 
@@ -227,15 +222,14 @@ def _pull_other_gradients(call, factors, cotangents):
     weights, experts, inputs, cotangent = factors
     other_weights, other_experts = cotangents
     pairs = (other_weights, experts), (weights, other_experts)
-    by_weights, by_experts = (
-        _other_gradients(call, *pair, inputs, cotangent) for pair in pairs
-    )
-    return (
-        by_experts[0],
-        by_weights[1],
-        sum(_input_gradient(call, inputs.dtype, *pair, cotangent) for pair in pairs),
-        sum(_outputs(call, cotangent.dtype, *pair, inputs) for pair in pairs),
-    )
+    others: Any = [_other_gradients(call, *pair, inputs, cotangent) for pair in pairs]
+    of_inputs: Any = [
+        _input_gradient(call, inputs.dtype, *pair, cotangent) for pair in pairs
+    ]
+    of_cotangent: Any = [
+        _outputs(call, cotangent.dtype, *pair, inputs) for pair in pairs
+    ]
+    return others[1][0], others[0][1], sum(of_inputs), sum(of_cotangent)
 
 
 _outputs.defvjp(_save_outputs, _pull_outputs)

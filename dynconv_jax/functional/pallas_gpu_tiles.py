@@ -7,8 +7,10 @@ which their parts move and compute, among those that fit its memory and register
 import dataclasses
 import itertools
 import math
+from typing import NamedTuple
 
 import jax.numpy as jnp
+from jax import lax
 
 from dynconv_jax.functional.geometry import Geometry
 
@@ -105,20 +107,36 @@ class Layer:
 
     def sides(self, mirrored: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Returns the spatial sizes of result and source."""
-        sides = self.out_size, self.in_size
-        return sides[::-1] if mirrored else sides
+        if mirrored:
+            return self.in_size, self.out_size
+        return self.out_size, self.in_size
 
     def features(self, mirrored: bool) -> tuple[int, int]:
         """Returns the features of result and source."""
-        features = self.out_features, self.in_features
-        return features[::-1] if mirrored else features
+        if mirrored:
+            return self.in_features, self.out_features
+        return self.out_features, self.in_features
 
     def gradient_parts(self, tile: "Tile") -> int:
         """Returns how many tiles cover one tap of the experts."""
         across = -(-self.out_features // tile.features)
-        return across if self.depthwise else across * -(
-            -self.in_features // tile.channels
+        return (
+            across if self.depthwise else across * -(-self.in_features // tile.channels)
         )
+
+
+class Call(NamedTuple):
+    """A convolution, and how it is run.
+
+    Attributes:
+        layer: The convolution.
+        precision: That of its products.
+        interpret: Whether kernels are interpreted instead of compiled.
+    """
+
+    layer: Layer
+    precision: lax.PrecisionLike
+    interpret: bool
 
 
 @dataclasses.dataclass(frozen=True)
