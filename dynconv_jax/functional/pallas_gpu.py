@@ -18,72 +18,92 @@ interpreter does, is not known.
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.numerics import Numerics, multiply_wide
 from dynconv_jax.functional.pallas_gpu_tiles import Call, Layer
 
 # Sums of all experts are kept in registers.
-_MOST_EXPERTS = 64
+_MOST_EXPERTS = 32
 # Offsets are counted in 32 bits.
 _MOST_NUMBERS = 2**31 - 1
 _DTYPES = ("bfloat16", "float32")
+_PLAIN = Numerics()
+_REMEDY = 'use `implementation="patches"`'
 
 
-def gpu_kernel_refuses(
-    inputs: jax.Array | jax.ShapeDtypeStruct,
-    num_experts: int,
+def pallas_refuses(
     geometry: Geometry,
-    numerics: Numerics,
+    shape: Sequence[Any],
+    num_experts: int,
+    dtype: DTypeLike,
+    *,
+    numerics: Numerics = _PLAIN,
+    spatial_attention: bool = False,
+    device_count: int = 1,
 ) -> str | None:
-    """Returns why the kernels cannot compute a dynamic convolution, or None.
+    """Says why this form cannot compute a dynamic convolution.
 
     Args:
-        inputs: Shape (B, *S, C).
-        num_experts: K.
         geometry: The convolution.
-        numerics: Its numerical options.
+        shape: The shape (B, *S, C) of the inputs.
+        num_experts: K.
+        dtype: The dtype of the inputs.
+        numerics: The numerical options.
+        spatial_attention: Whether taps have weights of their own; they may.
+        device_count: Over how many devices the batch may be spread, where the program
+            is left to XLA's partitioner; inside `jax.shard_map` it is 1.
+
+    Returns:
+        The reason, to be read behind the form's name; None where it can.
 
     Example:
-        >>> import jax.numpy as jnp
-        >>> geometry = Geometry.create(4, 8, (3, 3))
-        >>> images = jnp.ones((2, 9, 7, 4))
-        >>> gpu_kernel_refuses(images, 4, geometry, Numerics()) is None
+        >>> geometry = Geometry.create(64, 64, (3, 3))
+        >>> pallas_refuses(geometry, (8, 28, 28, 64), 64, "float32")
+        'keeps the sums of at most 32 experts in registers, not of 64'
+        >>> pallas_refuses(geometry, (8, 28, 28, 64), 4, "bfloat16") is None
         True
-        >>> gpu_kernel_refuses(images, 65, geometry, Numerics())
-        'keeps the sums of at most 64 experts in registers, not of 65'
     """
-    dtypes = inputs.dtype, numerics.output_dtype(inputs.dtype)
-    if any(str(dtype) not in _DTYPES for dtype in dtypes):
-        names = " to ".join(sorted({str(dtype) for dtype in dtypes}))
-        return f"is for {' and '.join(_DTYPES)}, not {names}"
+    del spatial_attention
     if geometry.rank != 2:
-        return f"is for two spatial dimensions, not {geometry.rank}"
-    groups = geometry.feature_group_count
-    is_plain = geometry.in_features == geometry.out_features == groups
-    if groups > 1 and not is_plain:
+        return f"is for 2 spatial dimensions, not {geometry.rank}"
+    if not all(isinstance(size, int) for size in shape):
+        return f"must know all sizes, not {', '.join(map(str, shape))}"
+    if shape[0] == 0:
+        return "has no program for an empty batch"
+    dtypes = {str(jnp.dtype(dtype)), str(numerics.output_dtype(dtype))}
+    if not dtypes <= set(_DTYPES):
         return (
-            "is for one group, or depthwise with as many outputs as inputs, not for "
-            f"`feature_group_count` (={groups}) of {geometry.in_features} to "
+            f"computes in {' and '.join(_DTYPES)}, not in "
+            f"{' to '.join(sorted(dtypes - set(_DTYPES)))}"
+        )
+    if device_count > 1:
+        return (
+            "is a kernel that XLA cannot divide over devices; call it inside "
+            "`jax.shard_map`"
+        )
+    groups = geometry.feature_group_count
+    if groups > 1 and not geometry.in_features == geometry.out_features == groups:
+        return (
+            "is for dense convolutions, or depthwise with as many outputs as inputs, "
+            f"not for {groups} groups of {geometry.in_features}→"
             f"{geometry.out_features} channels"
         )
-    if not all(isinstance(size, int) for size in inputs.shape):
-        return f"cuts sizes into tiles and must know them, not {inputs.shape}"
-    if inputs.shape[0] == 0:
-        return "has no program for an empty batch"
     if num_experts > _MOST_EXPERTS:
         return (
             f"keeps the sums of at most {_MOST_EXPERTS} experts in registers, not of "
             f"{num_experts}"
         )
-    size = geometry.output_size(inputs.shape[1:-1])
+    size = geometry.output_size(shape[1:-1])
     largest = max(
-        math.prod(inputs.shape),
-        inputs.shape[0] * math.prod(size) * geometry.out_features,
+        math.prod(shape),
+        shape[0] * math.prod(size) * geometry.out_features,
         num_experts * math.prod(geometry.kernel_shape),
     )
     if largest > _MOST_NUMBERS:
@@ -91,23 +111,23 @@ def gpu_kernel_refuses(
     return None
 
 
-def arrange_for_gpu_kernel(kernel: jax.Array, geometry: Geometry) -> jax.Array:
+def arrange(kernel: jax.Array, geometry: Geometry) -> jax.Array:
     """Lays out a kernel (..., kh, kw, C/g, O) as (..., taps, C/g, O)."""
     batch = kernel.shape[: -geometry.rank - 2]
     return kernel.reshape(*batch, geometry.taps, *kernel.shape[-2:])
 
 
-def conv_by_gpu_kernel(
+def convolve(
     inputs: jax.Array,
     attention: jax.Array | None,
     arranged: jax.Array,
     geometry: Geometry,
     numerics: Numerics,
-    spatial_attention: jax.Array | None = None,
     *,
+    spatial_attention: jax.Array | None = None,
     interpret: bool = False,
 ) -> jax.Array:
-    """Convolves each sample with its mixture of experts, which is made on the chip.
+    """Convolves every sample with its own mixture of experts, mixed on the chip.
 
     Sums are taken in float32, and experts mixed in float32 with weights that are not
     rounded; the mixture is rounded to the dtype of the experts before it is multiplied.
@@ -116,32 +136,34 @@ def conv_by_gpu_kernel(
     Args:
         inputs: Shape (B, H, W, C), bfloat16 or float32.
         attention: Shape (B, K), or None for a single expert with the weight 1.
-        arranged: The experts from `arrange_for_gpu_kernel`, (K, taps, C/g, O).
-        geometry: The convolution.
+        arranged: The experts from `arrange`, (K, taps, C/g, O).
+        geometry: The convolution, one that `pallas_refuses` does not refuse.
         numerics: Its numerical options. Without a precision, float32 is multiplied as
             XLA does it on a GPU, in TF32.
         spatial_attention: Shape (B, kh, kw), or None.
-        interpret: Whether to interpret the kernels, which needs no GPU and is slow.
+        interpret: Whether to run on the host in place of a GPU, slowly, for tests.
 
     Returns:
-        Shape (B, H', W', O).
+        Shape (B, H_out, W_out, O).
 
     Raises:
-        ValueError: If `gpu_kernel_refuses` it.
+        ValueError: If the form cannot compute this; the message says why.
 
     Example:
-        >>> import jax.numpy as jnp
         >>> geometry = Geometry.create(4, 8, (3, 3), strides=2)
-        >>> experts = arrange_for_gpu_kernel(jnp.ones((2, 3, 3, 4, 8)), geometry)
+        >>> experts = arrange(jnp.ones((2, 3, 3, 4, 8)), geometry)
         >>> images, attention = jnp.ones((1, 5, 4, 4)), jnp.ones((1, 2)) / 2
-        >>> conv_by_gpu_kernel(
+        >>> y = convolve(
         ...     images, attention, experts, geometry, Numerics(), interpret=True
-        ... ).shape
-        (1, 3, 2, 8)
+        ... )
+        >>> y.shape, float(y[0, 1, 0, 0])
+        ((1, 3, 2, 8), 36.0)
     """
-    refusal = gpu_kernel_refuses(inputs, arranged.shape[0], geometry, numerics)
-    if refusal is not None:
-        raise ValueError(f"the kernel for GPUs {refusal}")
+    reason = pallas_refuses(
+        geometry, inputs.shape, arranged.shape[0], inputs.dtype, numerics=numerics
+    )
+    if reason is not None:
+        raise ValueError(f"this form {reason}; {_REMEDY}")
     batch, *spatial, _ = inputs.shape
     layer = Layer.of(batch, tuple(spatial), arranged.shape[0], geometry)
     if spatial_attention is None:
