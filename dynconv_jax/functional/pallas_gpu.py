@@ -28,6 +28,7 @@ from jax.typing import DTypeLike
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.numerics import Numerics, multiply_wide
 from dynconv_jax.functional.pallas_gpu_tiles import Call, Layer
+from dynconv_jax.functional.sharding import vary_alike
 
 # Sums of all experts are kept in registers.
 _MOST_EXPERTS = 32
@@ -176,7 +177,7 @@ def convolve(
             weights = multiply_wide(weights, attention[:, None, :])
     call = Call(layer, numerics.precision, interpret)
     dtype = numerics.output_dtype(inputs.dtype)
-    return _outputs(call, dtype, weights, arranged, inputs)
+    return _outputs(call, dtype, *vary_alike(weights, arranged, inputs))
 
 
 # Outputs, and the gradients of each of their factors, are the derivatives of one form,

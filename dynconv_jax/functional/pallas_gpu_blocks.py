@@ -155,6 +155,16 @@ def weight_of(layer: Layer, weights: Any, sample: Any, tap: Any, expert: int) ->
     return triton.load(weights.at[at]).astype(jnp.float32)
 
 
+def _flat_like(result: jax.ShapeDtypeStruct, operands: Sequence[jax.Array]) -> Any:
+    """Returns a flat shape, which inside `jax.shard_map` varies as the operands do."""
+
+    def like(*operands: jax.Array) -> jax.Array:
+        zeros = [operand.ravel()[0] * 0 for operand in operands]
+        return jnp.broadcast_to(sum(zeros), (result.size,))
+
+    return jax.eval_shape(like, *(each.astype(result.dtype) for each in operands))
+
+
 def run(
     kernel: Callable[..., None],
     name: str,
@@ -186,7 +196,7 @@ def run(
     moved = sum(each.size * each.dtype.itemsize for each in (*operands, *results))
     return pl.pallas_call(
         named,
-        [jax.ShapeDtypeStruct((each.size,), each.dtype) for each in results],
+        [_flat_like(each, operands) for each in results],
         grid=grid,
         compiler_params=triton.CompilerParams(
             num_warps=tile.warps, num_stages=tile.stages

@@ -60,12 +60,15 @@ class Small:
             )
         )
 
-    def by_kernel(self, inputs, attention, kernel, spatial=None):
+    def by_kernel(self, *operands):
+        return self.on_a_gpu(*operands, interpret=True)
+
+    def on_a_gpu(self, inputs, attention, kernel, spatial=None, interpret=False):
         geometry = self.geometry
         return convolve(
             *(inputs, attention, arrange(kernel, geometry), geometry, Numerics()),
             spatial_attention=spatial,
-            interpret=True,
+            interpret=interpret,
         )
 
     def by_patches(self, inputs, attention, kernel, spatial=None):
@@ -103,6 +106,19 @@ NAMES: tuple[str, ...] = (
     "kernel",
     "spatial attention",
 )
+
+
+def lower(function, case) -> str:
+    """The program of a sum of squares and all its gradients, for a GPU."""
+    operands = case.operands(np.random.default_rng(0))
+    arguments = [jax.ShapeDtypeStruct(each.shape, each.dtype) for each in operands]
+
+    def loss(*operands):
+        return jnp.sum(jnp.square(function(*operands)))
+
+    differentiated = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))
+    traced = differentiated.trace(*arguments)
+    return traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
 def results(function, operands) -> dict[str, jax.Array]:
@@ -231,21 +247,8 @@ def test_a_symbolic_batch_is_refused():
 
 @pytest.mark.parametrize("name", ["strided, more than a tile", "depthwise", "bfloat16"])
 def test_the_kernels_are_lowered_for_a_gpu_by_a_host_that_has_none(name):
-    case = CASES[name]
-    geometry = case.geometry
-    arguments = [
-        jax.ShapeDtypeStruct(each.shape, each.dtype)
-        for each in case.operands(np.random.default_rng())
-    ]
-
-    def loss(inputs, attention, kernel):
-        arranged = arrange(kernel, geometry)
-        outputs = convolve(inputs, attention, arranged, geometry, Numerics())
-        return jnp.sum(outputs * outputs)
-
-    differentiated = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))
-    lowered = differentiated.trace(*arguments).lower(lowering_platforms=("cuda",))
-    assert lowered.as_text().count("__gpu$xla.gpu.triton") == 3
+    lowered = lower(CASES[name].on_a_gpu, CASES[name])
+    assert lowered.count("__gpu$xla.gpu.triton") == 3
 
 
 @pytest.mark.parametrize("batch", [1, 3, 32])
@@ -266,3 +269,26 @@ def test_tiles_cover_what_they_cut(batch, experts, size, dtype):
     assert layer.gradient_parts(tile) * tile.channels * tile.features >= 48 * 80
     sums = (experts + 1) * tile.channels * tile.features
     assert sums <= 2 * 16384 or tile.channels == tile.features == 16
+
+
+def share(function, **options):
+    """A function of a batch whose devices, of which there is one, take shares of it."""
+    mesh = jax.make_mesh((1,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
+    batch, whole = jax.P("batch"), jax.P()
+    specs = dict(in_specs=(batch, batch, whole), out_specs=batch)
+    return jax.shard_map(function, mesh=mesh, **specs, **options)
+
+
+def test_the_kernels_take_a_share_of_the_batch(rng):
+    case = Small((2, 3, 2, 3), 2, kernel=(1, 1))
+    operands = case.operands(rng)
+    # The interpreter's own loops do not say how they vary.
+    ours = results(share(case.by_kernel, check_vma=False), operands)
+    assert_close(ours, results(case.by_patches, operands), dtype="float32")
+
+
+def test_the_gradient_of_experts_is_summed_over_the_shares_of_a_batch():
+    case = Small((2, 3, 2, 3), 2, kernel=(1, 1))
+    lowered = lower(share(case.on_a_gpu), case)
+    assert lowered.count("__gpu$xla.gpu.triton") == 3
+    assert lowered.count("stablehlo.all_reduce") == 1

@@ -46,8 +46,9 @@ def compiled(
     auto = Format(Layout.AUTO, SingleDeviceSharding(device))
     jitted = jax.jit(function, in_shardings=auto, out_shardings=auto)
     program = jitted.lower(*arguments).compile(compiler.OPTIONS[chip.platform])
-    found = bound(parse_program(program.as_text()), chip, Path())
-    return found | {"temporary": program.memory_analysis().temp_size_in_bytes}
+    found = bound(parse_program(program.as_text() or ""), chip, Path())
+    analysis: Any = program.memory_analysis()
+    return found | {"temporary": analysis.temp_size_in_bytes}
 
 
 def dynamic(
