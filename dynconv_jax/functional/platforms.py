@@ -22,7 +22,7 @@ from typing import Any, Protocol, Self
 
 import jax
 from jax import lax
-from jax.extend.core import Primitive
+from jax.extend.core import Jaxpr, JaxprEqn, Primitive
 from jax.interpreters import ad, batching, mlir
 
 from dynconv_jax.functional.chips import PLATFORMS, platform_of
@@ -225,6 +225,21 @@ def _types_of_results(*types: Any, functions: tuple[Any, ...]) -> Any:
 @functools.lru_cache(maxsize=4096)
 def _traced_types(function: Any, types: tuple[Any, ...], mesh: Any) -> Any:
     return jax.make_jaxpr(function)(*types).out_avals
+
+
+def is_computed_on_platforms(equation: JaxprEqn) -> bool:
+    """Tells whether an equation of a traced program is such an operation."""
+    return equation.primitive is _compute_p
+
+
+def program_of(equation: JaxprEqn) -> Jaxpr:
+    """Returns one of the programs that take the place of such an equation.
+
+    For who reads traced programs, as to count what they compute; all compute the same.
+    """
+    types = [variable.aval for variable in equation.invars]
+    plain = equation.params["functions"][0].plain
+    return jax.make_jaxpr(plain)(*types).jaxpr
 
 
 def _differentiate(
