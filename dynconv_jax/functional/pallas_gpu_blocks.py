@@ -48,18 +48,19 @@ def grid_of(lines: jax.Array, columns: jax.Array) -> jax.Array:
     return lines[:, None] + columns[None, :]
 
 
-def mask_of(rows: jax.Array | None, columns: jax.Array, size: int) -> jax.Array | None:
-    """Returns where rows and columns exist, or None where all do.
+def below(indices: jax.Array, size: int) -> jax.Array | None:
+    """Returns which indices of a tile are below a size, or None if it divides it."""
+    return None if size % indices.shape[0] == 0 else indices < size
 
-    Args:
-        rows: Whether each row does; None if all do.
-        columns: Indices, as many as a tile has.
-        size: How many columns there are. Tiles that divide it need no mask.
+
+def mask_of(rows: jax.Array | None, columns: jax.Array | None) -> jax.Array | None:
+    """Returns which elements of a tile exist, from rows and columns that do.
+
+    None stands for all of them, and costs nothing.
     """
-    exist = None if size % columns.shape[0] == 0 else (columns < size)[None, :]
     if rows is None:
-        return exist
-    return rows[:, None] if exist is None else rows[:, None] & exist
+        return None if columns is None else columns[None, :]
+    return rows[:, None] if columns is None else rows[:, None] & columns[None, :]
 
 
 def load(array: Any, index: jax.Array, mask: jax.Array | None) -> jax.Array:
@@ -71,25 +72,23 @@ def load(array: Any, index: jax.Array, mask: jax.Array | None) -> jax.Array:
 
 
 def store(
-    array: Any,
-    lines: jax.Array,
-    columns: jax.Array,
-    value: jax.Array,
-    rows: jax.Array | None,
-    size: int,
+    array: Any, index: jax.Array, value: jax.Array, mask: jax.Array | None
 ) -> None:
-    """Stores a tile at lines + columns, those that exist, see `mask_of`."""
-    mask = mask_of(rows, columns, size)
-    # Where the interpreter must not store, it stores what is there: not twice at once.
-    outside = np.int32(array.shape[0])
-    if rows is not None:
-        lines = jnp.where(rows, lines, outside)
-    if size % columns.shape[0]:
-        columns = jnp.where(columns < size, columns, outside)
+    """Stores a tile in the dtype of the array, where the mask allows it.
+
+    What is masked must not be stored by another element of the tile: the interpreter
+    stores there what was there. `elsewhere` takes care of that.
+    """
     if mask is not None:
-        mask = jnp.broadcast_to(mask, value.shape)
-    index = grid_of(lines, columns)
+        mask = jnp.broadcast_to(mask, index.shape)
     triton.store(array.at[index], value.astype(array.dtype), mask=mask)
+
+
+def elsewhere(array: Any, index: jax.Array, exist: jax.Array | None) -> jax.Array:
+    """Returns offsets, and of what does not exist some behind the end of an array."""
+    if exist is None:
+        return index
+    return jnp.where(exist, index, np.int32(array.shape[0]))
 
 
 def multiply(
@@ -141,18 +140,16 @@ def expert_tile(
     if layer.depthwise:
         return jnp.full((1,), tap * np.int32(layer.out_features)), None
     lines = (tap * np.int32(layer.in_features) + rows) * np.int32(layer.out_features)
-    whole = layer.in_features % rows.shape[0] == 0
-    return lines, None if whole else rows < layer.in_features
+    return lines, below(rows, layer.in_features)
 
 
-def weight_of(layer: Layer, weights: Any, sample: Any, tap: Any, expert: int) -> Any:
-    """Returns the weight of an expert in float32; of no sample, any."""
-    known = jnp.minimum(sample, np.int32(layer.batch - 1))
+def weights_of(layer: Layer, weights: Any, sample: Any, tap: Any) -> Any:
+    """Returns where the weights of a sample begin; of no sample, those of the last."""
     numbers = weights.shape[0] // layer.batch
-    at = known * np.int32(numbers) + np.int32(expert)
+    at = jnp.minimum(sample, np.int32(layer.batch - 1)) * np.int32(numbers)
     if numbers > layer.experts:  # each tap has weights of its own
         at += tap * np.int32(layer.experts)
-    return triton.load(weights.at[at]).astype(jnp.float32)
+    return at
 
 
 def _flat_like(result: jax.ShapeDtypeStruct, operands: Sequence[jax.Array]) -> Any:

@@ -7,13 +7,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton
 
 from dynconv_jax.functional.numerics import widest
 from dynconv_jax.functional.pallas_gpu_blocks import (
+    below,
     count_from,
     divide,
+    elsewhere,
     expert_tile,
     grid_of,
     load,
@@ -24,7 +26,7 @@ from dynconv_jax.functional.pallas_gpu_blocks import (
     seen,
     steps_over,
     store,
-    weight_of,
+    weights_of,
 )
 from dynconv_jax.functional.pallas_gpu_tiles import Call, Layer, Tile, gradient_tile
 
@@ -35,25 +37,29 @@ def _gradient_kernel(
     """Sums the gradients of one tap for a tile of all experts, over some samples.
 
     Sample after sample it computes the gradient of that sample's kernel, adds its
-    multiples to the experts' and multiplies it with the experts for the attention's.
+    multiples to the experts' and multiplies it with the experts for the weights'.
     """
     weights, experts, inputs, cotangent, expert_sums, weight_parts = refs
-    wide = layer.out_features
-    deep = layer.in_features
-    across = steps_over(wide, tile.features)
-    tap_and_part = pl.program_id(0)
+    wide, deep = layer.out_features, layer.in_features
+    tap_and_part, share = pl.program_id(0), pl.program_id(1)
     tap, part = divide(tap_and_part, layer.gradient_parts(tile))
     down, right = divide(tap, layer.kernel[1])
-    line, column = divide(part, across)
-    rows, columns = count_from(line, tile.channels), count_from(column, tile.features)
-    if layer.depthwise:
-        rows = columns
-    share = pl.program_id(1)
-    each = steps_over(layer.batch, splits)
-    blocks = steps_over(math.prod(layer.out_size), tile.pixels)
-    shape = (1 if layer.depthwise else tile.channels, tile.features)
+    line, column = divide(part, steps_over(wide, tile.features))
+    columns = count_from(column, tile.features)
+    rows = columns if layer.depthwise else count_from(line, tile.channels)
     lines, exist = expert_tile(layer, tap, rows, columns)
-    index, mask = grid_of(lines, columns), mask_of(exist, columns, wide)
+    shape = (lines.shape[0], tile.features)
+
+    stack = lax.iota(jnp.int32, layer.stack)  # all experts at once
+    is_expert = below(stack, layer.experts)
+    mask = mask_of(exist, below(columns, wide))
+    if mask is not None:
+        mask = mask[None]
+    if is_expert is not None:
+        each = is_expert[:, None, None]
+        mask = each if mask is None else each & mask
+    here = stack[:, None, None] * np.int32(layer.numbers)
+    here += grid_of(lines, columns)[None]
 
     def add_pixels(sample, block, total):
         position = count_from(block, tile.pixels)
@@ -63,42 +69,39 @@ def _gradient_kernel(
         at_column, sees_column = seen(layer, 1, place, right, False)
         at = sample * np.int32(math.prod(layer.in_size))
         at = (at + at_row * np.int32(layer.in_size[1]) + at_column) * np.int32(deep)
-        sees = mask_of(inside & sees_row & sees_column, rows, deep)
+        sees = mask_of(inside & sees_row & sees_column, below(rows, deep))
         window = load(inputs, grid_of(at, rows), sees)
         at = sample * np.int32(math.prod(layer.out_size)) + position
-        exist = mask_of(inside, columns, wide)
-        pulled = load(cotangent, grid_of(at * np.int32(wide), columns), exist)
+        pulls = mask_of(inside, below(columns, wide))
+        pulled = load(cotangent, grid_of(at * np.int32(wide), columns), pulls)
         if layer.depthwise:
             term = window.astype(jnp.float32) * pulled.astype(jnp.float32)
             return total + term.sum(axis=0)[None, :]
         return total + multiply(window, pulled, (0, 0), precision)
 
-    def add_sample(turn, sums):
-        sample = share * np.int32(each) + turn
-        pixels = functools.partial(add_pixels, sample)
-        own = loop(np.int32(blocks), pixels, jnp.zeros(shape, jnp.float32))
-        known = jnp.minimum(sample, np.int32(layer.batch - 1))
-        to = (tap_and_part * np.int32(layer.batch) + known) * np.int32(layer.experts)
-        added = []
-        for expert, total in enumerate(sums):
-            weight = weight_of(layer, weights, sample, tap, expert)
-            added.append(total + weight * own)
-            here = index + np.int32(expert * layer.numbers)
-            taken = load(experts, here, mask).astype(jnp.float32)
-            triton.store(
-                weight_parts.at[to + np.int32(expert)],
-                jnp.sum(own * taken),
-                mask=sample < layer.batch,
-            )
-        return tuple(added)
+    samples = steps_over(layer.batch, splits)
+    blocks = steps_over(math.prod(layer.out_size), tile.pixels)
 
-    start = (jnp.zeros(shape, jnp.float32),) * layer.experts
-    sums = loop(np.int32(each), add_sample, start)
-    for expert, total in enumerate(sums):
-        to = (share * np.int32(layer.experts) + np.int32(expert)) * np.int32(
-            layer.numbers
-        )
-        store(expert_sums, lines + to, columns, total, exist, wide)
+    def add_sample(turn, sums):
+        sample = share * np.int32(samples) + turn
+        pixels = functools.partial(add_pixels, sample)
+        own = loop(np.int32(blocks), pixels, jnp.zeros(shape, jnp.float32))[None]
+        at = weights_of(layer, weights, sample, tap) + stack
+        weight = load(weights, at, is_expert).astype(jnp.float32)
+        taken = load(experts, here, mask).astype(jnp.float32)
+        products = (own * taken).reshape(layer.stack, -1).sum(axis=1)
+        to = tap_and_part * np.int32(layer.batch) + sample
+        to = to * np.int32(layer.experts) + stack
+        exists = jnp.broadcast_to(sample < layer.batch, stack.shape)
+        if is_expert is not None:
+            exists &= is_expert
+        store(weight_parts, elsewhere(weight_parts, to, exists), products, exists)
+        return sums + weight[:, None, None] * own
+
+    start = jnp.zeros((layer.stack, *shape), jnp.float32)
+    sums = loop(np.int32(samples), add_sample, start)
+    to = share * np.int32(layer.experts * layer.numbers) + here
+    store(expert_sums, elsewhere(expert_sums, to, mask), sums, mask)
 
 
 def pull_experts(

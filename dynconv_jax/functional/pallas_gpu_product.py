@@ -14,8 +14,10 @@ from jax.typing import DTypeLike
 
 from dynconv_jax.functional.numerics import widest
 from dynconv_jax.functional.pallas_gpu_blocks import (
+    below,
     count_from,
     divide,
+    elsewhere,
     expert_tile,
     grid_of,
     load,
@@ -26,7 +28,7 @@ from dynconv_jax.functional.pallas_gpu_blocks import (
     seen,
     steps_over,
     store,
-    weight_of,
+    weights_of,
 )
 from dynconv_jax.functional.pallas_gpu_tiles import Call, Layer, Tile, product_tile
 
@@ -66,7 +68,7 @@ def _apply_kernel(
         added = []
         for sample, own, total in zip(samples, mixed, sums, strict=True):
             lines = (sample * np.int32(math.prod(seen_size)) + at) * np.int32(deep)
-            mask = mask_of(sees & (sample < layer.batch), channels, deep)
+            mask = mask_of(sees & (sample < layer.batch), below(channels, deep))
             window = load(source, grid_of(lines, channels), mask)
             if layer.depthwise:
                 term = window.astype(jnp.float32) * own.astype(jnp.float32)
@@ -83,7 +85,10 @@ def _apply_kernel(
     for sample, total in zip(samples, sums, strict=True):
         lines = (sample * np.int32(math.prod(target)) + at) * np.int32(wide)
         exists = inside & (sample < layer.batch)
-        store(result, lines, features, total, exists, wide)
+        known = below(features, wide)
+        lines = elsewhere(result, lines, exists)
+        index = grid_of(lines, elsewhere(result, features, known))
+        store(result, index, total, mask_of(exists, known))
 
 
 def _pixels_and_taps(
@@ -130,13 +135,17 @@ def _mix(
 ) -> list[jax.Array]:
     """Returns a tile of each sample's kernel, in the dtype of the experts."""
     lines, exist = expert_tile(layer, tap, rows, columns)
-    index, mask = grid_of(lines, columns), mask_of(exist, columns, layer.out_features)
+    index, mask = (
+        grid_of(lines, columns),
+        mask_of(exist, below(columns, layer.out_features)),
+    )
     mixed: list[Any] = [0.0] * len(samples)
     for expert in range(layer.experts):
         here = index + np.int32(expert * layer.numbers)
         taken = load(experts, here, mask).astype(jnp.float32)
         for position, sample in enumerate(samples):
-            mixed[position] += weight_of(layer, weights, sample, tap, expert) * taken
+            at = weights_of(layer, weights, sample, tap) + np.int32(expert)
+            mixed[position] += load(weights, at, None).astype(jnp.float32) * taken
     return [each.astype(experts.dtype) for each in mixed]
 
 

@@ -20,10 +20,13 @@ _CORES = 128
 # sums of 16-bit numbers, of float32; bytes from its own cache; and bytes from the one
 # that all cores share, as microbenchmarks report it (5.5 TB/s).
 _PRODUCTS, _SUMS, _NEAR, _FAR = 2048, 128, 128, 24
+# The cycles in which a turn of the loop counts offsets and waits for its fellows: some
+# hundred instructions of each warp, by the compiler's text.
+_TURN = 250
 # The sums of a program, in numbers: 64 registers for each thread of 8 warps.
 _MOST_SUMS = 16384
-# What fits the memory of a core, twice on an H100 (227 KB), once on an A100 (163 KB).
-_SHARED = 112 * 1024
+# What fits the memory of a core: that of an A100, the smaller one, has 163 KB.
+_SHARED = 160 * 1024
 # A product takes no less than this along any axis.
 _LEAST = 16
 
@@ -87,6 +90,11 @@ class Layer:
         """The numbers in one expert."""
         deep = 1 if self.depthwise else self.in_features
         return self.taps * deep * self.out_features
+
+    @property
+    def stack(self) -> int:
+        """The number of experts, filled up to a power of two."""
+        return 1 << (self.experts - 1).bit_length()
 
     @property
     def flops(self) -> int:
@@ -200,6 +208,7 @@ def product_tile(
             + 2 * tile.samples * layer.experts * tile.features / _SUMS
             + 2 * rows * width / _NEAR  # taken there, and to the products
             + layer.experts * tile.features * width / _FAR
+            + _TURN / tile.channels
         )
         channels = -(-deep // tile.channels) * tile.channels
         turns = -(-math.prod(grid(tile)) // _CORES)
@@ -227,8 +236,8 @@ def gradient_tile(layer: Layer, dtype: jnp.dtype) -> tuple[Tile, int]:
     A program keeps the sums of all experts. Where there are few tiles, several share
     the samples, and their sums are added afterwards.
     """
-    # The sums of all experts and the gradient of one sample, and as much again.
-    most = 2 * _MOST_SUMS // (layer.experts + 1)
+    # The sums of all experts and the gradient of one sample: 128 registers a thread.
+    most = 2 * _MOST_SUMS // (layer.stack + 1)
     side = max(_LEAST, min(64, 1 << (math.isqrt(most).bit_length() - 1)))
     features = _power(layer.out_features, side)
     channels = _power(layer.in_features, side)
