@@ -244,6 +244,6 @@ def gradient_tile(layer: Layer, dtype: jnp.dtype) -> tuple[Tile, int]:
     pixels = _power(math.prod(layer.out_size), 128 // dtype.itemsize)
     tile = Tile(1, pixels, features, channels)
     programs = layer.taps * layer.gradient_parts(tile)
-    splits = max(1, min(layer.batch, round(_CORES / programs)))
+    splits = max(1, min(layer.batch, _CORES // programs))
     each = -(-layer.batch // splits)
     return tile, -(-layer.batch // each)
