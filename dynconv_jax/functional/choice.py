@@ -21,7 +21,16 @@ from dynconv_jax.functional.geometry import (
     positive_int,
 )
 
-IMPLEMENTATIONS = ("auto", "patches", "rows", "scan", "taps", "experts", "vmap")
+IMPLEMENTATIONS = (
+    "auto",
+    "patches",
+    "rows",
+    "scan",
+    "taps",
+    "experts",
+    "row_conv",
+    "vmap",
+)
 
 # How many samples a step of a loop may take: one leaves a core idle, many leave the
 # cache.
@@ -54,6 +63,7 @@ def check_implementation(
     refused = {}
     if not has_batch:
         refused["scan"] = "loops over the samples and must know how many there are"
+        refused["row_conv"] = "has the samples in a window and must know how many"
         refused["vmap"] = "makes a group for every sample and must know how many"
     if not geometry.is_depthwise:
         refused["taps"] = (
@@ -110,7 +120,7 @@ def choose(problem: Problem, implementation: str = "auto") -> Plan:
         has_experts=problem.num_experts is not None,
         has_batch=problem.batch is not None,
     )
-    if implementation in ("vmap", "rows"):
+    if implementation in ("vmap", "rows", "row_conv"):
         return Plan(implementation)
     if implementation == "scan":
         # Asked for by name, it is the caller who knows where the batch lies, and even

@@ -107,7 +107,8 @@ class Plan:
     """One way to compute a dynamic convolution.
 
     Attributes:
-        form: The form, by its name in `forms.py`, or `"experts"`.
+        form: The form, by its name in `forms.py`, or `"experts"` or `"experts by
+            convolution"`.
         chunk: How many samples a step of the scan takes; None takes all at once.
     """
 
@@ -119,12 +120,15 @@ class Plan:
         """The name under which it is asked for."""
         if self.chunk is not None:
             return "scan"
-        return "taps" if self.form == "looped taps" else self.form
+        named = {"looped taps": "taps", "experts by convolution": "experts"}
+        return named.get(self.form, self.form)
 
     @property
     def gathers(self) -> bool:
         """Whether it brings all samples of a sharded batch to every device."""
-        return self.chunk is not None or self.form in ("vmap", "looped taps")
+        return self.chunk is not None or self.form in (
+            *("vmap", "looped taps", "row_conv"),
+        )
 
     def __str__(self) -> str:
         if self.chunk is None:

@@ -8,6 +8,7 @@ there is never a kernel for every sample. `"experts"` mixes the outputs instead.
 spatial attention s_i the kernel is s_i ⊙ W(x_i), each tap weighted as a whole.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -18,10 +19,15 @@ from jax.typing import DTypeLike
 from dynconv_jax.functional.checks import check_arrays
 from dynconv_jax.functional.choice import choose
 from dynconv_jax.functional.cost import Plan, Problem
-from dynconv_jax.functional.experts import conv_by_experts
+from dynconv_jax.functional.experts import conv_by_all_experts, conv_by_experts
 from dynconv_jax.functional.forms import FORMS, Form
 from dynconv_jax.functional.geometry import Geometry, PaddingLike, check_operands
-from dynconv_jax.functional.numerics import Numerics, as_arrays, multiply_wide
+from dynconv_jax.functional.numerics import (
+    Numerics,
+    as_arrays,
+    at_least_float32,
+    multiply_wide,
+)
 from dynconv_jax.functional.per_sample import add_bias
 from dynconv_jax.functional.scan import map_samples
 from dynconv_jax.functional.sharding import leave_to_partitioner, of_convolution
@@ -77,6 +83,20 @@ def mix_kernels(
     )
 
 
+def _mix_by_sum(attention: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Mixes as `_mix` does, element by element, in float32 at least."""
+    wide = at_least_float32(kernel.dtype)
+    weights = attention.astype(kernel.dtype).astype(wide)
+    batch = attention.ndim - 1
+    weights = jnp.expand_dims(weights, tuple(range(batch + 1, batch + kernel.ndim)))
+    multiples = (
+        lax.index_in_dim(weights, index, batch, keepdims=False)
+        * jnp.expand_dims(expert, tuple(range(batch)))
+        for index, expert in enumerate(kernel.astype(wide))
+    )
+    return functools.reduce(jnp.add, multiples).astype(kernel.dtype)
+
+
 def _mix(
     attention: jax.Array, kernel: jax.Array, precision: lax.PrecisionLike
 ) -> jax.Array:
@@ -113,7 +133,9 @@ def dynamic_conv_by_plan(
     Returns:
         Shape (B, *S_out, O).
     """
-    if plan.form == "experts":
+    if plan.form == "experts by convolution" and spatial_attention is None:
+        return conv_by_all_experts(inputs, attention, kernel, geometry, numerics)
+    if plan.implementation == "experts":
         return conv_by_experts(
             inputs, attention, kernel, geometry, numerics, spatial_attention
         )
@@ -145,13 +167,18 @@ def _mixer(
     """
     arranged = form.arrange(kernel, geometry)
 
+    def mix(attention: jax.Array, kernel: jax.Array) -> jax.Array:
+        if form.fuses_mixing:
+            return _mix_by_sum(attention, kernel)
+        return _mix(attention, kernel, precision)
+
     def mixed_kernel(
         attention: jax.Array | None, spatial_attention: jax.Array | None
     ) -> jax.Array:
         if spatial_attention is None:
             assert attention is not None
-            return _mix(attention, arranged, precision)
-        mixed = kernel[0] if attention is None else _mix(attention, kernel, precision)
+            return mix(attention, arranged)
+        mixed = kernel[0] if attention is None else mix(attention, kernel)
         # In the wider dtype of the two: the gradient of a tap sums C/g · O products.
         weights = spatial_attention[..., None, None]
         if mixed.ndim < weights.ndim:  # of a single expert

@@ -37,7 +37,7 @@ from dynconv_jax.functional.transpose_geometry import TransposeGeometry
 from dynconv_jax.functional.windows import pad_spatial
 
 # What brings all samples of a sharded batch to every device.
-_GATHERING = ("scan", "vmap")
+_GATHERING = ("scan", "row_conv", "vmap")
 
 # Convolves inputs (B, *S, C) with a stack of kernels, as a geometry says.
 Convolve = Callable[[jax.Array, jax.Array, Geometry], jax.Array]

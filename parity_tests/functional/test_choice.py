@@ -135,9 +135,13 @@ def test_explain_refuses(name):
 def test_forms_that_cannot_do_the_geometry_name_those_that_can():
     inputs, kernel = jnp.ones((2, 9, 8)), jnp.ones((2, 3, 8, 6))
     able = "are 'auto', 'patches', 'rows', 'scan', "
-    with pytest.raises(ValueError, match=f"'taps'.*depthwise.*{able}'experts', 'vmap'"):
+    with pytest.raises(
+        ValueError, match=f"'taps'.*depthwise.*{able}'experts', 'row_conv"
+    ):
         dynamic_conv(inputs, jnp.ones((2, 2)), kernel, implementation="taps")
-    with pytest.raises(ValueError, match=f"'experts'.*attention.*{able}'vmap'"):
+    with pytest.raises(
+        ValueError, match=f"'experts'.*attention.*{able}'row_conv', 'vmap'"
+    ):
         per_sample_conv(inputs, kernel, implementation="experts")
 
 

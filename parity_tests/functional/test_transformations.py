@@ -11,7 +11,9 @@ from dynconv_jax import DynamicConv, DynamicNet, dynamic_conv
 from parity_tests.parity import assert_close
 from parity_tests.tools.cases import CASES
 
-FORMS = [("2d strided", form) for form in ("patches", "rows", "scan", "experts")]
+FORMS = [
+    ("2d strided", form) for form in ("patches", "rows", "scan", "experts", "row_conv")
+]
 FORMS += [("2d depthwise, multiplied", "taps")]
 NAMES: tuple[str, ...] = ("inputs", "attention", "kernel")
 
@@ -80,7 +82,7 @@ def test_gradients_of_gradients(name, form, rng):
     assert_close(actual, slope(loss_by(case, "vmap")), dtype="float64")
 
 
-@pytest.mark.parametrize("form", ["patches", "rows", "scan", "experts"])
+@pytest.mark.parametrize("form", ["patches", "rows", "scan", "experts", "row_conv"])
 def test_forward_mode(form, rng):
     case = CASES["2d strided"]
     arrays = operands(case, rng)
