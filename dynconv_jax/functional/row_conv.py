@@ -77,26 +77,25 @@ def conv_by_row_conv(
         others = [(0, 0)] * len(others)
     # Not by slices with a stride, each of which a TPU makes of several copies.
     lines = padded.reshape(batch, height + deepest, stride, *padded.shape[2:])
-    per_group = kernel.reshape(*kernel.shape[:-1], groups, -1, width)
-
     partial = numerics.widened(inputs.dtype)
     outputs = None
     taken = 0
     for rest, indices in enumerate(rows):
         if not indices:
             continue
-        own = per_group[..., taken : taken + len(indices), :]
+        own = kernel
+        if stride > 1:  # of each group its share
+            own = kernel.reshape(*kernel.shape[:-1], groups, -1)
+            own = own[..., taken * width : (taken + len(indices)) * width]
+            own = own.reshape(*own.shape[:-2], -1)
         taken += len(indices)
-        sums = _convolve(
-            lines[:, : height + indices[-1][1], rest],
-            own.reshape(*own.shape[:-3], -1),
-            geometry,
-            others,
-            partial,
-        )
-        sums = sums.reshape(*sums.shape[:-1], groups, len(indices), width)
+        own_lines = lines[:, : height + indices[-1][1], rest]
+        sums = _convolve(own_lines, own, geometry, others, partial)
+        # Not with an axis for the kernel rows, beside which features lie in few lanes.
+        sums = sums.reshape(*sums.shape[:-1], groups, -1)
         for position, (_, down) in enumerate(indices):
-            shifted = sums[:, down : down + height, ..., position, :]
+            features = slice(position * width, (position + 1) * width)
+            shifted = sums[:, down : down + height, ..., features]
             outputs = shifted if outputs is None else outputs + shifted
     assert outputs is not None
     merged = outputs.reshape(*outputs.shape[:-2], geometry.out_features)
