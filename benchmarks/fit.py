@@ -1,17 +1,20 @@
 """python -m benchmarks.fit: the rates of the cost model, and how well it chooses.
 
-Times every plan of every shape of a sweep, fits `dynconv_jax.functional.cost.Rates` by
-least squares of the relative errors, prints the residuals, and then the regret: the
+Times every plan of every shape of a sweep, fits the rates of `dynconv_jax`'s cost model
+by least squares of the relative errors, prints the residuals, and then the regret: the
 time of the plan that the rates choose over that of the fastest. It is printed also for
-random shapes, on which nothing was fitted.
+random shapes, on which nothing was fitted. What is fitted is a file of rates for
+`dynconv_jax/functional/rates/`. Of a chip that is not there, the bounds that
+`python -m benchmarks.compiled` has written take the place of times.
 """
 
 import dataclasses
+import datetime
 import functools
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -20,22 +23,19 @@ import numpy as np
 import tyro
 from scipy.optimize import nnls
 
+from benchmarks.compiled.jobs import AUTO, PASSES, STATIC
 from benchmarks.shapes import DEPTHWISE, LAYERS, OTHERS, Shape, random_shapes
 from benchmarks.timing import Function, interleave
+from dynconv_jax.functional.chips import KINDS, Chip, chip_for, chips, processor
 from dynconv_jax.functional.choice import plans
-from dynconv_jax.functional.cost import (
-    KINDS,
-    RATES,
-    Plan,
-    Problem,
-    Rates,
-    work_of,
-)
+from dynconv_jax.functional.cost import Plan, Problem, estimate, work_of
 from dynconv_jax.functional.dynamic import dynamic_conv_by_plan
 from dynconv_jax.functional.numerics import Numerics
 
 # So many Gflop take a second or so; all experts on all samples then cannot win.
 _TOO_MUCH = 100.0
+# A form has rates of its own if it was seen on so many shapes.
+_ENOUGH = 8
 
 # The milliseconds of each plan, by its name.
 Times = dict[str, float]
@@ -43,7 +43,7 @@ Times = dict[str, float]
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to sweep."""
+    """What to sweep, or whose bounds to read, and where the rates go."""
 
     rounds: int = 5
     """How often to time each plan; the median counts."""
@@ -57,18 +57,27 @@ class Config:
     times: Path | None = None
     """Where the times are kept (JSON). What is there already is not timed again."""
 
+    compiled: Path | None = None
+    """Records of `benchmarks.compiled`, such as `docs/benchmarks/compiled/v5e.json`, to
+    fit to in place of times; they name the chip."""
+
+    out: Path | None = None
+    """The file of rates to write; its name is that of the chip."""
+
 
 @functools.cache
-def problem_of(shape: Shape) -> Problem:
-    """Returns the problem of a shape, here and in float32."""
-    inputs = jax.ShapeDtypeStruct(shape.input_shape, jnp.float32)
-    return Problem.of(inputs, shape.geometry, shape.experts)
+def problem_of(shape: Shape, chip: Chip) -> Problem:
+    """Returns the problem of a shape on a chip: of a CPU in float32."""
+    dtype = jnp.float32 if chip.platform == "cpu" else jnp.bfloat16
+    inputs = jax.ShapeDtypeStruct(shape.input_shape, dtype)
+    problem = Problem.of(inputs, shape.geometry, shape.experts, chip=chip)
+    return dataclasses.replace(problem, device_count=1)
 
 
 @functools.cache
-def plans_of(shape: Shape) -> list[Plan]:
+def plans_of(shape: Shape, chip: Chip) -> list[Plan]:
     """Returns the plans of a shape that are worth timing."""
-    problem = problem_of(shape)
+    problem = problem_of(shape, chip)
     found = plans(problem)
     if problem.geometry.is_depthwise and math.prod(shape.output_shape) > 3e5:
         # As a product it would take seconds.
@@ -104,7 +113,7 @@ def gradient_by_plan(shape: Shape, plan: Plan) -> Function:
     return lambda: jax.block_until_ready(gradient(inputs, attention, kernel, cotangent))
 
 
-def sweep(shapes: Sequence[Shape], config: Config) -> dict[Shape, Times]:
+def sweep(shapes: Sequence[Shape], chip: Chip, config: Config) -> dict[Shape, Times]:
     """Times every plan of every shape; forward and backward, in milliseconds."""
     kept: dict[str, Times] = {}
     if config.times is not None and config.times.exists():
@@ -113,7 +122,7 @@ def sweep(shapes: Sequence[Shape], config: Config) -> dict[Shape, Times]:
         if str(shape) in kept:
             continue
         functions = {
-            str(plan): gradient_by_plan(shape, plan) for plan in plans_of(shape)
+            str(plan): gradient_by_plan(shape, plan) for plan in plans_of(shape, chip)
         }
         timings = interleave(functions, config.rounds)
         kept[str(shape)] = {name: timing.median for name, timing in timings.items()}
@@ -124,47 +133,132 @@ def sweep(shapes: Sequence[Shape], config: Config) -> dict[Shape, Times]:
     return {shape: kept[str(shape)] for shape in shapes}
 
 
-def fit(times: dict[Shape, Times], cache: float) -> tuple[Rates, float]:
-    """Fits the rates, for a size of the cache.
+def read_bounds(path: Path) -> tuple[Chip, dict[Shape, Times], str]:
+    """Reads the bounds that a compiler gave, in milliseconds.
 
     Returns:
-        The rates, and the root of the mean square of the relative errors.
+        The chip that they are for, the bounds of each plan that `"auto"` could choose,
+        and where they come from, in words.
     """
+    results = json.loads(path.read_text())
+    chip = chips()[results["chip"]]
+    by_title = {str(shape): shape for shape in (*LAYERS, *DEPTHWISE, *OTHERS)}
+    found: dict[Shape, Times] = {}
+    for record in results["records"].values():
+        if (
+            record["kind"] == "layer"
+            and record["variant"] == PASSES[1]
+            and record["form_title"] not in (STATIC, AUTO)
+            and "bound" in record
+            and not record["unknown"]
+        ):
+            shape = by_title[record["title"]]
+            names = {str(plan) for plan in plans(problem_of(shape, chip))}
+            if record["form_title"] in names:
+                times = found.setdefault(shape, {})
+                times[record["form_title"]] = 1e-3 * record["bound"]
+    versions = ", ".join(f"{name} {of}" for name, of in results["versions"].items())
+    source = (
+        f"Fitted on {len(found)} shapes to the compiler's estimates, lower bounds of "
+        f"{results['date']} ({versions}); not measured."
+    )
+    return chip, found, source
+
+
+def fit(times: Mapping[Shape, Times], chip: Chip) -> tuple[Chip, float]:
+    """Fits the rates of a chip.
+
+    On a CPU all forms share their rates: what the work is made of is the same loops
+    over memory. What the compiler of another chip makes of a form is its own, so each
+    form has rates of its own there.
+
+    Returns:
+        The chip with the rates, and the root of the mean square of the relative errors.
+    """
+    rates, error = _fit_some(times, chip, None)
+    forms = {} if chip.platform == "cpu" else _forms_seen(times, chip)
+    own = {form: _fit_some(times, chip, form)[0] for form in forms}
+    fitted = dataclasses.replace(chip, rates=rates, form_rates=own)
+    if not own:
+        return fitted, error
+    errors = [
+        estimate(problem, plan).milliseconds / by_plan[str(plan)] - 1
+        for shape, by_plan in times.items()
+        for problem in (problem_of(shape, fitted),)
+        for plan in plans(problem)
+        if str(plan) in by_plan
+    ]
+    return fitted, math.sqrt(statistics.fmean(each * each for each in errors))
+
+
+def _forms_seen(times: Mapping[Shape, Times], chip: Chip) -> list[str]:
+    counts: dict[str, int] = {}
+    for shape, by_plan in times.items():
+        for plan in plans(problem_of(shape, chip)):
+            counts[plan.form] = counts.get(plan.form, 0) + (str(plan) in by_plan)
+    return [form for form, count in counts.items() if count >= _ENOUGH]
+
+
+def _fit_some(
+    times: Mapping[Shape, Times], chip: Chip, form: str | None
+) -> tuple[dict[str, float], float]:
+    """Fits to the plans of a form, or to all of them."""
     rows = []
     for shape, by_plan in times.items():
-        for plan in plans_of(shape):
-            work = work_of(problem_of(shape), plan, cache)
-            seconds = 1e-3 * by_plan[str(plan)]
-            rows.append([getattr(work, kind) / seconds for kind in KINDS])
+        problem = problem_of(shape, chip)
+        for plan in plans(problem):
+            if str(plan) in by_plan and form in (None, plan.form):
+                work = work_of(problem, plan, chip.cache)
+                seconds = 1e-3 * by_plan[str(plan)]
+                rows.append([getattr(work, kind) / seconds for kind in KINDS])
     solution, residual = nnls(np.array(rows), np.ones(len(rows)))
-    rates = Rates(**dict(zip(KINDS, solution.tolist(), strict=True)), cache=cache)
-    return rates, residual / math.sqrt(len(rows))
+    rates = dict(zip(KINDS, map(float, solution), strict=True))
+    return rates, float(residual) / math.sqrt(len(rows))
 
 
-def regrets(rates: Rates, times: dict[Shape, Times]) -> list[float]:
+def to_toml(chip: Chip) -> str:
+    """Returns a chip as a file of `rates/`, its rates with three digits."""
+    tables = {"rates": chip.rates}
+    tables |= {f'form_rates."{form}"': own for form, own in chip.form_rates.items()}
+    lines = [
+        "# What work costs on such a chip: see dynconv_jax/functional/chips.py.",
+        f"platform = {json.dumps(chip.platform)}",
+        f"kinds = {json.dumps(chip.kinds)}",
+        f"is_default = {json.dumps(chip.is_default)}",
+        f"memory = {chip.memory}",
+        f"cache = {chip.cache}",
+        f"source = {json.dumps(chip.source, ensure_ascii=False)}",
+    ]
+    if not chip.form_rates:
+        lines.append("form_rates = {}")
+    for name, rates in tables.items():
+        lines += ["", f"[{name}]"]
+        lines += [f"{kind} = {float(f'{rates[kind]:.3g}')}" for kind in KINDS]
+    return "\n".join(lines) + "\n"
+
+
+def regrets(chip: Chip, times: Mapping[Shape, Times]) -> list[float]:
     """Returns the time of each choice over that of the fastest plan."""
     return [
-        by_plan[str(choice_by(rates, shape))] / min(by_plan.values())
+        by_plan[str(choice_by(chip, shape, by_plan))] / min(by_plan.values())
         for shape, by_plan in times.items()
     ]
 
 
-def choice_by(rates: Rates, shape: Shape) -> Plan:
-    """Returns the plan that `rates` choose among those that were timed."""
-    problem = problem_of(shape)
-    return min(
-        plans_of(shape),
-        key=lambda plan: work_of(problem, plan, rates.cache).seconds(rates),
-    )
+def choice_by(chip: Chip, shape: Shape, by_plan: Times) -> Plan:
+    """Returns the plan that a chip's rates choose among those that were timed."""
+    problem = problem_of(shape, chip)
+    timed = [plan for plan in plans(problem) if str(plan) in by_plan]
+    return min(timed, key=lambda plan: estimate(problem, plan).milliseconds)
 
 
-def print_regret(title: str, rates: Rates, times: dict[Shape, Times]) -> None:
+def print_regret(title: str, chip: Chip, times: Mapping[Shape, Times]) -> None:
     """Prints what the choices cost over the fastest plans."""
     print(f"\n{title}\n\n| shape | chosen | ms | fastest | ms | regret |")
     print("|---|---|---:|---|---:|---:|")
-    found = regrets(rates, times)
+    found = regrets(chip, times)
     for (shape, by_plan), regret in zip(times.items(), found, strict=True):
-        chosen = str(choice_by(rates, shape))
+        chosen = str(choice_by(chip, shape, by_plan))
         fastest = min(by_plan, key=by_plan.__getitem__)
         print(
             f"| {shape} | {chosen} | {by_plan[chosen]:.3g} | {fastest} | "
@@ -178,16 +272,28 @@ def print_regret(title: str, rates: Rates, times: dict[Shape, Times]) -> None:
 
 
 def main(config: Config) -> None:
-    """Sweeps, fits, and prints the rates and how well they choose."""
-    fitted_on = sweep([*LAYERS, *DEPTHWISE, *OTHERS], config)
-    in_use = RATES[jax.default_backend()]
-    rates, error = fit(fitted_on, in_use.cache)
-    print(f"\nrelative error {error:.2f}")
-    for name, rate in rates._asdict().items():
-        print(f"    {name}={rate:.3g},")
-    judged_on = sweep(random_shapes(config.random, config.seed), config)
-    for title, times in (("Fitted on", fitted_on), ("Random", judged_on)):
-        print_regret(f"{title}, by the rates just fitted", rates, times)
+    """Sweeps or reads, fits, and prints the rates and how well they choose."""
+    judged: dict[str, Mapping[Shape, Times]] = {}
+    if config.compiled is not None:
+        in_use, fitted_on, source = read_bounds(config.compiled)
+    else:
+        in_use = chip_for("cpu")
+        fitted_on = sweep([*LAYERS, *DEPTHWISE, *OTHERS], in_use, config)
+        judged["Random"] = sweep(
+            random_shapes(config.random, config.seed), in_use, config
+        )
+        source = (
+            f"Measured on {datetime.date.today()} on {jax.device_count()} device(s) of "
+            f"{processor()}, jax {jax.__version__}, {len(fitted_on)} shapes, float32."
+        )
+    fitted, error = fit(fitted_on, in_use)
+    fitted = dataclasses.replace(fitted, source=source)
+    if config.out is not None:
+        fitted = dataclasses.replace(fitted, name=config.out.stem)
+        config.out.write_text(to_toml(fitted))
+    print(f"\nrelative error {error:.2f}\n\n{to_toml(fitted)}")
+    for title, times in {"Fitted on": fitted_on, **judged}.items():
+        print_regret(f"{title}, by the rates just fitted", fitted, times)
         print_regret(f"{title}, by the rates in use", in_use, times)
 
 

@@ -1,11 +1,12 @@
 """The choice behind `implementation="auto"`, and its explanation.
 
 Of the plans that can compute a problem, the one with the least estimated time
-(`cost.py`). All of it happens while a function is traced: nothing is left of it at run
-time.
+(`cost.py`), on the chip that the program is lowered for (`platforms.py`): while it is
+traced there is a plan for every platform. Nothing is left of it at run time.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -13,7 +14,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from dynconv_jax.functional.checks import check_dtypes
-from dynconv_jax.functional.cost import RATES, Estimate, Plan, Problem, estimate
+from dynconv_jax.functional.chips import PLATFORMS, Chip, chip_for, chips, platform_of
+from dynconv_jax.functional.cost import Estimate, Plan, Problem, estimate
 from dynconv_jax.functional.geometry import (
     Geometry,
     PaddingLike,
@@ -100,6 +102,32 @@ def plans(problem: Problem) -> list[Plan]:
     return found
 
 
+def choose_on_platforms(
+    inputs: jax.Array,
+    geometry: Geometry,
+    num_experts: int | None = None,
+    implementation: str = "auto",
+) -> dict[str, Plan]:
+    """Returns for each platform the plan that computes a convolution there.
+
+    Args:
+        inputs: Shape (B, *S, C).
+        geometry: The convolution.
+        num_experts: K, or None where every sample brings its own kernel.
+        implementation: `"auto"`, or the name of the form to use.
+
+    Raises:
+        ValueError: If the implementation is unknown or cannot compute the problem.
+    """
+    return {
+        platform: choose(
+            Problem.of(inputs, geometry, num_experts, chip=platform), implementation
+        )
+        for platform in PLATFORMS
+    }
+
+
+@functools.lru_cache(maxsize=4096)
 def choose(problem: Problem, implementation: str = "auto") -> Plan:
     """Returns the plan that computes a problem in the least time.
 
@@ -126,7 +154,9 @@ def choose(problem: Problem, implementation: str = "auto") -> Plan:
         # Asked for by name, it is the caller who knows where the batch lies, and even
         # one or two samples are taken in the way of a loop.
         samples = max(problem.samples, _CHUNKS[0] + 1)
-        problem = dataclasses.replace(problem, device_count=1, batch=samples)
+        problem = dataclasses.replace(
+            problem, device_count=1, batch=samples, chip=chip_for("cpu")
+        )
     asked = [
         plan
         for plan in plans(problem)
@@ -170,15 +200,20 @@ class Explanation:
             reason = "it is the only one that fits the memory of this machine"
         if self.problem.may_loop:
             return reason
-        return f"{reason}; loops over the samples are left out, because the batch " + (
-            f"may be sharded over {self.problem.device_count} devices"
-            if self.problem.batch is not None
-            else "has no known size"
-        )
+        if self.problem.batch is None:
+            because = "the batch has no known size"
+        elif self.problem.device_count > 1:
+            because = (
+                f"the batch may be sharded over {self.problem.device_count} devices"
+            )
+        else:
+            because = "only a CPU computes a few samples as fast as many"
+        return f"{reason}; loops over the samples are left out, because {because}"
 
     def __str__(self) -> str:
+        chip = self.problem.chip
         lines = [
-            f"{self.plan} ({self.problem.platform}): {self.reason}",
+            f"{self.plan} ({chip.platform}, {chip.name}): {self.reason}",
             f"  {'form':<34}{'forward + backward':>20}{'memory':>12}",
         ]
         for each in self.estimates:
@@ -199,6 +234,7 @@ def explain(
     feature_group_count: int = 1,
     dtype: DTypeLike = jnp.float32,
     platform: str | None = None,
+    chip: str | None = None,
     device_count: int | None = None,
 ) -> Explanation:
     """Says what `implementation="auto"` chooses for a shape, and why.
@@ -211,18 +247,22 @@ def explain(
         kernel_dilation: As in `dynamic_conv`.
         feature_group_count: As in `dynamic_conv`.
         dtype: The dtype of both.
-        platform: `"cpu"`, `"gpu"` or `"tpu"`; None takes the one JAX runs on.
+        platform: `"cpu"`, `"gpu"` or `"tpu"`; None takes that of `chip`, or else the
+            one JAX runs on. A program has the choice of the platform that it is lowered
+            for.
+        chip: The kind of chip, such as `"v5e"` or `"h100"`; None takes that of the mesh
+            in use (`jax.set_mesh`), or the one that JAX runs on, or a typical one.
         device_count: Over how many devices the batch may be spread; None takes those
             that this process sees.
 
     Returns:
-        The choice of `dynamic_conv`, its reason, and an estimate for every form. The
-        rates for CPU were measured, those for GPU and TPU come from data sheets; see
-        `cost.py`.
+        The choice of `dynamic_conv`, its reason, and an estimate for every form;
+        `problem.chip.source` says where the rates behind it come from.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
-        ValueError: If the shapes do not fit one another, or the platform is unknown.
+        ValueError: If the shapes do not fit one another, or the platform or
+            the chip is unknown, or the chip is of another platform.
 
     Example:
         >>> explanation = explain((32, 14, 14, 256), (4, 1, 1, 256, 64))
@@ -242,17 +282,31 @@ def explain(
         kernel_dilation=kernel_dilation,
         feature_group_count=feature_group_count,
     )
-    here = Problem.of(images, geometry, kernel[0])
-    if platform is not None and platform not in RATES:
-        raise ValueError(
-            f"`platform` (={platform!r}) must be one of {', '.join(map(repr, RATES))}"
-        )
     if device_count is not None:
         positive_int("device_count", device_count)
-    problem = dataclasses.replace(
-        here,
-        platform=platform or here.platform,
-        device_count=device_count or here.device_count,
-    )
+    problem = Problem.of(images, geometry, kernel[0], chip=_asked_chip(platform, chip))
+    if device_count is not None:
+        problem = dataclasses.replace(problem, device_count=device_count)
     estimates = (estimate(problem, plan) for plan in plans(problem))
     return Explanation(problem, tuple(sorted(estimates, key=_preference)))
+
+
+def _asked_chip(platform: str | None, chip: str | None) -> Chip:
+    known = chips()
+    if platform is not None and platform not in PLATFORMS:
+        raise ValueError(
+            f"`platform` (={platform!r}) must be one of "
+            f"{', '.join(map(repr, PLATFORMS))}"
+        )
+    if chip is None:
+        return chip_for(platform or platform_of(jax.default_backend()))
+    if chip not in known:
+        raise ValueError(
+            f"`chip` (={chip!r}) must be one of {', '.join(map(repr, known))}"
+        )
+    if platform not in (None, known[chip].platform):
+        raise ValueError(
+            f"`chip` (={chip!r}) is a {known[chip].platform}, and `platform` "
+            f"(={platform!r}) another; leave one of them out"
+        )
+    return known[chip]

@@ -4,18 +4,16 @@ The time of forward and backward is taken to be a sum of a few kinds of work, ea
 rate of its own: the arithmetic of the products; the bytes of gathered windows, of mixed
 kernels, of the experts' outputs and of the images themselves; the steps of a loop.
 Bytes are cheaper while what a step works on stays in cache. `python -m benchmarks.fit`
-fits the rates and prints the residuals.
+fits the rates, which are data (`chips.py`), and prints the residuals.
 """
 
 import dataclasses
-import functools
 import math
-import os
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
 import jax
 
+from dynconv_jax.functional.chips import KINDS, Chip, chip_for, memory_of
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.groups import group_geometry
 from dynconv_jax.functional.rows import kernel_rows
@@ -25,81 +23,10 @@ from dynconv_jax.functional.rows import kernel_rows
 _TYPICAL_BATCH = 32
 _TYPICAL_SIZE = 28
 
-
-class Rates(NamedTuple):
-    """What a unit of each kind of `Work` costs, in seconds; and the cache, in GB."""
-
-    arithmetic: float
-    thin_arithmetic: float
-    taps: float
-    windows: float
-    cached_windows: float
-    kernels: float
-    cached_kernels: float
-    experts: float
-    outputs: float
-    images: float
-    steps: float
-    memory: float
-    cache: float
-
-
-# CPU: two cores of an AMD EPYC (Zen 4), jax 0.10, float32, in the environment as found;
-# only the ratios of the rates matter. GPU and TPU were not measured: their rates are
-# those of data sheets (products at 100 and 60 Tflop/s, memory at 2 and 1 TB/s), and a
-# guess at what starting a step costs.
-RATES = {
-    "cpu": Rates(
-        arithmetic=5.1e-3,
-        thin_arithmetic=8.7e-3,
-        taps=4.4e-2,
-        windows=0.116,
-        cached_windows=7.5e-2,
-        kernels=0.104,
-        cached_kernels=2.6e-2,
-        experts=6.1e-2,
-        outputs=0.262,
-        images=9.6e-2,
-        steps=1.5e-5,
-        memory=0.108,
-        cache=0.032,
-    ),
-    "gpu": Rates(
-        arithmetic=1e-5,
-        thin_arithmetic=4e-5,
-        taps=1e-4,
-        windows=5e-4,
-        cached_windows=5e-4,
-        kernels=5e-4,
-        cached_kernels=5e-4,
-        experts=5e-4,
-        outputs=5e-4,
-        images=5e-4,
-        steps=3e-5,
-        memory=0.0,
-        cache=0.0,
-    ),
-    "tpu": Rates(
-        arithmetic=1.7e-5,
-        thin_arithmetic=1.4e-4,
-        taps=5e-4,
-        windows=1e-3,
-        cached_windows=1e-3,
-        kernels=1e-3,
-        cached_kernels=1e-3,
-        experts=1e-3,
-        outputs=1e-3,
-        images=1e-3,
-        steps=1e-5,
-        memory=0.0,
-        cache=0.0,
-    ),
-}
-
-
-def rates_of(platform: str) -> Rates:
-    """Returns the rates of a platform; one that is not known is taken for a GPU."""
-    return RATES.get(platform, RATES["gpu"])
+# Forms with a gradient rule of their own, which holds for one gradient in reverse mode.
+_WITH_RULES = ("taps", "looped taps")
+# Forms that `jax.vmap` cannot map, or makes slow.
+_NOT_MAPPED = ("vmap",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +49,16 @@ class Plan:
             return "scan"
         named = {"looped taps": "taps", "experts by convolution": "experts"}
         return named.get(self.form, self.form)
+
+    @property
+    def plain(self) -> "Plan":
+        """A plan for the same without a gradient rule of its own."""
+        return Plan("patches") if self.form in _WITH_RULES else self
+
+    @property
+    def mappable(self) -> "Plan":
+        """A plan for the same that `jax.vmap` maps well."""
+        return Plan("patches") if self.form in _NOT_MAPPED else self
 
     @property
     def gathers(self) -> bool:
@@ -147,6 +84,18 @@ def _typical_size(geometry: Geometry, spatial: Sequence[int]) -> tuple[int, ...]
     )
 
 
+def _devices_of_a_batch() -> int:
+    """Returns over how many devices a batch may be spread.
+
+    Along the axes of the mesh in use that are `Manual`, inside of `jax.shard_map`, a
+    batch is what one device has of it.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return jax.device_count()
+    return mesh.size // math.prod(mesh.shape[name] for name in mesh.manual_axes)
+
+
 @dataclasses.dataclass(frozen=True)
 class Problem:
     """What there is to compute, and where.
@@ -157,7 +106,7 @@ class Problem:
         batch: B, or None where it is not known.
         num_experts: K, or None where every sample brings its own kernel.
         itemsize: The bytes of a number.
-        platform: `"cpu"`, `"gpu"` or `"tpu"`.
+        chip: What it is computed on.
         device_count: Over how many devices the batch may be spread.
     """
 
@@ -166,7 +115,7 @@ class Problem:
     batch: int | None
     num_experts: int | None
     itemsize: int
-    platform: str
+    chip: Chip
     device_count: int
 
     @classmethod
@@ -175,29 +124,37 @@ class Problem:
         inputs: jax.Array | jax.ShapeDtypeStruct,
         geometry: Geometry,
         num_experts: int | None = None,
+        *,
+        chip: Chip | str = "cpu",
     ) -> "Problem":
-        """Returns the problem of convolving `inputs` (B, *S, C), here and now."""
+        """Returns the problem of convolving `inputs` (B, *S, C) on a chip.
+
+        Args:
+            inputs: The inputs, or their shape and dtype.
+            geometry: The convolution.
+            num_experts: K, or None where every sample brings its own kernel.
+            chip: The chip, or the name of a platform.
+        """
         batch = inputs.shape[0]
-        mesh = jax.sharding.get_abstract_mesh()
-        # Inside of `jax.shard_map` a batch is what one device has of it.
-        is_local = not mesh.empty and mesh.are_all_axes_manual
         return cls(
             geometry=geometry,
             spatial=_typical_size(geometry, inputs.shape[1:-1]),
             batch=batch if isinstance(batch, int) else None,
             num_experts=num_experts,
             itemsize=inputs.dtype.itemsize,
-            platform=jax.default_backend(),
-            device_count=1 if is_local else jax.device_count(),
+            chip=chip_for(chip) if isinstance(chip, str) else chip,
+            device_count=_devices_of_a_batch(),
         )
 
     @property
     def may_loop(self) -> bool:
         """Whether a loop over the samples is harmless.
 
-        It gathers a batch that is sharded over devices, and needs to know its size.
+        It gathers a batch that is sharded over devices, and needs to know its size; and
+        only a CPU computes a few samples as fast as many.
         """
-        return self.device_count == 1 and self.batch is not None
+        is_local = self.device_count == 1 and self.batch is not None
+        return is_local and self.chip.platform == "cpu"
 
     @property
     def samples(self) -> int:
@@ -238,12 +195,9 @@ class Work:
     steps: float = 0.0
     memory: float = 0.0
 
-    def seconds(self, rates: Rates) -> float:
+    def seconds(self, rates: Mapping[str, float]) -> float:
         """Returns the time that the work takes."""
-        return sum(getattr(self, kind) * getattr(rates, kind) for kind in KINDS)
-
-
-KINDS = tuple(field.name for field in dataclasses.fields(Work))
+        return sum(getattr(self, kind) * rates[kind] for kind in KINDS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,26 +219,11 @@ class Estimate:
 
 def estimate(problem: Problem, plan: Plan) -> Estimate:
     """Estimates a plan of `choice.plans(problem)`."""
-    rates = rates_of(problem.platform)
-    work = work_of(problem, plan, rates.cache)
-    limit = memory_of_machine(problem.platform)
-    return Estimate(
-        plan, 1e3 * work.seconds(rates), work.memory, 1e9 * work.memory <= limit
-    )
-
-
-@functools.cache
-def memory_of_machine(platform: str) -> float:
-    """Returns the bytes of memory of a device, or infinity where it is not known."""
-    if platform != jax.default_backend():  # a program for another machine
-        return math.inf
-    try:
-        if platform == "cpu":
-            return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-        stats = jax.local_devices()[0].memory_stats() or {}
-    except (AttributeError, OSError, RuntimeError, ValueError):
-        return math.inf  # each system and each plugin says differently that it cannot
-    return stats.get("bytes_limit", math.inf)
+    chip = problem.chip
+    work = work_of(problem, plan, chip.cache)
+    seconds = work.seconds(chip.rates_of(plan.form))
+    fits = 1e9 * work.memory <= memory_of(chip)
+    return Estimate(plan, 1e3 * seconds, work.memory, fits)
 
 
 def work_of(problem: Problem, plan: Plan, cache: float) -> Work:

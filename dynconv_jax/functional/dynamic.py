@@ -17,8 +17,8 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from dynconv_jax.functional.checks import check_arrays
-from dynconv_jax.functional.choice import choose
-from dynconv_jax.functional.cost import Plan, Problem
+from dynconv_jax.functional.choice import choose_on_platforms
+from dynconv_jax.functional.cost import Plan
 from dynconv_jax.functional.experts import conv_by_all_experts, conv_by_experts
 from dynconv_jax.functional.forms import FORMS, Form
 from dynconv_jax.functional.geometry import Geometry, PaddingLike, check_operands
@@ -28,7 +28,8 @@ from dynconv_jax.functional.numerics import (
     at_least_float32,
     multiply_wide,
 )
-from dynconv_jax.functional.per_sample import add_bias
+from dynconv_jax.functional.per_sample import PlannedConv, add_bias
+from dynconv_jax.functional.platforms import compute_on_platforms
 from dynconv_jax.functional.scan import map_samples
 from dynconv_jax.functional.sharding import leave_to_partitioner, of_convolution
 from dynconv_jax.functional.static import conv_by_one_kernel
@@ -199,6 +200,28 @@ def check_attention(attention: jax.Array, batch: int, num_experts: int) -> None:
         )
 
 
+class PlannedDynamicConv(PlannedConv):
+    """A dynamic convolution as a plan says."""
+
+    def __call__(
+        self,
+        inputs: jax.Array,
+        attention: jax.Array | None,
+        kernel: jax.Array,
+        spatial_attention: jax.Array | None,
+    ) -> jax.Array:
+        """Convolves (B, *S, C) with experts (K, *k, C/g, O); see `dynamic_conv`."""
+        return dynamic_conv_by_plan(
+            self.plan,
+            inputs,
+            attention,
+            kernel,
+            self.geometry,
+            self.numerics,
+            spatial_attention,
+        )
+
+
 def dynamic_conv(
     inputs: jax.Array,
     attention: jax.Array | None,
@@ -232,8 +255,7 @@ def dynamic_conv(
         feature_group_count: g; it must divide C and O.
         implementation: `"auto"`, `"patches"`, `"rows"`, `"scan"`, `"taps"` (depthwise),
             `"experts"` or `"vmap"`. All compute the same; `explain` says what `"auto"`
-            chooses, on the platform of the process that traces. Where it is `"taps"`,
-            use `"patches"` to differentiate in forward mode (`jax.jvp`).
+            chooses, which is for the platform that the program is lowered for.
             `"vmap"` is the reference, see `forms.py` for what XLA may do to it.
         precision: As in `jax.lax.conv_general_dilated`.
         preferred_element_type: The dtype of the output and of the sums behind it, as in
@@ -279,8 +301,12 @@ def dynamic_conv(
     _check_attention(inputs, attention, spatial_attention, kernel)
     if bias is not None and attention is not None:
         bias = mix_kernels(attention, bias, precision=precision)
-    plan = choose(Problem.of(inputs, geometry, kernel.shape[0]), implementation)
-    numerics = Numerics(precision, preferred_element_type)
+    numerics = Numerics(precision, preferred_element_type).settled
+    plans = choose_on_platforms(inputs, geometry, kernel.shape[0], implementation)
+    functions = {
+        platform: PlannedDynamicConv(plan, geometry, numerics)
+        for platform, plan in plans.items()
+    }
 
     def convolve(
         inputs: jax.Array,
@@ -290,8 +316,8 @@ def dynamic_conv(
     ) -> jax.Array:
         if attention is None and spatial_attention is None:
             return conv_by_one_kernel(inputs, kernel[0], geometry, numerics)
-        return dynamic_conv_by_plan(
-            plan, inputs, attention, kernel, geometry, numerics, spatial_attention
+        return compute_on_platforms(
+            functions, inputs, attention, kernel, spatial_attention
         )
 
     outputs = leave_to_partitioner(
@@ -299,7 +325,7 @@ def dynamic_conv(
         (inputs, attention, kernel, spatial_attention),
         of_convolution(inputs, kernel, geometry.output_size(inputs.shape[1:-1])),
         stack=kernel,
-        gathers=plan.gathers,
+        gathers=any(plan.gathers for plan in plans.values()),
     )
     return add_bias(outputs, bias)
 

@@ -60,6 +60,13 @@ class Numerics(NamedTuple):
     precision: lax.PrecisionLike = None
     preferred_element_type: DTypeLike | None = None
 
+    @property
+    def settled(self) -> "Numerics":
+        """The options with what `jax.default_matmul_precision` says now."""
+        # JAX's types do not know its own options.
+        default = getattr(jax.config, "jax_default_matmul_precision")  # noqa: B009
+        return self if self.precision else self._replace(precision=default)
+
     def output_dtype(self, dtype: DTypeLike) -> jnp.dtype:
         """Returns the dtype of the output for operands of `dtype`."""
         return jnp.dtype(self.preferred_element_type or dtype)

@@ -9,7 +9,10 @@ products instead, in one of several forms (`forms.py`), all of them exact; `choi
 tells which is fastest.
 """
 
+import dataclasses
+import functools
 from collections.abc import Sequence
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +20,12 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from dynconv_jax.functional.checks import check_arrays
-from dynconv_jax.functional.choice import choose
-from dynconv_jax.functional.cost import Plan, Problem
+from dynconv_jax.functional.choice import choose_on_platforms
+from dynconv_jax.functional.cost import Plan
 from dynconv_jax.functional.forms import FORMS
 from dynconv_jax.functional.geometry import Geometry, PaddingLike, check_operands
 from dynconv_jax.functional.numerics import Numerics, as_arrays
+from dynconv_jax.functional.platforms import compute_on_platforms
 from dynconv_jax.functional.scan import map_samples
 from dynconv_jax.functional.sharding import leave_to_partitioner, of_convolution
 
@@ -53,6 +57,38 @@ def per_sample_conv_by_plan(
     return convolve(inputs, arranged)
 
 
+@dataclasses.dataclass(frozen=True)
+class PlannedConv:
+    """A convolution as a plan says; one for each platform makes `"auto"`.
+
+    Attributes:
+        plan: The plan.
+        geometry: The convolution.
+        numerics: Its numerical options.
+    """
+
+    plan: Plan
+    geometry: Geometry
+    numerics: Numerics
+
+    @property
+    def plain(self) -> Self:
+        """The same, of operations that can be differentiated in any way."""
+        return dataclasses.replace(self, plan=self.plan.plain)
+
+    @property
+    def mappable(self) -> Self:
+        """The same, of operations that `jax.vmap` maps well."""
+        return dataclasses.replace(self, plan=self.plan.mappable)
+
+
+class _PerSampleConv(PlannedConv):
+    def __call__(self, inputs: jax.Array, kernel: jax.Array) -> jax.Array:
+        return per_sample_conv_by_plan(
+            self.plan, inputs, kernel, self.geometry, self.numerics
+        )
+
+
 def per_sample_conv(
     inputs: jax.Array,
     kernel: jax.Array,
@@ -78,8 +114,7 @@ def per_sample_conv(
         kernel_dilation: An int, or one per spatial dimension.
         feature_group_count: g; it must divide C and O.
         implementation: `"auto"`, `"patches"`, `"rows"`, `"scan"`, `"taps"` (depthwise)
-            or `"vmap"`. All compute the same. Where `"auto"` is `"taps"`, use
-            `"patches"` to differentiate in forward mode (`jax.jvp`).
+            or `"vmap"`. All compute the same.
             `"vmap"` is the reference, see `forms.py` for what XLA may do to it.
         precision: As in `jax.lax.conv_general_dilated`.
         preferred_element_type: The dtype of the output and of the sums behind it, as in
@@ -114,16 +149,16 @@ def per_sample_conv(
         kernel_dilation=kernel_dilation,
         feature_group_count=feature_group_count,
     )
-    numerics = Numerics(precision, preferred_element_type)
-    plan = choose(Problem.of(inputs, geometry), implementation)
-
-    def convolve(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
-        return per_sample_conv_by_plan(plan, inputs, kernel, geometry, numerics)
-
+    numerics = Numerics(precision, preferred_element_type).settled
+    plans = choose_on_platforms(inputs, geometry, implementation=implementation)
+    functions = {
+        platform: _PerSampleConv(plan, geometry, numerics)
+        for platform, plan in plans.items()
+    }
     outputs = leave_to_partitioner(
-        convolve,
+        functools.partial(compute_on_platforms, functions),
         (inputs, kernel),
         of_convolution(inputs, kernel, geometry.output_size(inputs.shape[1:-1])),
-        gathers=plan.gathers,
+        gathers=any(plan.gathers for plan in plans.values()),
     )
     return add_bias(outputs, bias)

@@ -6,16 +6,19 @@ time; of an image that is three numbers, and it runs at a tenth of the rate of a
 product. Gathered windows have them all side by side.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import jax
 from jax import lax
 
+from dynconv_jax.functional.chips import PLATFORMS
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.numerics import Numerics
 from dynconv_jax.functional.patches import arrange_for_patches, conv_by_patches
+from dynconv_jax.functional.platforms import compute_on_platforms
 from dynconv_jax.functional.sharding import is_sharded_inside
 from dynconv_jax.functional.windows import pad_spatial
 
@@ -57,6 +60,31 @@ def conv_by_one_kernel(
     return conv_by_patches(inputs, arranged, geometry, numerics)
 
 
+@dataclasses.dataclass(frozen=True)
+class _StaticConv:
+    """XLA's convolution; it has no rule of its own to be careful with."""
+
+    geometry: Geometry
+    numerics: Numerics
+
+    def __call__(self, inputs: jax.Array, kernel: jax.Array) -> jax.Array:
+        return conv_by_xla(inputs, kernel, self.geometry, self.numerics)
+
+    @property
+    def plain(self) -> Self:
+        return self
+
+    @property
+    def mappable(self) -> Self:
+        return self
+
+
+class _ByPatches(_StaticConv):
+    def __call__(self, inputs: jax.Array, kernel: jax.Array) -> jax.Array:
+        arranged = arrange_for_patches(kernel, self.geometry)
+        return conv_by_patches(inputs, arranged, self.geometry, self.numerics)
+
+
 def few_channel_conv(
     inputs: jax.Array,
     kernel: jax.Array,
@@ -66,9 +94,9 @@ def few_channel_conv(
 ) -> jax.Array:
     """Convolves all samples with one kernel, as `jax.lax.conv_general_dilated` does.
 
-    It is for the `conv_general_dilated` of an `nnx.Conv` that reads images. Traced on a
-    CPU, with up to four channels, windows of up to nine pixels and no unusual option,
-    it is a product; otherwise XLA's convolution.
+    It is for the `conv_general_dilated` of an `nnx.Conv` that reads images. On a CPU,
+    with up to four channels, windows of up to nine pixels and no unusual option, it is
+    a product; otherwise XLA's convolution.
 
     Args:
         inputs: Shape (B, *S, C).
@@ -106,7 +134,7 @@ def few_channel_conv(
     channels = inputs.shape[-1]
     is_small = channels <= _FEW_CHANNELS and math.prod(kernel.shape[:-2]) <= _FEW_TAPS
     is_usual &= not is_sharded_inside(inputs) and not is_sharded_inside(kernel)
-    if jax.default_backend() != "cpu" or not is_small or not is_usual:
+    if not is_small or not is_usual:
         return lax.conv_general_dilated(
             inputs, kernel, window_strides, padding, **options
         )
@@ -117,5 +145,7 @@ def few_channel_conv(
         strides=tuple(window_strides),
         padding=padding,
     )
-    arranged = arrange_for_patches(kernel, geometry)
-    return conv_by_patches(inputs, arranged, geometry, numerics)
+    elsewhere = _StaticConv(geometry, numerics.settled)
+    functions = dict.fromkeys(PLATFORMS, elsewhere)
+    functions["cpu"] = _ByPatches(geometry, numerics.settled)
+    return compute_on_platforms(functions, inputs, kernel)

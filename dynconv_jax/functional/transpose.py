@@ -12,9 +12,12 @@ form of `per_sample.py` and `dynamic.py` is asked for, or fastest. Shi et al., "
 deconvolution layer the same as a convolutional layer?", 2016, for a static kernel.
 """
 
+import dataclasses
+import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +25,9 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from dynconv_jax.functional.checks import check_arrays
-from dynconv_jax.functional.choice import check_implementation, choose
-from dynconv_jax.functional.cost import Problem
+from dynconv_jax.functional.chips import PLATFORMS
+from dynconv_jax.functional.choice import check_implementation, choose_on_platforms
+from dynconv_jax.functional.cost import Plan
 from dynconv_jax.functional.dynamic import (
     check_attention,
     dynamic_conv_by_plan,
@@ -32,6 +36,7 @@ from dynconv_jax.functional.dynamic import (
 from dynconv_jax.functional.geometry import Geometry, PaddingLike, check_operands
 from dynconv_jax.functional.numerics import Numerics, as_arrays
 from dynconv_jax.functional.per_sample import add_bias, per_sample_conv_by_plan
+from dynconv_jax.functional.platforms import compute_on_platforms
 from dynconv_jax.functional.sharding import leave_to_partitioner, of_convolution
 from dynconv_jax.functional.transpose_geometry import TransposeGeometry
 from dynconv_jax.functional.windows import pad_spatial
@@ -39,6 +44,8 @@ from dynconv_jax.functional.windows import pad_spatial
 # What brings all samples of a sharded batch to every device.
 _GATHERING = ("scan", "row_conv", "vmap")
 
+# The plan of the convolution of each phase.
+_Plans = tuple[tuple[Geometry, Plan], ...]
 # Convolves inputs (B, *S, C) with a stack of kernels, as a geometry says.
 Convolve = Callable[[jax.Array, jax.Array, Geometry], jax.Array]
 
@@ -89,6 +96,93 @@ def _phases_along(
     return phases
 
 
+def conv_transpose_by_vmap(
+    inputs: jax.Array,
+    kernel: jax.Array,
+    geometry: TransposeGeometry,
+    numerics: Numerics,
+) -> jax.Array:
+    """Spreads samples (B, *S, C) by kernels (B, *k, C/g, O), in XLA's own way, mapped.
+
+    It is the reference for every other form.
+    """
+    axes = "DHW"[-geometry.rank :]
+
+    def one(sample: jax.Array, own_kernel: jax.Array) -> jax.Array:
+        return lax.conv_general_dilated(
+            sample[None],
+            jnp.flip(own_kernel, axis=tuple(range(geometry.rank))),
+            window_strides=(1,) * geometry.rank,
+            padding=geometry.pads(sample.shape[:-1]),
+            lhs_dilation=geometry.strides,
+            rhs_dilation=geometry.kernel_dilation,
+            dimension_numbers=(f"N{axes}C", f"{axes}IO", f"N{axes}C"),
+            feature_group_count=geometry.feature_group_count,
+            precision=numerics.precision,
+            preferred_element_type=numerics.preferred_element_type,
+        )[0]
+
+    return jax.vmap(one)(inputs, kernel)
+
+
+def _along_each_axis(
+    geometry: TransposeGeometry, spatial: Sequence[int]
+) -> list[list[_Phase | None]]:
+    """Returns for each dimension the phases along it."""
+    return list(
+        map(
+            _phases_along,
+            spatial,
+            geometry.output_size(spatial),
+            geometry.kernel_size,
+            geometry.strides,
+            geometry.kernel_dilation,
+            (low for low, _ in geometry.pads(spatial)),
+        )
+    )
+
+
+def _as_convolution(
+    geometry: TransposeGeometry, phases: Sequence[_Phase | None]
+) -> Geometry | None:
+    """Returns the convolution of a phase; None where its outputs see no tap."""
+    present = [phase for phase in phases if phase is not None]
+    if len(present) < geometry.rank:
+        return None
+    taps = [
+        len(range(size)[phase.taps])
+        for size, phase in zip(geometry.kernel_size, present, strict=True)
+    ]
+    return Geometry(
+        in_features=geometry.in_features,
+        out_features=geometry.out_features,
+        kernel_size=tuple(taps),
+        strides=(1,) * geometry.rank,
+        padding=tuple(phase.padding for phase in present),
+        kernel_dilation=tuple(phase.dilation for phase in present),
+        feature_group_count=geometry.feature_group_count,
+    )
+
+
+def _plans(
+    geometry: TransposeGeometry,
+    inputs: jax.Array,
+    num_experts: int | None,
+    implementation: str,
+) -> dict[str, _Plans]:
+    """Returns for each platform the plans of the phases' convolutions."""
+    along = _along_each_axis(geometry, inputs.shape[1:-1])
+    found: dict[str, dict[Geometry, Plan]] = {platform: {} for platform in PLATFORMS}
+    for phases in itertools.product(*along):
+        phase = _as_convolution(geometry, phases)
+        if phase is None:
+            continue
+        chosen = choose_on_platforms(inputs, phase, num_experts, implementation)
+        for platform, plan in chosen.items():
+            found[platform][phase] = plan
+    return {platform: tuple(plans.items()) for platform, plans in found.items()}
+
+
 def _conv_by_phases(
     inputs: jax.Array,
     kernel: jax.Array,
@@ -122,35 +216,17 @@ def _conv_by_phases(
     empty = jnp.broadcast_to(blank, (*inputs.shape[:1], *rows, geometry.out_features))
 
     def outputs_of(phases: tuple[_Phase | None, ...]) -> jax.Array:
-        present = [phase for phase in phases if phase is not None]
-        if len(present) < rank:
+        plain = _as_convolution(geometry, phases)
+        if plain is None:
             return empty
+        present = [phase for phase in phases if phase is not None]
         part = flipped[(slice(None), *(phase.taps for phase in present))]
-        plain = Geometry(
-            in_features=geometry.in_features,
-            out_features=geometry.out_features,
-            kernel_size=part.shape[1:-2],
-            strides=(1,) * rank,
-            padding=tuple(phase.padding for phase in present),
-            kernel_dilation=tuple(phase.dilation for phase in present),
-            feature_group_count=geometry.feature_group_count,
-        )
         missing = [
             (0, row - phase.size) for row, phase in zip(rows, present, strict=True)
         ]
         return pad_spatial(convolve(inputs, part, plain), missing)
 
-    along = list(
-        map(
-            _phases_along,
-            spatial,
-            sizes,
-            geometry.kernel_size,
-            geometry.strides,
-            geometry.kernel_dilation,
-            (low for low, _ in geometry.pads(spatial)),
-        )
-    )
+    along = _along_each_axis(geometry, spatial)
 
     def interleaved(chosen: tuple[_Phase | None, ...]) -> jax.Array:
         """Returns the outputs of the phases that begin like this."""
@@ -167,33 +243,97 @@ def _conv_by_phases(
     return interleaved(())
 
 
-def conv_transpose_by_vmap(
-    inputs: jax.Array,
-    kernel: jax.Array,
+@dataclasses.dataclass(frozen=True)
+class _PlannedTranspose:
+    """A transposed convolution with a plan for each phase; one for each platform.
+
+    Attributes:
+        plans: The plans; of `"vmap"`, which has no phases, None.
+        geometry: The transposed convolution.
+        numerics: Its numerical options.
+    """
+
+    plans: _Plans | None
+    geometry: TransposeGeometry
+    numerics: Numerics
+
+    @property
+    def plain(self) -> Self:
+        """The same, of operations that can be differentiated in any way."""
+        return self._with(lambda plan: plan.plain)
+
+    @property
+    def mappable(self) -> Self:
+        """The same, of operations that `jax.vmap` maps well."""
+        return self._with(lambda plan: plan.mappable)
+
+    def _with(self, change: Callable[[Plan], Plan]) -> Self:
+        if self.plans is None:
+            return self
+        plans = tuple((phase, change(plan)) for phase, plan in self.plans)
+        return dataclasses.replace(self, plans=plans)
+
+
+class _PerSampleTranspose(_PlannedTranspose):
+    def __call__(self, inputs: jax.Array, kernel: jax.Array) -> jax.Array:
+        geometry, numerics = self.geometry, self.numerics
+        if self.plans is None:
+            return conv_transpose_by_vmap(inputs, kernel, geometry, numerics)
+        plans = dict(self.plans)
+
+        def convolve(inputs: jax.Array, part: jax.Array, phase: Geometry) -> jax.Array:
+            return per_sample_conv_by_plan(plans[phase], inputs, part, phase, numerics)
+
+        return _conv_by_phases(inputs, kernel, geometry, numerics, convolve)
+
+
+class _DynamicTranspose(_PlannedTranspose):
+    def __call__(
+        self, inputs: jax.Array, attention: jax.Array, kernel: jax.Array
+    ) -> jax.Array:
+        geometry, numerics = self.geometry, self.numerics
+        if self.plans is None:
+            mixed = mix_kernels(attention, kernel, precision=numerics.precision)
+            return conv_transpose_by_vmap(inputs, mixed, geometry, numerics)
+        plans = dict(self.plans)
+
+        def convolve(inputs: jax.Array, part: jax.Array, phase: Geometry) -> jax.Array:
+            plan = plans[phase]
+            return dynamic_conv_by_plan(plan, inputs, attention, part, phase, numerics)
+
+        return _conv_by_phases(inputs, kernel, geometry, numerics, convolve)
+
+
+def _transpose_on_platforms(
+    kind: type[_PerSampleTranspose | _DynamicTranspose],
+    operands: Sequence[jax.Array],
     geometry: TransposeGeometry,
     numerics: Numerics,
+    implementation: str,
 ) -> jax.Array:
-    """Spreads samples (B, *S, C) by kernels (B, *k, C/g, O), in XLA's own way, mapped.
-
-    It is the reference for every other form.
-    """
-    axes = "DHW"[-geometry.rank :]
-
-    def one(sample: jax.Array, own_kernel: jax.Array) -> jax.Array:
-        return lax.conv_general_dilated(
-            sample[None],
-            jnp.flip(own_kernel, axis=tuple(range(geometry.rank))),
-            window_strides=(1,) * geometry.rank,
-            padding=geometry.pads(sample.shape[:-1]),
-            lhs_dilation=geometry.strides,
-            rhs_dilation=geometry.kernel_dilation,
-            dimension_numbers=(f"N{axes}C", f"{axes}IO", f"N{axes}C"),
-            feature_group_count=geometry.feature_group_count,
-            precision=numerics.precision,
-            preferred_element_type=numerics.preferred_element_type,
-        )[0]
-
-    return jax.vmap(one)(inputs, kernel)
+    """Computes a transposed convolution of (inputs, ..., kernel)."""
+    inputs, kernel = operands[0], operands[-1]
+    num_experts = kernel.shape[0] if kind is _DynamicTranspose else None
+    check_implementation(
+        implementation,
+        geometry,
+        has_experts=num_experts is not None,
+        has_batch=isinstance(inputs.shape[0], int),
+    )
+    plans: dict[str, _Plans | None] = dict.fromkeys(PLATFORMS)
+    if implementation != "vmap":
+        plans |= _plans(geometry, inputs, num_experts, implementation)
+    functions = {
+        platform: kind(plans[platform], geometry, numerics.settled)
+        for platform in PLATFORMS
+    }
+    return leave_to_partitioner(
+        functools.partial(compute_on_platforms, functions),
+        operands,
+        of_convolution(inputs, kernel, geometry.output_size(inputs.shape[1:-1])),
+        stack=None if num_experts is None else kernel,
+        gathers=implementation in _GATHERING,
+    )
 
 
 def per_sample_conv_transpose(
@@ -232,8 +372,7 @@ def per_sample_conv_transpose(
         kernel_dilation: An int, or one per spatial dimension.
         feature_group_count: g; it must divide C and O.
         implementation: `"auto"`, `"patches"`, `"rows"`, `"scan"`, `"taps"` (depthwise)
-            or `"vmap"`. All compute the same. Where `"auto"` is `"taps"`, use
-            `"patches"` to differentiate in forward mode (`jax.jvp`).
+            or `"vmap"`. All compute the same.
         precision: As in `jax.lax.conv_general_dilated`.
         preferred_element_type: The dtype of the output and of the sums behind it, as in
             `jax.lax.conv_general_dilated`.
@@ -271,29 +410,12 @@ def per_sample_conv_transpose(
         kernel_dilation=kernel_dilation,
         feature_group_count=feature_group_count,
     )
-    numerics = Numerics(precision, preferred_element_type)
-    check_implementation(
-        implementation,
-        geometry,
-        has_experts=False,
-        has_batch=isinstance(inputs.shape[0], int),
-    )
-
-    def spread(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
-        if implementation == "vmap":
-            return conv_transpose_by_vmap(inputs, kernel, geometry, numerics)
-
-        def convolve(inputs: jax.Array, part: jax.Array, phase: Geometry) -> jax.Array:
-            plan = choose(Problem.of(inputs, phase), implementation)
-            return per_sample_conv_by_plan(plan, inputs, part, phase, numerics)
-
-        return _conv_by_phases(inputs, kernel, geometry, numerics, convolve)
-
-    outputs = leave_to_partitioner(
-        spread,
+    outputs = _transpose_on_platforms(
+        _PerSampleTranspose,
         (inputs, kernel),
-        of_convolution(inputs, kernel, geometry.output_size(inputs.shape[1:-1])),
-        gathers=implementation in _GATHERING,
+        geometry,
+        Numerics(precision, preferred_element_type),
+        implementation,
     )
     return add_bias(outputs, bias)
 
@@ -374,27 +496,11 @@ def dynamic_conv_transpose(
     check_attention(attention, inputs.shape[0], kernel.shape[0])
     if bias is not None:
         bias = mix_kernels(attention, bias, precision=precision)
-    numerics = Numerics(precision, preferred_element_type)
-    check_implementation(
-        implementation, geometry, has_batch=isinstance(inputs.shape[0], int)
-    )
-
-    def spread(inputs: jax.Array, attention: jax.Array, kernel: jax.Array) -> jax.Array:
-        if implementation == "vmap":
-            mixed = mix_kernels(attention, kernel, precision=precision)
-            return conv_transpose_by_vmap(inputs, mixed, geometry, numerics)
-
-        def convolve(inputs: jax.Array, part: jax.Array, phase: Geometry) -> jax.Array:
-            plan = choose(Problem.of(inputs, phase, part.shape[0]), implementation)
-            return dynamic_conv_by_plan(plan, inputs, attention, part, phase, numerics)
-
-        return _conv_by_phases(inputs, kernel, geometry, numerics, convolve)
-
-    outputs = leave_to_partitioner(
-        spread,
+    outputs = _transpose_on_platforms(
+        _DynamicTranspose,
         (inputs, attention, kernel),
-        of_convolution(inputs, kernel, geometry.output_size(inputs.shape[1:-1])),
-        stack=kernel,
-        gathers=implementation in _GATHERING,
+        geometry,
+        Numerics(precision, preferred_element_type),
+        implementation,
     )
     return add_bias(outputs, bias)

@@ -102,8 +102,7 @@ class DynamicConv(ExpertConv):
                 options above; one router may serve several layers.
             implementation: How to compute it: `"auto"`, `"patches"`, `"rows"`,
                 `"scan"`, `"taps"` (depthwise), `"experts"` or `"vmap"`. All compute the
-                same; `dynconv_jax.explain` says what `"auto"` chooses. Where it is
-                `"taps"`, use `"patches"` to differentiate in forward mode.
+                same; `dynconv_jax.explain` says what `"auto"` chooses.
             dtype: The dtype of the computation; None infers it from the input and the
                 parameters. The router computes in float32 at least.
             param_dtype: The dtype of the parameters.

@@ -12,6 +12,7 @@ from flax import nnx
 import dynconv_torch
 from dynconv_jax import DynamicConv, dynamic_conv, explain, per_sample_conv
 from dynconv_jax.functional import cost
+from dynconv_jax.functional.chips import chips
 from dynconv_torch.functional import Geometry
 from dynconv_torch.functional import choice as torch_choice
 
@@ -70,9 +71,7 @@ def test_forms_that_do_not_fit_the_memory_are_passed_over(monkeypatch):
         each.plan: each.gigabytes for each in explain(*shapes, **options).estimates
     }
     leanest = min(sizes, key=sizes.__getitem__)
-    monkeypatch.setattr(
-        cost, "memory_of_machine", lambda platform: 1.01e9 * sizes[leanest]
-    )
+    monkeypatch.setattr(cost, "memory_of", lambda chip: 1.01e9 * sizes[leanest])
     found = explain(*shapes, **options)
     assert found.plan == leanest
     assert "only one that fits the memory" in found.reason
@@ -80,7 +79,7 @@ def test_forms_that_do_not_fit_the_memory_are_passed_over(monkeypatch):
 
 
 def test_where_nothing_fits_the_leanest_is_taken_and_the_estimate_told(monkeypatch):
-    monkeypatch.setattr(cost, "memory_of_machine", lambda platform: 1e6)
+    monkeypatch.setattr(cost, "memory_of", lambda chip: 1e6)
     found = explain((32, 28, 28, 64), (4, 3, 3, 64, 64), device_count=1)
     least = min(each.gigabytes for each in found.estimates)
     assert found.reason.startswith("no form fits the memory")
@@ -113,13 +112,34 @@ def test_layers_say_what_they_would_do():
 def test_an_unknown_platform_is_taken_for_a_gpu(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "METAL")
     found = explain((32, 14, 14, 64), (4, 3, 3, 64, 64), device_count=1)
-    assert found.problem.platform == "METAL"
-    gpu = explain((32, 14, 14, 64), (4, 3, 3, 64, 64), platform="gpu", device_count=1)
-    assert found.plan == gpu.plan
+    assert found.problem.chip.platform == "gpu"
+    assert found.problem.chip.is_default
+
+
+@pytest.mark.parametrize("chip", chips())
+def test_the_choice_is_explained_for_a_chip_that_is_not_there(chip):
+    found = explain((32, 14, 14, 64), (4, 3, 3, 64, 64), chip=chip, device_count=1)
+    assert str(found).startswith(f"{found.plan} ({found.problem.chip.platform}, {chip}")
+
+
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+@pytest.mark.parametrize("implementation", EXTREMES)
+def test_loops_over_samples_are_for_cpus(implementation, platform):
+    inputs, kernel, options = EXTREMES[implementation]
+    found = explain(inputs, kernel, platform=platform, device_count=1, **options)
+    for each in found.estimates:
+        assert each.plan.chunk is None
+        assert each.plan.form != "looped taps"
+    assert "only a CPU" in found.reason
 
 
 REFUSED = {
     "unknown platform": (dict(platform="npu"), "platform.*'npu'.*'cpu'"),
+    "unknown chip": (dict(chip="v3"), "chip.*'v3'.*'v5e'"),
+    "chip of another platform": (
+        dict(chip="v5e", platform="gpu"),
+        "chip.*'v5e'.*is a tpu.*platform.*'gpu'",
+    ),
     "no device": (dict(device_count=0), "device_count.*at least 1"),
     "groups that do not divide": (dict(feature_group_count=5), "divisible"),
 }

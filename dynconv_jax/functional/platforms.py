@@ -1,0 +1,324 @@
+"""Computations of which each platform has a form of its own.
+
+Which form of a convolution is the fastest depends on the chip that runs it, and that is
+known when a program is lowered, not when it is traced: one that is compiled ahead of
+time, or exported, may be for another platform than that of the process. So what is
+traced is one operation that names a function for each platform, and when it is lowered
+the function of that platform is traced in its place. A program for one platform holds
+nothing of the others; one for several asks which it runs on, where they differ.
+
+The operation can be differentiated in both modes, any number of times, and mapped. Its
+tangent is an operation of the same kind, and so is the transpose of that: a gradient is
+lowered as the gradient of the function of its platform, with the operands alone kept
+for it. (Within one program XLA computes but once what forward and backward share.)
+Forward mode and higher derivatives are those of `plain` functions, since a function may
+have a gradient rule that holds for one gradient.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, Self
+
+import jax
+from jax import lax
+from jax.extend.core import Jaxpr, JaxprEqn, Primitive
+from jax.interpreters import ad, batching, mlir
+
+from dynconv_jax.functional.chips import PLATFORMS, platform_of
+
+
+class PlatformFunction(Protocol):
+    """A function of arrays, hashable, and equal to others that compute alike."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> jax.Array:
+        """Computes."""
+        ...
+
+    @property
+    def plain(self) -> Self:
+        """The same, of operations that can be differentiated in any way."""
+        ...
+
+    @property
+    def mappable(self) -> Self:
+        """The same, of operations that `jax.vmap` maps well."""
+        ...
+
+
+def compute_on_platforms(
+    functions: Mapping[str, PlatformFunction], *operands: jax.Array | None
+) -> jax.Array:
+    """Computes by the function of the platform that the program is lowered for.
+
+    Args:
+        functions: For each of `PLATFORMS` its function. All compute the same.
+        *operands: What they are called with; the None are called with None.
+
+    Returns:
+        What the function of the platform returns.
+    """
+    chosen = tuple(functions[each] for each in PLATFORMS)
+    if all(each == chosen[0] == each.plain for each in chosen):
+        return chosen[0](*operands)
+    present = tuple(operand is not None for operand in operands)
+    per_platform = tuple(_Present(each, present) for each in chosen)
+    given = [operand for operand in operands if operand is not None]
+    (result,) = _compute_p.bind(*_alike_varying(given), functions=per_platform)
+    return result
+
+
+def _alike_varying(operands: Sequence[jax.Array]) -> list[jax.Array]:
+    """Returns operands that vary over the same axes of a `jax.shard_map`."""
+    axes = [getattr(jax.typeof(each), "vma", frozenset()) for each in operands]
+    union = frozenset().union(*axes)
+    return [
+        lax.pcast(operand, tuple(sorted(union - own)), to="varying")
+        if union - own
+        else operand
+        for operand, own in zip(operands, axes, strict=True)
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Present:
+    """A function of the operands that are not None, which returns a list."""
+
+    function: PlatformFunction
+    present: tuple[bool, ...]
+
+    def __call__(self, *operands: jax.Array) -> list[jax.Array]:
+        rest = iter(operands)
+        return [self.function(*(next(rest) if is_ else None for is_ in self.present))]
+
+    @property
+    def plain(self) -> "_Present":
+        return _Present(self.function.plain, self.present)
+
+    @property
+    def mappable(self) -> "_Present":
+        return _Present(self.function.mappable, self.present)
+
+    @property
+    def derived(self) -> "_Present":
+        """The function whose gradient is taken: its own rule holds."""
+        return self
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tangent:
+    """(operands, tangents of those that move) → tangents of the results."""
+
+    function: Any
+    moving: tuple[bool, ...]
+
+    def __call__(self, *operands: jax.Array) -> list[jax.Array]:
+        primals = operands[: len(self.moving)]
+        of_moving = _of_moving(self.function.plain, self.moving, primals)
+        moved = tuple(_select(primals, self.moving))
+        return jax.jvp(of_moving, moved, operands[len(self.moving) :])[1]
+
+    @property
+    def plain(self) -> "_Tangent":
+        return self
+
+    @property
+    def mappable(self) -> "_Tangent":
+        return _Tangent(self.function.mappable, self.moving)
+
+    @property
+    def derived(self) -> "_Tangent":
+        return self
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cotangent:
+    """(operands, cotangents of the results) → cotangents of operands that move."""
+
+    function: Any
+    moving: tuple[bool, ...]
+
+    def __call__(self, *operands: jax.Array) -> list[jax.Array]:
+        primals = operands[: len(self.moving)]
+        of_moving = _of_moving(self.function.derived, self.moving, primals)
+        _, pull = jax.vjp(of_moving, *_select(primals, self.moving))
+        return list(pull(list(operands[len(self.moving) :])))
+
+    @property
+    def plain(self) -> "_Cotangent":
+        return _Cotangent(self.function.plain, self.moving)
+
+    @property
+    def mappable(self) -> "_Cotangent":
+        return _Cotangent(self.function.mappable, self.moving)
+
+    @property
+    def derived(self) -> "_Cotangent":
+        return self.plain
+
+
+@dataclasses.dataclass(frozen=True)
+class _Mapped:
+    """A function mapped over the first axis of some of its operands."""
+
+    function: Any
+    mapped: tuple[bool, ...]
+
+    def __call__(self, *operands: jax.Array) -> list[jax.Array]:
+        axes = [0 if mapped else None for mapped in self.mapped]
+        return jax.vmap(self.function.mappable, in_axes=axes)(*operands)
+
+    @property
+    def plain(self) -> "_Mapped":
+        return _Mapped(self.function.plain, self.mapped)
+
+    @property
+    def mappable(self) -> "_Mapped":
+        return self
+
+    @property
+    def derived(self) -> "_Mapped":
+        return self
+
+
+def _select(values: Sequence[Any], flags: Sequence[bool]) -> list[Any]:
+    return [value for value, flag in zip(values, flags, strict=True) if flag]
+
+
+def _of_moving(
+    function: Callable[..., list[jax.Array]],
+    moving: Sequence[bool],
+    primals: Sequence[jax.Array],
+) -> Callable[..., list[jax.Array]]:
+    """Returns the function of the operands that move, the others held."""
+
+    def of_moving(*moved: jax.Array) -> list[jax.Array]:
+        rest = iter(moved)
+        return function(
+            *(
+                next(rest) if is_moving else primal
+                for primal, is_moving in zip(primals, moving, strict=True)
+            )
+        )
+
+    return of_moving
+
+
+_compute_p = Primitive("compute_on_platforms")
+_compute_p.multiple_results = True
+
+
+@functools.lru_cache(maxsize=4096)
+def _jitted(functions: tuple[Any, ...]) -> Callable[..., list[jax.Array]]:
+    return jax.jit(functools.partial(_compute_p.bind, functions=functions))
+
+
+def _run(*operands: jax.Array, functions: tuple[Any, ...]) -> list[jax.Array]:
+    return _jitted(functions)(*operands)
+
+
+def _types_of_results(*types: Any, functions: tuple[Any, ...]) -> Any:
+    # The functions compute the same; and a plain one costs no more to trace than any.
+    return _traced_types(functions[0].plain, types, jax.sharding.get_abstract_mesh())
+
+
+@functools.lru_cache(maxsize=4096)
+def _traced_types(function: Any, types: tuple[Any, ...], mesh: Any) -> Any:
+    return jax.make_jaxpr(function)(*types).out_avals
+
+
+def is_computed_on_platforms(equation: JaxprEqn) -> bool:
+    """Tells whether an equation of a traced program is such an operation."""
+    return equation.primitive is _compute_p
+
+
+def program_of(equation: JaxprEqn) -> Jaxpr:
+    """Returns one of the programs that take the place of such an equation.
+
+    For who reads traced programs, as to count what they compute; all compute the same.
+    """
+    types = [variable.aval for variable in equation.invars]
+    plain = equation.params["functions"][0].plain
+    return jax.make_jaxpr(plain)(*types).jaxpr
+
+
+def _differentiate(
+    primals: Sequence[jax.Array], tangents: Sequence[Any], functions: tuple[Any, ...]
+) -> tuple[list[jax.Array], list[jax.Array]]:
+    moving = tuple(not isinstance(tangent, ad.Zero) for tangent in tangents)
+    derivatives = tuple(_Tangent(each, moving) for each in functions)
+    moved = _select(tangents, moving)
+    return (
+        _compute_p.bind(*primals, functions=functions),
+        _compute_p.bind(*primals, *moved, functions=derivatives),
+    )
+
+
+def _transpose(
+    cotangents: Sequence[Any], *operands: Any, functions: tuple[Any, ...]
+) -> list[Any]:
+    """Transposes the operation in the tangents, in which it is linear."""
+    moving = functions[0].moving
+    primals = operands[: len(moving)]
+    given = [ad.instantiate_zeros(each) for each in cotangents]
+    gradients = tuple(_Cotangent(each.function, moving) for each in functions)
+    results = _compute_p.bind(*primals, *given, functions=gradients)
+    return [*(None for _ in primals), *results]
+
+
+def _map(
+    operands: Sequence[jax.Array],
+    axes: Sequence[int | None],
+    functions: tuple[Any, ...],
+) -> tuple[list[jax.Array], list[int]]:
+    size = next(
+        operand.shape[axis]
+        for operand, axis in zip(operands, axes, strict=True)
+        if axis is not None
+    )
+    if isinstance(functions[0], _Tangent):
+        # Of an operand that moves, the tangent is mapped as the operand is, so that
+        # the operation stays the tangent of another.
+        moving = functions[0].moving
+        own, tangents = list(axes[: len(moving)]), iter(axes[len(moving) :])
+        given = [next(tangents) if moves else None for moves in moving]
+        mapped = tuple(
+            not (one is None and other is None)
+            for one, other in zip(own, given, strict=True)
+        )
+        moved = tuple(_select(mapped, moving))
+        functions = tuple(
+            _Tangent(_Mapped(each.function, mapped), moving) for each in functions
+        )
+        mapped = (*mapped, *moved)
+    else:
+        mapped = tuple(axis is not None for axis in axes)
+        functions = tuple(_Mapped(each, mapped) for each in functions)
+    in_front = [
+        batching.bdim_at_front(operand, axis, size) if is_mapped else operand
+        for operand, axis, is_mapped in zip(operands, axes, mapped, strict=True)
+    ]
+    results = _compute_p.bind(*in_front, functions=functions)
+    return results, [0] * len(results)
+
+
+def _lower(ctx: Any, *operands: Any, functions: tuple[Any, ...]) -> Any:
+    by_platform = dict(zip(PLATFORMS, functions, strict=True))
+    wanted = ctx.platforms or ctx.module_context.platforms
+    chosen = {name: by_platform[platform_of(name)] for name in wanted}
+    first, *others = dict.fromkeys(chosen.values())
+
+    def compute(*operands: jax.Array) -> list[jax.Array]:
+        if not others:
+            return first(*operands)
+        return lax.platform_dependent(*operands, **chosen)
+
+    return mlir.lower_fun(compute, multiple_results=True)(ctx, *operands)
+
+
+_compute_p.def_impl(_run)
+_compute_p.def_abstract_eval(_types_of_results)
+ad.primitive_jvps[_compute_p] = _differentiate
+ad.primitive_transposes[_compute_p] = _transpose
+batching.primitive_batchers[_compute_p] = _map
+mlir.register_lowering(_compute_p, _lower)
