@@ -87,7 +87,8 @@ class Tiles:
     bytes: int
 
 
-def _tile_bytes(shape: Sequence[int], dtype: Any) -> int:
+def tile_bytes(shape: Sequence[int], dtype: Any) -> int:
+    """Returns what an array takes of a core's memory, where it lies in whole tiles."""
     *outer, rows, lanes = shape
     tile = rounded_up(rows, sublanes(dtype)) * rounded_up(lanes, LANES)
     return math.prod(outer) * tile * jnp.dtype(dtype).itemsize
@@ -153,10 +154,10 @@ def forward_tiles(
         ]
         scratch = _forward_scratch(layer, samples, tile, shape, dtype)
         pixels = layer.outputs[0] * rounded_up(layer.outputs[1], sublanes(dtype))
-        sums = 2 * samples * _tile_bytes((pixels, tile), jnp.float32)
+        sums = 2 * samples * tile_bytes((pixels, tile), jnp.float32)
         return (
-            2 * sum(_tile_bytes(*each) for each in blocks)
-            + sum(_tile_bytes(*each) for each in scratch)
+            2 * sum(tile_bytes(*each) for each in blocks)
+            + sum(tile_bytes(*each) for each in scratch)
             + sums
         )
 
@@ -195,17 +196,20 @@ def backward_tiles(
         ]
         scratch = _backward_scratch(layer, samples, tile, shape, dtype)
         pixels = layer.inputs[0] * rounded_up(layer.inputs[1], sublanes(dtype))
-        sums = 2 * samples * _tile_bytes((pixels, tile), jnp.float32)
+        sums = 2 * samples * tile_bytes((pixels, tile), jnp.float32)
         return (
-            2 * sum(_tile_bytes(*each) for each in blocks)
-            + sum(_tile_bytes(*each) for each in scratch)
+            2 * sum(tile_bytes(*each) for each in blocks)
+            + sum(tile_bytes(*each) for each in scratch)
             + sums
         )
 
     return choose_tiles(memory, batch, features, rows * columns * outputs)
 
 
-def _product(layer: Layer, left, right, axes: tuple[int, int]):
+def product(
+    layer: Layer, left: jax.Array, right: jax.Array, axes: tuple[int, int]
+) -> jax.Array:
+    """Returns the product of two matrices over one axis of each, in float32."""
     return lax.dot_general(
         left,
         right,
@@ -294,7 +298,7 @@ def _forward_kernel(attention, inputs, experts, outputs, copies, wide, mixed, *,
                 mixed[sample, row, *part] = kernel.astype(mixed.dtype)
             first = row * layer.dilation[0]
             seen = copies[sample, first : first + tall].reshape(tall * pitch, lanes)
-            term = _product(layer, seen, mixed[sample, row], (1, 0))
+            term = product(layer, seen, mixed[sample, row], (1, 0))
             sums = term if sums is None else sums + term
         assert sums is not None
         image = sums.reshape(tall, pitch, -1)[:, :across]
@@ -348,13 +352,13 @@ def _backward_kernel(
             first = (rows - 1 - row) * layer.dilation[0]
             seen = back[sample, first : first + tall]
             seen = seen.reshape(-1, columns * outputs)
-            term = _product(layer, seen, mixed[sample, row], (1, 1))
+            term = product(layer, seen, mixed[sample, row], (1, 1))
             sums = term if sums is None else sums + term
 
             first = row * layer.dilation[0]
             seen = copies[sample, first : first + layer.outputs[0]]
             seen = seen.reshape(layer.outputs[0] * pitch, lanes)
-            own[sample, row] = _product(layer, seen, flat, (0, 0))
+            own[sample, row] = product(layer, seen, flat, (0, 0))
             for column in range(columns):
                 for part in _blocks(tile, outputs):
                     place = slice(

@@ -17,7 +17,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from dynconv_jax.functional import pallas_dense, pallas_depthwise
+from dynconv_jax.functional import (
+    pallas_dense,
+    pallas_depthwise,
+    pallas_experts,
+)
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.numerics import Numerics
 from dynconv_jax.functional.pallas_dense import Layer
@@ -86,7 +90,7 @@ def pallas_refuses(
     experts = (num_experts, *problem.window, problem.features, problem.outputs)
     layer = problem.layer(numerics, interpret=False)
     batch = shape[0]
-    if (
+    if not pallas_experts.takes(layer, batch, experts, dtype) and (
         pallas_dense.forward_tiles(layer, batch, experts, dtype) is None
         or pallas_dense.backward_tiles(layer, batch, experts, dtype) is None
     ):
@@ -320,9 +324,8 @@ def _convolve_depthwise(inputs, attention, experts, geometry, interpret):
     """Mixes experts as they are few, and convolves with the batch inside."""
     taps = experts.reshape(experts.shape[0], geometry.taps, geometry.out_features)
     mixed = jnp.einsum("bk,kto->tbo", attention.astype(taps.dtype), taps)
-    images = jnp.transpose(inputs, (1, 2, 0, 3))
-    outputs = _convolve_taps(geometry, interpret, images, mixed)
-    return jnp.transpose(outputs, (2, 0, 1, 3))
+    outputs = _convolve_taps(geometry, interpret, _batch_inside(inputs), mixed)
+    return _batch_first(outputs)
 
 
 def _strided(inputs: jax.Array, geometry: Geometry) -> tuple[jax.Array, Geometry]:
@@ -335,16 +338,41 @@ def _strided(inputs: jax.Array, geometry: Geometry) -> tuple[jax.Array, Geometry
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _convolve(layer, inputs, attention, experts):
-    return pallas_dense.forward(layer, inputs, attention, experts)
+    if not _has_few_pixels(layer, inputs, experts):
+        return pallas_dense.forward(layer, inputs, attention, experts)
+    inner = _batch_inside(inputs)
+    return _batch_first(pallas_experts.forward(layer, inner, attention, experts))
+
+
+def _has_few_pixels(layer, inputs, experts):
+    batch, dtype = inputs.shape[0], inputs.dtype
+    return pallas_experts.takes(layer, batch, experts.shape, dtype)
+
+
+def _batch_inside(images):
+    return jnp.transpose(images, (1, 2, 0, 3))
+
+
+def _batch_first(images):
+    return jnp.transpose(images, (2, 0, 1, 3))
 
 
 def _forward(layer, inputs, attention, experts):
     saved = inputs, attention, experts
-    return pallas_dense.forward(layer, *saved), saved
+    return _convolve(layer, *saved), saved
 
 
 def _backward(layer, saved, cotangent):
-    backward = functools.partial(pallas_dense.backward, layer)
+    def backward(inputs, attention, experts, cotangent):
+        operands = inputs, attention, experts, cotangent
+        if not _has_few_pixels(layer, inputs, experts):
+            return pallas_dense.backward(layer, *operands)
+        of_inputs, *others = pallas_experts.backward(
+            *(layer, _batch_inside(inputs), attention, experts),
+            _batch_inside(cotangent),
+        )
+        return _batch_first(of_inputs), *others
+
     return _gradients(backward, saved, (*saved, cotangent))
 
 
