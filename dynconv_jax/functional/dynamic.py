@@ -17,8 +17,9 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from dynconv_jax.functional.checks import check_arrays
+from dynconv_jax.functional.chips import PLATFORMS
 from dynconv_jax.functional.choice import choose_on_platforms
-from dynconv_jax.functional.cost import Plan
+from dynconv_jax.functional.cost import Plan, devices_of_a_batch
 from dynconv_jax.functional.experts import conv_by_all_experts, conv_by_experts
 from dynconv_jax.functional.forms import FORMS, Form
 from dynconv_jax.functional.geometry import Geometry, PaddingLike, check_operands
@@ -28,6 +29,7 @@ from dynconv_jax.functional.numerics import (
     at_least_float32,
     multiply_wide,
 )
+from dynconv_jax.functional.pallas import conv_by_pallas, pallas_refuses
 from dynconv_jax.functional.per_sample import PlannedConv, add_bias
 from dynconv_jax.functional.platforms import compute_on_platforms
 from dynconv_jax.functional.scan import map_samples
@@ -139,6 +141,10 @@ def dynamic_conv_by_plan(
     if plan.implementation == "experts":
         return conv_by_experts(
             inputs, attention, kernel, geometry, numerics, spatial_attention
+        )
+    if plan.implementation == "pallas":
+        return conv_by_pallas(
+            plan.form, inputs, attention, kernel, geometry, numerics, spatial_attention
         )
     form = FORMS[plan.form]
     mixed_kernel = _mixer(form, kernel, geometry, numerics.precision)
@@ -254,8 +260,9 @@ def dynamic_conv(
         kernel_dilation: An int, or one per spatial dimension.
         feature_group_count: g; it must divide C and O.
         implementation: `"auto"`, `"patches"`, `"rows"`, `"scan"`, `"taps"` (depthwise),
-            `"experts"` or `"vmap"`. All compute the same; `explain` says what `"auto"`
-            chooses, which is for the platform that the program is lowered for.
+            `"experts"`, `"row_conv"` (for TPUs), `"pallas"` (TPUs and GPUs) or
+            `"vmap"`. All compute the same; `explain` says what `"auto"` chooses, which
+            is for the platform that the program is lowered for.
             `"vmap"` is the reference, see `forms.py` for what XLA may do to it.
         precision: As in `jax.lax.conv_general_dilated`.
         preferred_element_type: The dtype of the output and of the sums behind it, as in
@@ -302,7 +309,24 @@ def dynamic_conv(
     if bias is not None and attention is not None:
         bias = mix_kernels(attention, bias, precision=precision)
     numerics = Numerics(precision, preferred_element_type).settled
-    plans = choose_on_platforms(inputs, geometry, kernel.shape[0], implementation)
+    refusals = {
+        platform: pallas_refuses(
+            *(platform, geometry, inputs.shape, kernel.shape[0], inputs.dtype),
+            numerics=numerics,
+            spatial_attention=spatial_attention is not None,
+            device_count=devices_of_a_batch(),
+        )
+        for platform in PLATFORMS
+    }
+    plans = choose_on_platforms(
+        inputs,
+        geometry,
+        kernel.shape[0],
+        implementation,
+        has_kernels=lambda platform: refusals[platform] is None,
+    )
+    if implementation == "pallas" and None not in refusals.values():
+        raise ValueError(f"`implementation` (='pallas') {refusals['tpu']}; use 'auto'")
     functions = {
         platform: PlannedDynamicConv(plan, geometry, numerics)
         for platform, plan in plans.items()

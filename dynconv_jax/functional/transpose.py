@@ -320,6 +320,10 @@ def _transpose_on_platforms(
         has_experts=num_experts is not None,
         has_batch=isinstance(inputs.shape[0], int),
     )
+    if implementation == "pallas":
+        raise ValueError(
+            "`implementation` (='pallas') has no transposed form; use 'auto'"
+        )
     plans: dict[str, _Plans | None] = dict.fromkeys(PLATFORMS)
     if implementation != "vmap":
         plans |= _plans(geometry, inputs, num_experts, implementation)
