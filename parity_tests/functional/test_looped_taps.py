@@ -15,7 +15,7 @@ from dynconv_jax.functional.numerics import Numerics
 from dynconv_jax.functional.taps import arrange_for_taps
 from parity_tests.parity import assert_close
 
-NAMES = ("output", "inputs", "kernel")
+NAMES: tuple[str, ...] = ("output", "inputs", "kernel")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +80,8 @@ def results(form, geometry, x, kernel):
     return dict(zip(NAMES, run(x, kernel), strict=True))
 
 
-def convolve(form, geometry, x, kernel, numerics=Numerics()):  # noqa: B008
+def convolve(form, geometry, x, kernel, *, output_dtype=None):
+    numerics = Numerics(None, output_dtype)
     if isinstance(form, str):
         arranged = FORMS[form].arrange(kernel, geometry)
         return FORMS[form].convolve(x, arranged, geometry, numerics)
@@ -147,8 +148,7 @@ def test_bfloat16_is_summed_in_float32(steps, rng):
 def test_the_preferred_type_is_that_of_the_output(rng):
     case = CASES["2d"]
     x, kernel = case.operands(rng, 5, "bfloat16")
-    numerics = Numerics(None, jnp.float32)
-    actual = convolve(STEPS["one"], case.geometry, x, kernel, numerics)
+    actual = convolve(STEPS["one"], case.geometry, x, kernel, output_dtype=jnp.float32)
     exact = convolve(
         "patches", case.geometry, *(a.astype("float64") for a in (x, kernel))
     )
@@ -167,7 +167,9 @@ def test_of_the_whole_batch_there_are_only_operands_and_results():
             return outputs, pull(outputs)
 
         compiled = jax.jit(gradients).lower(x, kernel).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
+        analysis = compiled.memory_analysis()
+        assert analysis is not None
+        return analysis.temp_size_in_bytes
 
     assert temporaries((x.nbytes // 32, 0)) < x.nbytes / 2 < temporaries("taps")
 
