@@ -10,6 +10,7 @@ import concurrent.futures
 import dataclasses
 import datetime
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -52,16 +53,20 @@ class Config:
     """Whole training steps, on one chip and on four and eight."""
 
     forms: tuple[str, ...] = ()
-    """Only these forms, such as `static auto rows`; all without it."""
+    """Only these forms, such as `static auto rows`. Without it layers are compiled in
+    all, and training steps, which take long, static and as `auto`."""
 
     passes: Literal["all", "forward", "gradient"] = "all"
     """Only the forward pass of layers, or only forward and backward together."""
 
     quick: bool = False
-    """One layer of each kind, forward, and one step."""
+    """One layer of each kind, forward, and the steps of one network."""
 
     limit: float = 300.0
-    """Seconds after which a compiler is ended; its program is reported as such."""
+    """Seconds after which the compiler of a layer is ended; it is reported as such."""
+
+    step_limit: float = 3600.0
+    """The same for a whole training step."""
 
     processes: int = 1
     """How many programs to compile side by side."""
@@ -75,9 +80,20 @@ class Config:
     out: Path = Path("runs/benchmarks/compiled")
     """The folder for `<chip>.md` and `<chip>.json`."""
 
+    def limit_of(self, job: Job) -> float:
+        """Returns the limit of a program."""
+        return self.step_limit if job.kind == "step" else self.limit
+
 
 def jobs_of(config: Config) -> list[Job]:
     """Returns what there is to do, gradients first: they tell the most."""
+    jobs = _jobs(config)
+    if config.forms:
+        jobs = [job for job in jobs if job.form_title in config.forms]
+    return jobs
+
+
+def _jobs(config: Config) -> list[Job]:
     chip = CHIPS[config.chip]
     every = not (config.layers or config.depthwise or config.steps)
     one = 1 if config.quick else None
@@ -92,16 +108,14 @@ def jobs_of(config: Config) -> list[Job]:
     ]
     if every or config.steps:
         counts = (1,) if config.quick else tuple(dict(chip.topologies))
-        jobs += step_jobs(STEPS[:one], counts)
-    if config.forms:
-        jobs = [job for job in jobs if job.form_title in config.forms]
+        steps = STEPS[:2] if config.quick else STEPS
+        jobs += step_jobs(steps, counts, every_form=bool(config.forms))
     return jobs
 
 
 def check_forms(config: Config) -> None:
     """Ends the program where a form is asked for that no job has."""
-    every = jobs_of(dataclasses.replace(config, forms=()))
-    names = sorted({job.form_title for job in every})
+    names = sorted({job.form_title for job in _jobs(config)})
     for form in config.forms:
         if form not in names:
             sys.exit(f"--forms (={form}) must be among {', '.join(names)}")
@@ -125,11 +139,13 @@ def compile_all(config: Config, jobs: list[Job]) -> dict[str, Any]:
     missing = [
         job
         for job in jobs
-        if records.get(key(job), {"late": 0}).get("late", config.limit) < config.limit
+        if records.get(key(job), {"late": 0}).get("late", math.inf)
+        < config.limit_of(job)
     ]
     with concurrent.futures.ThreadPoolExecutor(config.processes) as pool:
         running = {
-            pool.submit(run_job, job, chip, config.limit): job for job in missing
+            pool.submit(run_job, job, chip, config.limit_of(job)): job
+            for job in missing
         }
         for done in concurrent.futures.as_completed(running):
             name = key(running[done])
@@ -173,7 +189,7 @@ def main(config: Config) -> None:
     jobs = jobs_of(config)
     check_forms(config)
     if config.measure:
-        measure_all(jobs, chip, config.limit, config.out)
+        measure_all(jobs, chip, config.limit_of, config.out)
         return
     page = write_page(compile_all(config, jobs), config.out)
     print(f"\n{page.read_text()}\nwritten to {page}")

@@ -4,7 +4,11 @@ import dataclasses
 from typing import Any
 
 from benchmarks.shapes import LAYERS, Shape
-from dynconv_jax.functional.choice import check_implementation, explain
+from dynconv_jax.functional.choice import (
+    IMPLEMENTATIONS,
+    check_implementation,
+    explain,
+)
 from dynconv_jax.functional.cost import Plan
 from dynconv_jax.functional.forms import FORMS
 
@@ -16,18 +20,26 @@ DEPTHWISE = (
 )
 
 STATIC, AUTO = "static", "auto"
+# How one would write it down; `auto` never chooses it.
+REFERENCE = "vmap"
 PASSES = ("forward", "forward + backward")
 
 # Model, convolution, size of the images, classes: as their papers train them.
+# The same with static convolutions is what they are held against.
 STEPS = (
+    ("dynamic_net", "static", 32, 10),
     ("dynamic_net", "dynamic", 32, 10),
     ("resnet18", "static", 224, 1000),
     ("resnet18", "dynamic", 224, 1000),
+    ("efficientnet_cc_b0_4e", "static", 224, 1000),
     ("efficientnet_cc_b0_4e", "condconv", 224, 1000),
 )
 STEP_BATCH = 128
-# The forms that any convolution can be asked to take.
-STEP_FORMS = ("patches", "rows", "experts")
+# Every form by its name: those of `FORMS`, and what a user may ask for beside them.
+EVERY_FORM = (
+    *(name for name in IMPLEMENTATIONS if name not in (*FORMS, AUTO, "scan")),
+    *FORMS,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +70,14 @@ class Job:
         return f"{model}, {conv}, B {STEP_BATCH}, {size}×{size}"
 
     @property
+    def static_title(self) -> str | None:
+        """The title of the step with static convolutions, if it is one."""
+        if self.kind == "layer":
+            return None
+        model, _, *rest = self.subject
+        return Job("step", [model, STATIC, *rest], STATIC, self.variant).title
+
+    @property
     def form_title(self) -> str:
         """What a reader calls its form."""
         return str(Plan(self.form, self.chunk))
@@ -66,7 +86,7 @@ class Job:
 def forms(shape: Shape) -> list[str]:
     """Returns the forms that can compute a shape, by the library's own refusals."""
     able = []
-    for form in ("experts", *FORMS):
+    for form in EVERY_FORM:
         try:
             check_implementation(Plan(form).implementation, shape.geometry)
         except ValueError:
@@ -105,13 +125,30 @@ def layer_jobs(
     return jobs
 
 
+def step_forms() -> list[str]:
+    """Returns the forms that all dense convolutions of a network can be asked for."""
+    able = [set(forms(shape)) for shape in DENSE]
+    common = set.intersection(*able) & set(IMPLEMENTATIONS) - {REFERENCE}
+    return [form for form in EVERY_FORM if form in common]
+
+
 def step_jobs(
-    subjects: tuple[tuple[str, str, int, int], ...], counts: tuple[int, ...]
+    subjects: tuple[tuple[str, str, int, int], ...],
+    counts: tuple[int, ...],
+    every_form: bool = False,
 ) -> list[Job]:
-    """Returns the jobs of training steps, in each form, over each number of chips."""
+    """Returns the jobs of training steps over each number of chips.
+
+    Args:
+        subjects: Rows of `STEPS`.
+        counts: The numbers of chips.
+        every_form: Also in the forms that `auto` may not choose. A step is compiled for
+            many minutes.
+    """
+    dynamic = (AUTO, *(step_forms() if every_form else ()))
     return [
         Job("step", list(subject), form, str(count))
         for count in counts
         for subject in subjects
-        for form in ((STATIC,) if subject[1] == STATIC else (AUTO, *STEP_FORMS))
+        for form in ((STATIC,) if subject[1] == STATIC else dynamic)
     ]

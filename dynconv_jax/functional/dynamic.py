@@ -21,7 +21,12 @@ from dynconv_jax.functional.cost import Plan, Problem
 from dynconv_jax.functional.experts import conv_by_experts
 from dynconv_jax.functional.forms import FORMS, Form
 from dynconv_jax.functional.geometry import Geometry, PaddingLike, check_operands
-from dynconv_jax.functional.numerics import Numerics, as_arrays, multiply_wide
+from dynconv_jax.functional.numerics import (
+    Numerics,
+    as_arrays,
+    contract_rounded,
+    multiply_wide,
+)
 from dynconv_jax.functional.per_sample import add_bias
 from dynconv_jax.functional.scan import map_samples
 from dynconv_jax.functional.sharding import leave_to_partitioner, of_convolution
@@ -66,7 +71,7 @@ def mix_kernels(
         )
 
     def mix(attention: jax.Array, kernel: jax.Array) -> jax.Array:
-        return _mix(attention, kernel, precision)
+        return _mix(attention, kernel, kernel.dtype, precision)
 
     rest = [(kernel, axis, kernel.shape[axis]) for axis in range(1, kernel.ndim)]
     return leave_to_partitioner(
@@ -78,14 +83,16 @@ def mix_kernels(
 
 
 def _mix(
-    attention: jax.Array, kernel: jax.Array, precision: lax.PrecisionLike
+    attention: jax.Array,
+    kernel: jax.Array,
+    dtype: DTypeLike,
+    precision: lax.PrecisionLike,
 ) -> jax.Array:
-    """Mixes experts (K, ...) by attention (..., K)."""
+    """Mixes experts (K, ...) by attention (..., K), in a dtype."""
     # Two-dimensional, so that the transposes in its gradient fold into the products.
-    flat = jnp.matmul(
-        attention.astype(kernel.dtype),
-        kernel.reshape(kernel.shape[0], -1),
-        precision=precision,
+    experts = kernel.reshape(kernel.shape[0], -1)
+    flat = contract_rounded(
+        "...k,kn->...n", attention, experts, dtype, dtype, precision
     )
     return flat.reshape(*attention.shape[:-1], *kernel.shape[1:])
 
@@ -105,7 +112,7 @@ def dynamic_conv_by_plan(
         plan: One of those that `choice.plans` gives for the problem.
         inputs: Shape (B, *S, C).
         attention: Shape (B, K), or None for a single expert with the weight 1.
-        kernel: Shape (K, *k, C/g, O).
+        kernel: Shape (K, *k, C/g, O), as wide as the inputs or wider.
         geometry: The convolution.
         numerics: Its numerical options.
         spatial_attention: Shape (B, *k), or None. There must be one of the two.
@@ -118,7 +125,7 @@ def dynamic_conv_by_plan(
             inputs, attention, kernel, geometry, numerics, spatial_attention
         )
     form = FORMS[plan.form]
-    mixed_kernel = _mixer(form, kernel, geometry, numerics.precision)
+    mixed_kernel = _mixer(form, kernel, geometry, inputs.dtype, numerics.precision)
 
     def convolve(
         inputs: jax.Array,
@@ -135,7 +142,11 @@ def dynamic_conv_by_plan(
 
 
 def _mixer(
-    form: Form, kernel: jax.Array, geometry: Geometry, precision: lax.PrecisionLike
+    form: Form,
+    kernel: jax.Array,
+    geometry: Geometry,
+    dtype: DTypeLike,
+    precision: lax.PrecisionLike,
 ) -> Callable[[jax.Array | None, jax.Array | None], jax.Array]:
     """Returns the function from attentions (..., K) and (..., *k) to arranged kernels.
 
@@ -150,14 +161,17 @@ def _mixer(
     ) -> jax.Array:
         if spatial_attention is None:
             assert attention is not None
-            return _mix(attention, arranged, precision)
-        mixed = kernel[0] if attention is None else _mix(attention, kernel, precision)
+            return _mix(attention, arranged, dtype, precision)
+        if attention is None:
+            mixed = kernel[0]
+        else:
+            mixed = _mix(attention, kernel, dtype, precision)
         # In the wider dtype of the two: the gradient of a tap sums C/g · O products.
         weights = spatial_attention[..., None, None]
         if mixed.ndim < weights.ndim:  # of a single expert
             mixed = mixed[None]
         weighted = multiply_wide(mixed, weights)
-        return form.arrange(weighted.astype(kernel.dtype), geometry)
+        return form.arrange(weighted.astype(dtype), geometry)
 
     return mixed_kernel
 
@@ -193,7 +207,8 @@ def dynamic_conv(
         inputs: Shape (B, *S, C), with 1, 2 or 3 spatial dimensions.
         attention: Shape (B, K), the weight of each expert for each sample. The rows
             need not sum to 1. None is for a single expert, whose weight is then 1.
-        kernel: Shape (K, *k, C/g, O), of the dtype of `inputs`.
+        kernel: Shape (K, *k, C/g, O), of the dtype of `inputs`; or float32 beside
+            narrower inputs: it is then rounded to their dtype, and its gradient is not.
         bias: Shape (K, O), or None.
         spatial_attention: Shape (B, *k), one more weight for each sample and tap, which
             multiplies the mixed kernel; None is 1. With neither attention the kernel is
@@ -262,7 +277,8 @@ def dynamic_conv(
         spatial_attention: jax.Array | None,
     ) -> jax.Array:
         if attention is None and spatial_attention is None:
-            return conv_by_one_kernel(inputs, kernel[0], geometry, numerics)
+            only = kernel[0].astype(inputs.dtype)
+            return conv_by_one_kernel(inputs, only, geometry, numerics)
         return dynamic_conv_by_plan(
             plan, inputs, attention, kernel, geometry, numerics, spatial_attention
         )
