@@ -27,17 +27,28 @@ _NO_CALLS = ("AllocateBuffer", "ConcatBitcast")
 _SLICES = ("dynamic-slice", "slice", "gather")
 
 
-def collectives(program: Program) -> dict[str, int]:
-    """Counts the collectives by kind, those of loops once; a start counts, not a done.
+def exchanges(program: Program) -> dict[str, Operation]:
+    """Returns the operations that are collectives, or start or end one, by name."""
+    return {
+        operation.name: operation
+        for computation in program.computations.values()
+        for operation in computation.values()
+        if operation.opcode.removesuffix("-start").removesuffix("-done") in COLLECTIVES
+    }
 
-    What they combine may be many arrays: it is one operation.
+
+def collectives(program: Program) -> dict[str, int]:
+    """Counts the collectives by kind and dtype, such as `all-reduce f32`.
+
+    Those of loops count once. What they combine may be many arrays, also of several
+    dtypes: it is one operation.
     """
     found: Counter[str] = Counter()
-    for computation in program.computations.values():
-        for operation in computation.values():
+    for operation in exchanges(program).values():
+        if not operation.opcode.endswith("-done"):
             kind = operation.opcode.removesuffix("-start")
-            if kind in COLLECTIVES:
-                found[kind] += 1
+            dtypes = sorted({each.dtype for each in operation.results})
+            found[f"{kind} {'+'.join(dtypes)}"] += 1
     return dict(sorted(found.items()))
 
 

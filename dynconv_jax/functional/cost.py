@@ -25,9 +25,15 @@ _TYPICAL_BATCH = 32
 _TYPICAL_SIZE = 28
 
 # Forms with a gradient rule of their own, which holds for one gradient in reverse mode.
-_WITH_RULES = ("taps", "looped taps", *map(form_for, PLATFORMS))
+_WITH_RULES = (
+    *("taps", "looped taps", "experts by convolution"),
+    *map(form_for, PLATFORMS),
+)
 # Forms that `jax.vmap` cannot map, or makes slow.
-_NOT_MAPPED = ("row_conv", "vmap", *map(form_for, PLATFORMS))
+_NOT_MAPPED = (
+    *("row_conv", "experts by convolution", "vmap"),
+    *map(form_for, PLATFORMS),
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,6 +27,7 @@ from dynconv_jax.functional.numerics import (
     Numerics,
     as_arrays,
     at_least_float32,
+    contract_rounded,
     multiply_wide,
 )
 from dynconv_jax.functional.pallas import conv_by_pallas, pallas_refuses
@@ -75,7 +76,7 @@ def mix_kernels(
         )
 
     def mix(attention: jax.Array, kernel: jax.Array) -> jax.Array:
-        return _mix(attention, kernel, precision)
+        return _mix(attention, kernel, kernel.dtype, precision)
 
     rest = [(kernel, axis, kernel.shape[axis]) for axis in range(1, kernel.ndim)]
     return leave_to_partitioner(
@@ -86,10 +87,10 @@ def mix_kernels(
     )
 
 
-def _mix_by_sum(attention: jax.Array, kernel: jax.Array) -> jax.Array:
+def _mix_by_sum(attention: jax.Array, kernel: jax.Array, dtype: DTypeLike) -> jax.Array:
     """Mixes as `_mix` does, element by element, in float32 at least."""
-    wide = at_least_float32(kernel.dtype)
-    weights = attention.astype(kernel.dtype).astype(wide)
+    wide = at_least_float32(dtype)
+    weights = attention.astype(dtype).astype(wide)
     batch = attention.ndim - 1
     weights = jnp.expand_dims(weights, tuple(range(batch + 1, batch + kernel.ndim)))
     multiples = (
@@ -97,18 +98,20 @@ def _mix_by_sum(attention: jax.Array, kernel: jax.Array) -> jax.Array:
         * jnp.expand_dims(expert, tuple(range(batch)))
         for index, expert in enumerate(kernel.astype(wide))
     )
-    return functools.reduce(jnp.add, multiples).astype(kernel.dtype)
+    return functools.reduce(jnp.add, multiples).astype(dtype)
 
 
 def _mix(
-    attention: jax.Array, kernel: jax.Array, precision: lax.PrecisionLike
+    attention: jax.Array,
+    kernel: jax.Array,
+    dtype: DTypeLike,
+    precision: lax.PrecisionLike,
 ) -> jax.Array:
-    """Mixes experts (K, ...) by attention (..., K)."""
+    """Mixes experts (K, ...) by attention (..., K), in a dtype."""
     # Two-dimensional, so that the transposes in its gradient fold into the products.
-    flat = jnp.matmul(
-        attention.astype(kernel.dtype),
-        kernel.reshape(kernel.shape[0], -1),
-        precision=precision,
+    experts = kernel.reshape(kernel.shape[0], -1)
+    flat = contract_rounded(
+        "...k,kn->...n", attention, experts, dtype, dtype, precision
     )
     return flat.reshape(*attention.shape[:-1], *kernel.shape[1:])
 
@@ -128,7 +131,7 @@ def dynamic_conv_by_plan(
         plan: One of those that `choice.plans` gives for the problem.
         inputs: Shape (B, *S, C).
         attention: Shape (B, K), or None for a single expert with the weight 1.
-        kernel: Shape (K, *k, C/g, O).
+        kernel: Shape (K, *k, C/g, O), as wide as the inputs or wider.
         geometry: The convolution.
         numerics: Its numerical options.
         spatial_attention: Shape (B, *k), or None. There must be one of the two.
@@ -147,7 +150,7 @@ def dynamic_conv_by_plan(
             plan.form, inputs, attention, kernel, geometry, numerics, spatial_attention
         )
     form = FORMS[plan.form]
-    mixed_kernel = _mixer(form, kernel, geometry, numerics.precision)
+    mixed_kernel = _mixer(form, kernel, geometry, inputs.dtype, numerics.precision)
 
     def convolve(
         inputs: jax.Array,
@@ -164,7 +167,11 @@ def dynamic_conv_by_plan(
 
 
 def _mixer(
-    form: Form, kernel: jax.Array, geometry: Geometry, precision: lax.PrecisionLike
+    form: Form,
+    kernel: jax.Array,
+    geometry: Geometry,
+    dtype: DTypeLike,
+    precision: lax.PrecisionLike,
 ) -> Callable[[jax.Array | None, jax.Array | None], jax.Array]:
     """Returns the function from attentions (..., K) and (..., *k) to arranged kernels.
 
@@ -176,8 +183,8 @@ def _mixer(
 
     def mix(attention: jax.Array, kernel: jax.Array) -> jax.Array:
         if form.fuses_mixing:
-            return _mix_by_sum(attention, kernel)
-        return _mix(attention, kernel, precision)
+            return _mix_by_sum(attention, kernel, dtype)
+        return _mix(attention, kernel, dtype, precision)
 
     def mixed_kernel(
         attention: jax.Array | None, spatial_attention: jax.Array | None
@@ -191,7 +198,7 @@ def _mixer(
         if mixed.ndim < weights.ndim:  # of a single expert
             mixed = mixed[None]
         weighted = multiply_wide(mixed, weights)
-        return form.arrange(weighted.astype(kernel.dtype), geometry)
+        return form.arrange(weighted.astype(dtype), geometry)
 
     return mixed_kernel
 
@@ -249,7 +256,8 @@ def dynamic_conv(
         inputs: Shape (B, *S, C), with 1, 2 or 3 spatial dimensions.
         attention: Shape (B, K), the weight of each expert for each sample. The rows
             need not sum to 1. None is for a single expert, whose weight is then 1.
-        kernel: Shape (K, *k, C/g, O), of the dtype of `inputs`.
+        kernel: Shape (K, *k, C/g, O), of the dtype of `inputs`; or float32 beside
+            narrower inputs: it is then rounded to their dtype, and its gradient is not.
         bias: Shape (K, O), or None.
         spatial_attention: Shape (B, *k), one more weight for each sample and tap, which
             multiplies the mixed kernel; None is 1. With neither attention the kernel is
@@ -339,7 +347,8 @@ def dynamic_conv(
         spatial_attention: jax.Array | None,
     ) -> jax.Array:
         if attention is None and spatial_attention is None:
-            return conv_by_one_kernel(inputs, kernel[0], geometry, numerics)
+            only = kernel[0].astype(inputs.dtype)
+            return conv_by_one_kernel(inputs, only, geometry, numerics)
         return compute_on_platforms(
             functions, inputs, attention, kernel, spatial_attention
         )

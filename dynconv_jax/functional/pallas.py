@@ -68,7 +68,7 @@ def conv_by_pallas(
         form: From `form_for`.
         inputs: Shape (B, *S, C).
         attention: Shape (B, K), or None for a single expert with the weight 1.
-        kernel: Shape (K, *k, C/g, O).
+        kernel: Shape (K, *k, C/g, O), as wide as the inputs or wider.
         geometry: The convolution.
         numerics: Its numerical options.
         spatial_attention: Shape (B, *k), or None.
@@ -98,5 +98,5 @@ def conv_by_pallas(
         attention = jnp.ones((inputs.shape[0], 1), inputs.dtype)
     kernels = _KERNELS[platform]
     options = {"spatial_attention": spatial_attention} if platform == "gpu" else {}
-    arranged = kernels.arrange(kernel, geometry)
+    arranged = kernels.arrange(kernel.astype(inputs.dtype), geometry)
     return kernels.convolve(inputs, attention, arranged, geometry, numerics, **options)

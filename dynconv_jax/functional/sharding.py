@@ -36,6 +36,12 @@ def _names(entries: Iterable[tuple[str, ...]]) -> set[str]:
     return {name for entry in entries for name in entry}
 
 
+def batch_shards(array: jax.Array) -> int:
+    """Returns over how many devices explicit axes of a mesh shard the first axis."""
+    names = _spec(array)[0]
+    return math.prod(jax.typeof(array).sharding.mesh.shape[name] for name in names)
+
+
 def is_sharded_inside(array: jax.Array) -> bool:
     """Returns whether any axis but the first is sharded by explicit axes of a mesh."""
     return bool(_names(_spec(array)[1:]))

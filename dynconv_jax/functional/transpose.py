@@ -294,6 +294,7 @@ class _DynamicTranspose(_PlannedTranspose):
         geometry, numerics = self.geometry, self.numerics
         if self.plans is None:
             mixed = mix_kernels(attention, kernel, precision=numerics.precision)
+            mixed = mixed.astype(inputs.dtype)
             return conv_transpose_by_vmap(inputs, mixed, geometry, numerics)
         plans = dict(self.plans)
 
@@ -445,7 +446,8 @@ def dynamic_conv_transpose(
         inputs: Shape (B, *S, C), with 1, 2 or 3 spatial dimensions.
         attention: Shape (B, K), the weight of each expert for each sample. The rows
             need not sum to 1.
-        kernel: Shape (K, *k, C/g, O), of the dtype of `inputs`.
+        kernel: Shape (K, *k, C/g, O), of the dtype of `inputs`, or wider, as in
+            `dynamic_conv`.
         bias: Shape (K, O), or None.
         strides: An int, or one per spatial dimension.
         padding: As in `per_sample_conv_transpose`: `"SAME"`, `"VALID"`, or what is
