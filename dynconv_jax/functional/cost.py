@@ -24,9 +24,9 @@ _TYPICAL_BATCH = 32
 _TYPICAL_SIZE = 28
 
 # Forms with a gradient rule of their own, which holds for one gradient in reverse mode.
-_WITH_RULES = ("taps", "looped taps")
+_WITH_RULES = ("taps", "looped taps", "batched taps")
 # Forms that `jax.vmap` cannot map, or makes slow.
-_NOT_MAPPED = ("vmap",)
+_NOT_MAPPED = ("vmap", "row_conv")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,11 @@ class Plan:
         """The name under which it is asked for."""
         if self.chunk is not None:
             return "scan"
-        named = {"looped taps": "taps", "experts by convolution": "experts"}
+        named = {
+            "looped taps": "taps",
+            "batched taps": "taps",
+            "experts by convolution": "experts",
+        }
         return named.get(self.form, self.form)
 
     @property
