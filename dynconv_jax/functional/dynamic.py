@@ -254,8 +254,9 @@ def dynamic_conv(
         kernel_dilation: An int, or one per spatial dimension.
         feature_group_count: g; it must divide C and O.
         implementation: `"auto"`, `"patches"`, `"rows"`, `"scan"`, `"taps"` (depthwise),
-            `"experts"` or `"vmap"`. All compute the same; `explain` says what `"auto"`
-            chooses, which is for the platform that the program is lowered for.
+            `"experts"`, `"row_conv"` (for TPUs) or `"vmap"`. All compute the same;
+            `explain` says what `"auto"` chooses, which is for the platform that the
+            program is lowered for.
             `"vmap"` is the reference, see `forms.py` for what XLA may do to it.
         precision: As in `jax.lax.conv_general_dilated`.
         preferred_element_type: The dtype of the output and of the sums behind it, as in

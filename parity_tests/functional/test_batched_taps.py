@@ -1,6 +1,7 @@
 """The taps that have samples beside channels, against the mapped convolution."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -74,7 +75,7 @@ def test_gradients_of_gradients(rng):
     case = DEPTHWISE["multiplied"]
     arrays = operands(case, rng)
 
-    def slope(plan):
+    def slope(plan) -> dict[str, jax.Array]:
         def length(*arrays):
             parts = gradients(case, plan)(*arrays)
             return jnp.sin(parts["inputs"]).sum() + jnp.sin(parts["kernel"]).sum()
@@ -109,7 +110,7 @@ def test_any_size_is_taken(name, rng):
     )
     larger = dataclasses.replace(case, batch=3, spatial=(9, 7))
     arrays = operands(larger, rng)
-    actual = artifact.call(*(np.asarray(array) for array in arrays))
+    actual: Any = artifact.call(*(np.asarray(array) for array in arrays))
     assert_close(actual, jax.jit(run)(*arrays), dtype="float64")
 
 
