@@ -68,7 +68,8 @@ class Job:
 def forms(shape: Shape) -> list[str]:
     """Returns the forms that can compute a shape, by the library's own refusals."""
     able = []
-    for form in (*BY_EXPERTS, *FORMS):
+    by_experts = BY_EXPERTS if shape.groups == 1 else BY_EXPERTS[:1]
+    for form in (*by_experts, *FORMS):
         try:
             check_implementation(Plan(form).implementation, shape.geometry)
         except ValueError:

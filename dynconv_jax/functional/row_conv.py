@@ -106,9 +106,10 @@ def conv_by_row_conv(
         others = [(0, 0)] * len(others)
     if stride > 1:
         split = padded.reshape(batch, lines, stride, *padded.shape[2:-1], groups, -1)
-        chosen = [split[:, :, rest] for rest in rests]
-        joined = jnp.concatenate(chosen, axis=-1)  # (B, lines, *S', g, r·C/g)
-        padded = joined.reshape(*joined.shape[:-2], -1)
+        if len(rests) < stride:
+            split = jnp.stack([split[:, :, rest] for rest in rests], axis=2)
+        joined = jnp.moveaxis(split, 2, -2)  # (B, lines, *S', g, r, C/g)
+        padded = joined.reshape(*joined.shape[:-3], -1)
 
     sums = _convolve(padded, kernel, geometry, others, numerics.widened(inputs.dtype))
     # Not with an axis for the kernel rows, beside which features lie in few lanes.

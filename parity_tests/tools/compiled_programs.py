@@ -64,7 +64,7 @@ ONLY_FOR = {
     "patches": ("strided", "grouped"),
     "rows": ("strided", "grouped"),
     "experts": ("strided", "grouped"),
-    "experts by convolution": ("strided", "grouped"),
+    "experts by convolution": ("strided", "pointwise"),
     "batched taps": ("depthwise",),
     "taps": ("depthwise",),
     "vmap": ("dense",),
