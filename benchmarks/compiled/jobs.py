@@ -94,6 +94,8 @@ def forms(shape: Shape, platform: str) -> list[str]:
     for form in EVERY_FORM:
         if _ONLY_FOR.get(form, platform) != platform:
             continue
+        if form == "experts by convolution" and shape.groups > 1:
+            continue  # a convolution in groups is by gathered windows, as `"experts"`
         if form == "pallas":
             form = form_for(platform)
         try:

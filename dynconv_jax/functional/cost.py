@@ -26,7 +26,7 @@ _TYPICAL_SIZE = 28
 
 # Forms with a gradient rule of their own, which holds for one gradient in reverse mode.
 _WITH_RULES = (
-    *("taps", "looped taps", "experts by convolution"),
+    *("taps", "looped taps", "batched taps", "experts by convolution"),
     *map(form_for, PLATFORMS),
 )
 # Forms that `jax.vmap` cannot map, or makes slow.
@@ -54,7 +54,11 @@ class Plan:
         """The name under which it is asked for."""
         if self.chunk is not None:
             return "scan"
-        named = {"looped taps": "taps", "experts by convolution": "experts"}
+        named = {
+            "looped taps": "taps",
+            "batched taps": "taps",
+            "experts by convolution": "experts",
+        }
         named |= dict.fromkeys(map(form_for, PLATFORMS), "pallas")
         return named.get(self.form, self.form)
 

@@ -139,7 +139,8 @@ def dynamic_conv_by_plan(
     Returns:
         Shape (B, *S_out, O).
     """
-    if plan.form == "experts by convolution" and spatial_attention is None:
+    is_dense = geometry.feature_group_count == 1 and spatial_attention is None
+    if plan.form == "experts by convolution" and is_dense:
         return conv_by_all_experts(inputs, attention, kernel, geometry, numerics)
     if plan.implementation == "experts":
         return conv_by_experts(

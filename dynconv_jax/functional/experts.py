@@ -82,8 +82,9 @@ def conv_by_all_experts(
     Args:
         inputs: Shape (B, *S, C).
         attention: Shape (B, K), or None for a single expert with the weight 1.
-        kernel: The experts, shape (K, *k, C/g, O).
-        geometry: The convolution; any.
+        kernel: The experts, shape (K, *k, C, O).
+        geometry: The convolution, of one group: XLA gathers a sharded batch for those
+            of more.
         numerics: Its numerical options. The sum is taken in float32 at least.
 
     Returns:
@@ -91,18 +92,12 @@ def conv_by_all_experts(
     """
     if attention is None:
         return conv_by_one_kernel(inputs, kernel[0], geometry, numerics)
-    experts, groups = kernel.shape[0], geometry.feature_group_count
-    width = geometry.out_features // groups
-    # A group has its outputs of all experts side by side.
-    split = [each.reshape(*each.shape[:-1], groups, width) for each in kernel]
-    joined = jnp.concatenate(split, axis=-1)
-    joined = joined.reshape(*joined.shape[:-2], experts * geometry.out_features)
-    wide = dataclasses.replace(geometry, out_features=experts * geometry.out_features)
+    experts, width = kernel.shape[0], geometry.out_features
+    wide = dataclasses.replace(geometry, out_features=experts * width)
+    joined = jnp.concatenate(list(kernel), axis=-1)
     outputs = conv_by_one_kernel(inputs, joined, wide, numerics)
-
-    outputs = outputs.reshape(*outputs.shape[:-1], groups, experts * width)
     accumulator = at_least_float32(outputs.dtype)
-    per_pixel = jnp.expand_dims(attention, tuple(range(1, geometry.rank + 2)))
+    per_pixel = jnp.expand_dims(attention, tuple(range(1, geometry.rank + 1)))
     mixed = functools.reduce(
         jnp.add,
         (
@@ -111,7 +106,6 @@ def conv_by_all_experts(
             for index in range(experts)
         ),
     )
-    mixed = mixed.reshape(*mixed.shape[:-2], geometry.out_features)
     return mixed.astype(numerics.output_dtype(inputs.dtype))
 
 

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from dynconv_jax.functional.geometry import Geometry
 
@@ -27,6 +28,22 @@ def split_inputs(inputs: jax.Array, geometry: Geometry) -> jax.Array:
     width = geometry.in_features // groups
     split = inputs.reshape(*inputs.shape[:-1], groups, width)
     return jnp.moveaxis(split, -2, -2 - geometry.rank)
+
+
+def repeat_channels(
+    inputs: jax.Array, geometry: Geometry, dtype: DTypeLike
+) -> jax.Array:
+    """Returns depthwise inputs (..., C) with each channel once for each of its outputs.
+
+    The result has shape (..., O), and `dtype`; with one output a channel, nothing is
+    done.
+    """
+    multiplier = geometry.out_features // geometry.in_features
+    if multiplier == 1:
+        return inputs
+    wide = inputs.astype(dtype)[..., None]
+    repeated = jnp.broadcast_to(wide, (*inputs.shape, multiplier))
+    return repeated.reshape(*inputs.shape[:-1], geometry.out_features)
 
 
 def split_kernel(kernel: jax.Array, geometry: Geometry) -> jax.Array:

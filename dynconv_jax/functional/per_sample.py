@@ -113,8 +113,8 @@ def per_sample_conv(
             dimension.
         kernel_dilation: An int, or one per spatial dimension.
         feature_group_count: g; it must divide C and O.
-        implementation: `"auto"`, `"patches"`, `"rows"`, `"scan"`, `"taps"` (depthwise)
-            or `"vmap"`. All compute the same.
+        implementation: `"auto"`, `"patches"`, `"rows"`, `"scan"`, `"taps"`
+            (depthwise), `"row_conv"` (for TPUs) or `"vmap"`. All compute the same.
             `"vmap"` is the reference, see `forms.py` for what XLA may do to it.
         precision: As in `jax.lax.conv_general_dilated`.
         preferred_element_type: The dtype of the output and of the sums behind it, as in

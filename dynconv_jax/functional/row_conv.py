@@ -8,11 +8,15 @@ gathered along a row; and what is added up to make a kernel, its mixture, is com
 where the product reads it.
 
 As in `rows`, the kernel rows are so many outputs, summed after a shift. The rows of the
-image are the samples of that convolution, for they take no part in it.
+image are the samples of that convolution, for they take no part in it. With a stride,
+as many rows of the image as it steps over lie side by side on the channels, and a
+kernel row is zero for all of them but one.
 
 The batch is a window, so that it must be known, and lie whole on one device. Elsewhere
 than on a TPU it is a convolution like any other, of B times the arithmetic.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -24,24 +28,50 @@ from dynconv_jax.functional.rows import kernel_rows
 from dynconv_jax.functional.windows import pad_spatial
 
 
+def _row_blocks(geometry: Geometry) -> tuple[list[int], list[int], dict]:
+    """Returns how the kernel rows lie.
+
+    Returns:
+        The remainders by the stride at which any begins; how many strides down any
+        begins; and the row that begins at (remainder, strides down).
+    """
+    rows = {
+        (rest, down): index
+        for rest, indices in enumerate(kernel_rows(geometry))
+        for index, down in indices
+    }
+    return sorted({rest for rest, _ in rows}), sorted({down for _, down in rows}), rows
+
+
 def arrange_for_row_conv(kernel: jax.Array, geometry: Geometry) -> jax.Array:
     """Lays out a kernel (..., k, *k', C/g, O) as the convolution takes it.
 
     Returns:
-        Shape (..., *k', C/g, g·k·O/g), the k kernel rows in the order in which the
-        convolutions take them; one block of k·O/g for each group.
+        Shape (..., *k', r·C/g, g·d·O/g): r blocks of the channels, one for each
+        remainder by the stride at which a kernel row begins, and for each group d
+        blocks of its outputs, one for each number of strides. Without a stride r is 1
+        and d is k.
     """
     groups = geometry.feature_group_count
-    taken = [index for rows in kernel_rows(geometry) for index, _ in rows]
     batch = kernel.shape[: -geometry.rank - 2]
-    lines = jnp.moveaxis(kernel, len(batch), -2)  # (..., *k', C/g, k, O)
-    if taken != sorted(taken):
-        lines = jnp.stack([lines[..., index, :] for index in taken], axis=-2)
-    if groups > 1:
-        lines = lines.reshape(*lines.shape[:-1], groups, -1)
-        lines = jnp.moveaxis(lines, -2, -3)
-    outer = lines.shape[: len(batch) + geometry.rank]
-    return lines.reshape(*outer, len(taken) * geometry.out_features)
+    rests, downs, rows = _row_blocks(geometry)
+    width = geometry.out_features // groups
+    split = kernel.reshape(*kernel.shape[:-1], groups, width)
+    zero = jnp.zeros_like(split[(*(slice(None),) * len(batch), 0)])
+    blocks = [
+        jnp.concatenate(
+            [
+                split[(*(slice(None),) * len(batch), rows[rest, down])]
+                if (rest, down) in rows
+                else zero
+                for down in downs
+            ],
+            axis=-1,
+        )
+        for rest in rests
+    ]
+    arranged = jnp.concatenate(blocks, axis=-3)  # (..., *k', r·C/g, g, d·O/g)
+    return arranged.reshape(*arranged.shape[:-2], len(downs) * geometry.out_features)
 
 
 def conv_by_row_conv(
@@ -64,40 +94,34 @@ def conv_by_row_conv(
     if batch == 0:  # a window has at least one element
         return jnp.zeros((0, height, *pixels, geometry.out_features), output_dtype)
     stride, groups = geometry.strides[0], geometry.feature_group_count
-    width = geometry.out_features // groups
-    rows = kernel_rows(geometry)
-    deepest = max(down for indices in rows for _, down in indices)
+    rests, downs, _ = _row_blocks(geometry)
 
     (low, _), *others = geometry.pads(spatial)
-    high = (height + deepest) * stride - spatial[0] - low
+    lines = height + downs[-1]
+    high = lines * stride - spatial[0] - low
     if all(isinstance(size, int) for size in spatial):
         padded = pad_spatial(inputs, ((low, high), *((0, 0),) * len(others)))
     else:  # where it learns the size only when it runs, XLA crops wrongly
         padded = pad_spatial(inputs, ((low, high), *others))
         others = [(0, 0)] * len(others)
-    # Not by slices with a stride, each of which a TPU makes of several copies.
-    lines = padded.reshape(batch, height + deepest, stride, *padded.shape[2:])
-    partial = numerics.widened(inputs.dtype)
-    outputs = None
-    taken = 0
-    for rest, indices in enumerate(rows):
-        if not indices:
-            continue
-        own = kernel
-        if stride > 1:  # of each group its share
-            own = kernel.reshape(*kernel.shape[:-1], groups, -1)
-            own = own[..., taken * width : (taken + len(indices)) * width]
-            own = own.reshape(*own.shape[:-2], -1)
-        taken += len(indices)
-        own_lines = lines[:, : height + indices[-1][1], rest]
-        sums = _convolve(own_lines, own, geometry, others, partial)
-        # Not with an axis for the kernel rows, beside which features lie in few lanes.
-        sums = sums.reshape(*sums.shape[:-1], groups, -1)
-        for position, (_, down) in enumerate(indices):
-            features = slice(position * width, (position + 1) * width)
-            shifted = sums[:, down : down + height, ..., features]
-            outputs = shifted if outputs is None else outputs + shifted
-    assert outputs is not None
+    if stride > 1:
+        split = padded.reshape(batch, lines, stride, *padded.shape[2:-1], groups, -1)
+        if len(rests) < stride:
+            split = jnp.stack([split[:, :, rest] for rest in rests], axis=2)
+        joined = jnp.moveaxis(split, 2, -2)  # (B, lines, *S', g, r, C/g)
+        padded = joined.reshape(*joined.shape[:-3], -1)
+
+    sums = _convolve(padded, kernel, geometry, others, numerics.widened(inputs.dtype))
+    # Not with an axis for the kernel rows, beside which features lie in few lanes.
+    sums = sums.reshape(*sums.shape[:-1], groups, -1)
+    width = geometry.out_features // groups
+    outputs = functools.reduce(
+        jnp.add,
+        (
+            sums[:, down : down + height, ..., index * width : (index + 1) * width]
+            for index, down in enumerate(downs)
+        ),
+    )
     merged = outputs.reshape(*outputs.shape[:-2], geometry.out_features)
     return merged.astype(output_dtype)
 

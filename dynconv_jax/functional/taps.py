@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from dynconv_jax.functional.geometry import Geometry
+from dynconv_jax.functional.groups import repeat_channels
 from dynconv_jax.functional.numerics import Numerics, at_least_float32
 from dynconv_jax.functional.windows import pad_spatial, tap_offsets, window_slice
 
@@ -55,11 +56,7 @@ def conv_by_taps(
     """
     output_dtype = numerics.output_dtype(inputs.dtype)
     accumulator = at_least_float32(output_dtype)
-    multiplier = geometry.out_features // geometry.in_features
-    if multiplier > 1:  # each channel once for each of its outputs
-        wide = inputs.astype(accumulator)[..., None]
-        inputs = jnp.broadcast_to(wide, (*inputs.shape, multiplier))
-        inputs = inputs.reshape(*inputs.shape[:-2], geometry.out_features)
+    inputs = repeat_channels(inputs, geometry, accumulator)
     spatial = inputs.shape[-geometry.rank - 1 : -1]
     plane = dataclasses.replace(
         geometry, in_features=geometry.out_features, padding=geometry.pads(spatial)

@@ -10,14 +10,19 @@ from jax import lax
 from dynconv_jax.functional.geometry import Geometry
 
 
-def pad_spatial(inputs: jax.Array, pads: Sequence[tuple[int, int]]) -> jax.Array:
-    """Pads the spatial axes of inputs (..., *S, C) with zeros; negative pads crop."""
+def pad_spatial(
+    inputs: jax.Array, pads: Sequence[tuple[int, int]], trailing: int = 1
+) -> jax.Array:
+    """Pads the spatial axes of inputs (..., *S, C) with zeros; negative pads crop.
+
+    Behind them are as many other axes as `trailing` says.
+    """
     if all(pair == (0, 0) for pair in pads):  # a symbolic number has no truth
         return inputs
-    before = ((0, 0, 0),) * (inputs.ndim - len(pads) - 1)
+    before = ((0, 0, 0),) * (inputs.ndim - len(pads) - trailing)
     spatial = tuple((low, high, 0) for low, high in pads)
     zero = jnp.zeros((), inputs.dtype)
-    return lax.pad(inputs, zero, (*before, *spatial, (0, 0, 0)))
+    return lax.pad(inputs, zero, (*before, *spatial, *((0, 0, 0),) * trailing))
 
 
 def window_slice(
@@ -25,19 +30,23 @@ def window_slice(
     starts: Sequence[int],
     sizes: Sequence[int],
     steps: Sequence[int],
+    trailing: int = 1,
 ) -> jax.Array:
-    """Takes `sizes` elements of each spatial axis, from `starts` on, by `steps`."""
+    """Takes `sizes` elements of each spatial axis, from `starts` on, by `steps`.
+
+    Behind them are as many other axes as `trailing` says.
+    """
     limits = [
         start + (size - 1) * step + 1
         for start, size, step in zip(starts, sizes, steps, strict=True)
     ]
     # Not by indices, which take no symbolic sizes.
-    batch = padded.shape[: -len(limits) - 1]
+    batch = padded.shape[: -len(limits) - trailing]
     return lax.slice(
         padded,
-        (*(0,) * len(batch), *starts, 0),
-        (*batch, *limits, padded.shape[-1]),
-        (*(1,) * len(batch), *steps, 1),
+        (*(0,) * len(batch), *starts, *(0,) * trailing),
+        (*batch, *limits, *padded.shape[-trailing:]),
+        (*(1,) * len(batch), *steps, *(1,) * trailing),
     )
 
 

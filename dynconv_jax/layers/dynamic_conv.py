@@ -101,8 +101,9 @@ class DynamicConv(ExpertConv):
             router: A router of one's own, (B, *S, C) → (B, K), in place of the seven
                 options above; one router may serve several layers.
             implementation: How to compute it: `"auto"`, `"patches"`, `"rows"`,
-                `"scan"`, `"taps"` (depthwise), `"experts"` or `"vmap"`. All compute the
-                same; `dynconv_jax.explain` says what `"auto"` chooses.
+                `"scan"`, `"taps"` (depthwise), `"experts"`, `"row_conv"` (for TPUs) or
+                `"vmap"`. All compute the same; `dynconv_jax.explain` says what
+                `"auto"` chooses.
             dtype: The dtype of the computation; None infers it from the input and the
                 parameters. The router computes in float32 at least.
             param_dtype: The dtype of the parameters.

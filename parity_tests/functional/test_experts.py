@@ -52,7 +52,10 @@ def results(case, arrays, plan):
     return {"output": outputs, **dict(zip(NAMES, gradients, strict=False))}
 
 
-@pytest.mark.parametrize("name", CASES)
+DENSE = [name for name, case in CASES.items() if case.groups == 1]
+
+
+@pytest.mark.parametrize("name", DENSE)
 def test_one_convolution_equals_gathered_windows(name, rng):
     case = CASES[name]
     arrays = operands(case, rng)
@@ -69,7 +72,7 @@ def test_a_single_expert_without_attention_is_a_static_convolution(rng):
     assert_close({"output": actual}, {"output": expected}, dtype="float64")
 
 
-@pytest.mark.parametrize("name", ["2d strided", "2d grouped"])
+@pytest.mark.parametrize("name", ["2d strided", "3d"])
 def test_bfloat16_agrees_with_float64(name, rng):
     case = CASES[name]
     narrow = operands(case, rng, "bfloat16")
@@ -79,6 +82,16 @@ def test_bfloat16_agrees_with_float64(name, rng):
     expected = function_of(case, Plan("experts"))(*exact)
     output = {"output": actual["output"]}
     assert_close(output, {"output": expected}, dtype="bfloat16")
+
+
+def test_groups_are_taken_by_gathered_windows(rng):
+    case = CASES["2d grouped"]
+    arrays = operands(case, rng)
+    programs = [
+        jax.jit(function_of(case, plan)).lower(*arrays).as_text()
+        for plan in (BY_CONVOLUTION, Plan("experts"))
+    ]
+    assert programs[0] == programs[1]
 
 
 def test_spatial_attention_is_taken_by_gathered_windows(rng):

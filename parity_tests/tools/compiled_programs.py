@@ -62,8 +62,8 @@ SHAPES: dict[str, tuple[tuple[int, ...], int, tuple[int, ...], dict[str, Any]]] 
     "transposed": ((5, 4), 6, (3, 2, 2, 6, 8), {"strides": 3}),
 }
 FORMS = ("auto", "patches", "rows", "experts", "taps", "vmap")
-# No platform has it under a name of its own.
-BY_PLAN = "experts by convolution"
+# Forms that have no name of their own to be asked for by.
+BY_PLAN = ("experts by convolution", "batched taps")
 # The others of the family compute what `dynamic_conv` does, or nothing dynamic.
 FAMILY = ("condconv", "decomposed", "kernel_warehouse", "odconv")
 NARROW = (
@@ -75,7 +75,8 @@ ONLY_FOR = {
     "patches": ("strided", "grouped"),
     "rows": ("strided", "grouped"),
     "experts": ("strided", "grouped"),
-    BY_PLAN: ("strided", "grouped"),
+    "experts by convolution": ("strided", "pointwise"),
+    "batched taps": ("depthwise",),
     "taps": ("depthwise",),
     "vmap": ("dense",),
 }
@@ -136,12 +137,12 @@ def layer_programs(mesh: jax.sharding.Mesh) -> Iterator[tuple[str, Callable, tup
             outlines(floats(*kernel_shape), mesh),
         )
         function = dynamic_conv_transpose if name == "transposed" else dynamic_conv
-        for form in (*FORMS, BY_PLAN):
+        for form in (*FORMS, *BY_PLAN):
             if name not in ONLY_FOR.get(form, (name,)):
                 continue
 
             def forward(*operands, function=function, form=form, options=options):
-                if form == BY_PLAN:
+                if form in BY_PLAN:
                     return by_plan(form, *operands, **options)
                 return function(*operands, implementation=form, **options)
 
