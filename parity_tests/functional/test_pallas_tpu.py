@@ -249,7 +249,7 @@ for batch, size, features, outputs, window, stride, groups in json.loads(sys.arg
     )
     def function(*arrays):
         x, a, e = arrays
-        y = lambda *z: convolve(z[0], z[1], arrange(z[2], geometry), geometry, Numerics())
+        y = lambda x, a, e: convolve(x, a, arrange(e, geometry), geometry, Numerics())
         y, pull = jax.vjp(y, x, a, e)
         return y, pull(y)
     for dtype in (jnp.bfloat16, jnp.float32):
