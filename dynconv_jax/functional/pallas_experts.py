@@ -46,12 +46,13 @@ def memory(layer: Layer, batch: int, shape: tuple[int, ...], dtype: Any) -> int:
         3 * tile_bytes((results, outputs), dtype)
         + 4 * tile_bytes((pixels, tile), dtype)
         + 2 * tile_bytes(kernel, dtype)
-        + 2 * tile_bytes(kernel, jnp.float32)
-        + 4 * tile_bytes((pixels, tile), jnp.float32)
+        + 2 * tile_bytes(kernel, dtype)
+        + 5 * tile_bytes((pixels, tile), jnp.float32)
     )
     tile = _width(outputs)
     forward = (
         2 * tile_bytes((pixels, features), dtype)
+        + tile_bytes((pixels, features), jnp.float32)
         + 2 * tile_bytes((rows * columns, features, tile), dtype)
         + 2 * tile_bytes((results, tile), dtype)
         + 4 * tile_bytes((results, tile), jnp.float32)
@@ -106,16 +107,30 @@ def _add(target: Any, place: Any, rows: Any) -> None:
     target[*place] = held + rows.reshape(held.shape)
 
 
-def _forward_kernel(weights, inputs, experts, outputs, own, sums, *, layer):
-    expert = pl.program_id(1)
+def _plain(layer: Layer, batch: int, features: int) -> list[Any]:
+    """Returns the memory for an image that can be read in steps, where there are."""
+    if layer.strides == (1, 1):
+        return []
+    return [pltpu.VMEM((*layer.inputs, batch, features), jnp.float32)]
 
-    @pl.when(expert == 0)
+
+def _start(sums: Any, inputs: Any, plains: Any) -> None:
+    """Prepares what is used for every expert, with the first."""
+
+    @pl.when(pl.program_id(1) == 0)
     def _():
         sums[...] = jnp.zeros_like(sums)
+        for plain in plains:
+            plain[...] = inputs[...].astype(plain.dtype)
 
+
+def _forward_kernel(weights, inputs, experts, outputs, own, sums, *plains, layer):
+    expert = pl.program_id(1)
+    _start(sums, inputs, plains)
+    readable = plains[0] if plains else inputs
     own[...] = jnp.zeros_like(own)
     for tap, results, images in _spans(layer):
-        seen = _rows(inputs[*images])
+        seen = _rows(readable[*images].astype(inputs.dtype))
         _add(own, results, product(layer, seen, experts[0, tap], (1, 0)))
     sums[...] += own[...] * _column(weights, expert)
 
@@ -126,14 +141,11 @@ def _forward_kernel(weights, inputs, experts, outputs, own, sums, *, layer):
 
 def _backward_kernel(*refs: Any, layer: Layer):
     weights, inputs, cotangent, experts, of_inputs, of_weights, of_experts = refs[:7]
-    weighted, own, sums = refs[7:]
+    weighted, own, sums, *plains = refs[7:]
     expert = pl.program_id(1)
     weight = _column(weights, expert)
-
-    @pl.when(expert == 0)
-    def _():
-        sums[...] = jnp.zeros_like(sums)
-
+    _start(sums, inputs, plains)
+    readable = plains[0] if plains else inputs
     told = cotangent[...].astype(jnp.float32) * weight
     weighted[...] = told.astype(weighted.dtype)
     own[...] = jnp.zeros_like(own)
@@ -141,8 +153,9 @@ def _backward_kernel(*refs: Any, layer: Layer):
     for tap, results, images in _spans(layer):
         term = product(layer, _rows(cotangent[*results]), experts[0, tap], (1, 1))
         _add(own, images, term)
-        seen, told = _rows(inputs[*images]), _rows(weighted[*results])
-        of_experts[0, tap] = product(layer, seen, told, (0, 0))
+        seen = _rows(readable[*images].astype(inputs.dtype))
+        own_gradient = product(layer, seen, _rows(weighted[*results]), (0, 0))
+        of_experts[0, tap] = own_gradient.astype(of_experts.dtype)
     sums[...] += own[...] * weight
     alike = own[...] * inputs[...].astype(jnp.float32)
     of_weights[0, 0] = alike.sum(axis=(0, 1))
@@ -183,7 +196,7 @@ def forward(
         out_specs=[
             pl.BlockSpec((*layer.outputs, batch, tile), lambda o, k: (0, 0, 0, o))
         ],
-        scratch_shapes=[sums, sums],
+        scratch_shapes=[sums, sums, *_plain(layer, batch, features)],
     )
     return result
 
@@ -195,7 +208,7 @@ def backward(
     experts: jax.Array,
     cotangent: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns the gradients of inputs, attention and experts, the latter in float32."""
+    """Returns the gradients of inputs, attention and experts, each rounded once."""
     batch, features = inputs.shape[2:]
     num_experts, outputs = experts.shape[0], experts.shape[-1]
     tile, taps = _width(features), math.prod(layer.window)
@@ -210,7 +223,7 @@ def backward(
         [
             (inputs.shape, inputs.dtype),
             ((count, num_experts, batch, tile), jnp.float32),
-            (flat.shape, jnp.float32),
+            (flat.shape, flat.dtype),
         ],
         layer.interpret,
         grid=(count, num_experts),
@@ -225,7 +238,10 @@ def backward(
             pl.BlockSpec((1, 1, batch, tile), lambda c, k: (c, k, 0, 0)),
             kernels,
         ],
-        scratch_shapes=[pltpu.VMEM(cotangent.shape, inputs.dtype), sums, sums],
+        scratch_shapes=[
+            pltpu.VMEM(cotangent.shape, inputs.dtype),
+            *(sums, sums, *_plain(layer, batch, tile)),
+        ],
     )
     summed = of_attention.sum(axis=(0, 3)).T
     return of_inputs, summed, of_experts.reshape(experts.shape)
