@@ -95,10 +95,10 @@ def _rows(image: Any) -> Any:
 
 
 def _column(weights, expert):
-    """Returns the weights (B, K) of one expert, as a column (B, 1)."""
+    """Returns the weights (B, K) of one expert, to multiply images (H, W, B, C)."""
     index = lax.broadcasted_iota(jnp.int32, weights.shape, 1)
     chosen = jnp.where(index == expert, weights[...], 0.0)
-    return chosen.sum(axis=1, keepdims=True)
+    return chosen.sum(axis=1, keepdims=True)[None, None]
 
 
 def _add(target: Any, place: Any, rows: Any) -> None:

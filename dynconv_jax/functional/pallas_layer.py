@@ -72,6 +72,33 @@ def product(
     )
 
 
+def manual_axes(array: jax.Array) -> Any:
+    """Returns over which axes of a `jax.shard_map` an array varies, as JAX says it.
+
+    None where it varies over none.
+    """
+    found = getattr(jax.typeof(array), "manual_axis_type", None)
+    return found if found is not None and found.varying else None
+
+
+def vary_alike(*arrays: jax.Array) -> list[jax.Array]:
+    """Returns arrays that vary over the same axes of a `jax.shard_map`.
+
+    So that the gradient of what is the same on all devices is summed over them.
+    """
+    axes = [
+        found.varying if (found := manual_axes(each)) else frozenset()
+        for each in arrays
+    ]
+    together = frozenset().union(*axes)
+    return [
+        lax.pcast(array, tuple(sorted(together - own)), to="varying")
+        if together - own
+        else array
+        for array, own in zip(arrays, axes, strict=True)
+    ]
+
+
 def call(
     kernel: Any,
     operands: Sequence[jax.Array],
@@ -83,7 +110,7 @@ def call(
 
     Args:
         kernel: A function of references.
-        operands: Its operands.
+        operands: Its operands; inside `jax.shard_map` they vary over the same axes.
         results: Shape and dtype of each result.
         interpret: Whether to run on the host.
         **spec: More for `pallas_call`: the grid, blocks, memory to work in.
@@ -91,9 +118,11 @@ def call(
     Returns:
         A list of the results.
     """
+    varying = manual_axes(operands[0])
+    over: dict[str, Any] = {"manual_axis_type": varying} if varying else {}
     return pl.pallas_call(
         kernel,
-        out_shape=[jax.ShapeDtypeStruct(*result) for result in results],
+        out_shape=[jax.ShapeDtypeStruct(*result, **over) for result in results],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("arbitrary", "arbitrary"),
             vmem_limit_bytes=VMEM_BYTES + _SPARE_BYTES,

@@ -27,7 +27,9 @@ from dynconv_jax.functional.pallas_layer import (
     Layer,
     rounded_up,
     sublanes,
+    vary_alike,
 )
+from dynconv_jax.functional.pallas_plan import has_room
 from dynconv_jax.functional.windows import pad_spatial, window_slice
 
 _PLAIN = Numerics()
@@ -93,9 +95,9 @@ def pallas_refuses(
     widths = (rounded_up(width, unit) for width in geometry.kernel_shape[2:])
     experts = (num_experts, *geometry.kernel_size, *widths)
     layer = _layer(geometry, shape[1:-1], numerics, interpret=False)
-    if not pallas_experts.takes(
+    if not pallas_experts.takes(layer, batch, experts, dtype) and not has_room(
         layer, batch, experts, dtype
-    ) and not pallas_dense.has_room(layer, batch, experts, dtype):
+    ):
         return (
             "keeps an image and the experts in a core's memory, which has no room for "
             f"{num_experts} of {'×'.join(map(str, geometry.kernel_shape))}"
@@ -211,6 +213,7 @@ def convolve(
     )
     if reason is not None:
         raise ValueError(f"this form {reason}; {_REMEDY}")
+    inputs, attention, arranged = vary_alike(inputs, attention, arranged)
     inputs, geometry = _cropped(inputs, geometry)
     if geometry.is_depthwise and geometry.feature_group_count > 1:
         return _convolve_depthwise(inputs, attention, arranged, geometry, interpret)
@@ -224,7 +227,7 @@ def convolve(
         rounded_up(each, unit) - each
         for each in (geometry.in_features, geometry.out_features)
     )
-    outputs = _convolve(
+    outputs: jax.Array = _convolve(
         layer,
         _pad_end(inputs, 0, 0, 0, features),
         attention,
@@ -306,8 +309,7 @@ def _convolve_taps(geometry, interpret, inputs, kernel):
 
 
 def _forward_taps(geometry, interpret, inputs, kernel):
-    outputs = pallas_depthwise.forward(geometry, interpret, inputs, kernel)
-    return outputs, (inputs, kernel)
+    return _convolve_taps(geometry, interpret, inputs, kernel), (inputs, kernel)
 
 
 def _backward_taps(geometry, interpret, saved, cotangent):
