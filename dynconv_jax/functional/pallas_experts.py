@@ -207,8 +207,12 @@ def backward(
     attention: jax.Array,
     experts: jax.Array,
     cotangent: jax.Array,
+    dtype: Any,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns the gradients of inputs, attention and experts, each rounded once."""
+    """Returns the gradients of inputs, attention and, in `dtype`, experts.
+
+    Each is rounded once. That of attention is float32.
+    """
     batch, features = inputs.shape[2:]
     num_experts, outputs = experts.shape[0], experts.shape[-1]
     tile, taps = _width(features), math.prod(layer.window)
@@ -223,7 +227,7 @@ def backward(
         [
             (inputs.shape, inputs.dtype),
             ((count, num_experts, batch, tile), jnp.float32),
-            (flat.shape, flat.dtype),
+            (flat.shape, dtype),
         ],
         layer.interpret,
         grid=(count, num_experts),

@@ -25,6 +25,7 @@ from dynconv_jax.functional.numerics import Numerics
 from dynconv_jax.functional.pallas_layer import (
     VMEM_BYTES,
     Layer,
+    manual_axes,
     rounded_up,
     sublanes,
     vary_alike,
@@ -213,6 +214,9 @@ def convolve(
     )
     if reason is not None:
         raise ValueError(f"this form {reason}; {_REMEDY}")
+    if manual_axes(inputs) is not None:
+        # What is summed over devices is then the gradient before it is rounded.
+        arranged = arranged.astype(jnp.float32)
     inputs, attention, arranged = vary_alike(inputs, attention, arranged)
     inputs, geometry = _cropped(inputs, geometry)
     if geometry.is_depthwise and geometry.feature_group_count > 1:
@@ -247,7 +251,9 @@ def _cropped(inputs: jax.Array, geometry: Geometry) -> tuple[jax.Array, Geometry
 def _convolve_depthwise(inputs, attention, experts, geometry, interpret):
     """Mixes experts as they are few, and convolves with the batch inside."""
     taps = experts.reshape(experts.shape[0], geometry.taps, geometry.out_features)
-    mixed = jnp.einsum("bk,kto->tbo", attention.astype(taps.dtype), taps)
+    mixed = jnp.einsum(
+        "bk,kto->tbo", attention.astype(jnp.float32), taps.astype(jnp.float32)
+    )
     outputs = _convolve_taps(geometry, interpret, _batch_inside(inputs), mixed)
     return _batch_first(outputs)
 
@@ -262,6 +268,7 @@ def _strided(inputs: jax.Array, geometry: Geometry) -> tuple[jax.Array, Geometry
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _convolve(layer, inputs, attention, experts):
+    experts = experts.astype(inputs.dtype)
     if not _has_few_pixels(layer, inputs, experts):
         return pallas_dense.forward(layer, inputs, attention, experts)
     inner = _batch_inside(inputs)
@@ -288,12 +295,13 @@ def _forward(layer, inputs, attention, experts):
 
 def _backward(layer, saved, cotangent):
     def backward(inputs, attention, experts, cotangent):
-        operands = inputs, attention, experts, cotangent
+        narrow = experts.astype(inputs.dtype)
         if not _has_few_pixels(layer, inputs, experts):
-            return pallas_dense.backward(layer, *operands)
+            return pallas_dense.backward(layer, inputs, attention, narrow, cotangent)
         of_inputs, *others = pallas_experts.backward(
-            *(layer, _batch_inside(inputs), attention, experts),
+            *(layer, _batch_inside(inputs), attention, narrow),
             _batch_inside(cotangent),
+            experts.dtype,
         )
         return _batch_first(of_inputs), *others
 
