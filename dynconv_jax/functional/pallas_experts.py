@@ -67,12 +67,13 @@ def takes(layer: Layer, batch: int, shape: tuple[int, ...], dtype: Any) -> bool:
     return few and whole and memory(layer, batch, shape, dtype) <= VMEM_BYTES
 
 
-def _spans(layer: Layer):
-    """Yields for each tap where windows and image meet, padding left out.
+def _spans(layer: Layer) -> list[tuple[int, Any, Any]]:
+    """Returns for each tap where windows and image meet, padding left out.
 
-    Yields:
-        The tap's index, the slices (rows, columns) of the result, those of the image.
+    The tap's index, the slices (rows, columns) of the result, those of the image; taps
+    that see more come first. A tap that sees padding only is left out.
     """
+    found = []
     for tap in range(math.prod(layer.window)):
         results, images = [], []
         for axis, index in enumerate(divmod(tap, layer.window[1])):
@@ -86,7 +87,8 @@ def _spans(layer: Layer):
             results.append(pl.ds(first, count))
             images.append(pl.ds(first * stride + ahead, count, stride))
         if all(each.size for each in results):
-            yield tap, tuple(results), tuple(images)
+            found.append((tap, tuple(results), tuple(images)))
+    return sorted(found, key=lambda span: -math.prod(each.size for each in span[1]))
 
 
 def _rows(image: Any) -> Any:
@@ -101,8 +103,14 @@ def _column(weights, expert):
     return chosen.sum(axis=1, keepdims=True)[None, None]
 
 
-def _add(target: Any, place: Any, rows: Any) -> None:
-    """Adds rows (H·W·B, C) to a part of an image (H, W, B, C)."""
+def _add(target: Any, place: Any, rows: Any, is_first: bool) -> None:
+    """Adds rows (H·W·B, C) to a part of an image (H, W, B, C); the first clears it."""
+    shape = tuple(each.size for each in place)
+    if is_first and shape == target.shape[:2]:
+        target[...] = rows.reshape(target.shape)
+        return
+    if is_first:
+        target[...] = jnp.zeros_like(target)
     held = target[*place]
     target[*place] = held + rows.reshape(held.shape)
 
@@ -128,10 +136,9 @@ def _forward_kernel(weights, inputs, experts, outputs, own, sums, *plains, layer
     expert = pl.program_id(1)
     _start(sums, inputs, plains)
     readable = plains[0] if plains else inputs
-    own[...] = jnp.zeros_like(own)
-    for tap, results, images in _spans(layer):
+    for index, (tap, results, images) in enumerate(_spans(layer)):
         seen = _rows(readable[*images].astype(inputs.dtype))
-        _add(own, results, product(layer, seen, experts[0, tap], (1, 0)))
+        _add(own, results, product(layer, seen, experts[0, tap], (1, 0)), index == 0)
     sums[...] += own[...] * _column(weights, expert)
 
     @pl.when(expert == pl.num_programs(1) - 1)
@@ -148,11 +155,12 @@ def _backward_kernel(*refs: Any, layer: Layer):
     readable = plains[0] if plains else inputs
     told = cotangent[...].astype(jnp.float32) * weight
     weighted[...] = told.astype(weighted.dtype)
-    own[...] = jnp.zeros_like(own)
-    of_experts[...] = jnp.zeros_like(of_experts)
-    for tap, results, images in _spans(layer):
+    spans = _spans(layer)
+    for tap in {*range(experts.shape[1])} - {tap for tap, _, _ in spans}:
+        of_experts[0, tap] = jnp.zeros(of_experts.shape[2:], of_experts.dtype)
+    for index, (tap, results, images) in enumerate(spans):
         term = product(layer, _rows(cotangent[*results]), experts[0, tap], (1, 1))
-        _add(own, images, term)
+        _add(own, images, term, index == 0)
         seen = _rows(readable[*images].astype(inputs.dtype))
         own_gradient = product(layer, seen, _rows(weighted[*results]), (0, 0))
         of_experts[0, tap] = own_gradient.astype(of_experts.dtype)

@@ -6,6 +6,7 @@ apart.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,9 +21,10 @@ from dynconv_jax.functional.pallas_layer import (
     tile_bytes,
 )
 
-# How many elements of mixed kernels a step may unroll: more overlap better, and take
-# minutes to compile.
+# How many elements of mixed kernels, and multiply-adds, a step may unroll: more overlap
+# better, and take minutes to compile.
 _UNROLLED = 1_250_000
+_UNROLLED_PRODUCTS = 300_000_000
 _SAMPLES = (4, 2, 1)
 
 
@@ -123,6 +125,7 @@ def choose_tiles(
     batch: int,
     channels: int,
     elements: int,
+    pixels: int,
 ) -> Tiles | None:
     """Chooses the samples and channels of a step.
 
@@ -131,6 +134,7 @@ def choose_tiles(
         batch: B.
         channels: What is divided into tiles.
         elements: The elements of a kernel for each of them.
+        pixels: The pixels of a sample.
 
     Returns:
         The most samples, and the widest tiles, that memory and compiler take; None if
@@ -148,7 +152,8 @@ def choose_tiles(
     quick = [
         tiles
         for tiles in found
-        if tiles.samples * tiles.channels * elements <= _UNROLLED
+        if (unrolled := tiles.samples * tiles.channels * elements) <= _UNROLLED
+        and unrolled * pixels <= _UNROLLED_PRODUCTS
     ]
     return (quick or found[-1:] or [None])[0]
 
@@ -204,7 +209,8 @@ def forward_tiles(
             + sums
         )
 
-    return choose_tiles(memory, batch, outputs, rows * slots * features)
+    pixels = math.prod(layer.outputs)
+    return choose_tiles(memory, batch, outputs, rows * slots * features, pixels)
 
 
 def backward_scratch(
@@ -258,7 +264,8 @@ def backward_tiles(
             + sums
         )
 
-    return choose_tiles(memory, batch, features, rows * slots * outputs)
+    pixels = math.prod(layer.outputs)
+    return choose_tiles(memory, batch, features, rows * slots * outputs, pixels)
 
 
 def has_room(layer: Layer, batch: int, shape: tuple[int, ...], dtype: Any) -> bool:
