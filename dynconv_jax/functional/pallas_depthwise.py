@@ -16,10 +16,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from dynconv_jax.functional.geometry import Geometry
-from dynconv_jax.functional.pallas_dense import (
+from dynconv_jax.functional.pallas_layer import (
     LANES,
-    SPARE_BYTES,
-    VMEM_BYTES,
+    call,
     rounded_up,
     sublanes,
 )
@@ -232,13 +231,6 @@ def _blocks(geometry, shape, dtype):
     return grid, images, kernels, samples, lanes
 
 
-def _parameters() -> Any:
-    return pltpu.CompilerParams(
-        dimension_semantics=("parallel", "parallel"),
-        vmem_limit_bytes=VMEM_BYTES + SPARE_BYTES,
-    )
-
-
 def _bind(kernel, geometry: Geometry, spatial: Any):
     lows = tuple(low for low, _ in geometry.pads(spatial))
 
@@ -262,16 +254,17 @@ def forward(
         geometry, (batch, *spatial, features), inputs.dtype
     )
     padded = (*_padded_size(geometry, spatial), samples, lanes)
-    return pl.pallas_call(
+    (result,) = call(
         _bind(_forward_kernel, geometry, spatial),
+        (inputs, kernel.astype(jnp.float32)),
+        [((*size, batch, features), inputs.dtype)],
+        interpret,
         grid=grid,
         in_specs=[images(spatial), kernels],
-        out_specs=images(size),
-        out_shape=jax.ShapeDtypeStruct((*size, batch, features), inputs.dtype),
+        out_specs=[images(size)],
         scratch_shapes=[pltpu.VMEM(padded, jnp.float32)],
-        compiler_params=_parameters(),
-        interpret=interpret,
-    )(inputs, kernel.astype(jnp.float32))
+    )
+    return result
 
 
 def backward(
@@ -290,19 +283,17 @@ def backward(
     padded = (*_padded_size(geometry, spatial), samples, lanes)
     reach = [2 * (extent - 1) for extent in geometry.extent]
     sides = [side + more for side, more in zip(size, reach, strict=True)]
-    return pl.pallas_call(
+    of_inputs, of_kernel = call(
         _bind(_backward_kernel, geometry, spatial),
+        (inputs, kernel.astype(jnp.float32), cotangent),
+        [(inputs.shape, inputs.dtype), (kernel.shape, jnp.float32)],
+        interpret,
         grid=grid,
         in_specs=[images(spatial), kernels, images(size)],
         out_specs=[images(spatial), kernels],
-        out_shape=[
-            jax.ShapeDtypeStruct(inputs.shape, inputs.dtype),
-            jax.ShapeDtypeStruct(kernel.shape, jnp.float32),
-        ],
         scratch_shapes=[
             pltpu.VMEM(padded, jnp.float32),
             pltpu.VMEM((*sides, samples, lanes), jnp.float32),
         ],
-        compiler_params=_parameters(),
-        interpret=interpret,
-    )(inputs, kernel.astype(jnp.float32), cotangent)
+    )
+    return of_inputs, of_kernel

@@ -2,13 +2,11 @@
 
 Every other form writes a kernel, or windows, for each sample to memory. Here the
 experts are loaded once, mixed for a sample where they are, and applied to it; the
-gradient of the experts is summed over the batch in the same place. A stride is folded
-into the channels first: s² neighbouring pixels are one, which every s-th window sees.
+gradient of the experts is summed over the batch in the same place.
 """
 
 import dataclasses
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +22,15 @@ from dynconv_jax.functional import (
 )
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.numerics import Numerics
-from dynconv_jax.functional.pallas_dense import Layer
+from dynconv_jax.functional.pallas_layer import (
+    VMEM_BYTES,
+    Layer,
+    manual_axes,
+    rounded_up,
+    sublanes,
+    vary_alike,
+)
+from dynconv_jax.functional.pallas_plan import has_room
 from dynconv_jax.functional.windows import pad_spatial, window_slice
 
 _PLAIN = Numerics()
@@ -86,13 +92,12 @@ def pallas_refuses(
         return _depthwise_refuses(geometry, tuple(shape), dtype)
     if max(geometry.strides) > 1 and max(geometry.kernel_dilation) > 1:
         return "takes strides or dilation, not both"
-    problem = _fold(geometry, shape, dtype)
-    experts = (num_experts, *problem.window, problem.features, problem.outputs)
-    layer = problem.layer(numerics, interpret=False)
-    batch = shape[0]
-    if not pallas_experts.takes(layer, batch, experts, dtype) and (
-        pallas_dense.forward_tiles(layer, batch, experts, dtype) is None
-        or pallas_dense.backward_tiles(layer, batch, experts, dtype) is None
+    unit, batch = sublanes(dtype), shape[0]
+    widths = (rounded_up(width, unit) for width in geometry.kernel_shape[2:])
+    experts = (num_experts, *geometry.kernel_size, *widths)
+    layer = _layer(geometry, shape[1:-1], numerics, interpret=False)
+    if not pallas_experts.takes(layer, batch, experts, dtype) and not has_room(
+        layer, batch, experts, dtype
     ):
         return (
             "keeps an image and the experts in a core's memory, which has no room for "
@@ -114,7 +119,7 @@ def _depthwise_refuses(
             f"not for {geometry.feature_group_count} groups of "
             f"{geometry.in_features}→{geometry.out_features} channels"
         )
-    if pallas_depthwise.memory(geometry, shape, dtype) > pallas_dense.VMEM_BYTES:
+    if pallas_depthwise.memory(geometry, shape, dtype) > VMEM_BYTES:
         return (
             "keeps images of a few samples in a core's memory, which has no room for "
             f"{'×'.join(map(str, shape[1:-1]))} pixels"
@@ -128,42 +133,19 @@ def arrange(kernel: jax.Array, geometry: Geometry) -> jax.Array:
     return kernel
 
 
-@dataclasses.dataclass(frozen=True)
-class _Folded:
-    """A convolution of stride 1 that computes one of any stride.
-
-    Attributes:
-        block: How many pixels of each axis are one.
-        skip: How many taps of zero stand before the kernel's.
-        window: The size of the kernel, in blocks.
-        low: The padding before the image, in blocks.
-        inputs: The size of the image, in blocks.
-        outputs_size: The size of the result.
-        dilation: The step between the taps.
-        features: The channels of a block, filled up to whole tiles.
-        outputs: The channels of the result, filled up likewise.
-    """
-
-    block: tuple[int, int]
-    skip: tuple[int, int]
-    window: tuple[int, int]
-    low: tuple[int, int]
-    inputs: tuple[int, int]
-    outputs_size: tuple[int, int]
-    dilation: tuple[int, int]
-    features: int
-    outputs: int
-
-    def layer(self, numerics: Numerics, *, interpret: bool) -> Layer:
-        return Layer(
-            window=self.window,
-            dilation=self.dilation,
-            low=self.low,
-            inputs=self.inputs,
-            outputs=self.outputs_size,
-            precision=_mosaic_precision(numerics.precision),
-            interpret=interpret,
-        )
+def _layer(
+    geometry: Geometry, spatial: Sequence[int], numerics: Numerics, *, interpret: bool
+) -> Layer:
+    return Layer(
+        window=_pair(geometry.kernel_size),
+        strides=_pair(geometry.strides),
+        dilation=_pair(geometry.kernel_dilation),
+        low=_pair([low for low, _ in geometry.pads(spatial)]),
+        inputs=_pair(spatial),
+        outputs=_pair(geometry.output_size(spatial)),
+        precision=_mosaic_precision(numerics.precision),
+        interpret=interpret,
+    )
 
 
 def _mosaic_precision(precision: Any) -> lax.Precision | None:
@@ -174,73 +156,9 @@ def _mosaic_precision(precision: Any) -> lax.Precision | None:
     return lax.Precision.HIGHEST if wide & set(known) else None
 
 
-def _fold(geometry: Geometry, shape: Sequence[int], dtype: Any) -> _Folded:
-    spatial = shape[1:-1]
-    axes = zip(
-        geometry.kernel_size,
-        geometry.strides,
-        spatial,
-        geometry.pads(spatial),
-        strict=True,
-    )
-    skips, windows, lows, sizes = [], [], [], []
-    for taps, stride, size, (low, _) in axes:
-        blocks = -(-low // stride)
-        lows.append(blocks)
-        skips.append(blocks * stride - low)
-        windows.append(-(-(skips[-1] + taps) // stride))
-        sizes.append(-(-size // stride))
-    unit = pallas_dense.sublanes(dtype)
-    features = geometry.in_features * math.prod(geometry.strides)
-    return _Folded(
-        block=_pair(geometry.strides),
-        skip=_pair(skips),
-        window=_pair(windows),
-        low=_pair(lows),
-        inputs=_pair(sizes),
-        outputs_size=_pair(geometry.output_size(spatial)),
-        dilation=_pair(geometry.kernel_dilation),
-        features=pallas_dense.rounded_up(features, unit),
-        outputs=pallas_dense.rounded_up(geometry.out_features, unit),
-    )
-
-
 def _pair(values: Sequence[int]) -> tuple[int, int]:
     first, second = values
     return first, second
-
-
-def _fold_inputs(inputs: jax.Array, folded: _Folded) -> jax.Array:
-    batch, *spatial, features = inputs.shape
-    (tall, wide), (rows, columns) = folded.block, folded.inputs
-    if folded.block != (1, 1):
-        blocks = (rows * tall - spatial[0], columns * wide - spatial[1])
-        filled = _pad_end(inputs, 0, *blocks, 0)
-        split = filled.reshape(batch, rows, tall, columns, wide, features)
-        inputs = split.transpose(0, 1, 3, 2, 4, 5)
-        inputs = inputs.reshape(batch, rows, columns, tall * wide * features)
-    return _pad_end(inputs, 0, 0, 0, folded.features - inputs.shape[-1])
-
-
-def _fold_experts(experts: jax.Array, folded: _Folded) -> jax.Array:
-    num_experts, *taps, features, outputs = experts.shape
-    if folded.block != (1, 1):
-        (tall, wide), (rows, columns) = folded.block, folded.window
-        pads = [(0, 0)]
-        for axis in range(2):
-            whole = folded.window[axis] * folded.block[axis]
-            skip = folded.skip[axis]
-            pads.append((skip, whole - skip - taps[axis]))
-        filled = jnp.pad(experts, (*pads, (0, 0), (0, 0)))
-        split = filled.reshape(
-            num_experts, rows, tall, columns, wide, features, outputs
-        )
-        experts = split.transpose(0, 1, 3, 2, 4, 5, 6)
-        experts = experts.reshape(
-            num_experts, rows, columns, tall * wide * features, outputs
-        )
-    missing = folded.features - experts.shape[-2], folded.outputs - outputs
-    return _pad_end(experts, 0, 0, 0, *missing)
 
 
 def _pad_end(array: jax.Array, *missing: int) -> jax.Array:
@@ -296,18 +214,28 @@ def convolve(
     )
     if reason is not None:
         raise ValueError(f"this form {reason}; {_REMEDY}")
+    if manual_axes(inputs) is not None:
+        # What is summed over devices is then the gradient before it is rounded.
+        arranged = arranged.astype(jnp.float32)
+    inputs, attention, arranged = vary_alike(inputs, attention, arranged)
     inputs, geometry = _cropped(inputs, geometry)
     if geometry.is_depthwise and geometry.feature_group_count > 1:
         return _convolve_depthwise(inputs, attention, arranged, geometry, interpret)
     if geometry.kernel_size == (1, 1) and max(geometry.strides) > 1:
         # What no window sees is left out before, not folded in.
         inputs, geometry = _strided(inputs, geometry)
-    folded = _fold(geometry, inputs.shape, inputs.dtype)
-    outputs = _convolve(
-        folded.layer(numerics, interpret=interpret),
-        _fold_inputs(inputs, folded),
+    layer = _layer(geometry, inputs.shape[1:-1], numerics, interpret=interpret)
+    # Channels are filled up to whole tiles, which takes nothing where they are.
+    unit = sublanes(inputs.dtype)
+    features, width = (
+        rounded_up(each, unit) - each
+        for each in (geometry.in_features, geometry.out_features)
+    )
+    outputs: jax.Array = _convolve(
+        layer,
+        _pad_end(inputs, 0, 0, 0, features),
         attention,
-        _fold_experts(arranged, folded),
+        _pad_end(arranged, 0, 0, 0, features, width),
     )
     return outputs[..., : geometry.out_features]
 
@@ -323,7 +251,9 @@ def _cropped(inputs: jax.Array, geometry: Geometry) -> tuple[jax.Array, Geometry
 def _convolve_depthwise(inputs, attention, experts, geometry, interpret):
     """Mixes experts as they are few, and convolves with the batch inside."""
     taps = experts.reshape(experts.shape[0], geometry.taps, geometry.out_features)
-    mixed = jnp.einsum("bk,kto->tbo", attention.astype(taps.dtype), taps)
+    mixed = jnp.einsum(
+        "bk,kto->tbo", attention.astype(jnp.float32), taps.astype(jnp.float32)
+    )
     outputs = _convolve_taps(geometry, interpret, _batch_inside(inputs), mixed)
     return _batch_first(outputs)
 
@@ -338,6 +268,7 @@ def _strided(inputs: jax.Array, geometry: Geometry) -> tuple[jax.Array, Geometry
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _convolve(layer, inputs, attention, experts):
+    experts = experts.astype(inputs.dtype)
     if not _has_few_pixels(layer, inputs, experts):
         return pallas_dense.forward(layer, inputs, attention, experts)
     inner = _batch_inside(inputs)
@@ -364,12 +295,13 @@ def _forward(layer, inputs, attention, experts):
 
 def _backward(layer, saved, cotangent):
     def backward(inputs, attention, experts, cotangent):
-        operands = inputs, attention, experts, cotangent
+        narrow = experts.astype(inputs.dtype)
         if not _has_few_pixels(layer, inputs, experts):
-            return pallas_dense.backward(layer, *operands)
+            return pallas_dense.backward(layer, inputs, attention, narrow, cotangent)
         of_inputs, *others = pallas_experts.backward(
-            *(layer, _batch_inside(inputs), attention, experts),
+            *(layer, _batch_inside(inputs), attention, narrow),
             _batch_inside(cotangent),
+            experts.dtype,
         )
         return _batch_first(of_inputs), *others
 
@@ -385,8 +317,7 @@ def _convolve_taps(geometry, interpret, inputs, kernel):
 
 
 def _forward_taps(geometry, interpret, inputs, kernel):
-    outputs = pallas_depthwise.forward(geometry, interpret, inputs, kernel)
-    return outputs, (inputs, kernel)
+    return _convolve_taps(geometry, interpret, inputs, kernel), (inputs, kernel)
 
 
 def _backward_taps(geometry, interpret, saved, cotangent):

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +57,7 @@ def operands(shape, geometry, num_experts=2, dtype="float32"):
     return [jnp.asarray(rng.normal(size=each), dtype) for each in shapes]
 
 
-def results(function, arrays):
+def results(function, arrays) -> dict[str, Any]:
     @jax.jit
     def run(*arrays):
         outputs, pull = jax.vjp(function, *arrays)
@@ -68,29 +69,33 @@ def results(function, arrays):
 
 # Inputs, outputs, window, options. Three samples are taken one by one, two together.
 DENSE = {
-    "even, two samples a step": ((2, 6, 4, 8), 16, (3, 3), {}),
-    "odd, a batch of one, few channels": ((1, 5, 7, 3), 5, (3, 3), {}),
-    "1×1": ((3, 9, 8, 8), 16, (1, 1), {}),
+    "odd, two samples a step": ((2, 5, 4, 8), 8, (3, 3), {}),
+    "even, stride 2, few channels": ((3, 6, 8, 3), 5, (3, 3), {"strides": 2}),
+    "1×1": ((1, 9, 8, 8), 16, (1, 1), {}),
     "1×1, stride 2": ((3, 9, 8, 8), 8, (1, 1), {"strides": 2, "padding": "VALID"}),
-    "stride 2": ((3, 17, 10, 4), 8, (3, 3), {"strides": 2, "padding": 1}),
-    "strides apart": ((3, 9, 12, 4), 8, (1, 3), {"strides": (1, 2)}),
-    "cropped and padded": ((3, 9, 10, 8), 8, (3, 2), {"padding": ((0, 2), (3, -1))}),
+    "one row": ((3, 9, 12, 4), 8, (1, 3), {"strides": (1, 2)}),
+    "cropped": ((3, 9, 10, 8), 8, (3, 2), {"padding": ((0, 2), (3, -1))}),
     "dilated": ((3, 9, 9, 8), 8, (2, 3), {"kernel_dilation": 2}),
+    "5×5, stride 3": ((4, 11, 16, 8), 24, (5, 5), {"strides": 3, "padding": 2}),
 }
 FEW_PIXELS = {
     "few pixels": ((8, 3, 4, 8), 16, (3, 2), {}),
-    "few pixels, stride 2": ((8, 5, 4, 4), 8, (3, 3), {"strides": 2}),
+    "few pixels, stride 2": ((8, 5, 4, 4), 8, (2, 3), {"strides": 2}),
 }
 DEPTHWISE = {
     "depthwise": ((2, 6, 11, 5), 5, (3, 3), {}),
     "depthwise, samples in two blocks": ((9, 5, 4, 3), 3, (5, 5), {"padding": 2}),
-    "depthwise, stride 2": ((2, 7, 10, 5), 5, (3, 3), {"strides": 2, "padding": 1}),
+    "depthwise, stride 2": ((2, 7, 10, 5), 5, (3, 2), {"strides": 2, "padding": 1}),
     "depthwise, stride beyond the window": (
         *((2, 7, 8, 5), 5, (1, 2)),
         {"strides": 3, "padding": ((0, 0), (-1, 2))},
     ),
 }
 CASES = {**DENSE, **FEW_PIXELS, **DEPTHWISE}
+QUICK = (
+    *("odd, two samples a step", "even, stride 2, few channels", "1×1, stride 2"),
+    *("few pixels, stride 2", "depthwise, stride 2"),
+)
 
 
 def case(name, dtype="float32"):
@@ -101,14 +106,20 @@ def case(name, dtype="float32"):
     return geometry, options, operands(shape, geometry, dtype=dtype)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow)
+        for name in CASES
+    ],
+)
 def test_outputs_and_gradients_are_those_of_patches(name):
     geometry, options, arrays = case(name)
     expected = results(reference(options), arrays)
     assert_close(results(ours(geometry), arrays), expected, dtype="float32")
 
 
-@pytest.mark.parametrize("name", ["stride 2", "depthwise, stride 2"])
+@pytest.mark.parametrize("name", ["1×1, stride 2", "depthwise, stride 2"])
 def test_half_precision_is_near_what_single_precision_finds(name):
     geometry, options, arrays = case(name, "bfloat16")
     wide = [array.astype(jnp.float32) for array in arrays]
@@ -119,15 +130,16 @@ def test_half_precision_is_near_what_single_precision_finds(name):
 
 def test_a_sum_over_many_samples_is_taken_in_float32():
     geometry = geometry_of(16, 16, (1, 1), {})
-    inputs, attention, experts = operands((513, 1, 1, 16), geometry, 1, "bfloat16")
-    ones = jnp.ones_like(inputs), jnp.ones_like(attention), experts
+    experts = operands((1, 1, 1, 16), geometry, 1, "bfloat16")[2]
+    inputs = jnp.ones((512, 1, 1, 16), "bfloat16")
+    attention = jnp.ones((512, 1), "bfloat16")
+    _, pull = jax.vjp(ours(geometry), inputs, attention, experts)
+    of_experts = pull(jnp.ones((512, 1, 1, 16), "bfloat16"))[2]
     # In bfloat16, 256 + 1 is 256.
-    gradient = jax.grad(lambda e: ours(geometry)(*ones[:2], e).sum().astype("float32"))
-    assert np.all(np.asarray(gradient(experts), np.float32) == 512)
-    del inputs, attention
+    assert np.all(np.asarray(of_experts, np.float32) == 512)
 
 
-@pytest.mark.parametrize("name", ["1×1", "few pixels", "depthwise"])
+@pytest.mark.parametrize("name", ["1×1", "few pixels", "depthwise, stride 2"])
 def test_it_is_mapped_like_any_function(name):
     geometry, options, arrays = case(name)
     arrays[0] = jnp.stack([arrays[0], 2 * arrays[0]])
@@ -211,7 +223,7 @@ def test_what_the_options_ask_for_is_refused_by_name():
     assert refuses(geometry, shape, 4, "float32") is None
     with pytest.raises(ValueError, match=r"this form is for 2 spatial.*patches"):
         line = geometry_of(8, 8, (3,), {})
-        convolve(*operands((2, 9, 8), line), line, Numerics(), interpret=True)
+        ours(line)(*operands((2, 9, 8), line))
 
 
 # Batch, size, channels, outputs, window, stride, groups: what fills tiles, what does
@@ -249,7 +261,7 @@ for batch, size, features, outputs, window, stride, groups in json.loads(sys.arg
     )
     def function(*arrays):
         x, a, e = arrays
-        y = lambda *z: convolve(z[0], z[1], arrange(z[2], geometry), geometry, Numerics())
+        y = lambda x, a, e: convolve(x, a, arrange(e, geometry), geometry, Numerics())
         y, pull = jax.vjp(y, x, a, e)
         return y, pull(y)
     for dtype in (jnp.bfloat16, jnp.float32):
