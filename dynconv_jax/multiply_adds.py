@@ -14,6 +14,7 @@ from flax import nnx
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from dynconv_jax.checks import check_module
+from dynconv_jax.functional.platforms import is_computed_on_platforms, program_of
 
 
 def count_parameters(module: nnx.Module) -> int:
@@ -96,6 +97,8 @@ def _count_equation(equation: JaxprEqn) -> int:
             "the program has a `while` loop, whose number of steps is not known before "
             "it runs; count its body on its own"
         )
+    if is_computed_on_platforms(equation):
+        return _count(program_of(equation))
     inner = [_count(each) for each in _jaxprs_in(parameters)]
     if name == "cond":
         return max(inner)

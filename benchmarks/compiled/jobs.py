@@ -26,6 +26,8 @@ STEPS = (
     ("efficientnet_cc_b0_4e", "condconv", 224, 1000),
 )
 STEP_BATCH = 128
+# The forms that mix outputs, and never a kernel.
+BY_EXPERTS = ("experts", "experts by convolution")
 # The forms that any convolution can be asked to take.
 STEP_FORMS = ("patches", "rows", "experts")
 
@@ -66,7 +68,7 @@ class Job:
 def forms(shape: Shape) -> list[str]:
     """Returns the forms that can compute a shape, by the library's own refusals."""
     able = []
-    for form in ("experts", *FORMS):
+    for form in (*BY_EXPERTS, *FORMS):
         try:
             check_implementation(Plan(form).implementation, shape.geometry)
         except ValueError:

@@ -8,6 +8,7 @@ there is never a kernel for every sample. `"experts"` mixes the outputs instead.
 spatial attention s_i the kernel is s_i ⊙ W(x_i), each tap weighted as a whole.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -16,12 +17,19 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from dynconv_jax.functional.checks import check_arrays
+from dynconv_jax.functional.chips import PLATFORMS
 from dynconv_jax.functional.choice import choose_on_platforms
-from dynconv_jax.functional.cost import Plan
-from dynconv_jax.functional.experts import conv_by_experts
+from dynconv_jax.functional.cost import Plan, devices_of_a_batch
+from dynconv_jax.functional.experts import conv_by_all_experts, conv_by_experts
 from dynconv_jax.functional.forms import FORMS, Form
 from dynconv_jax.functional.geometry import Geometry, PaddingLike, check_operands
-from dynconv_jax.functional.numerics import Numerics, as_arrays, multiply_wide
+from dynconv_jax.functional.numerics import (
+    Numerics,
+    as_arrays,
+    at_least_float32,
+    multiply_wide,
+)
+from dynconv_jax.functional.pallas import conv_by_pallas, pallas_refuses
 from dynconv_jax.functional.per_sample import PlannedConv, add_bias
 from dynconv_jax.functional.platforms import compute_on_platforms
 from dynconv_jax.functional.scan import map_samples
@@ -78,6 +86,20 @@ def mix_kernels(
     )
 
 
+def _mix_by_sum(attention: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Mixes as `_mix` does, element by element, in float32 at least."""
+    wide = at_least_float32(kernel.dtype)
+    weights = attention.astype(kernel.dtype).astype(wide)
+    batch = attention.ndim - 1
+    weights = jnp.expand_dims(weights, tuple(range(batch + 1, batch + kernel.ndim)))
+    multiples = (
+        lax.index_in_dim(weights, index, batch, keepdims=False)
+        * jnp.expand_dims(expert, tuple(range(batch)))
+        for index, expert in enumerate(kernel.astype(wide))
+    )
+    return functools.reduce(jnp.add, multiples).astype(kernel.dtype)
+
+
 def _mix(
     attention: jax.Array, kernel: jax.Array, precision: lax.PrecisionLike
 ) -> jax.Array:
@@ -114,9 +136,15 @@ def dynamic_conv_by_plan(
     Returns:
         Shape (B, *S_out, O).
     """
-    if plan.form == "experts":
+    if plan.form == "experts by convolution" and spatial_attention is None:
+        return conv_by_all_experts(inputs, attention, kernel, geometry, numerics)
+    if plan.implementation == "experts":
         return conv_by_experts(
             inputs, attention, kernel, geometry, numerics, spatial_attention
+        )
+    if plan.implementation == "pallas":
+        return conv_by_pallas(
+            plan.form, inputs, attention, kernel, geometry, numerics, spatial_attention
         )
     form = FORMS[plan.form]
     mixed_kernel = _mixer(form, kernel, geometry, numerics.precision)
@@ -146,13 +174,18 @@ def _mixer(
     """
     arranged = form.arrange(kernel, geometry)
 
+    def mix(attention: jax.Array, kernel: jax.Array) -> jax.Array:
+        if form.fuses_mixing:
+            return _mix_by_sum(attention, kernel)
+        return _mix(attention, kernel, precision)
+
     def mixed_kernel(
         attention: jax.Array | None, spatial_attention: jax.Array | None
     ) -> jax.Array:
         if spatial_attention is None:
             assert attention is not None
-            return _mix(attention, arranged, precision)
-        mixed = kernel[0] if attention is None else _mix(attention, kernel, precision)
+            return mix(attention, arranged)
+        mixed = kernel[0] if attention is None else mix(attention, kernel)
         # In the wider dtype of the two: the gradient of a tap sums C/g · O products.
         weights = spatial_attention[..., None, None]
         if mixed.ndim < weights.ndim:  # of a single expert
@@ -227,8 +260,9 @@ def dynamic_conv(
         kernel_dilation: An int, or one per spatial dimension.
         feature_group_count: g; it must divide C and O.
         implementation: `"auto"`, `"patches"`, `"rows"`, `"scan"`, `"taps"` (depthwise),
-            `"experts"` or `"vmap"`. All compute the same; `explain` says what `"auto"`
-            chooses, which is for the platform that the program is lowered for.
+            `"experts"`, `"row_conv"` (for TPUs), `"pallas"` (TPUs and GPUs) or
+            `"vmap"`. All compute the same; `explain` says what `"auto"` chooses, which
+            is for the platform that the program is lowered for.
             `"vmap"` is the reference, see `forms.py` for what XLA may do to it.
         precision: As in `jax.lax.conv_general_dilated`.
         preferred_element_type: The dtype of the output and of the sums behind it, as in
@@ -275,7 +309,24 @@ def dynamic_conv(
     if bias is not None and attention is not None:
         bias = mix_kernels(attention, bias, precision=precision)
     numerics = Numerics(precision, preferred_element_type).settled
-    plans = choose_on_platforms(inputs, geometry, kernel.shape[0], implementation)
+    refusals = {
+        platform: pallas_refuses(
+            *(platform, geometry, inputs.shape, kernel.shape[0], inputs.dtype),
+            numerics=numerics,
+            spatial_attention=spatial_attention is not None,
+            device_count=devices_of_a_batch(),
+        )
+        for platform in PLATFORMS
+    }
+    plans = choose_on_platforms(
+        inputs,
+        geometry,
+        kernel.shape[0],
+        implementation,
+        has_kernels=lambda platform: refusals[platform] is None,
+    )
+    if implementation == "pallas" and None not in refusals.values():
+        raise ValueError(f"`implementation` (='pallas') {refusals['tpu']}; use 'auto'")
     functions = {
         platform: PlannedDynamicConv(plan, geometry, numerics)
         for platform, plan in plans.items()

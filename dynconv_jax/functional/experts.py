@@ -3,8 +3,12 @@
 Convolution is linear in its kernel, so the mixture may be taken after it. That is K
 times the arithmetic, but no kernel per sample is ever written, read or differentiated,
 and so it wins where a sample has few pixels.
+
+`"experts by convolution"` is the same as one static convolution with K·O outputs, for
+chips on which that runs best and gathered windows are what costs.
 """
 
+import dataclasses
 import functools
 import math
 
@@ -12,12 +16,13 @@ import jax
 import jax.numpy as jnp
 
 from dynconv_jax.functional.geometry import Geometry
-from dynconv_jax.functional.numerics import Numerics, multiply_wide
+from dynconv_jax.functional.numerics import Numerics, at_least_float32, multiply_wide
 from dynconv_jax.functional.patches import (
     arrange_for_patches,
     gather_patches,
     multiply_patches,
 )
+from dynconv_jax.functional.static import conv_by_one_kernel
 
 
 def conv_by_experts(
@@ -59,6 +64,54 @@ def conv_by_experts(
             for index, expert in enumerate(experts)
         ),
     )
+    return mixed.astype(numerics.output_dtype(inputs.dtype))
+
+
+def conv_by_all_experts(
+    inputs: jax.Array,
+    attention: jax.Array | None,
+    kernel: jax.Array,
+    geometry: Geometry,
+    numerics: Numerics,
+) -> jax.Array:
+    """Convolves once, with the outputs of all experts, and sums them by attention.
+
+    The outputs of the experts have the dtype of the result, as the cotangents of both
+    then have: a convolution of float32 is several times slower on a GPU.
+
+    Args:
+        inputs: Shape (B, *S, C).
+        attention: Shape (B, K), or None for a single expert with the weight 1.
+        kernel: The experts, shape (K, *k, C/g, O).
+        geometry: The convolution; any.
+        numerics: Its numerical options. The sum is taken in float32 at least.
+
+    Returns:
+        Shape (B, *S_out, O).
+    """
+    if attention is None:
+        return conv_by_one_kernel(inputs, kernel[0], geometry, numerics)
+    experts, groups = kernel.shape[0], geometry.feature_group_count
+    width = geometry.out_features // groups
+    # A group has its outputs of all experts side by side.
+    split = [each.reshape(*each.shape[:-1], groups, width) for each in kernel]
+    joined = jnp.concatenate(split, axis=-1)
+    joined = joined.reshape(*joined.shape[:-2], experts * geometry.out_features)
+    wide = dataclasses.replace(geometry, out_features=experts * geometry.out_features)
+    outputs = conv_by_one_kernel(inputs, joined, wide, numerics)
+
+    outputs = outputs.reshape(*outputs.shape[:-1], groups, experts * width)
+    accumulator = at_least_float32(outputs.dtype)
+    per_pixel = jnp.expand_dims(attention, tuple(range(1, geometry.rank + 2)))
+    mixed = functools.reduce(
+        jnp.add,
+        (
+            outputs[..., index * width : (index + 1) * width].astype(accumulator)
+            * per_pixel[..., index : index + 1].astype(accumulator)
+            for index in range(experts)
+        ),
+    )
+    mixed = mixed.reshape(*mixed.shape[:-2], geometry.out_features)
     return mixed.astype(numerics.output_dtype(inputs.dtype))
 
 

@@ -14,6 +14,7 @@ from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.looped_taps import conv_by_looped_taps
 from dynconv_jax.functional.numerics import Numerics
 from dynconv_jax.functional.patches import arrange_for_patches, conv_by_patches
+from dynconv_jax.functional.row_conv import arrange_for_row_conv, conv_by_row_conv
 from dynconv_jax.functional.rows import arrange_for_rows, conv_by_rows
 from dynconv_jax.functional.static import conv_by_xla
 from dynconv_jax.functional.taps import arrange_for_taps, conv_by_taps
@@ -27,10 +28,14 @@ class Form(NamedTuple):
             it, with the same leading axes.
         convolve: (inputs (..., *S, C), arranged kernel, geometry, numerics) →
             (..., *S_out, O).
+        fuses_mixing: Whether kernels are best mixed by multiples that are added up,
+            which a compiler may compute wherever `convolve` reads them, rather than by
+            a product, whose result lies in memory.
     """
 
     arrange: Callable[[jax.Array, Geometry], jax.Array]
     convolve: Callable[[jax.Array, jax.Array, Geometry, Numerics], jax.Array]
+    fuses_mixing: bool = False
 
 
 def conv_by_vmap(
@@ -55,5 +60,6 @@ FORMS = {
     "rows": Form(arrange_for_rows, conv_by_rows),
     "taps": Form(arrange_for_taps, conv_by_taps),
     "looped taps": Form(arrange_for_taps, conv_by_looped_taps),
+    "row_conv": Form(arrange_for_row_conv, conv_by_row_conv, fuses_mixing=True),
     "vmap": Form(lambda kernel, geometry: kernel, conv_by_vmap),
 }

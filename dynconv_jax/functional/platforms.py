@@ -22,10 +22,11 @@ from typing import Any, Protocol, Self
 
 import jax
 from jax import lax
-from jax.extend.core import Primitive
+from jax.extend.core import Jaxpr, JaxprEqn, Primitive
 from jax.interpreters import ad, batching, mlir
 
 from dynconv_jax.functional.chips import PLATFORMS, platform_of
+from dynconv_jax.functional.sharding import vary_alike
 
 
 class PlatformFunction(Protocol):
@@ -64,20 +65,8 @@ def compute_on_platforms(
     present = tuple(operand is not None for operand in operands)
     per_platform = tuple(_Present(each, present) for each in chosen)
     given = [operand for operand in operands if operand is not None]
-    (result,) = _compute_p.bind(*_alike_varying(given), functions=per_platform)
+    (result,) = _compute_p.bind(*vary_alike(*given), functions=per_platform)
     return result
-
-
-def _alike_varying(operands: Sequence[jax.Array]) -> list[jax.Array]:
-    """Returns operands that vary over the same axes of a `jax.shard_map`."""
-    axes = [getattr(jax.typeof(each), "vma", frozenset()) for each in operands]
-    union = frozenset().union(*axes)
-    return [
-        lax.pcast(operand, tuple(sorted(union - own)), to="varying")
-        if union - own
-        else operand
-        for operand, own in zip(operands, axes, strict=True)
-    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,6 +214,21 @@ def _types_of_results(*types: Any, functions: tuple[Any, ...]) -> Any:
 @functools.lru_cache(maxsize=4096)
 def _traced_types(function: Any, types: tuple[Any, ...], mesh: Any) -> Any:
     return jax.make_jaxpr(function)(*types).out_avals
+
+
+def is_computed_on_platforms(equation: JaxprEqn) -> bool:
+    """Tells whether an equation of a traced program is such an operation."""
+    return equation.primitive is _compute_p
+
+
+def program_of(equation: JaxprEqn) -> Jaxpr:
+    """Returns one of the programs that take the place of such an equation.
+
+    For who reads traced programs, as to count what they compute; all compute the same.
+    """
+    types = [variable.aval for variable in equation.invars]
+    plain = equation.params["functions"][0].plain
+    return jax.make_jaxpr(plain)(*types).jaxpr
 
 
 def _differentiate(

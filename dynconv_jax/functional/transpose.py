@@ -42,7 +42,7 @@ from dynconv_jax.functional.transpose_geometry import TransposeGeometry
 from dynconv_jax.functional.windows import pad_spatial
 
 # What brings all samples of a sharded batch to every device.
-_GATHERING = ("scan", "vmap")
+_GATHERING = ("scan", "row_conv", "vmap")
 
 # The plan of the convolution of each phase.
 _Plans = tuple[tuple[Geometry, Plan], ...]
@@ -320,6 +320,10 @@ def _transpose_on_platforms(
         has_experts=num_experts is not None,
         has_batch=isinstance(inputs.shape[0], int),
     )
+    if implementation == "pallas":
+        raise ValueError(
+            "`implementation` (='pallas') has no transposed form; use 'auto'"
+        )
     plans: dict[str, _Plans | None] = dict.fromkeys(PLATFORMS)
     if implementation != "vmap":
         plans |= _plans(geometry, inputs, num_experts, implementation)

@@ -17,7 +17,8 @@ from parity_tests.tools.cases import CASES
 FORMS_OF_CASES = [
     (name, form)
     for name, case in CASES.items()
-    for form in ("patches", "rows", "scan", "experts") + ("taps",) * case.is_depthwise
+    for form in ("patches", "rows", "scan", "experts", "row_conv")
+    + ("taps",) * case.is_depthwise
 ]
 NAMES = ("inputs", "attention", "kernel", "bias", "spatial attention")
 

@@ -22,6 +22,7 @@ FORMS = [
     ("2d uneven", "rows"),
     ("2d uneven", "experts"),
     ("2d uneven", "scan"),
+    ("2d uneven", "row_conv"),
     ("2d grouped", "auto"),
     ("2d depthwise", "taps"),
     ("2d depthwise, multiplied", "auto"),
@@ -40,7 +41,7 @@ TRANSPOSED = [
     ("3d", "auto"),
 ]
 # What knows the batch and asks for nothing else.
-KNOWN_BATCH = ("scan", "vmap")
+KNOWN_BATCH = ("scan", "row_conv", "vmap")
 
 
 def check(function, case, form, rng):
@@ -142,7 +143,7 @@ def test_size_that_may_be_too_small_is_refused_with_the_constraint(
     export_with([constraint, f"{other} >= 5"])
 
 
-@pytest.mark.parametrize("form", ["scan", "vmap"])
+@pytest.mark.parametrize("form", ["scan", "row_conv", "vmap"])
 def test_forms_that_need_a_number_of_samples_say_so(form):
     with pytest.raises(ValueError, match=f"'{form}'.*how many.*'patches', 'rows'"):
         exported(

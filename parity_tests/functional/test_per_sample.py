@@ -58,7 +58,9 @@ def test_patches_equal_the_mapped_convolution(name):
 
 
 OTHER_FORMS = [
-    (name, form) for name in ("2d uneven", "3d") for form in ("rows", "scan")
+    (name, form)
+    for name in ("2d uneven", "3d")
+    for form in ("rows", "scan", "row_conv")
 ]
 OTHER_FORMS += [("2d grouped", "rows"), ("2d depthwise, multiplied", "taps")]
 
@@ -98,7 +100,9 @@ def test_narrow_dtypes_stay_and_agree_with_float64(name, dtype, rng):
     assert_close({"output": outputs}, {"output": expected}, dtype=dtype)
 
 
-@pytest.mark.parametrize("implementation", ["patches", "rows", "scan", "vmap"])
+@pytest.mark.parametrize(
+    "implementation", ["patches", "rows", "scan", "row_conv", "vmap"]
+)
 def test_preferred_element_type_is_the_dtype_of_the_output(implementation, rng):
     x, kernel, _ = operands(CASES["2d"], rng, "float32")
     outputs = per_sample_conv(
@@ -110,7 +114,9 @@ def test_preferred_element_type_is_the_dtype_of_the_output(implementation, rng):
     assert outputs.dtype == jnp.float32
 
 
-@pytest.mark.parametrize("implementation", ["auto", "patches", "rows", "scan"])
+@pytest.mark.parametrize(
+    "implementation", ["auto", "patches", "rows", "scan", "row_conv"]
+)
 def test_an_empty_batch_gives_an_empty_output(implementation):
     outputs = per_sample_conv(
         jnp.ones((0, 5, 4, 3)),

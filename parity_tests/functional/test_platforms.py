@@ -17,6 +17,7 @@ from dynconv_jax.functional.dynamic import PlannedDynamicConv
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.numerics import Numerics
 from dynconv_jax.functional.platforms import compute_on_platforms
+from parity_tests.functional.test_choice import EXTREMES
 from parity_tests.functional.test_transformations import NAMES, gradients, operands
 from parity_tests.parity import assert_close
 from parity_tests.tools.cases import CASES
@@ -230,3 +231,22 @@ def test_the_precision_is_that_of_the_trace(rng):
         traced = program()
     assert "precision = [HIGH, HIGH]" in traced.lower().as_text()
     assert "precision = [HIGH, HIGH]" not in program().lower().as_text()
+
+
+@pytest.mark.parametrize("name", EXTREMES)
+def test_chips_loop_over_no_samples_also_where_this_host_would(name):
+    inputs, kernel, options = EXTREMES[name]
+
+    def differentiate(cotangent, *arrays):
+        outputs, pull = jax.vjp(lambda *each: dynamic_conv(*each, **options), *arrays)
+        return outputs, pull(cotangent)
+
+    shapes = (inputs, (inputs[0], kernel[0]), kernel)
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    outputs = jax.eval_shape(lambda *each: dynamic_conv(*each, **options), *arrays)
+    traced = jax.jit(differentiate).trace(outputs, *arrays)
+    for platform in ("cuda", "tpu"):
+        program = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert "stablehlo.while" not in program
+    if name != "experts":
+        assert "stablehlo.while" in traced.lower(lowering_platforms=("cpu",)).as_text()

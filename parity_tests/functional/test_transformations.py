@@ -11,7 +11,9 @@ from dynconv_jax import DynamicConv, DynamicNet, dynamic_conv
 from parity_tests.parity import assert_close
 from parity_tests.tools.cases import CASES
 
-FORMS = [("2d strided", form) for form in ("patches", "rows", "scan", "experts")]
+FORMS = [
+    ("2d strided", form) for form in ("patches", "rows", "scan", "experts", "row_conv")
+]
 FORMS += [("2d depthwise, multiplied", "taps")]
 NAMES: tuple[str, ...] = ("inputs", "attention", "kernel")
 

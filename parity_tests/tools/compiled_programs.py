@@ -23,6 +23,10 @@ from dynconv_jax import (
     dynamic_conv,
     dynamic_conv_transpose,
 )
+from dynconv_jax.functional.cost import Plan
+from dynconv_jax.functional.dynamic import dynamic_conv_by_plan
+from dynconv_jax.functional.geometry import Geometry
+from dynconv_jax.functional.numerics import Numerics
 from dynconv_jax.models.abstract import abstract_module
 from dynconv_jax.models.registry import CONVOLUTIONS
 from dynconv_jax.models.warehouses import with_warehouses
@@ -51,6 +55,8 @@ SHAPES: dict[str, tuple[tuple[int, ...], int, tuple[int, ...], dict[str, Any]]] 
     "transposed": ((5, 4), 6, (3, 2, 2, 6, 8), {"strides": 3}),
 }
 FORMS = ("auto", "patches", "rows", "experts", "taps", "vmap")
+# No platform has it under a name of its own.
+BY_PLAN = "experts by convolution"
 # The others of the family compute what `dynamic_conv` does, or nothing dynamic.
 FAMILY = ("condconv", "decomposed", "kernel_warehouse", "odconv")
 # The automatic form is compiled for every shape, each of the others for some.
@@ -58,6 +64,7 @@ ONLY_FOR = {
     "patches": ("strided", "grouped"),
     "rows": ("strided", "grouped"),
     "experts": ("strided", "grouped"),
+    BY_PLAN: ("strided", "grouped"),
     "taps": ("depthwise",),
     "vmap": ("dense",),
 }
@@ -95,6 +102,15 @@ def meshes() -> Iterator[tuple[str, jax.sharding.Mesh]]:
         yield name, jax.make_mesh((DEVICES,), ("data",), axis_types=(kind,))
 
 
+def by_plan(form, inputs, attention, kernel, **options) -> jax.Array:
+    """Convolves in a form that is a plan's alone."""
+    size, width = kernel.shape[1:-2], kernel.shape[-1]
+    geometry = Geometry.create(inputs.shape[-1], width, size, **options)
+    return dynamic_conv_by_plan(
+        Plan(form), inputs, attention, kernel, geometry, Numerics()
+    )
+
+
 def layer_programs(mesh: jax.sharding.Mesh) -> Iterator[tuple[str, Callable, tuple]]:
     """Yields name, function and operands for each shape, form and direction."""
     for name, (spatial, features, kernel_shape, options) in SHAPES.items():
@@ -105,11 +121,13 @@ def layer_programs(mesh: jax.sharding.Mesh) -> Iterator[tuple[str, Callable, tup
             outlines(floats(*kernel_shape), mesh),
         )
         function = dynamic_conv_transpose if name == "transposed" else dynamic_conv
-        for form in FORMS:
+        for form in (*FORMS, BY_PLAN):
             if name not in ONLY_FOR.get(form, (name,)):
                 continue
 
             def forward(*operands, function=function, form=form, options=options):
+                if form == BY_PLAN:
+                    return by_plan(form, *operands, **options)
                 return function(*operands, implementation=form, **options)
 
             def gradient(*operands, forward=forward):

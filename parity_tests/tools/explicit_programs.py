@@ -32,7 +32,7 @@ SPECS: dict[str, tuple[str | None, ...]] = {
 # What flax's own convolutions, of which these layers are made, take, gradient and all.
 OF_FLAX = ("DecomposedConv", "DecomposedConv, pooled")
 TAKEN_BY_FLAX = ("batch", "height", "width", "batch and height")
-FORMS = ("patches", "rows", "scan", "experts", "vmap", "taps")
+FORMS = ("patches", "rows", "scan", "experts", "row_conv", "vmap", "taps")
 KERNELS: dict[str, tuple[str | None, ...]] = {
     "outputs of an expert": (None, None, None, "space"),
     "outputs": (None, None, None, None, "space"),

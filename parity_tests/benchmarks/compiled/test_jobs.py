@@ -11,6 +11,7 @@ from benchmarks.compiled.__main__ import Config, check_forms, jobs_of, main
 from benchmarks.compiled.chips import CHIPS
 from benchmarks.compiled.compiler import environment
 from benchmarks.compiled.jobs import (
+    BY_EXPERTS,
     DENSE,
     DEPTHWISE,
     PASSES,
@@ -29,7 +30,7 @@ from parity_tests.tools.checkout import ROOT
 
 def test_every_form_of_the_library_is_compiled_for_one_shape_or_another():
     found = {form for shape in (*DENSE, *DEPTHWISE) for form in forms(shape)}
-    assert found == {*FORMS, "experts"}
+    assert found == {*FORMS, *BY_EXPERTS}
 
 
 @pytest.mark.parametrize("shape", [DENSE[0], DEPTHWISE[0], DENSE[4]], ids=str)
