@@ -44,7 +44,7 @@ EVERY_FORM = ("experts", "experts by convolution", "pallas", *FORMS)
 
 
 # Loops over samples are for CPUs; what only a TPU runs well is not for GPUs.
-_ONLY_FOR = {"looped taps": "cpu", "row_conv": "tpu"}
+_ONLY_FOR = {"looped taps": "cpu", "row_conv": "tpu", "batched taps": "tpu"}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -106,11 +106,14 @@ def plans(problem: Problem) -> list[Plan]:
         found.append(Plan("experts"))
     if problem.geometry.is_depthwise:
         found.append(Plan("looped taps" if problem.may_loop else "taps"))
+        if problem.chip.platform == "tpu":
+            found.append(Plan("batched taps"))
     if problem.chip.platform == "tpu" and problem.is_local:
         found.append(Plan("row_conv"))
         if problem.has_kernels:
             found.append(Plan(form_for("tpu")))
-    if problem.num_experts is not None and problem.chip.platform != "cpu":
+    is_dense = problem.geometry.feature_group_count == 1
+    if problem.num_experts is not None and is_dense and problem.chip.platform != "cpu":
         found.append(Plan("experts by convolution"))
     if problem.may_loop:
         chunks = [chunk for chunk in _CHUNKS if chunk < problem.samples]

@@ -260,9 +260,9 @@ def work_of(problem: Problem, plan: Plan, cache: float) -> Work:
     kernel = math.prod(geometry.kernel_shape) * each
     images = batch * (inputs + outputs) * each
 
-    if plan.form in ("taps", "looped taps"):
+    if plan.implementation == "taps":
         # Without the loop every tap reads the images from memory, not from the cache.
-        reads = 0 if plan.form == "looped taps" else 2 * geometry.taps * images
+        reads = 2 * geometry.taps * images if plan.form == "taps" else 0
         return Work(
             taps=6e-9 * batch * outputs * geometry.taps,
             windows=reads,

@@ -120,7 +120,7 @@ def call(
     """
     varying = manual_axes(operands[0])
     over: dict[str, Any] = {"manual_axis_type": varying} if varying else {}
-    return pl.pallas_call(
+    call = pl.pallas_call(
         kernel,
         out_shape=[jax.ShapeDtypeStruct(*result, **over) for result in results],
         compiler_params=pltpu.CompilerParams(
@@ -129,4 +129,7 @@ def call(
         ),
         interpret=interpret,
         **spec,
-    )(*operands)
+    )
+    # A core counts in 32 bits, also where the program around it has 64.
+    with jax.enable_x64(False):
+        return call(*operands)
