@@ -47,14 +47,13 @@ def batch_statistics(
     means = means.reshape(squares.shape)
     batch, pixels = means.shape[0], math.prod(x.shape[axis] for axis in inner)
     rows = _rows(batch, batch_shards(x))
-    means, squares = _merge(
-        *(each.reshape(rows, -1, *each.shape[1:]) for each in (means, squares)), pixels
-    )
+    shape = (rows, batch // rows, *means.shape[1:])
+    means, squares = _merge(means.reshape(shape), squares.reshape(shape), pixels)
     table = jnp.stack([means, squares], axis=1)
     is_own = jnp.eye(rows, dtype=bool).reshape(rows, rows, *(1,) * means.ndim)
     table = jnp.where(is_own, table[:, None], 0).sum(0)
     mean, square = _merge(
-        *(table[None, :, which] for which in (0, 1)), pixels * (batch // rows)
+        table[None, :, 0], table[None, :, 1], pixels * (batch // rows)
     )
     return mean[0], square[0] / (batch * pixels)
 
