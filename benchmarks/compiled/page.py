@@ -136,7 +136,8 @@ def _layers(
         "– is a form that cannot compute the shape or has not been compiled.",
         _table(["", *columns], bounds),
         _parts(chosen, columns, variant),
-        "Regret is the bound over that of the best form compiled; `vmap`, the "
+        "Ratios of these estimates. Regret is the bound over that of the best form "
+        "compiled; `vmap`, the "
         "reference, is left out, and what could not be counted whole. `auto` is the "
         "library's, in a program that this host traces and lowers for the chip.",
         _table(
@@ -172,8 +173,9 @@ def _parts(records: list[Record], columns: list[str], variant: str) -> str:
             )
         rows.append([title, *cells])
     return (
-        "The two parts, arithmetic or schedule and memory (µs), and the memory for "
-        f"temporaries:\n\n{_table(['', *columns], rows)}"
+        "The two parts of these estimates, arithmetic or schedule and memory (µs), and "
+        "the memory that the compiler sets aside for temporaries:\n\n"
+        f"{_table(['', *columns], rows)}"
     )
 
 

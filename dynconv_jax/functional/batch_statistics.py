@@ -42,29 +42,39 @@ def batch_statistics(
         ([3.0, 4.0], [5.0, 5.0])
     """
     inner = axes[1:]
-    means = x.mean(inner, keepdims=True)
-    squares = jnp.square(x - means).sum(inner)
-    means = means.reshape(squares.shape)
-    batch, pixels = means.shape[0], math.prod(x.shape[axis] for axis in inner)
+    centres = x.mean(inner, keepdims=True)
+    centred = x - centres
+    batch, pixels = x.shape[0], math.prod(x.shape[axis] for axis in inner)
+    rests, squares = centred.mean(inner), jnp.square(centred).sum(inner)
+    squares = jnp.maximum(squares - pixels * jnp.square(rests), 0)
+    parts = jnp.stack([centres.reshape(squares.shape), rests, squares], axis=1)
     rows = _rows(batch, batch_shards(x))
-    shape = (rows, batch // rows, *means.shape[1:])
-    means, squares = _merge(means.reshape(shape), squares.reshape(shape), pixels)
-    table = jnp.stack([means, squares], axis=1)
-    is_own = jnp.eye(rows, dtype=bool).reshape(rows, rows, *(1,) * means.ndim)
-    table = jnp.where(is_own, table[:, None], 0).sum(0)
-    mean, square = _merge(
-        table[None, :, 0], table[None, :, 1], pixels * (batch // rows)
-    )
-    return mean[0], square[0] / (batch * pixels)
+    parts = _merge(parts.reshape(rows, -1, *parts.shape[1:]), pixels)
+    # A product, for XLA on a CPU is slow to add up rows; exact in full precision.
+    table = jnp.tensordot(jnp.eye(rows, dtype=x.dtype), parts, 1, precision="highest")
+    ((centre, rest, square),) = _merge(table[None], pixels * (batch // rows))
+    return centre + rest, square / (batch * pixels)
 
 
-def _merge(
-    means: jax.Array, squares: jax.Array, count: int
-) -> tuple[jax.Array, jax.Array]:
-    """Puts parts of `count` values each together, along the second axis."""
-    mean = means.mean(1, keepdims=True)
-    between = count * jnp.square(means - mean).sum(1)
-    return mean[:, 0], squares.sum(1) + between
+def _merge(parts: jax.Array, count: int) -> jax.Array:
+    """Puts parts of `count` values each together.
+
+    Args:
+        parts: Shape (N, M, 3, ...): for each part a centre, what its mean is above
+            that, and the sum of squares about the mean. Means are rounded, and where
+            they are large to more than what they differ by, so that not even the sum
+            of squares is right without the rest.
+        count: The number of values in each part.
+
+    Returns:
+        Shape (N, 3, ...).
+    """
+    centres, rests, squares = (parts[:, :, which] for which in range(3))
+    centre = centres.mean(1, keepdims=True)
+    means = centres - centre + rests
+    rest = means.mean(1, keepdims=True)
+    between = count * jnp.square(means - rest).sum(1)
+    return jnp.stack([centre[:, 0], rest[:, 0], squares.sum(1) + between], axis=1)
 
 
 def _rows(batch: int, shards: int = 1) -> int:

@@ -11,10 +11,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.typing import DTypeLike
 
 # Says of a product of float32 numbers that they may be rounded first.
-_ROUNDED = {
-    jnp.dtype(jnp.bfloat16): lax.DotAlgorithmPreset.BF16_BF16_F32,
-    jnp.dtype(jnp.float16): lax.DotAlgorithmPreset.F16_F16_F32,
-}
+_ROUNDED = {jnp.dtype(jnp.bfloat16): lax.DotAlgorithmPreset.BF16_BF16_F32}
 
 
 def at_least_float32(dtype: DTypeLike) -> jnp.dtype:
@@ -140,8 +137,9 @@ def _differentiate(subscripts, dtype, output_dtype, precision, primals, tangents
         )
         return wide.astype(output_dtype)
 
+    rounded = [primal.astype(dtype).astype(jnp.float32) for primal in primals]
     terms = [
-        product(*(tangent if index == other else primals[other] for other in (0, 1)))
+        product(*(tangent if index == other else rounded[other] for other in (0, 1)))
         for index, tangent in enumerate(tangents)
         if not isinstance(tangent, SymbolicZero)
     ]

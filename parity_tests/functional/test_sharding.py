@@ -71,8 +71,13 @@ def test_no_member_of_the_family_moves_the_batch(member, sharding, exchanged):
     assert moves(exchanged[f"{sharding}, family, {member}"]) == {}
 
 
-@pytest.mark.parametrize("sharding", SHARDINGS)
-@pytest.mark.parametrize("layer", compiled_programs.NARROW)
+@pytest.mark.parametrize(
+    ("layer", "sharding"),
+    [
+        *((layer, "automatic") for layer in compiled_programs.NARROW),
+        ("patches", "explicit"),
+    ],
+)
 def test_gradients_of_narrow_layers_are_added_up_in_float32(layer, sharding, exchanged):
     kinds = exchanged[f"{sharding}, narrow, {layer}"]
     assert isinstance(kinds, dict), kinds

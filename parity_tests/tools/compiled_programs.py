@@ -326,7 +326,8 @@ def main() -> None:
             for name, function, operands in family_programs(mesh):
                 report(f"{sharding}, family, {name}", function, operands)
             for name, function, operands in narrow_programs(mesh):
-                report(f"{sharding}, narrow, {name}", function, operands)
+                if sharding == "automatic" or name == "patches":
+                    report(f"{sharding}, narrow, {name}", function, operands)
             for name, function, operands in norm_programs(mesh):
                 report(f"{sharding}, norm, {name}", function, operands)
             for form in ("auto", "vmap"):

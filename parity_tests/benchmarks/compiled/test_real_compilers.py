@@ -145,3 +145,53 @@ def test_the_kernels_for_gpus_compile_and_move_little_more_than_a_static_convolu
         assert kernels["compute"] * 1e-6 * chip.flops == pytest.approx(found["flops"])
     assert all(found["bytes"] for found in told["others"].values())
     assert len(told["others"]) == 5
+
+
+GRADIENT = """
+import json, sys
+import jax, jax.numpy as jnp, numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from benchmarks.compiled.chips import CHIPS
+from benchmarks.compiled.compiler import OPTIONS, topology
+from benchmarks.compiled.hlo import parse_program
+from benchmarks.compiled.traffic import collectives
+from dynconv_jax import DynamicConv
+
+chip, form = CHIPS[sys.argv[1]], sys.argv[2]
+mesh = Mesh(np.array(topology(chip, 4)), ("data",))
+
+def build():
+    options = dict(use_bias=True, dtype=jnp.bfloat16, implementation=form)
+    return DynamicConv(16, 16, (3, 3), rngs=nnx.Rngs(0), **options)
+
+def outline(each, *axes):
+    sharding = NamedSharding(mesh, PartitionSpec(*axes))
+    return jax.ShapeDtypeStruct(each.shape, each.dtype, sharding=sharding)
+
+graphdef, params, rest = nnx.split(nnx.eval_shape(build), nnx.Param, ...)
+images = outline(jax.ShapeDtypeStruct((32, 14, 14, 16), jnp.bfloat16), "data")
+params, rest = jax.tree.map(outline, (params, rest))
+
+def loss(params, rest, images):
+    outputs = nnx.merge(graphdef, params, rest, copy=True)(images)
+    return jnp.square(outputs.astype(jnp.float32)).mean()
+
+lowered = jax.jit(jax.grad(loss)).lower(params, rest, images)
+compiled = lowered.compile(OPTIONS[chip.platform])
+print(json.dumps(collectives(parse_program(compiled.as_text()))))
+"""
+
+
+@for_each([chip for chip in INSTALLED if chip.name in ("v5e", "h100")])
+@pytest.mark.parametrize("form", ["patches", "rows", "experts"])
+def test_chips_add_up_the_gradients_of_narrow_experts_in_float32(chip, form, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", GRADIENT, chip.name, form],
+        env={**os.environ, **compiler.environment(chip, tmp_path)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert set(json.loads(done.stdout.splitlines()[-1])) == {"all-reduce f32"}
