@@ -2,26 +2,27 @@
 
 Times layers, depthwise layers and DynamicNet against PyTorch, against the mapped
 convolution, against static convolutions and against the rate of a plain product, in
-turn, each subject in a process of its own, and writes a page with tables and plots. On
-a CPU everything is measured twice: in the environment as it is, and with an allocator
-that keeps its pages. Absolute times differ between machines and from run to run; the
-ratios are what to compare.
+turn, each framework in a process of its own, and writes a page with tables and plots.
+There are two times of everything: of a call between those of others, and of one in a
+row of its own. On a CPU all is measured in two environments: as it is, and with an
+allocator that keeps its pages. Absolute times differ between machines and from run to
+run; the ratios are what to compare.
 """
 
+import contextlib
 import dataclasses
 import datetime
-import json
-import os
-import subprocess
 import sys
-import tempfile
+import time
 from pathlib import Path
 
 import tyro
 
 from benchmarks.machine import PAGES_KEPT
-from benchmarks.measure import subjects
+from benchmarks.measure import Settings, measure, subjects
 from benchmarks.report import write_report
+from benchmarks.worker import FRAMEWORKS, Worker
+from benchmarks.worker import Config as WorkerConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,29 +39,40 @@ class Config:
     """The directory for `index.md`, `results.json` and the plots."""
 
 
-def run_worker(index: int, environment: dict[str, str], config: Config) -> dict:
-    """Measures one subject in its own process, which chooses its allocator at start."""
+def run_subject(index: int, environment: dict[str, str], config: Config) -> dict:
+    """Measures one subject, for every dtype; returns the records and the machine.
+
+    Each framework has a process of its own, which chooses its allocator at start; they
+    compute in turn.
+    """
+    part, subject = subjects(config.quick)[index]
     rounds = config.rounds or (3 if config.quick else 7)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "results.json"
-        options = dict(index=index, rounds=rounds, out=path)
-        flags = [f"--{name}={value}" for name, value in options.items()]
-        if config.quick:
-            flags.append("--quick")
-        subprocess.run(
-            [sys.executable, "-m", "benchmarks.worker", *flags],
-            env={**os.environ, **environment},
-            check=True,
-        )
-        return json.loads(path.read_text())
+    records, dtypes, machine = {}, ["float32"], {}
+    while len(records) < len(dtypes):
+        dtype = dtypes[len(records)]
+        with contextlib.ExitStack() as processes:
+            workers = {
+                framework: processes.enter_context(
+                    Worker(
+                        WorkerConfig(index, framework, dtype, config.quick), environment
+                    )
+                )
+                for framework in FRAMEWORKS
+            }
+            settings = Settings(rounds, config.quick, dtype)
+            records[dtype] = measure(part, subject, workers, settings)
+            dtypes, machine = workers["jax"].dtypes, workers["jax"].machine
+    return {"machine": machine, "results": records}
 
 
 def run_environment(environment: dict[str, str], config: Config) -> dict:
     """Measures all subjects, one after the other; returns them by dtype and part."""
     measured: dict[str, dict] = {}
     for index, (part, subject) in enumerate(subjects(config.quick)):
-        print(f"{part}: {subject}", flush=True)
-        found = run_worker(index, environment, config)
+        start = time.monotonic()
+        print(f"{part}: {subject}", end="", flush=True)
+        found = run_subject(index, environment, config)
+        print(f" ({time.monotonic() - start:.0f} s)", flush=True)
         for dtype, record in found["results"].items():
             by_part = measured.setdefault(dtype, {"machine": found["machine"]})
             by_part.setdefault(part, []).append(record)

@@ -227,6 +227,7 @@ def to_toml(chip: Chip) -> str:
         f"is_default = {json.dumps(chip.is_default)}",
         f"memory = {chip.memory}",
         f"cache = {chip.cache}",
+        f"lanes = {chip.lanes}",
         f"source = {json.dumps(chip.source, ensure_ascii=False)}",
     ]
     if not chip.form_rates:

@@ -24,25 +24,29 @@ TORCH_FORMS = ("torch grouped", "torch loop")
 # environment: (subject, least geometric mean, least ratio, least ratios of the step to
 # PyTorch by batch, most times the floor). From the design of the library.
 GOALS = {
-    "as found": {"layers": (1.3, 0.8), "depthwise": (1.2, 0.8), 32: 2.5, 128: 2.0},
-    "pages kept": {"layers": (1.0, 0.7), 32: 1.7},
+    "as found": {"layers": (1.5, 0.9), "depthwise": (1.2, 0.9), 32: 3.0, 128: 3.0},
+    "pages kept": {"layers": (1.0, 0.7), 32: 1.7, 128: 1.7},
 }
 MOST_TIMES_FLOOR = 3.0
 LEAST_OVER_VMAP = 20.0
 
 
-def _median(timings: Record, name: str) -> float:
-    return timings[name]["median"]
+# How calls were timed: each between those of the others, or in a row of its own.
+IN_TURN, IN_A_ROW = "median", "steady"
 
 
-def torch_best(timings: Record) -> float:
+def _median(timings: Record, name: str, how: str = IN_TURN) -> float:
+    return timings[name][how]
+
+
+def torch_best(timings: Record, how: str = IN_TURN) -> float:
     """Returns the time of the better of PyTorch's two published forms."""
-    return min(_median(timings, form) for form in TORCH_FORMS)
+    return min(_median(timings, form, how) for form in TORCH_FORMS)
 
 
-def ratio(timings: Record) -> float:
+def ratio(timings: Record, how: str = IN_TURN) -> float:
     """Returns how many times faster than PyTorch's best `"auto"` is."""
-    return torch_best(timings) / _median(timings, "jax auto")
+    return torch_best(timings, how) / _median(timings, "jax auto", how)
 
 
 def goals(results: Record) -> Iterator[tuple[str, str, str, bool]]:
@@ -54,12 +58,16 @@ def goals(results: Record) -> Iterator[tuple[str, str, str, bool]]:
             if subject not in asked:
                 continue
             least_mean, least = asked[subject]
-            ratios = [ratio(each["gradient"]) for each in record[subject]]
+            ratios, steady = (
+                [ratio(each["gradient"], how) for each in record[subject]]
+                for how in (IN_TURN, IN_A_ROW)
+            )
             mean = statistics.geometric_mean(ratios)
             yield (
                 f"{subject}, forward + backward over PyTorch's best, {environment}",
                 f"geometric mean ≥ {least_mean}, none under {least}",
-                f"{mean:.2f}, lowest {min(ratios):.2f}",
+                f"{mean:.2f}, lowest {min(ratios):.2f} (in a row "
+                f"{statistics.geometric_mean(steady):.2f}, lowest {min(steady):.2f})",
                 mean >= least_mean and min(ratios) >= least,
             )
         for net in record["nets"]:
@@ -127,9 +135,11 @@ def _page(results: Record, plots: list[Path]) -> Iterator[str]:
     yield f"`{results['command']}` on {results['date']}:\n"
     yield from (f"- {name}: {value}" for name, value in described.items())
     yield (
-        "\nTimes are medians in milliseconds, with the quartiles in brackets, of calls "
-        "taken in turn, each subject in a process of its own. Ratios above 1 are in "
-        "favour of dynconv_jax. The floor is the "
+        "\nTimes are medians in milliseconds of calls taken in turn, the quartiles in "
+        "brackets, and then the median of calls in a row; each framework computes "
+        "in a process of its own. Of a call between others the memory is cold, and has "
+        "been given away; goals are judged by those, and that is the first ratio of "
+        "two. Ratios above 1 are in favour of dynconv_jax. The floor is the "
         "arithmetic of a static convolution of the shape, at the rate of a 1024³ "
         "product in the same run.\n"
     )
@@ -183,7 +193,12 @@ def _cell(timings: Record, name: str) -> str:
     if name not in timings:
         return ""
     timing = timings[name]
-    return f"{timing['median']:.3g} [{timing['low']:.3g}, {timing['high']:.3g}]"
+    cell = f"{timing['median']:.3g} [{timing['low']:.3g}, {timing['high']:.3g}]"
+    return f"{cell} {timing['steady']:.3g}"
+
+
+def _both_ratios(timings: Record) -> str:
+    return f"{ratio(timings):.2f}, {ratio(timings, IN_A_ROW):.2f}"
 
 
 def _table(header: list[str], rows: list[list[str]]) -> Iterator[str]:
@@ -204,7 +219,7 @@ def _layer_tables(record: Record) -> Iterator[str]:
                 timings = each[subject]
                 floor = each["floor_ms"] / (3 if subject == "forward" else 1)
                 rows.append(
-                    [each["shape"], f"{ratio(timings):.2f}", f"{floor:.3g}"]
+                    [each["shape"], _both_ratios(timings), f"{floor:.3g}"]
                     + [_cell(timings, name) for name in names]
                 )
             yield f"\n### {kind}, {title}\n"

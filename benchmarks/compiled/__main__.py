@@ -10,6 +10,7 @@ import concurrent.futures
 import dataclasses
 import datetime
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ from benchmarks.compiled.jobs import (
     DEPTHWISE,
     PASSES,
     STEPS,
+    SWEEP,
     Job,
     choice,
     layer_jobs,
@@ -48,20 +50,27 @@ class Config:
     depthwise: bool = False
     """The depthwise layers."""
 
+    sweep: bool = False
+    """More layers, for the rates of the cost model to be fitted to."""
+
     steps: bool = False
     """Whole training steps, on one chip and on four and eight."""
 
     forms: tuple[str, ...] = ()
-    """Only these forms, such as `static auto rows`; all without it."""
+    """Only these forms, such as `static auto rows`. Without it layers are compiled in
+    all, and training steps, which take long, static and as `auto`."""
 
     passes: Literal["all", "forward", "gradient"] = "all"
     """Only the forward pass of layers, or only forward and backward together."""
 
     quick: bool = False
-    """One layer of each kind, forward, and one step."""
+    """One layer of each kind, forward, and the steps of one network."""
 
     limit: float = 300.0
-    """Seconds after which a compiler is ended; its program is reported as such."""
+    """Seconds after which the compiler of a layer is ended; it is reported as such."""
+
+    step_limit: float = 3600.0
+    """The same for a whole training step."""
 
     processes: int = 1
     """How many programs to compile side by side."""
@@ -75,33 +84,41 @@ class Config:
     out: Path = Path("runs/benchmarks/compiled")
     """The folder for `<chip>.md` and `<chip>.json`."""
 
+    def limit_of(self, job: Job) -> float:
+        """Returns the limit of a program."""
+        return self.step_limit if job.kind == "step" else self.limit
+
 
 def jobs_of(config: Config) -> list[Job]:
     """Returns what there is to do, gradients first: they tell the most."""
-    chip = CHIPS[config.chip]
-    every = not (config.layers or config.depthwise or config.steps)
-    one = 1 if config.quick else None
-    passes = {"all": PASSES[::-1], "forward": PASSES[:1], "gradient": PASSES[1:]}
-    chosen = PASSES[:1] if config.quick else passes[config.passes]
-    shapes = (*(DENSE[2:3] if config.quick else DENSE),) * (every or config.layers)
-    shapes += DEPTHWISE[:one] * (every or config.depthwise)
-    jobs = [
-        job
-        for variant in chosen
-        for job in layer_jobs(shapes, (variant,), chip.platform)
-    ]
-    if every or config.steps:
-        counts = (1,) if config.quick else tuple(dict(chip.topologies))
-        jobs += step_jobs(STEPS[:one], counts)
+    jobs = _jobs(config)
     if config.forms:
         jobs = [job for job in jobs if job.form_title in config.forms]
     return jobs
 
 
+def _jobs(config: Config) -> list[Job]:
+    chip = CHIPS[config.chip]
+    every = not (config.layers or config.depthwise or config.steps or config.sweep)
+    one = 1 if config.quick else None
+    passes = {"all": PASSES[::-1], "forward": PASSES[:1], "gradient": PASSES[1:]}
+    chosen = PASSES[:1] if config.quick else passes[config.passes]
+    shapes = (*(DENSE[2:3] if config.quick else DENSE),) * (every or config.layers)
+    shapes += DEPTHWISE[:one] * (every or config.depthwise)
+    shapes += SWEEP * config.sweep
+    jobs = [
+        job for variant in chosen for job in layer_jobs(shapes, (variant,), chip.name)
+    ]
+    if every or config.steps:
+        counts = (1,) if config.quick else tuple(dict(chip.topologies))
+        steps = STEPS[:2] if config.quick else STEPS
+        jobs += step_jobs(steps, counts, every_form=bool(config.forms))
+    return jobs
+
+
 def check_forms(config: Config) -> None:
     """Ends the program where a form is asked for that no job has."""
-    every = jobs_of(dataclasses.replace(config, forms=()))
-    names = sorted({job.form_title for job in every})
+    names = sorted({job.form_title for job in _jobs(config)})
     for form in config.forms:
         if form not in names:
             sys.exit(f"--forms (={form}) must be among {', '.join(names)}")
@@ -125,11 +142,13 @@ def compile_all(config: Config, jobs: list[Job]) -> dict[str, Any]:
     missing = [
         job
         for job in jobs
-        if records.get(key(job), {"late": 0}).get("late", config.limit) < config.limit
+        if records.get(key(job), {"late": 0}).get("late", math.inf)
+        < config.limit_of(job)
     ]
     with concurrent.futures.ThreadPoolExecutor(config.processes) as pool:
         running = {
-            pool.submit(run_job, job, chip, config.limit): job for job in missing
+            pool.submit(run_job, job, chip, config.limit_of(job)): job
+            for job in missing
         }
         for done in concurrent.futures.as_completed(running):
             name = key(running[done])
@@ -144,9 +163,9 @@ def _choices(chip: Chip) -> dict[str, dict[str, str]]:
     return {
         str(shape): {
             "host": str(choice(shape, None)),
-            "chip": str(choice(shape, chip.platform)),
+            "chip": str(choice(shape, chip.name)),
         }
-        for shape in (*DENSE, *DEPTHWISE)
+        for shape in (*DENSE, *DEPTHWISE, *SWEEP)
     }
 
 
@@ -173,7 +192,7 @@ def main(config: Config) -> None:
     jobs = jobs_of(config)
     check_forms(config)
     if config.measure:
-        measure_all(jobs, chip, config.limit, config.out)
+        measure_all(jobs, chip, config.limit_of, config.out)
         return
     page = write_page(compile_all(config, jobs), config.out)
     print(f"\n{page.read_text()}\nwritten to {page}")

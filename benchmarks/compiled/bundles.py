@@ -11,7 +11,9 @@ import bisect
 import dataclasses
 import re
 from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from benchmarks.compiled.scalars import MASK, Instruction, evaluate, parse_instruction
@@ -165,11 +167,18 @@ def issue(bundles: Bundles) -> tuple[int, Counter[str], list[str]]:
     return issued, calls, sorted(set(unknown))
 
 
-def read_schedule(folder: Path) -> Schedule:
+def read_schedule(
+    folder: Path,
+    twins: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    exchanges: Collection[str] = (),
+) -> Schedule:
     """Reads the dumps of one program.
 
     Args:
         folder: What `--xla_jf_dump_to` named, with the dumps of `final_bundles`.
+        twins: Operation → those that share its code, of which one has a dump.
+        exchanges: The operations that exchange something with other chips. Neither
+            they nor the loops of the program that wait for other chips are counted.
 
     Raises:
         FileNotFoundError: If the program itself is not among them.
@@ -185,12 +194,17 @@ def read_schedule(folder: Path) -> Schedule:
     issued: dict[str, tuple[int, Counter[str], list[str]]] = {}
 
     def total(name: str) -> int:
+        if name in exchanges:
+            return 0
+        if name not in texts:
+            name = next((each for each in twins.get(name, ()) if each in texts), name)
         if name not in texts:
             schedule.unknown.append(f"no bundles of {name}")
             return 0
         if name not in issued:
             issued[name] = issue(parse_bundles(texts[name].read_text()))
-            schedule.unknown += [f"{each} in {name}" for each in issued[name][2]]
+            if not exchanges or name != ENTRY:
+                schedule.unknown += [f"{each} in {name}" for each in issued[name][2]]
         own, calls, _ = issued[name]
         below = {called: total(called) * times for called, times in calls.items()}
         if name == ENTRY:

@@ -7,11 +7,13 @@ from benchmarks.compiled.bundles import read_schedule
 from benchmarks.compiled.chips import LAUNCH_SECONDS, Chip
 from benchmarks.compiled.hlo import Program
 from benchmarks.compiled.traffic import (
+    exchanges,
     memory_bytes,
     operation_bytes,
     operation_flops,
     operations,
 )
+from benchmarks.compiled.twins import twins
 
 
 def bound(program: Program, chip: Chip, dump: Path) -> dict[str, Any]:
@@ -30,7 +32,7 @@ def bound(program: Program, chip: Chip, dump: Path) -> dict[str, Any]:
     _, loops = program.trips
     if chip.platform == "gpu":
         return _of_kernels(program, chip) | {"unknown": list(loops)}
-    schedule = read_schedule(dump)
+    schedule = read_schedule(dump, twins(program), exchanges(program))
     moved = memory_bytes(program)
     compute, memory = schedule.bundles / chip.clock, moved / chip.bandwidth
     return {

@@ -4,10 +4,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from benchmarks.compiled.jobs import AUTO, STATIC
-
-# How one would write it down; `auto` never chooses it.
-REFERENCE = "vmap"
+from benchmarks.compiled.jobs import AUTO, REFERENCE, STATIC
 
 Record = Mapping[str, Any]
 

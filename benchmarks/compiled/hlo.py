@@ -103,6 +103,12 @@ class Program:
     entry: str
     aliased: int
 
+    @property
+    def arguments(self) -> int:
+        """How many arguments it reads; JAX leaves out those that it does not."""
+        entry = self.computations[self.entry].values()
+        return sum(each.opcode == "parameter" for each in entry)
+
     @functools.cached_property
     def trips(self) -> tuple[dict[str, int], tuple[str, ...]]:
         """Computation → how often it runs, and the loops whose turns are unknown.

@@ -5,8 +5,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental.layout import Format, Layout
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import AxisType, Mesh, SingleDeviceSharding
 
 from benchmarks.compiled.jobs import AUTO, PASSES, STATIC, Job
 from benchmarks.shapes import Shape
@@ -59,7 +60,10 @@ def lower_layer(job: Job, device: Any) -> jax.stages.Lowered:
     work = layer_work(job)
     auto = Format(Layout.AUTO, SingleDeviceSharding(device))
     jitted = jax.jit(work.function, in_shardings=auto, out_shardings=auto)
-    return jitted.lower(*work.arguments)
+    # With a mesh of it in use, `auto` knows for which kind of chip it chooses.
+    mesh = Mesh(np.array([device]), ("chip",), axis_types=(AxisType.Auto,))
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        return jitted.lower(*work.arguments)
 
 
 def _forward(shape: Shape, job: Job) -> tuple[Callable[..., Any], tuple[Any, ...]]:

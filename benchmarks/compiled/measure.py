@@ -1,7 +1,7 @@
 """Times the programs on the chip, and holds the compiler's bounds against the times."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,15 @@ from benchmarks.compiled.run import describe, key, run_job
 TIMER = "benchmarks.compiled.timed"
 
 
-def measure_all(jobs: list[Job], chip: Chip, limit: float, folder: Path) -> Path:
+def measure_all(
+    jobs: list[Job], chip: Chip, limit_of: Callable[[Job], float], folder: Path
+) -> Path:
     """Times programs one after the other, and writes and prints a comparison.
 
     Args:
         jobs: What to time.
         chip: What they are timed on.
-        limit: Seconds after which a program is given up.
+        limit_of: Seconds after which a program is given up.
         folder: Where the bounds are, if there are any, and `<chip>-times.json` goes.
 
     Returns:
@@ -31,7 +33,7 @@ def measure_all(jobs: list[Job], chip: Chip, limit: float, folder: Path) -> Path
     times: dict[str, dict[str, Any]] = {}
     for job in jobs:
         name = key(job)
-        times[name] = run_job(job, chip, limit, TIMER) | describe(job)
+        times[name] = run_job(job, chip, limit_of(job), TIMER) | describe(job)
         times[name]["bound"] = bounds.get(name, {}).get("bound")
         print(f"{name}: {_time(times[name])}", flush=True)
         written = folder / f"{chip.name}-times.json"

@@ -101,6 +101,7 @@ def describe(job: Job) -> dict[str, Any]:
         "title": job.title,
         "variant": job.variant,
         "form_title": job.form_title,
+        "static_title": job.static_title,
     }
 
 

@@ -1,5 +1,6 @@
 """What a compiled program moves and computes: bytes, arithmetic, collectives."""
 
+import json
 import math
 import re
 from collections import Counter
@@ -26,17 +27,28 @@ _NO_CALLS = ("AllocateBuffer", "ConcatBitcast")
 _SLICES = ("dynamic-slice", "slice", "gather")
 
 
-def collectives(program: Program) -> dict[str, int]:
-    """Counts the collectives by kind, those of loops once; a start counts, not a done.
+def exchanges(program: Program) -> dict[str, Operation]:
+    """Returns the operations that are collectives, or start or end one, by name."""
+    return {
+        operation.name: operation
+        for computation in program.computations.values()
+        for operation in computation.values()
+        if operation.opcode.removesuffix("-start").removesuffix("-done") in COLLECTIVES
+    }
 
-    What they combine may be many arrays: it is one operation.
+
+def collectives(program: Program) -> dict[str, int]:
+    """Counts the collectives by kind and dtype, such as `all-reduce f32`.
+
+    Those of loops count once. What they combine may be many arrays, also of several
+    dtypes: it is one operation.
     """
     found: Counter[str] = Counter()
-    for computation in program.computations.values():
-        for operation in computation.values():
+    for operation in exchanges(program).values():
+        if not operation.opcode.endswith("-done"):
             kind = operation.opcode.removesuffix("-start")
-            if kind in COLLECTIVES:
-                found[kind] += 1
+            dtypes = sorted({each.dtype for each in operation.results})
+            found[f"{kind} {'+'.join(dtypes)}"] += 1
     return dict(sorted(found.items()))
 
 
@@ -200,7 +212,21 @@ def operation_flops(
         summed = [int(axis) for axis in re.findall(r"\d+", axes[1])] if axes else []
         each = math.prod(left[axis] for axis in summed)
         return 2 * each * math.prod(operation.results[0].shape)
+    if 'target="__gpu$xla.gpu.triton"' in operation.attributes:
+        return _told_flops(operation)
     return 0
+
+
+def _told_flops(operation: Operation) -> int:
+    """Returns what a kernel of Pallas says of itself: nobody else can tell.
+
+    It is the entry `flops` of the `metadata` given to `pallas_call`.
+    """
+    found = re.search(r'\bserialized_metadata = "(.*?)"', operation.attributes)
+    if found is None:
+        return 0
+    told = json.loads(found[1].replace(r"\22", '"'))
+    return int(told.get("flops", 0))
 
 
 def _convolution_flops(operation: Operation, computation: Computation) -> int:

@@ -61,7 +61,7 @@ class Task:
 
 
 def lower(job: Job, chip: Chip) -> tuple[jax.stages.Lowered, int]:
-    """Returns the lowered program, and how many arrays are donated."""
+    """Returns the lowered program, and how many of its arguments are donated."""
     if job.kind == "step":
         return lower_step(job, compiler.topology(chip, int(job.variant)))[:2]
     (device,) = compiler.topology(chip, 1)
@@ -86,6 +86,9 @@ def compile_job(task: Task) -> dict[str, Any]:
     analysis = compiled.memory_analysis()
     record["temporary"] = analysis.temp_size_in_bytes if analysis else None
     record["collectives"] = collectives(program)
+    # Of a step everything is donated but images and labels, which are always read.
+    given = len(jax.tree.leaves(lowered.args_info))
+    record["unread"] = given - program.arguments
     record["donated"], record["aliased"] = donated, program.aliased
     return record
 

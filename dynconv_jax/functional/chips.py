@@ -48,6 +48,7 @@ class Chip:
         is_default: Whether it stands for a chip of its platform that is not known.
         memory: The bytes of memory of a device; infinite where machines differ.
         cache: The GB of cache that a step of a loop may fill.
+        lanes: Of how many numbers the sides of a product are filled up to a multiple.
         source: Where the rates come from.
         rates: The seconds of a unit of each of `KINDS`.
         form_rates: By the name of a form, the rates that it has of its own.
@@ -59,6 +60,7 @@ class Chip:
     is_default: bool
     memory: float
     cache: float
+    lanes: int
     source: str
     rates: Mapping[str, float]
     form_rates: Mapping[str, Mapping[str, float]]
@@ -79,7 +81,13 @@ class Chip:
         """
         fields = tomllib.loads(text)
         types = {"platform": str, "kinds": str, "is_default": bool, "memory": float}
-        types |= {"cache": float, "source": str, "rates": dict, "form_rates": dict}
+        types |= {
+            "cache": float,
+            "lanes": int,
+            "source": str,
+            "rates": dict,
+            "form_rates": dict,
+        }
         wrong = [
             field
             for field, kind in types.items()

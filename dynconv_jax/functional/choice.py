@@ -7,7 +7,7 @@ traced there is a plan for every platform. Nothing is left of it at run time.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from dynconv_jax.functional.geometry import (
     check_operands,
     positive_int,
 )
+from dynconv_jax.functional.pallas import form_for, pallas_refuses
 
 IMPLEMENTATIONS = (
     "auto",
@@ -31,6 +32,7 @@ IMPLEMENTATIONS = (
     "taps",
     "experts",
     "row_conv",
+    "pallas",
     "vmap",
 )
 
@@ -78,6 +80,14 @@ def check_implementation(
             "sums the outputs of all experts and needs their attention, as "
             "`dynamic_conv` has it"
         )
+        refused["pallas"] = (
+            "mixes experts on the chip and needs their attention, as `dynamic_conv` "
+            "has it"
+        )
+    if geometry.rank != 2:
+        refused["pallas"] = f"is for 2 spatial dimensions, not {geometry.rank}"
+    elif not has_batch:
+        refused["pallas"] = "is a kernel for a batch whose size is known"
     if implementation in refused:
         able = [repr(name) for name in IMPLEMENTATIONS if name not in refused]
         raise ValueError(
@@ -96,6 +106,15 @@ def plans(problem: Problem) -> list[Plan]:
         found.append(Plan("experts"))
     if problem.geometry.is_depthwise:
         found.append(Plan("looped taps" if problem.may_loop else "taps"))
+        if problem.chip.platform == "tpu":
+            found.append(Plan("batched taps"))
+    if problem.chip.platform == "tpu" and problem.is_local:
+        found.append(Plan("row_conv"))
+        if problem.has_kernels:
+            found.append(Plan(form_for("tpu")))
+    is_dense = problem.geometry.feature_group_count == 1
+    if problem.num_experts is not None and is_dense and problem.chip.platform != "cpu":
+        found.append(Plan("experts by convolution"))
     if problem.may_loop:
         chunks = [chunk for chunk in _CHUNKS if chunk < problem.samples]
         found += [Plan(form, chunk) for form in products for chunk in chunks]
@@ -107,6 +126,8 @@ def choose_on_platforms(
     geometry: Geometry,
     num_experts: int | None = None,
     implementation: str = "auto",
+    *,
+    has_kernels: Callable[[str], bool] = lambda platform: False,
 ) -> dict[str, Plan]:
     """Returns for each platform the plan that computes a convolution there.
 
@@ -115,15 +136,23 @@ def choose_on_platforms(
         geometry: The convolution.
         num_experts: K, or None where every sample brings its own kernel.
         implementation: `"auto"`, or the name of the form to use.
+        has_kernels: Tells whether the kernels of Pallas for a platform compute it.
 
     Raises:
         ValueError: If the implementation is unknown or cannot compute the problem.
     """
-    return {
-        platform: choose(
-            Problem.of(inputs, geometry, num_experts, chip=platform), implementation
-        )
+    problems = (
+        Problem.of(inputs, geometry, num_experts, chip=platform)
         for platform in PLATFORMS
+    )
+    return {
+        problem.chip.platform: choose(
+            dataclasses.replace(
+                problem, has_kernels=has_kernels(problem.chip.platform)
+            ),
+            implementation,
+        )
+        for problem in problems
     }
 
 
@@ -150,6 +179,8 @@ def choose(problem: Problem, implementation: str = "auto") -> Plan:
     )
     if implementation in ("vmap", "rows", "row_conv"):
         return Plan(implementation)
+    if implementation == "pallas":
+        return Plan(form_for(problem.chip.platform))
     if implementation == "scan":
         # Asked for by name, it is the caller who knows where the batch lies, and even
         # one or two samples are taken in the way of a loop.
@@ -287,6 +318,15 @@ def explain(
     problem = Problem.of(images, geometry, kernel[0], chip=_asked_chip(platform, chip))
     if device_count is not None:
         problem = dataclasses.replace(problem, device_count=device_count)
+    refusal = pallas_refuses(
+        problem.chip.platform,
+        geometry,
+        images.shape,
+        kernel[0],
+        dtype,
+        device_count=problem.device_count,
+    )
+    problem = dataclasses.replace(problem, has_kernels=refusal is None)
     estimates = (estimate(problem, plan) for plan in plans(problem))
     return Explanation(problem, tuple(sorted(estimates, key=_preference)))
 

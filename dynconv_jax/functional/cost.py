@@ -13,9 +13,10 @@ from collections.abc import Mapping, Sequence
 
 import jax
 
-from dynconv_jax.functional.chips import KINDS, Chip, chip_for, memory_of
+from dynconv_jax.functional.chips import KINDS, PLATFORMS, Chip, chip_for, memory_of
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.groups import group_geometry
+from dynconv_jax.functional.pallas import form_for
 from dynconv_jax.functional.rows import kernel_rows
 
 # Sizes that are not known when the program is traced are taken to be this large: that
@@ -24,9 +25,15 @@ _TYPICAL_BATCH = 32
 _TYPICAL_SIZE = 28
 
 # Forms with a gradient rule of their own, which holds for one gradient in reverse mode.
-_WITH_RULES = ("taps", "looped taps", "batched taps")
+_WITH_RULES = (
+    *("taps", "looped taps", "batched taps", "experts by convolution"),
+    *map(form_for, PLATFORMS),
+)
 # Forms that `jax.vmap` cannot map, or makes slow.
-_NOT_MAPPED = ("vmap", "row_conv")
+_NOT_MAPPED = (
+    *("row_conv", "experts by convolution", "vmap"),
+    *map(form_for, PLATFORMS),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +41,8 @@ class Plan:
     """One way to compute a dynamic convolution.
 
     Attributes:
-        form: The form, by its name in `forms.py`, or `"experts"` or `"experts by
-            convolution"`.
+        form: The form, by its name in `forms.py`, or `"experts"`, `"experts by
+            convolution"` or `"pallas"` on a platform, which need the attention.
         chunk: How many samples a step of the scan takes; None takes all at once.
     """
 
@@ -52,6 +59,7 @@ class Plan:
             "batched taps": "taps",
             "experts by convolution": "experts",
         }
+        named |= dict.fromkeys(map(form_for, PLATFORMS), "pallas")
         return named.get(self.form, self.form)
 
     @property
@@ -88,7 +96,7 @@ def _typical_size(geometry: Geometry, spatial: Sequence[int]) -> tuple[int, ...]
     )
 
 
-def _devices_of_a_batch() -> int:
+def devices_of_a_batch() -> int:
     """Returns over how many devices a batch may be spread.
 
     Along the axes of the mesh in use that are `Manual`, inside of `jax.shard_map`, a
@@ -112,6 +120,7 @@ class Problem:
         itemsize: The bytes of a number.
         chip: What it is computed on.
         device_count: Over how many devices the batch may be spread.
+        has_kernels: Whether the kernels of Pallas for the chip can compute it.
     """
 
     geometry: Geometry
@@ -121,6 +130,7 @@ class Problem:
     itemsize: int
     chip: Chip
     device_count: int
+    has_kernels: bool = False
 
     @classmethod
     def of(
@@ -147,7 +157,7 @@ class Problem:
             num_experts=num_experts,
             itemsize=inputs.dtype.itemsize,
             chip=chip_for(chip) if isinstance(chip, str) else chip,
-            device_count=_devices_of_a_batch(),
+            device_count=devices_of_a_batch(),
         )
 
     @property
@@ -157,8 +167,12 @@ class Problem:
         It gathers a batch that is sharded over devices, and needs to know its size; and
         only a CPU computes a few samples as fast as many.
         """
-        is_local = self.device_count == 1 and self.batch is not None
-        return is_local and self.chip.platform == "cpu"
+        return self.is_local and self.chip.platform == "cpu"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the whole batch lies on one device, and its size is known."""
+        return self.device_count == 1 and self.batch is not None
 
     @property
     def samples(self) -> int:
@@ -246,9 +260,9 @@ def work_of(problem: Problem, plan: Plan, cache: float) -> Work:
     kernel = math.prod(geometry.kernel_shape) * each
     images = batch * (inputs + outputs) * each
 
-    if plan.form in ("taps", "looped taps"):
+    if plan.implementation == "taps":
         # Without the loop every tap reads the images from memory, not from the cache.
-        reads = 0 if plan.form == "looped taps" else 2 * geometry.taps * images
+        reads = 2 * geometry.taps * images if plan.form == "taps" else 0
         return Work(
             taps=6e-9 * batch * outputs * geometry.taps,
             windows=reads,
@@ -256,9 +270,9 @@ def work_of(problem: Problem, plan: Plan, cache: float) -> Work:
             images=3 * images,
             memory=2 * images + 2 * batch * kernel,
         )
-    flops, elements = _product_of_one(geometry, problem.spatial, plan.form == "rows")
+    flops, elements = _product_of_one(geometry, problem, plan.form)
     arithmetic, windows = 3e-9 * batch * flops, elements * each
-    if plan.form == "experts":
+    if plan.implementation == "experts":
         arithmetic *= experts
         wide = batch * experts * outputs * each
         memory = images + 2 * (batch * windows + wide + experts * kernel)
@@ -267,6 +281,10 @@ def work_of(problem: Problem, plan: Plan, cache: float) -> Work:
             outputs=5 * wide,
             experts=4 * experts * kernel,
         )
+    elif plan.implementation == "pallas":
+        # On the chip: mixed forward and for the gradient, and as much is summed.
+        memory = images + 2 * experts * kernel
+        work = Work(kernels=3 * batch * experts * kernel, experts=4 * experts * kernel)
     else:
         at_once = plan.chunk or batch
         steps = 0.0 if plan.chunk is None else batch / plan.chunk
@@ -297,30 +315,45 @@ def work_of(problem: Problem, plan: Plan, cache: float) -> Work:
 
 
 def _product_of_one(
-    geometry: Geometry, spatial: Sequence[int], by_rows: bool
+    geometry: Geometry, problem: Problem, form: str
 ) -> tuple[float, float]:
     """Returns the flops of one sample, and how many numbers its windows have.
 
-    By rows, the partial sums count among the windows.
+    By rows, the partial sums count among the windows. Rows and columns of a product are
+    filled up to whole lanes of the chip.
     """
     dense, groups = group_geometry(geometry), geometry.feature_group_count
+    spatial, lanes = problem.spatial, problem.chip.lanes
     height, *pixels = dense.output_size(spatial)
-    if not by_rows:
-        count = height * math.prod(pixels)
-        rows = dense.taps * dense.in_features
-        is_gathered = dense.taps > 1 or max(dense.strides) > 1
-        flops = 2 * count * rows * dense.out_features
-        return groups * flops, groups * count * rows * is_gathered
     width = math.prod(pixels)
+
+    def product(count: int, rows: int, columns: int) -> float:
+        return 2.0 * count * _filled(rows, lanes) * _filled(columns, lanes)
+
+    if form not in ("rows", "row_conv"):
+        count = height * width
+        rows = dense.taps * dense.in_features
+        is_gathered = form in ("patches", "experts") and (
+            dense.taps > 1 or max(dense.strides) > 1
+        )
+        flops = product(count, rows, dense.out_features)
+        return groups * flops, groups * count * rows * is_gathered
     columns = math.prod(dense.kernel_size[1:])
     rows = columns * dense.in_features
     low, high = dense.pads(spatial)[0]
-    is_gathered = columns > 1 or max(dense.strides[1:], default=1) > 1
+    is_gathered = form == "rows" and (
+        columns > 1 or max(dense.strides[1:], default=1) > 1
+    )
     windows = (spatial[0] + low + high) * width * rows * is_gathered
-    flops = 0
+    flops = 0.0
     for indices in kernel_rows(dense):
         if indices:
-            partial = (height + indices[-1][1]) * width * len(indices)
-            windows += partial * dense.out_features
-            flops += 2 * partial * rows * dense.out_features
+            lines = (height + indices[-1][1]) * width
+            features = len(indices) * dense.out_features
+            windows += lines * features
+            flops += product(lines, rows, features)
     return groups * flops, groups * windows
+
+
+def _filled(size: int, lanes: int) -> int:
+    return -(-size // lanes) * lanes

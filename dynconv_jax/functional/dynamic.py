@@ -17,8 +17,9 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from dynconv_jax.functional.checks import check_arrays
+from dynconv_jax.functional.chips import PLATFORMS
 from dynconv_jax.functional.choice import choose_on_platforms
-from dynconv_jax.functional.cost import Plan
+from dynconv_jax.functional.cost import Plan, devices_of_a_batch
 from dynconv_jax.functional.experts import conv_by_all_experts, conv_by_experts
 from dynconv_jax.functional.forms import FORMS, Form
 from dynconv_jax.functional.geometry import Geometry, PaddingLike, check_operands
@@ -26,8 +27,10 @@ from dynconv_jax.functional.numerics import (
     Numerics,
     as_arrays,
     at_least_float32,
+    contract_rounded,
     multiply_wide,
 )
+from dynconv_jax.functional.pallas import conv_by_pallas, pallas_refuses
 from dynconv_jax.functional.per_sample import PlannedConv, add_bias
 from dynconv_jax.functional.platforms import compute_on_platforms
 from dynconv_jax.functional.scan import map_samples
@@ -73,7 +76,7 @@ def mix_kernels(
         )
 
     def mix(attention: jax.Array, kernel: jax.Array) -> jax.Array:
-        return _mix(attention, kernel, precision)
+        return _mix(attention, kernel, kernel.dtype, precision)
 
     rest = [(kernel, axis, kernel.shape[axis]) for axis in range(1, kernel.ndim)]
     return leave_to_partitioner(
@@ -84,10 +87,10 @@ def mix_kernels(
     )
 
 
-def _mix_by_sum(attention: jax.Array, kernel: jax.Array) -> jax.Array:
+def _mix_by_sum(attention: jax.Array, kernel: jax.Array, dtype: DTypeLike) -> jax.Array:
     """Mixes as `_mix` does, element by element, in float32 at least."""
-    wide = at_least_float32(kernel.dtype)
-    weights = attention.astype(kernel.dtype).astype(wide)
+    wide = at_least_float32(dtype)
+    weights = attention.astype(dtype).astype(wide)
     batch = attention.ndim - 1
     weights = jnp.expand_dims(weights, tuple(range(batch + 1, batch + kernel.ndim)))
     multiples = (
@@ -95,18 +98,20 @@ def _mix_by_sum(attention: jax.Array, kernel: jax.Array) -> jax.Array:
         * jnp.expand_dims(expert, tuple(range(batch)))
         for index, expert in enumerate(kernel.astype(wide))
     )
-    return functools.reduce(jnp.add, multiples).astype(kernel.dtype)
+    return functools.reduce(jnp.add, multiples).astype(dtype)
 
 
 def _mix(
-    attention: jax.Array, kernel: jax.Array, precision: lax.PrecisionLike
+    attention: jax.Array,
+    kernel: jax.Array,
+    dtype: DTypeLike,
+    precision: lax.PrecisionLike,
 ) -> jax.Array:
-    """Mixes experts (K, ...) by attention (..., K)."""
+    """Mixes experts (K, ...) by attention (..., K), in a dtype."""
     # Two-dimensional, so that the transposes in its gradient fold into the products.
-    flat = jnp.matmul(
-        attention.astype(kernel.dtype),
-        kernel.reshape(kernel.shape[0], -1),
-        precision=precision,
+    experts = kernel.reshape(kernel.shape[0], -1)
+    flat = contract_rounded(
+        "...k,kn->...n", attention, experts, dtype, dtype, precision
     )
     return flat.reshape(*attention.shape[:-1], *kernel.shape[1:])
 
@@ -126,7 +131,7 @@ def dynamic_conv_by_plan(
         plan: One of those that `choice.plans` gives for the problem.
         inputs: Shape (B, *S, C).
         attention: Shape (B, K), or None for a single expert with the weight 1.
-        kernel: Shape (K, *k, C/g, O).
+        kernel: Shape (K, *k, C/g, O), as wide as the inputs or wider.
         geometry: The convolution.
         numerics: Its numerical options.
         spatial_attention: Shape (B, *k), or None. There must be one of the two.
@@ -141,8 +146,12 @@ def dynamic_conv_by_plan(
         return conv_by_experts(
             inputs, attention, kernel, geometry, numerics, spatial_attention
         )
+    if plan.implementation == "pallas":
+        return conv_by_pallas(
+            plan.form, inputs, attention, kernel, geometry, numerics, spatial_attention
+        )
     form = FORMS[plan.form]
-    mixed_kernel = _mixer(form, kernel, geometry, numerics.precision)
+    mixed_kernel = _mixer(form, kernel, geometry, inputs.dtype, numerics.precision)
 
     def convolve(
         inputs: jax.Array,
@@ -159,7 +168,11 @@ def dynamic_conv_by_plan(
 
 
 def _mixer(
-    form: Form, kernel: jax.Array, geometry: Geometry, precision: lax.PrecisionLike
+    form: Form,
+    kernel: jax.Array,
+    geometry: Geometry,
+    dtype: DTypeLike,
+    precision: lax.PrecisionLike,
 ) -> Callable[[jax.Array | None, jax.Array | None], jax.Array]:
     """Returns the function from attentions (..., K) and (..., *k) to arranged kernels.
 
@@ -171,8 +184,8 @@ def _mixer(
 
     def mix(attention: jax.Array, kernel: jax.Array) -> jax.Array:
         if form.fuses_mixing:
-            return _mix_by_sum(attention, kernel)
-        return _mix(attention, kernel, precision)
+            return _mix_by_sum(attention, kernel, dtype)
+        return _mix(attention, kernel, dtype, precision)
 
     def mixed_kernel(
         attention: jax.Array | None, spatial_attention: jax.Array | None
@@ -186,7 +199,7 @@ def _mixer(
         if mixed.ndim < weights.ndim:  # of a single expert
             mixed = mixed[None]
         weighted = multiply_wide(mixed, weights)
-        return form.arrange(weighted.astype(kernel.dtype), geometry)
+        return form.arrange(weighted.astype(dtype), geometry)
 
     return mixed_kernel
 
@@ -244,7 +257,8 @@ def dynamic_conv(
         inputs: Shape (B, *S, C), with 1, 2 or 3 spatial dimensions.
         attention: Shape (B, K), the weight of each expert for each sample. The rows
             need not sum to 1. None is for a single expert, whose weight is then 1.
-        kernel: Shape (K, *k, C/g, O), of the dtype of `inputs`.
+        kernel: Shape (K, *k, C/g, O), of the dtype of `inputs`; or float32 beside
+            narrower inputs: it is then rounded to their dtype, and its gradient is not.
         bias: Shape (K, O), or None.
         spatial_attention: Shape (B, *k), one more weight for each sample and tap, which
             multiplies the mixed kernel; None is 1. With neither attention the kernel is
@@ -255,9 +269,9 @@ def dynamic_conv(
         kernel_dilation: An int, or one per spatial dimension.
         feature_group_count: g; it must divide C and O.
         implementation: `"auto"`, `"patches"`, `"rows"`, `"scan"`, `"taps"` (depthwise),
-            `"experts"`, `"row_conv"` (for TPUs) or `"vmap"`. All compute the same;
-            `explain` says what `"auto"` chooses, which is for the platform that the
-            program is lowered for.
+            `"experts"`, `"row_conv"` (for TPUs), `"pallas"` (TPUs and GPUs) or
+            `"vmap"`. All compute the same; `explain` says what `"auto"` chooses, which
+            is for the platform that the program is lowered for.
             `"vmap"` is the reference, see `forms.py` for what XLA may do to it.
         precision: As in `jax.lax.conv_general_dilated`.
         preferred_element_type: The dtype of the output and of the sums behind it, as in
@@ -304,7 +318,24 @@ def dynamic_conv(
     if bias is not None and attention is not None:
         bias = mix_kernels(attention, bias, precision=precision)
     numerics = Numerics(precision, preferred_element_type).settled
-    plans = choose_on_platforms(inputs, geometry, kernel.shape[0], implementation)
+    refusals = {
+        platform: pallas_refuses(
+            *(platform, geometry, inputs.shape, kernel.shape[0], inputs.dtype),
+            numerics=numerics,
+            spatial_attention=spatial_attention is not None,
+            device_count=devices_of_a_batch(),
+        )
+        for platform in PLATFORMS
+    }
+    plans = choose_on_platforms(
+        inputs,
+        geometry,
+        kernel.shape[0],
+        implementation,
+        has_kernels=lambda platform: refusals[platform] is None,
+    )
+    if implementation == "pallas" and None not in refusals.values():
+        raise ValueError(f"`implementation` (='pallas') {refusals['tpu']}; use 'auto'")
     functions = {
         platform: PlannedDynamicConv(plan, geometry, numerics)
         for platform, plan in plans.items()
@@ -317,7 +348,8 @@ def dynamic_conv(
         spatial_attention: jax.Array | None,
     ) -> jax.Array:
         if attention is None and spatial_attention is None:
-            return conv_by_one_kernel(inputs, kernel[0], geometry, numerics)
+            only = kernel[0].astype(inputs.dtype)
+            return conv_by_one_kernel(inputs, only, geometry, numerics)
         return compute_on_platforms(
             functions, inputs, attention, kernel, spatial_attention
         )

@@ -38,7 +38,7 @@ def conv_by_experts(
     Args:
         inputs: Shape (B, *S, C).
         attention: Shape (B, K), or None for a single expert with the weight 1.
-        kernel: The experts, shape (K, *k, C/g, O).
+        kernel: The experts, shape (K, *k, C/g, O), as wide as the inputs or wider.
         geometry: The convolution; any.
         numerics: Its numerical options. The sum is taken in float32 at least.
         spatial_attention: Shape (B, *k), or None.

@@ -5,7 +5,6 @@ only moves numbers, so experts are arranged once, before they are mixed, and nev
 kernels of all samples after it. `convolve` applies arranged kernels.
 """
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,6 +12,7 @@ import jax
 
 from dynconv_jax.functional.batched_taps import conv_by_batched_taps
 from dynconv_jax.functional.geometry import Geometry
+from dynconv_jax.functional.looped_taps import conv_by_looped_taps
 from dynconv_jax.functional.numerics import Numerics
 from dynconv_jax.functional.patches import arrange_for_patches, conv_by_patches
 from dynconv_jax.functional.row_conv import arrange_for_row_conv, conv_by_row_conv
@@ -61,7 +61,7 @@ FORMS = {
     "rows": Form(arrange_for_rows, conv_by_rows),
     "taps": Form(arrange_for_taps, conv_by_taps),
     "batched taps": Form(arrange_for_taps, conv_by_batched_taps, fuses_mixing=True),
-    "looped taps": Form(arrange_for_taps, functools.partial(conv_by_taps, loop=True)),
+    "looped taps": Form(arrange_for_taps, conv_by_looped_taps),
     "row_conv": Form(arrange_for_row_conv, conv_by_row_conv, fuses_mixing=True),
     "vmap": Form(lambda kernel, geometry: kernel, conv_by_vmap),
 }

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import max_dim
 
+from dynconv_jax.functional.numerics import is_widened
+
 PaddingLike = str | int | Sequence[int | tuple[int, int]]
 
 
@@ -351,7 +353,9 @@ def check_operands(
         )
     if bias is not None and not jnp.issubdtype(bias.dtype, jnp.floating):
         raise ValueError(f"`bias` ({bias.dtype}) must be floating; cast it to float32")
-    if inputs.dtype != kernel.dtype:
+    # Experts are rounded as they are mixed.
+    is_wide = stack == "num_experts" and is_widened(kernel.dtype, inputs.dtype)
+    if inputs.dtype != kernel.dtype and not is_wide:
         raise ValueError(
             f"`inputs` ({inputs.dtype}) and `kernel` ({kernel.dtype}) must have the "
             "same dtype; cast one to the other"

@@ -1,12 +1,20 @@
 """How sums are taken: the precision of products and the dtype of accumulation."""
 
+import functools
 import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 from jax.typing import DTypeLike
+
+# Says of a product of float32 numbers that they may be rounded first.
+_ROUNDED = {
+    jnp.dtype(jnp.bfloat16): lax.DotAlgorithmPreset.BF16_BF16_F32,
+    jnp.dtype(jnp.float16): lax.DotAlgorithmPreset.F16_F16_F32,
+}
 
 
 def at_least_float32(dtype: DTypeLike) -> jnp.dtype:
@@ -15,6 +23,27 @@ def at_least_float32(dtype: DTypeLike) -> jnp.dtype:
     if is_floating and jnp.finfo(dtype).bits >= 32:
         return jax.dtypes.canonicalize_dtype(dtype)
     return jnp.dtype(jnp.float32)
+
+
+def is_widened(dtype: DTypeLike, narrow: DTypeLike) -> bool:
+    """Returns whether `narrow` is floating, and `dtype` float32 in its place."""
+    is_floating = jnp.issubdtype(narrow, jnp.floating)
+    return is_floating and narrow != dtype == at_least_float32(narrow)
+
+
+def keep_wide(parameter: jax.Array, promoted: jax.Array) -> jax.Array:
+    """Returns a parameter as wide as sums are, where promotion would round it.
+
+    It is for what is mixed, and so rounded there: a gradient of a rounded parameter is
+    rounded too, and by some compilers before devices add up theirs.
+
+    Args:
+        parameter: As it is stored.
+        promoted: The same in the dtype of the computation.
+    """
+    if widest(parameter.dtype, promoted.dtype) == promoted.dtype:
+        return promoted
+    return parameter.astype(at_least_float32(promoted.dtype))
 
 
 def as_arrays(*operands: Any) -> tuple[Any, ...]:
@@ -48,6 +77,81 @@ def scale_channels(features: jax.Array, weights: jax.Array) -> jax.Array:
     return multiply_wide(features, per_pixel).astype(features.dtype)
 
 
+def contract_rounded(
+    subscripts: str,
+    first: jax.Array,
+    second: jax.Array,
+    dtype: DTypeLike,
+    output_dtype: DTypeLike,
+    precision: lax.PrecisionLike = None,
+) -> jax.Array:
+    """Returns `jnp.einsum` of two arrays that are rounded for it.
+
+    The gradient of a kernel is a sum over the batch, which may lie on many devices:
+    each sums its own samples, and an all-reduce adds these up. By JAX's own rule a
+    product of bfloat16 numbers has bfloat16 gradients: the sum of every device would be
+    rounded, and they would be added up in eight bits. Here the gradients are float32
+    sums of products of narrow numbers. They are rounded only to the dtype that the
+    operand came in: a float32 parameter is to be given as it is, for what was rounded
+    before has a gradient that is rounded, and some compilers then round before the
+    all-reduce.
+
+    Args:
+        subscripts: As in `jnp.einsum`.
+        first: An array.
+        second: An array.
+        dtype: What both are rounded to. From float32 up this is `jnp.einsum`.
+        output_dtype: The dtype of the result.
+        precision: As in `jnp.einsum`.
+
+    Example:
+        >>> experts = jnp.arange(6.0).reshape(2, 3)
+        >>> attention, narrow = jnp.array([0.5, 0.5]), jnp.bfloat16
+        >>> contract_rounded("k,kn->n", attention, experts, narrow, narrow)
+        Array([1.5, 2.5, 3.5], dtype=bfloat16)
+    """
+    dtype, output_dtype = jnp.dtype(dtype), jnp.dtype(output_dtype)
+    contract = _contract if dtype == at_least_float32(dtype) else _contract_narrow
+    return contract(subscripts, first, second, dtype, output_dtype, precision)
+
+
+def _contract(subscripts, first, second, dtype, output_dtype, precision):
+    return jnp.einsum(
+        subscripts,
+        first.astype(dtype),
+        second.astype(dtype),
+        precision=precision,
+        preferred_element_type=None if dtype == output_dtype else output_dtype,
+    )
+
+
+_contract_narrow = jax.custom_jvp(_contract, nondiff_argnums=(0, 3, 4, 5))
+
+
+def _differentiate(subscripts, dtype, output_dtype, precision, primals, tangents):
+    if precision is None:
+        precision = _ROUNDED.get(dtype)
+
+    def product(first, second):
+        # What counts is its transpose: the cotangent is widened, and rounded for the
+        # product, of which nothing is left in the program; the result is float32.
+        wide = _contract(
+            subscripts, first, second, jnp.dtype(jnp.float32), jnp.float32, precision
+        )
+        return wide.astype(output_dtype)
+
+    terms = [
+        product(*(tangent if index == other else primals[other] for other in (0, 1)))
+        for index, tangent in enumerate(tangents)
+        if not isinstance(tangent, SymbolicZero)
+    ]
+    outputs = _contract_narrow(subscripts, *primals, dtype, output_dtype, precision)
+    return outputs, functools.reduce(jnp.add, terms, jnp.zeros_like(outputs))
+
+
+_contract_narrow.defjvp(_differentiate, symbolic_zeros=True)
+
+
 class Numerics(NamedTuple):
     """The numerical options of a convolution.
 
@@ -71,11 +175,22 @@ class Numerics(NamedTuple):
         """Returns the dtype of the output for operands of `dtype`."""
         return jnp.dtype(self.preferred_element_type or dtype)
 
-    def contract(self, subscripts: str, *operands: jax.Array) -> jax.Array:
-        """Returns `jnp.einsum` of the operands, in the dtype of the output."""
+    def contract(
+        self, subscripts: str, windows: jax.Array, kernel: jax.Array
+    ) -> jax.Array:
+        """Returns `jnp.einsum` of the two, in the dtype of the output.
+
+        A float32 kernel beside narrower windows is rounded to their dtype.
+        """
+        if is_widened(kernel.dtype, windows.dtype):
+            narrow = windows.dtype, self.output_dtype(windows.dtype)
+            return contract_rounded(
+                subscripts, windows, kernel, *narrow, self.precision
+            )
         return jnp.einsum(
             subscripts,
-            *operands,
+            windows,
+            kernel,
             precision=self.precision,
             preferred_element_type=self.preferred_element_type,
         )
@@ -85,7 +200,8 @@ class Numerics(NamedTuple):
 
         Args:
             windows: Shape (..., *S, P), with `rank` axes in S.
-            kernel: Shape (..., P, O), with the leading axes of the windows, or none.
+            kernel: Shape (..., P, O), with the leading axes of the windows, or none; as
+                in `contract`.
             rank: The number of spatial dimensions.
 
         Returns:

@@ -26,6 +26,7 @@ from jax.extend.core import Jaxpr, JaxprEqn, Primitive
 from jax.interpreters import ad, batching, mlir
 
 from dynconv_jax.functional.chips import PLATFORMS, platform_of
+from dynconv_jax.functional.sharding import vary_alike
 
 
 class PlatformFunction(Protocol):
@@ -64,20 +65,8 @@ def compute_on_platforms(
     present = tuple(operand is not None for operand in operands)
     per_platform = tuple(_Present(each, present) for each in chosen)
     given = [operand for operand in operands if operand is not None]
-    (result,) = _compute_p.bind(*_alike_varying(given), functions=per_platform)
+    (result,) = _compute_p.bind(*vary_alike(*given), functions=per_platform)
     return result
-
-
-def _alike_varying(operands: Sequence[jax.Array]) -> list[jax.Array]:
-    """Returns operands that vary over the same axes of a `jax.shard_map`."""
-    axes = [getattr(jax.typeof(each), "vma", frozenset()) for each in operands]
-    union = frozenset().union(*axes)
-    return [
-        lax.pcast(operand, tuple(sorted(union - own)), to="varying")
-        if union - own
-        else operand
-        for operand, own in zip(operands, axes, strict=True)
-    ]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,6 +36,12 @@ def _names(entries: Iterable[tuple[str, ...]]) -> set[str]:
     return {name for entry in entries for name in entry}
 
 
+def batch_shards(array: jax.Array) -> int:
+    """Returns over how many devices explicit axes of a mesh shard the first axis."""
+    names = _spec(array)[0]
+    return math.prod(jax.typeof(array).sharding.mesh.shape[name] for name in names)
+
+
 def is_sharded_inside(array: jax.Array) -> bool:
     """Returns whether any axis but the first is sharded by explicit axes of a mesh."""
     return bool(_names(_spec(array)[1:]))
@@ -102,3 +108,22 @@ def of_convolution(
     """
     pixels = [(inputs, axis, each) for axis, each in enumerate(size, start=1)]
     return [(inputs, 0, inputs.shape[0]), *pixels, (kernel, -1, kernel.shape[-1])]
+
+
+def vary_alike(*arrays: jax.Array) -> list[jax.Array]:
+    """Returns arrays that vary over the same axes of a mesh, inside `jax.shard_map`.
+
+    Operations of JAX see to it themselves; a gradient rule that says how each of its
+    operands varies cannot. The gradient of one that is the same on all devices is the
+    sum over them. Outside they are returned as they are.
+    """
+
+    def varying(array: jax.Array) -> frozenset[str]:
+        kind = getattr(jax.typeof(array), "manual_axis_type", None)
+        return kind.varying if kind is not None else frozenset()
+
+    axes = frozenset().union(*map(varying, arrays))
+    return [
+        jax.lax.pcast(array, tuple(sorted(axes - varying(array))), to="varying")
+        for array in arrays
+    ]

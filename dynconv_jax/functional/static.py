@@ -7,6 +7,7 @@ product. Gathered windows have them all side by side.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, Self
@@ -16,7 +17,7 @@ from jax import lax
 
 from dynconv_jax.functional.chips import PLATFORMS
 from dynconv_jax.functional.geometry import Geometry
-from dynconv_jax.functional.numerics import Numerics
+from dynconv_jax.functional.numerics import Numerics, at_least_float32, is_widened
 from dynconv_jax.functional.patches import arrange_for_patches, conv_by_patches
 from dynconv_jax.functional.platforms import compute_on_platforms
 from dynconv_jax.functional.sharding import is_sharded_inside
@@ -31,7 +32,13 @@ _FEW_TAPS = 9
 def conv_by_xla(
     inputs: jax.Array, kernel: jax.Array, geometry: Geometry, numerics: Numerics
 ) -> jax.Array:
-    """Convolves samples (B, *S, C) with one kernel (*k, C/g, O), by XLA's own."""
+    """Convolves samples (B, *S, C) with one kernel (*k, C/g, O), by XLA's own.
+
+    A float32 kernel beside narrower inputs is rounded to their dtype, and its gradient
+    is not: what devices add up is float32.
+    """
+    if is_widened(kernel.dtype, inputs.dtype):
+        return _conv_rounded(geometry, numerics, inputs, kernel)
     spatial = "DHW"[-geometry.rank :]
     pads = geometry.pads(inputs.shape[1:-1])
     if not all(isinstance(size, int) for size in inputs.shape[1:-1]):
@@ -47,6 +54,61 @@ def conv_by_xla(
         feature_group_count=geometry.feature_group_count,
         precision=numerics.precision,
         preferred_element_type=numerics.preferred_element_type,
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _conv_rounded(geometry, numerics, inputs, kernel):
+    return conv_by_xla(inputs, kernel.astype(inputs.dtype), geometry, numerics)
+
+
+def _save_rounded(geometry, numerics, inputs, kernel):
+    return _conv_rounded(geometry, numerics, inputs, kernel), (inputs, kernel)
+
+
+def _pull_rounded(geometry, numerics, saved, cotangent):
+    inputs, kernel = saved
+    narrow = kernel.astype(inputs.dtype)
+    _, pull = jax.vjp(
+        lambda inputs: conv_by_xla(inputs, narrow, geometry, numerics), inputs
+    )
+    of_kernel = _kernel_gradient(geometry, numerics, inputs, cotangent)
+    return *pull(cotangent), of_kernel.astype(kernel.dtype)
+
+
+_conv_rounded.defvjp(_save_rounded, _pull_rounded)
+
+
+def _kernel_gradient(geometry, numerics, inputs, cotangent):
+    """Returns the gradient of a kernel, in float32 at least.
+
+    It is a convolution too: channels are its samples and samples its channels, and the
+    cotangent, spread by the strides, is its kernel.
+    """
+    spatial = "DHW"[-geometry.rank :]
+    padded = pad_spatial(inputs, geometry.pads(inputs.shape[1:-1]))
+    crops = [
+        # What no window reached.
+        (0, (taps - 1) * dilation + (size - 1) * stride + 1 - whole)
+        for taps, dilation, size, stride, whole in zip(
+            geometry.kernel_size,
+            geometry.kernel_dilation,
+            cotangent.shape[1:-1],
+            geometry.strides,
+            padded.shape[1:-1],
+            strict=True,
+        )
+    ]
+    return lax.conv_general_dilated(
+        padded,
+        cotangent.astype(inputs.dtype),
+        window_strides=geometry.kernel_dilation,
+        padding=crops,
+        rhs_dilation=geometry.strides,
+        dimension_numbers=(f"C{spatial}N", f"I{spatial}O", f"{spatial}NC"),
+        batch_group_count=geometry.feature_group_count,
+        precision=numerics.precision,
+        preferred_element_type=at_least_float32(inputs.dtype),
     )
 
 

@@ -7,8 +7,9 @@ tap and a reduction over all pixels for every tap; the rule here is faster:
 
 - the gradient of the input is the same sum of taps, with the kernel flipped;
 - the gradient of the kernel adds whole rows of pixels, which is vectorised over columns
-  and channels, and then sums over the columns; a few samples at a time, so that they
-  stay in cache.
+  and channels, and then sums over the columns.
+
+On a CPU `looped_taps.py` computes the same, a few samples at a time.
 """
 
 import dataclasses
@@ -25,8 +26,6 @@ from dynconv_jax.functional.windows import pad_spatial, tap_offsets, window_slic
 
 # How many rows one fused sum adds: more is faster, and compiles longer.
 _ROWS = 32
-# How many samples the gradient of the kernel takes at a time, where it may loop.
-_SAMPLES = 2
 
 
 def arrange_for_taps(kernel: jax.Array, geometry: Geometry) -> jax.Array:
@@ -40,7 +39,6 @@ def conv_by_taps(
     kernel: jax.Array,
     geometry: Geometry,
     numerics: Numerics,
-    loop: bool = False,
 ) -> jax.Array:
     """Convolves depthwise, as a sum of shifted multiples of the image.
 
@@ -52,8 +50,6 @@ def conv_by_taps(
         kernel: From `arrange_for_taps`, with the leading axes of `inputs`.
         geometry: The convolution, with C groups.
         numerics: Its numerical options. Sums are taken in float32 at least.
-        loop: Whether the gradient of the kernel may loop over the samples, which is
-            faster but gathers a batch that is sharded over devices.
 
     Returns:
         Shape (..., *S_out, O).
@@ -65,7 +61,7 @@ def conv_by_taps(
     plane = dataclasses.replace(
         geometry, in_features=geometry.out_features, padding=geometry.pads(spatial)
     )
-    outputs: jax.Array = _sum_of_taps(plane, accumulator, loop, inputs, kernel)
+    outputs: jax.Array = _sum_of_taps(plane, accumulator, inputs, kernel)
     return outputs.astype(output_dtype)
 
 
@@ -84,21 +80,21 @@ def _apply_taps(plane, accumulator, inputs, kernel):
     return functools.reduce(jnp.add, terms)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _sum_of_taps(plane, accumulator, loop, inputs, kernel):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _sum_of_taps(plane, accumulator, inputs, kernel):
     """Convolves (..., *S, O) with (..., taps, O), in the dtype of the accumulator."""
     return _apply_taps(plane, accumulator, inputs, kernel)
 
 
-def _forward(plane, accumulator, loop, inputs, kernel):
+def _forward(plane, accumulator, inputs, kernel):
     return _apply_taps(plane, accumulator, inputs, kernel), (inputs, kernel)
 
 
-def _backward(plane, accumulator, loop, saved, cotangent):
+def _backward(plane, accumulator, saved, cotangent):
     inputs, kernel = saved
     return (
         _input_gradient(plane, accumulator, inputs, kernel, cotangent),
-        _kernel_gradient(plane, loop, inputs, cotangent).astype(kernel.dtype),
+        _kernel_gradient(plane, inputs, cotangent).astype(kernel.dtype),
     )
 
 
@@ -122,17 +118,8 @@ def _input_gradient(plane, accumulator, inputs, kernel, cotangent):
     return gradient.astype(inputs.dtype)
 
 
-def _kernel_gradient(plane, loop, inputs, cotangent):
+def _kernel_gradient(plane, inputs, cotangent):
     """Returns Σ over pixels of input times cotangent for every tap, (..., taps, O)."""
-    one = functools.partial(_kernel_gradient_of_few, plane)
-    if loop and inputs.ndim == plane.rank + 2 and inputs.shape[0] > _SAMPLES:
-        return lax.map(
-            lambda pair: one(*pair), (inputs, cotangent), batch_size=_SAMPLES
-        )
-    return one(inputs, cotangent)
-
-
-def _kernel_gradient_of_few(plane, inputs, cotangent):
     spatial = inputs.shape[-plane.rank - 1 : -1]
     height, *pixels = plane.output_size(spatial)
     stride, *strides = plane.strides

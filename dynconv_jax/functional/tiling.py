@@ -16,10 +16,11 @@ import math
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
 from dynconv_jax.functional.geometry import Geometry
+from dynconv_jax.functional.numerics import contract_rounded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,19 +197,21 @@ def assemble_kernels(
     cells: jax.Array,
     share: Share,
     *,
+    dtype: DTypeLike | None = None,
     precision: lax.PrecisionLike = None,
 ) -> jax.Array:
     """Mixes cells into the tiles of a kernel, for every sample.
 
     Args:
-        mixture: Shape (B, M, n), the weight of each cell in each tile. It is cast to
-            the dtype of `cells`.
+        mixture: Shape (B, M, n), the weight of each cell in each tile.
         cells: Shape (n, *cell, ci, co).
         share: The layer's share of them.
+        dtype: The dtype of the kernels; None is that of the cells. Cells that are
+            wider have gradients that are not rounded.
         precision: As in `jax.numpy.matmul`.
 
     Returns:
-        Shape (B, *k, C/g, O), in the dtype of `cells`.
+        Shape (B, *k, C/g, O).
 
     Example:
         >>> tiling = Tiling.create([Geometry.create(4, 8, (3, 3))], in_ratio=0.5)
@@ -220,11 +223,9 @@ def assemble_kernels(
     *window, ci, co = cells.shape[1:]
     # One product for all samples and tiles. Of a batch that is sharded over explicit
     # axes, a reshape may only split or merge one other axis, so there are several.
-    mixed = jnp.matmul(
-        mixture.astype(cells.dtype),
-        cells.reshape(cells.shape[0], -1),
-        precision=precision,
-    )
+    dtype = cells.dtype if dtype is None else dtype
+    flat = cells.reshape(cells.shape[0], -1)
+    mixed = contract_rounded("...k,kn->...n", mixture, flat, dtype, dtype, precision)
     mixed = mixed.reshape(mixed.shape[0], *share.tiles, mixed.shape[-1])
     mixed = mixed.reshape(*mixed.shape[:-1], math.prod(window), ci, co)
     # (B, spatial, out, in, cell, ci, co) -> (B, spatial, cell, in, ci, out, co): of

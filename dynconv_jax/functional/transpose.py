@@ -294,6 +294,7 @@ class _DynamicTranspose(_PlannedTranspose):
         geometry, numerics = self.geometry, self.numerics
         if self.plans is None:
             mixed = mix_kernels(attention, kernel, precision=numerics.precision)
+            mixed = mixed.astype(inputs.dtype)
             return conv_transpose_by_vmap(inputs, mixed, geometry, numerics)
         plans = dict(self.plans)
 
@@ -320,6 +321,10 @@ def _transpose_on_platforms(
         has_experts=num_experts is not None,
         has_batch=isinstance(inputs.shape[0], int),
     )
+    if implementation == "pallas":
+        raise ValueError(
+            "`implementation` (='pallas') has no transposed form; use 'auto'"
+        )
     plans: dict[str, _Plans | None] = dict.fromkeys(PLATFORMS)
     if implementation != "vmap":
         plans |= _plans(geometry, inputs, num_experts, implementation)
@@ -441,7 +446,8 @@ def dynamic_conv_transpose(
         inputs: Shape (B, *S, C), with 1, 2 or 3 spatial dimensions.
         attention: Shape (B, K), the weight of each expert for each sample. The rows
             need not sum to 1.
-        kernel: Shape (K, *k, C/g, O), of the dtype of `inputs`.
+        kernel: Shape (K, *k, C/g, O), of the dtype of `inputs`, or wider, as in
+            `dynamic_conv`.
         bias: Shape (K, O), or None.
         strides: An int, or one per spatial dimension.
         padding: As in `per_sample_conv_transpose`: `"SAME"`, `"VALID"`, or what is

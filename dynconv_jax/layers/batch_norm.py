@@ -13,6 +13,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from dynconv_jax.checks import check_rngs
+from dynconv_jax.functional.batch_statistics import batch_statistics
 from dynconv_jax.functional.checks import check_arrays, check_dtypes
 from dynconv_jax.functional.geometry import positive_int
 from dynconv_jax.functional.numerics import at_least_float32
@@ -207,6 +208,10 @@ class BatchNorm(nnx.BatchNorm):
 
         Both are 0 where nothing counts: NaN would reach the gradient of the scale.
         """
+        is_whole = mask is None and self.axis_name is None and 0 in reduced
+        is_known = all(isinstance(size, int) and size > 0 for size in x.shape)
+        if is_whole and is_known and not self.use_fast_variance:
+            return batch_statistics(x, reduced)
         divisor = jnp.maximum(count, 1).astype(x.dtype)
 
         def mean_of(values: jax.Array) -> jax.Array:

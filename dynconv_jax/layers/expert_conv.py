@@ -19,6 +19,7 @@ from dynconv_jax.functional.checks import check_arrays, check_dtypes
 from dynconv_jax.functional.choice import check_implementation
 from dynconv_jax.functional.dynamic import dynamic_conv
 from dynconv_jax.functional.geometry import Geometry, PaddingLike, positive_int
+from dynconv_jax.functional.numerics import keep_wide
 from dynconv_jax.layers.convolution import Convolution
 
 default_kernel_init = nnx.initializers.normal(0.02)
@@ -176,10 +177,10 @@ class ExpertConv(Convolution):
 
         Further options are those of `_apply_experts`.
         """
-        bias = None if self.bias is None else self.bias[...]
-        inputs, kernel, bias = self.promote_dtype(
-            (inputs, self.kernel[...], bias), dtype=self.dtype
-        )
+        experts = self.kernel[...], None if self.bias is None else self.bias[...]
+        inputs, kernel, bias = self.promote_dtype((inputs, *experts), dtype=self.dtype)
+        if self.promote_dtype is dtypes.promote_dtype:  # which only casts
+            kernel, bias = jax.tree.map(keep_wide, experts, (kernel, bias))
         return self._apply_experts(
             inputs,
             attention,

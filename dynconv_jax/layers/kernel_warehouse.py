@@ -25,6 +25,7 @@ from dynconv_jax.checks import check_rngs
 from dynconv_jax.functional.checks import check_dtypes
 from dynconv_jax.functional.choice import check_implementation
 from dynconv_jax.functional.geometry import Geometry
+from dynconv_jax.functional.numerics import keep_wide
 from dynconv_jax.functional.per_sample import add_bias, per_sample_conv
 from dynconv_jax.functional.tiling import Share, Tiling, assemble_kernels
 from dynconv_jax.gating import record_attention
@@ -318,12 +319,16 @@ class WarehouseConv(Convolution):
         mixture = self._mix(flat)
         record_attention(self, mixture, "mixture")
         bias = None if self.bias is None else self.bias[...]
-        flat, cells, bias = self.promote_dtype(
-            (flat, self._warehouse.cells[...], bias), dtype=self.dtype
+        stored = self._warehouse.cells[...]
+        flat, cells, bias = self.promote_dtype((flat, stored, bias), dtype=self.dtype)
+        if self.promote_dtype is dtypes.promote_dtype:  # which only casts
+            cells = keep_wide(stored, cells)
+        kernel = assemble_kernels(
+            mixture, cells, self.share, dtype=flat.dtype, precision=self.precision
         )
         outputs = per_sample_conv(
             flat,
-            assemble_kernels(mixture, cells, self.share, precision=self.precision),
+            kernel,
             strides=self.strides,
             padding=self.padding,
             kernel_dilation=self.kernel_dilation,

@@ -72,6 +72,22 @@ def test_no_member_of_the_family_moves_the_batch(member, sharding, exchanged):
 
 
 @pytest.mark.parametrize("sharding", SHARDINGS)
+@pytest.mark.parametrize("layer", compiled_programs.NARROW)
+def test_gradients_of_narrow_layers_are_added_up_in_float32(layer, sharding, exchanged):
+    kinds = exchanged[f"{sharding}, narrow, {layer}"]
+    assert isinstance(kinds, dict), kinds
+    assert kinds["all-reduce"] >= 1
+    assert "narrow" not in kinds
+
+
+@pytest.mark.parametrize("sharding", SHARDINGS)
+@pytest.mark.parametrize("inputs", ["images", "features"])
+def test_batch_norm_exchanges_once_in_either_direction(inputs, sharding, exchanged):
+    assert exchanged[f"{sharding}, norm, {inputs}, forward"] == {"all-reduce": 1}
+    assert exchanged[f"{sharding}, norm, {inputs}, gradient"] == {"all-reduce": 2}
+
+
+@pytest.mark.parametrize("sharding", SHARDINGS)
 def test_training_step_exchanges_only_sums(sharding, exchanged):
     kinds = exchanged[f"{sharding}, training step, auto"]
     assert moves(kinds) == {}

@@ -2,7 +2,8 @@
 
 How many devices a process has is settled when it starts, so `test_sharding.py` runs
 this as a program of its own. It prints one JSON object: by the name of the program,
-what the devices exchange in it, by kind.
+what the devices exchange in it, by kind; "narrow" are all-reduces of fewer bits than
+float32 has.
 """
 
 import collections
@@ -18,8 +19,14 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from dynconv_jax import (
+    BatchNorm,
+    DynamicConv,
     DynamicConvBlock,
+    DynamicConvTranspose,
     DynamicNet,
+    KernelWarehouse,
+    ODConv,
+    WarehouseConv,
     dynamic_conv,
     dynamic_conv_transpose,
 )
@@ -59,6 +66,10 @@ FORMS = ("auto", "patches", "rows", "experts", "taps", "vmap")
 BY_PLAN = ("experts by convolution", "batched taps")
 # The others of the family compute what `dynamic_conv` does, or nothing dynamic.
 FAMILY = ("condconv", "decomposed", "kernel_warehouse", "odconv")
+NARROW = (
+    *("auto", "patches", "rows", "experts", "vmap", "taps"),
+    *("transposed", "odconv", "kernel_warehouse"),
+)
 # The automatic form is compiled for every shape, each of the others for some.
 ONLY_FOR = {
     "patches": ("strided", "grouped"),
@@ -75,7 +86,11 @@ def collectives(compiled: jax.stages.Compiled) -> dict[str, int]:
     """Counts what the devices exchange in a program, and its loops, by kind."""
     kinds = (*MOVES, "all-reduce", "reduce-scatter", "while")
     pattern = rf" ({'|'.join(kinds)})(?:-start)?\("
-    return dict(collections.Counter(re.findall(pattern, compiled.as_text() or "")))
+    text = compiled.as_text() or ""
+    found = re.findall(pattern, text)
+    # On a CPU they are computed in float32, by sums of another name.
+    narrow = re.findall(r" all-reduce\(.*to_apply=%\S*promoted", text)
+    return dict(collections.Counter([*found, *("narrow" for _ in narrow)]))
 
 
 def outlines(tree: Any, mesh: jax.sharding.Mesh, *axes: str | None) -> Any:
@@ -194,6 +209,75 @@ def family_programs(mesh: jax.sharding.Mesh) -> Iterator[tuple[str, Callable, tu
         yield name, jax.grad(loss, (0, 2), has_aux=True), (*state, images)
 
 
+def narrow_programs(mesh: jax.sharding.Mesh) -> Iterator[tuple[str, Callable, tuple]]:
+    """Yields the gradient of bfloat16 layers with float32 parameters."""
+    images = jax.ShapeDtypeStruct((2 * DEVICES, 9, 7, 6), jnp.bfloat16)
+    layers: list[tuple[str, Callable[..., Any], dict[str, Any]]] = [
+        (form, DynamicConv, {"implementation": form, "use_bias": True})
+        for form in ("auto", "patches", "rows", "experts", "vmap")
+    ]
+    depthwise = {"implementation": "taps", "feature_group_count": 6}
+    layers.append(("taps", DynamicConv, depthwise))
+    layers.append(("transposed", DynamicConvTranspose, {"strides": 2}))
+    layers.append(("odconv", ODConv, {"norm": "none"}))
+    for name, layer, options in layers:
+
+        def build(rngs, layer=layer, options=options):
+            return layer(6, 6, (3, 3), dtype=jnp.bfloat16, rngs=rngs, **options)
+
+        yield name, *_gradient_of(abstract_module(build), images, mesh)
+    geometry = Geometry.create(6, 8, (3, 3))
+    tiled = abstract_module(lambda rngs: _Tiled(geometry, rngs))
+    yield "kernel_warehouse", *_gradient_of(tiled, images, mesh)
+
+
+class _Tiled(nnx.Module):
+    def __init__(self, geometry: Geometry, rngs: nnx.Rngs):
+        self.warehouse = KernelWarehouse([geometry], rngs=rngs)
+        options: dict[str, Any] = dict(norm="none", dtype=jnp.bfloat16, rngs=rngs)
+        self.conv = WarehouseConv(self.warehouse, **options)
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        return self.conv(inputs)
+
+
+def _gradient_of(
+    module: nnx.Module, inputs: jax.ShapeDtypeStruct, mesh: jax.sharding.Mesh
+) -> tuple[Callable, tuple]:
+    graphdef, params, rest = nnx.split(module, nnx.Param, ...)
+
+    def loss(params, rest, inputs):
+        merged: Any = nnx.merge(graphdef, params, rest, copy=True)
+        return jnp.square(merged(inputs).astype(jnp.float32)).mean()
+
+    operands = (*outlines((params, rest), mesh), outlines(inputs, mesh, "data"))
+    return jax.grad(loss), operands
+
+
+def norm_programs(mesh: jax.sharding.Mesh) -> Iterator[tuple[str, Callable, tuple]]:
+    """Yields batch norm in training, of images and of features."""
+    norm = abstract_module(lambda rngs: BatchNorm(6, rngs=rngs))
+    graphdef, params, rest = nnx.split(norm, nnx.Param, ...)
+
+    def forward(params, rest, inputs):
+        merged: Any = nnx.merge(graphdef, params, rest, copy=True)
+        return merged(inputs), nnx.state(merged, nnx.BatchStat)
+
+    def both(params, rest, inputs):
+        outputs, pull, state = jax.vjp(
+            lambda params, inputs: forward(params, rest, inputs),
+            *(params, inputs),
+            has_aux=True,
+        )
+        return pull(outputs), state
+
+    for name, shape in (("images", (9, 7, 6)), ("features", (6,))):
+        inputs = outlines(floats(12 * DEVICES, *shape), mesh, "data")
+        operands = (*outlines((params, rest), mesh), inputs)
+        yield f"{name}, forward", forward, operands
+        yield f"{name}, gradient", both, operands
+
+
 def training_program(mesh: jax.sharding.Mesh, form: str) -> tuple[Callable, tuple]:
     """Returns a training step of DynamicNet and its operands."""
 
@@ -241,6 +325,10 @@ def main() -> None:
                 report(f"{sharding}, local, {name}", function, operands)
             for name, function, operands in family_programs(mesh):
                 report(f"{sharding}, family, {name}", function, operands)
+            for name, function, operands in narrow_programs(mesh):
+                report(f"{sharding}, narrow, {name}", function, operands)
+            for name, function, operands in norm_programs(mesh):
+                report(f"{sharding}, norm, {name}", function, operands)
             for form in ("auto", "vmap"):
                 step, operands = training_program(mesh, form)
                 report(f"{sharding}, training step, {form}", step, operands)

@@ -121,6 +121,25 @@ def test_an_operation_without_a_dump_is_named(dumped):
     assert read_schedule(folder).unknown == ["no bundles of copy.12"]
 
 
+def test_an_operation_like_one_with_a_dump_has_its_schedule(dumped):
+    texts = {"TLP": program(3), "copy.2": pipeline(6, 100)}
+    folder = dumped(**texts, **{"<late-initialization>": PREAMBLE})
+    schedule = read_schedule(folder, twins={"copy.12": ["copy.1", "copy.2"]})
+    one, _, _ = issue(parse_bundles(pipeline(6, 100)))
+    assert schedule.operations["copy.12"] == 3 * one
+    assert not schedule.unknown
+
+
+def test_what_waits_for_other_chips_is_not_counted(dumped):
+    endless = pipeline(6, 3).replace("scmp.ge.s32.totalorder %s92_s7, 6", "vtos %v3")
+    texts = {"TLP": program(1) + endless, "copy.12": pipeline(6, 100)}
+    folder = dumped(**texts, **{"<late-initialization>": PREAMBLE})
+    assert read_schedule(folder).unknown == ["a loop to region 40 in TLP"]
+    schedule = read_schedule(folder, exchanges={"copy.12"})
+    assert schedule.operations["copy.12"] == 0
+    assert not schedule.unknown
+
+
 def test_a_folder_without_a_program_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no final bundles of a program in"):
         read_schedule(tmp_path)

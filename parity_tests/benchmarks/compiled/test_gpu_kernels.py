@@ -97,3 +97,36 @@ def test_kernels_in_a_loop_count_as_often_as_it_turns(turns):
     found = bound(parse_program(text), CHIP, Path())
     assert found["kernels"] == turns and found["bytes"] == turns * 2 * 4 * 64
     assert not found["unknown"]
+
+
+# As XLA writes it, the program of the kernel cut short.
+PALLAS = (
+    "(bf16[71680]{0}, f32[32]{0}) custom-call(%x, %w), "
+    'custom_call_target="__gpu$xla.gpu.triton", '
+    "operand_layout_constraints={bf16[64]{0}, bf16[8]{0}}, "
+    'api_version=API_VERSION_TYPED_FFI, metadata={op_name="jit(f)/pallas_call"}, '
+    "backend_config={debug = false, grid_x = 4 : i32, "
+    'ir = "ML\\EFR\\0DMLIR23.0.0git\\00\\1F#\'+/37;\\22flops\\22: 5(C", '
+    'name = "forward", num_stages = 2 : i32, num_warps = 8 : i32'
+)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "flops"),
+    [
+        (
+            ', serialized_metadata = "{\\22flops\\22: \\22603979776\\22, '
+            '\\22bytes_accessed\\22: \\226439040\\22}"',
+            603979776,
+        ),
+        (', serialized_metadata = "{\\22tile\\22: \\2264\\22}"', 0),
+        ("", 0),
+    ],
+)
+def test_a_kernel_of_pallas_moves_its_operands_and_results_and_tells_its_work(
+    metadata, flops
+):
+    found = bound(parse_program(program(PALLAS + metadata + "}")), CHIP, Path())
+    assert found["bytes"] == 2 * (X + W + 71680) + 4 * 32
+    assert found["compute"] == pytest.approx(1e6 * flops / 1e15)
+    assert found["kernels"] == 1

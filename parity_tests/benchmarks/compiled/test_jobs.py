@@ -6,14 +6,14 @@ import tomllib
 
 import pytest
 
-from benchmarks.compiled import compiler
+from benchmarks.compiled import compiler, jobs
 from benchmarks.compiled.__main__ import Config, check_forms, jobs_of, main
 from benchmarks.compiled.chips import CHIPS
 from benchmarks.compiled.compiler import environment
 from benchmarks.compiled.jobs import (
-    BY_EXPERTS,
     DENSE,
     DEPTHWISE,
+    EVERY_FORM,
     PASSES,
     STEPS,
     choice,
@@ -21,46 +21,84 @@ from benchmarks.compiled.jobs import (
     layer_jobs,
     step_jobs,
 )
+from benchmarks.compiled.page import _columns
 from benchmarks.compiled.run import describe, key
 from benchmarks.compiled.worker import Task
 from benchmarks.shapes import Shape
+from dynconv_jax.functional import choice as choice_module
+from dynconv_jax.functional.choice import IMPLEMENTATIONS
 from dynconv_jax.functional.forms import FORMS
+from dynconv_jax.functional.pallas import form_for
 from parity_tests.tools.checkout import ROOT
 
 
 def test_every_form_of_the_library_is_compiled_for_one_shape_or_another():
-    found = {form for shape in (*DENSE, *DEPTHWISE) for form in forms(shape)}
-    assert found == {*FORMS, *BY_EXPERTS}
+    found = {
+        form
+        for shape in (*DENSE, *DEPTHWISE)
+        for platform in ("cpu", "gpu", "tpu")
+        for form in forms(shape, platform)
+    }
+    kernels = {form_for(platform) for platform in ("cpu", "gpu", "tpu")}
+    assert found == {*FORMS, "experts", "experts by convolution", *kernels}
 
 
 @pytest.mark.parametrize("shape", [DENSE[0], DEPTHWISE[0], DENSE[4]], ids=str)
-@pytest.mark.parametrize("platform", ["tpu", "gpu"])
+@pytest.mark.parametrize(("chip", "platform"), [("v6e", "tpu"), ("a100", "gpu")])
 def test_a_layer_is_compiled_static_as_auto_in_every_form_and_in_that_of_the_chip(
-    shape, platform
+    shape, chip, platform
 ):
-    jobs = layer_jobs((shape,), PASSES, platform)
+    found = layer_jobs((shape,), PASSES, chip)
     for variant in PASSES:
-        titles = [job.form_title for job in jobs if job.variant == variant]
+        titles = [job.form_title for job in found if job.variant == variant]
         assert len(titles) == len(set(titles))
-        chosen = str(choice(shape, platform))
-        assert set(titles) == {"static", "auto", chosen, *forms(shape)}
+        chosen = str(choice(shape, chip))
+        assert set(titles) == {"static", "auto", chosen, *forms(shape, platform)}
 
 
 def test_forms_that_cannot_compute_a_shape_are_left_out():
-    assert "taps" not in forms(DENSE[0])
-    assert {"taps", "looped taps"} <= set(forms(DEPTHWISE[0]))
+    assert "taps" not in forms(DENSE[0], "tpu")
+    assert "taps" in forms(DEPTHWISE[0], "tpu")
+    assert "row_conv" not in forms(DENSE[0], "gpu")
+    assert "looped taps" not in forms(DEPTHWISE[0], "gpu")
+
+
+def test_a_form_that_the_library_gains_is_compiled_and_has_its_column(monkeypatch):
+    monkeypatch.setattr(jobs, "EVERY_FORM", (*EVERY_FORM, "waves"))
+    monkeypatch.setattr(choice_module, "IMPLEMENTATIONS", (*IMPLEMENTATIONS, "waves"))
+    found = layer_jobs(DENSE[:1], PASSES, "v5e")
+    assert "waves" in {job.form_title for job in found}
+    assert "waves" in _columns([describe(job) for job in found])
+
+
+@pytest.mark.parametrize("every_form", [False, True])
+def test_a_step_is_held_against_the_same_with_static_convolutions(every_form):
+    steps = step_jobs(STEPS, (1, 4), every_form)
+    titles = {job.title for job in steps if job.form == "static"}
+    assert len(titles) == 3
+    assert {job.static_title for job in steps} == titles
+    forms = {job.form for job in steps}
+    assert {"patches", "rows", "experts"} <= forms if every_form else len(forms) == 2
+
+
+def test_steps_are_compiled_in_the_forms_that_are_asked_for():
+    found = {
+        job.form_title for job in jobs_of(Config("v5e", steps=True, forms=("rows",)))
+    }
+    assert found == {"rows"}
 
 
 def test_a_job_reaches_its_process_as_it_is(tmp_path):
-    for job in (*layer_jobs(DEPTHWISE[:1], PASSES, "tpu"), *step_jobs(STEPS, (1, 4))):
+    for job in (*layer_jobs(DEPTHWISE[:1], PASSES, "v5e"), *step_jobs(STEPS, (1, 4))):
         task = Task("v5e", job, tmp_path, tmp_path / "record.json", 3.5)
         assert Task.from_json(task.to_json()) == task
 
 
 def test_names_of_records_differ():
-    jobs = [*layer_jobs((*DENSE, *DEPTHWISE), PASSES, "gpu"), *step_jobs(STEPS, (1, 8))]
-    assert len({key(job) for job in jobs}) == len(jobs)
-    assert describe(jobs[0])["title"] == str(Shape(**jobs[0].subject))
+    layers = layer_jobs((*DENSE, *DEPTHWISE), PASSES, "h100")
+    every = [*layers, *step_jobs(STEPS, (1, 8), every_form=True)]
+    assert len({key(job) for job in every}) == len(every)
+    assert describe(every[0])["title"] == str(Shape(**every[0].subject))
 
 
 def kinds(config: Config) -> set[str]:
@@ -90,9 +128,9 @@ def test_a_quick_run_is_a_few_programs():
 
 def test_forms_and_passes_are_chosen_by_their_flags():
     config = Config("v5e", layers=True, forms=("static", "rows"), passes="gradient")
-    jobs = jobs_of(config)
-    assert {job.form_title for job in jobs} == {"static", "rows"}
-    assert {job.variant for job in jobs} == {PASSES[1]}
+    chosen = jobs_of(config)
+    assert {job.form_title for job in chosen} == {"static", "rows"}
+    assert {job.variant for job in chosen} == {PASSES[1]}
     both = jobs_of(dataclasses.replace(config, passes="all"))
     assert {job.variant for job in both} == set(PASSES)
 

@@ -49,10 +49,17 @@ STEP = record(
     kind="step",
     title="resnet18, dynamic, B 128, 224×224",
     variant="4",
-    collectives={"all-reduce": 12},
+    static_title="resnet18, static, B 128, 224×224",
+    collectives={"all-reduce f32": 12},
     donated=97,
     aliased=94,
+    unread=3,
 )
+TWIN = {
+    **STEP,
+    **dict(title=STEP["static_title"], form_title="static", bound=4000.0, unread=0),
+    "unknown": ["while.7"],
+}
 
 
 def results(*records: dict, chip: str = "v5e") -> dict:
@@ -108,7 +115,7 @@ def test_the_geometric_mean_of_nothing_is_none():
 
 @pytest.fixture(scope="module")
 def text() -> str:
-    return page(results(*FORMS.values(), STEP))
+    return page(results(*FORMS.values(), STEP, TWIN))
 
 
 @pytest.mark.parametrize(
@@ -120,8 +127,10 @@ def text() -> str:
         "| **geometric mean** (of) | | | 3.00× (1) | 2.00× (1) | | 2.67× (1) |",
         f"- {SHAPE}, {PASSES[1]}, experts: XlaRuntimeError: too large",
         f"- {SHAPE}, {PASSES[1]}, patches: while.3",
-        "| resnet18, dynamic, B 128, 224×224 | auto | 4 | 5.00 | 5.00, 2.50 | 5 MB "
-        "| 12 all-reduce | 94 of 97 | 3 s |",
+        "| resnet18, dynamic, B 128, 224×224 | auto | 4 | 5.00 | 1.25× | 5.00, 2.50 "
+        "| 5 MB | 12 all-reduce f32 | 94 of 97, 3 not read | 3 s |",
+        "| resnet18, static, B 128, 224×224 | static | 4 | ≥ 4.00 | | 5.00, 2.50 "
+        "| 5 MB | 12 all-reduce f32 | 94 of 97 | 3 s |",
     ],
 )
 def test_the_page_tells(text, line):

@@ -19,6 +19,7 @@ from parity_tests.tools.checkout import ROOT
 
 INSTALLED = [chip for chip in CHIPS.values() if compiler.is_installed(chip)]
 TPUS = [chip for chip in INSTALLED if chip.platform == "tpu"]
+GPUS = [chip for chip in INSTALLED if chip.platform == "gpu"]
 
 # A process of its own: it reads its variables once, and dumps one program.
 PROGRAM = """
@@ -123,3 +124,24 @@ def test_a_loop_of_n_turns_costs_n_times_its_body(chip, tmp_path):
     five, ten, twenty = map(cost, (5, 10, 20))
     assert twenty - ten == pytest.approx(2 * (ten - five), rel=1e-3)
     assert ten == pytest.approx(2 * five, rel=0.05)
+
+
+@for_each(GPUS)
+def test_the_kernels_for_gpus_compile_and_move_little_more_than_a_static_convolution(
+    chip, tmp_path
+):
+    done = subprocess.run(
+        [sys.executable, "-m", "parity_tests.tools.gpu_kernels", chip.name],
+        env={**os.environ, **compiler.environment(chip, tmp_path)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    for shape, found in told["shapes"].items():
+        kernels, static = found["kernels"], found["static"]
+        assert kernels["bound"] / static["bound"] < 1.8, shape
+        assert kernels["compute"] * 1e-6 * chip.flops == pytest.approx(found["flops"])
+    assert all(found["bytes"] for found in told["others"].values())
+    assert len(told["others"]) == 5

@@ -77,7 +77,7 @@ def test_a_refusal_is_told_by_its_first_line(monkeypatch, tmp_path):
 @pytest.fixture
 def compiled(monkeypatch, tmp_path):
     """Runs `compile_all` with answers from a table; returns it and what it compiled."""
-    jobs = layer_jobs(DENSE[:1], PASSES[1:], "tpu")
+    jobs = layer_jobs(DENSE[:1], PASSES[1:], "v5e")
     asked: list[str] = []
 
     def run(answers: dict[str, dict], **flags) -> dict:

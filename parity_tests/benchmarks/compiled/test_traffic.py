@@ -85,7 +85,7 @@ def test_a_loop_over_slices_moves_the_slices_not_the_whole_each_time():
 
 
 def test_collectives_are_counted_by_kind():
-    assert collectives(read("step")) == {"all-reduce": 1}
+    assert collectives(read("step")) == {"all-reduce f32": 1}
     assert collectives(read("product")) == {}
 
 
@@ -103,7 +103,7 @@ def test_every_kind_of_collective_is_known(line, kind):
         "HloModule m\n\nENTRY %main (a: f32[8]) -> f32[8] {\n"
         f"  %a = f32[8]{{0}} parameter(0)\n  ROOT %b = {line}\n}}\n"
     )
-    assert collectives(parse_program(text)) == {kind: 1}
+    assert collectives(parse_program(text)) == {f"{kind} f32": 1}
 
 
 def test_arguments_that_share_memory_with_results_are_counted():

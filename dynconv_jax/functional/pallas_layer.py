@@ -1,0 +1,135 @@
+"""What the kernels of `"pallas"` share: the layer, and how it fills a TPU's core."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+LANES = 128
+# What of a core's memory a kernel may take; v5e, v5p and v6e have 128 MiB.
+VMEM_BYTES = 96 * 2**20
+_SPARE_BYTES = 8 * 2**20  # for what the compiler itself keeps there
+
+
+def rounded_up(size: int, unit: int) -> int:
+    """Returns the least multiple of `unit` that is no less than `size`."""
+    return -(-size // unit) * unit
+
+
+def sublanes(dtype: Any) -> int:
+    """Returns how many rows a tile of the core's memory has."""
+    return 32 // jnp.dtype(dtype).itemsize
+
+
+def tile_bytes(shape: Sequence[int], dtype: Any) -> int:
+    """Returns what an array takes of a core's memory, where it lies in whole tiles."""
+    *outer, rows, lanes = shape
+    tile = rounded_up(rows, sublanes(dtype)) * rounded_up(lanes, LANES)
+    return math.prod(outer) * tile * jnp.dtype(dtype).itemsize
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """Everything static about a convolution in two dimensions.
+
+    Attributes:
+        window: The size of the kernel.
+        strides: The step between windows.
+        dilation: The step between the taps of one.
+        low: How many zeros stand before each axis of the image.
+        inputs: The spatial size of the image.
+        outputs: The spatial size of the result.
+        precision: Of the products.
+        interpret: Whether to run on the host, for tests.
+    """
+
+    window: tuple[int, int]
+    strides: tuple[int, int]
+    dilation: tuple[int, int]
+    low: tuple[int, int]
+    inputs: tuple[int, int]
+    outputs: tuple[int, int]
+    precision: Any = None
+    interpret: bool = False
+
+
+def product(
+    layer: Layer, left: jax.Array, right: jax.Array, axes: tuple[int, int]
+) -> jax.Array:
+    """Returns the product of two matrices over one axis of each, in float32."""
+    return lax.dot_general(
+        left,
+        right,
+        (((axes[0],), (axes[1],)), ((), ())),
+        precision=layer.precision,
+        preferred_element_type=jnp.float32,
+    )
+
+
+def manual_axes(array: jax.Array) -> Any:
+    """Returns over which axes of a `jax.shard_map` an array varies, as JAX says it.
+
+    None where it varies over none.
+    """
+    found = getattr(jax.typeof(array), "manual_axis_type", None)
+    return found if found is not None and found.varying else None
+
+
+def vary_alike(*arrays: jax.Array) -> list[jax.Array]:
+    """Returns arrays that vary over the same axes of a `jax.shard_map`.
+
+    So that the gradient of what is the same on all devices is summed over them.
+    """
+    axes = [
+        found.varying if (found := manual_axes(each)) else frozenset()
+        for each in arrays
+    ]
+    together = frozenset().union(*axes)
+    return [
+        lax.pcast(array, tuple(sorted(together - own)), to="varying")
+        if together - own
+        else array
+        for array, own in zip(arrays, axes, strict=True)
+    ]
+
+
+def call(
+    kernel: Any,
+    operands: Sequence[jax.Array],
+    results: Sequence[tuple[tuple[int, ...], Any]],
+    interpret: bool,
+    **spec: Any,
+) -> Any:
+    """Calls a kernel whose steps come one after another.
+
+    Args:
+        kernel: A function of references.
+        operands: Its operands; inside `jax.shard_map` they vary over the same axes.
+        results: Shape and dtype of each result.
+        interpret: Whether to run on the host.
+        **spec: More for `pallas_call`: the grid, blocks, memory to work in.
+
+    Returns:
+        A list of the results.
+    """
+    varying = manual_axes(operands[0])
+    over: dict[str, Any] = {"manual_axis_type": varying} if varying else {}
+    call = pl.pallas_call(
+        kernel,
+        out_shape=[jax.ShapeDtypeStruct(*result, **over) for result in results],
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("arbitrary", "arbitrary"),
+            vmem_limit_bytes=VMEM_BYTES + _SPARE_BYTES,
+        ),
+        interpret=interpret,
+        **spec,
+    )
+    # A core counts in 32 bits, also where the program around it has 64.
+    with jax.enable_x64(False):
+        return call(*operands)

@@ -1,0 +1,76 @@
+"""Mean and variance of a batch, put together from those of its samples."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dynconv_jax.functional.batch_statistics import batch_statistics
+from parity_tests.parity import assert_close
+
+
+def plain(x, axes):
+    mean = x.mean(axes, keepdims=True)
+    return mean.squeeze(axes), jnp.square(x - mean).mean(axes)
+
+
+def named(statistics):
+    mean, variance = statistics
+    return {"mean": mean, "variance": variance}
+
+
+# Batches of a few rows, of a prime number of them, of more than rows are exchanged.
+SHAPES = [(1, 5, 3), (7, 3), (67, 2, 3), (100, 3), (256, 2, 2, 3)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_statistics_are_those_of_two_passes(shape, rng):
+    x = jnp.asarray(3 + rng.normal(size=shape))
+    axes = tuple(range(len(shape) - 1))
+    actual, expected = batch_statistics(x, axes), plain(x, axes)
+    assert_close(named(actual), named(expected), dtype="float64")
+
+
+@pytest.mark.parametrize("shape", [(48, 3, 2, 5), (128, 5)], ids=str)
+@pytest.mark.parametrize("mean", [0.0, 1e2, 1e4, -1e5])
+def test_float32_loses_no_digits_to_a_mean_far_from_zero(mean, shape, rng):
+    x = (mean + rng.normal(size=shape)).astype(np.float32)
+    axes = tuple(range(len(shape) - 1))
+    expected = named(plain(jnp.asarray(x, "float64"), axes))
+    actual = named(batch_statistics(jnp.asarray(x), axes))
+    assert_close(actual, expected, dtype="float32")
+    # Nor is the test one that anything would pass.
+    fast = jnp.square(x).mean(axes) - jnp.square(x.mean(axes))
+    is_lost = abs(fast - expected["variance"]).max() > 1e-3
+    assert is_lost == (abs(mean) > 10)
+
+
+def test_samples_far_from_one_another_lose_no_digits(rng):
+    levels = 1e3 * rng.normal(size=(64, 1, 1))
+    x = (levels + rng.normal(size=(64, 30, 5))).astype(np.float32)
+    expected = plain(jnp.asarray(x, "float64"), (0, 1))
+    actual = batch_statistics(jnp.asarray(x), (0, 1))
+    assert_close(named(actual), named(expected), dtype="float32")
+
+
+def test_derivatives_are_those_of_two_passes(rng):
+    x, tangent = (jnp.asarray(rng.normal(size=(6, 4, 3))) for _ in range(2))
+    weights = [jnp.asarray(rng.normal(size=3)) for _ in range(2)]
+
+    def derivatives(statistics):
+        def value(x):
+            mean, variance = statistics(x, (0, 1))
+            return jnp.sum(weights[0] * mean**3 + weights[1] * jnp.sqrt(variance))
+
+        forward = jax.jvp(lambda x: statistics(x, (0, 1)), (x,), (tangent,))[1]
+        twice = jax.jvp(jax.grad(value), (x,), (tangent,))[1]
+        mapped = jax.vmap(jax.grad(value))(jnp.stack([x, 2 * x]))
+        return {
+            "forward": jnp.stack(forward),
+            "gradient": jax.grad(value)(x),
+            "hessian": twice,
+            "mapped": mapped,
+        }
+
+    actual, expected = derivatives(batch_statistics), derivatives(plain)
+    assert_close(actual, expected, dtype="float64")

@@ -1,0 +1,296 @@
+"""The kernels for TPUs: interpreted here, and compiled where Mosaic is installed."""
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks.compiled import compiler
+from benchmarks.compiled.chips import CHIPS
+from dynconv_jax import dynamic_conv
+from dynconv_jax.functional import pallas_experts
+from dynconv_jax.functional.geometry import Geometry
+from dynconv_jax.functional.numerics import Numerics
+from dynconv_jax.functional.pallas_tpu import arrange, convolve, pallas_refuses
+from parity_tests.parity import assert_close
+from parity_tests.tools.checkout import ROOT
+
+NAMES = ("output", "inputs", "attention", "kernel")
+
+
+def geometry_of(features, outputs, window, options):
+    return Geometry.create(features, outputs, window, **options)
+
+
+def ours(geometry):
+    def function(inputs, attention, experts):
+        arranged = arrange(experts, geometry)
+        return convolve(
+            inputs, attention, arranged, geometry, Numerics(), interpret=True
+        )
+
+    return function
+
+
+def reference(options):
+    def function(inputs, attention, experts):
+        return dynamic_conv(
+            inputs, attention, experts, implementation="patches", **options
+        )
+
+    return function
+
+
+def operands(shape, geometry, num_experts=2, dtype="float32"):
+    rng = np.random.default_rng(0)
+    shapes = (
+        shape,
+        (shape[0], num_experts),
+        (num_experts, *geometry.kernel_shape),
+    )
+    return [jnp.asarray(rng.normal(size=each), dtype) for each in shapes]
+
+
+def results(function, arrays) -> dict[str, Any]:
+    @jax.jit
+    def run(*arrays):
+        outputs, pull = jax.vjp(function, *arrays)
+        cotangent = np.random.default_rng(1).normal(size=outputs.shape)
+        return outputs, *pull(jnp.asarray(cotangent, outputs.dtype))
+
+    return dict(zip(NAMES, run(*arrays), strict=True))
+
+
+# Inputs, outputs, window, options. Three samples are taken one by one, two together.
+DENSE = {
+    "odd, two samples a step": ((2, 5, 4, 8), 8, (3, 3), {}),
+    "even, stride 2, few channels": ((3, 6, 8, 3), 5, (3, 3), {"strides": 2}),
+    "1×1": ((1, 9, 8, 8), 16, (1, 1), {}),
+    "1×1, stride 2": ((3, 9, 8, 8), 8, (1, 1), {"strides": 2, "padding": "VALID"}),
+    "one row": ((3, 9, 12, 4), 8, (1, 3), {"strides": (1, 2)}),
+    "cropped": ((3, 9, 10, 8), 8, (3, 2), {"padding": ((0, 2), (3, -1))}),
+    "dilated": ((3, 9, 9, 8), 8, (2, 3), {"kernel_dilation": 2}),
+    "5×5, stride 3": ((4, 11, 16, 8), 24, (5, 5), {"strides": 3, "padding": 2}),
+}
+FEW_PIXELS = {
+    "few pixels": ((8, 3, 4, 8), 16, (3, 2), {}),
+    "few pixels, stride 2": ((8, 5, 4, 4), 8, (2, 3), {"strides": 2}),
+}
+DEPTHWISE = {
+    "depthwise": ((2, 6, 11, 5), 5, (3, 3), {}),
+    "depthwise, samples in two blocks": ((9, 5, 4, 3), 3, (5, 5), {"padding": 2}),
+    "depthwise, stride 2": ((2, 7, 10, 5), 5, (3, 2), {"strides": 2, "padding": 1}),
+    "depthwise, stride beyond the window": (
+        *((2, 7, 8, 5), 5, (1, 2)),
+        {"strides": 3, "padding": ((0, 0), (-1, 2))},
+    ),
+}
+CASES = {**DENSE, **FEW_PIXELS, **DEPTHWISE}
+QUICK = (
+    *("odd, two samples a step", "even, stride 2, few channels", "1×1, stride 2"),
+    *("few pixels, stride 2", "depthwise, stride 2"),
+)
+
+
+def case(name, dtype="float32"):
+    shape, outputs, window, options = CASES[name]
+    if name in DEPTHWISE:
+        options = {**options, "feature_group_count": shape[-1]}
+    geometry = geometry_of(shape[-1], outputs, window, options)
+    return geometry, options, operands(shape, geometry, dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow)
+        for name in CASES
+    ],
+)
+def test_outputs_and_gradients_are_those_of_patches(name):
+    geometry, options, arrays = case(name)
+    expected = results(reference(options), arrays)
+    assert_close(results(ours(geometry), arrays), expected, dtype="float32")
+
+
+@pytest.mark.parametrize("name", ["1×1, stride 2", "depthwise, stride 2"])
+def test_half_precision_is_near_what_single_precision_finds(name):
+    geometry, options, arrays = case(name, "bfloat16")
+    wide = [array.astype(jnp.float32) for array in arrays]
+    found = results(ours(geometry), arrays)
+    assert all(array.dtype == jnp.bfloat16 for array in found.values())
+    assert_close(found, results(reference(options), wide), dtype="bfloat16")
+
+
+def test_a_sum_over_many_samples_is_taken_in_float32():
+    geometry = geometry_of(16, 16, (1, 1), {})
+    experts = operands((1, 1, 1, 16), geometry, 1, "bfloat16")[2]
+    inputs = jnp.ones((512, 1, 1, 16), "bfloat16")
+    attention = jnp.ones((512, 1), "bfloat16")
+    _, pull = jax.vjp(ours(geometry), inputs, attention, experts)
+    of_experts = pull(jnp.ones((512, 1, 1, 16), "bfloat16"))[2]
+    # In bfloat16, 256 + 1 is 256.
+    assert np.all(np.asarray(of_experts, np.float32) == 512)
+
+
+@pytest.mark.parametrize("name", ["1×1", "few pixels", "depthwise, stride 2"])
+def test_it_is_mapped_like_any_function(name):
+    geometry, options, arrays = case(name)
+    arrays[0] = jnp.stack([arrays[0], 2 * arrays[0]])
+
+    def mapped(function):
+        return jax.vmap(function, in_axes=(0, None, None))
+
+    expected = results(mapped(reference(options)), arrays)
+    assert_close(results(mapped(ours(geometry)), arrays), expected, dtype="float32")
+
+
+@pytest.mark.parametrize("name", ["1×1", "depthwise, stride beyond the window"])
+def test_a_second_derivative_is_refused_with_the_remedy(name):
+    geometry, _, (inputs, attention, experts) = case(name)
+
+    def slope(inputs):
+        return jax.grad(lambda x: ours(geometry)(x, attention, experts).sum())(inputs)
+
+    with pytest.raises(NotImplementedError, match=r"again; use `implementation=\"pat"):
+        jax.grad(lambda x: (slope(x) ** 2).sum())(inputs)
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(lambda x: ours(geometry)(x, attention, experts), (inputs,), (inputs,))
+
+
+def test_few_pixels_are_left_to_the_kernel_that_applies_all_experts(monkeypatch):
+    called = []
+    forward = pallas_experts.forward
+    monkeypatch.setattr(
+        pallas_experts, "forward", lambda *args: called.append(1) or forward(*args)
+    )
+    for name, times in (("few pixels", 1), ("1×1", 0)):
+        geometry, _, arrays = case(name)
+        called.clear()
+        jax.eval_shape(ours(geometry), *arrays)
+        assert len(called) == times
+
+
+REFUSED = {
+    "is for 2 spatial dimensions, not 1": ((2, 9, 8), 8, (3,), {}),
+    "not for 2 groups of 8→8 channels": (
+        *((2, 9, 9, 8), 8, (3, 3)),
+        {"feature_group_count": 2},
+    ),
+    "not for 4 groups of 4→8 channels": (
+        *((2, 9, 9, 4), 8, (3, 3)),
+        {"feature_group_count": 4},
+    ),
+    "takes strides or dilation, not both": (
+        *((2, 9, 9, 8), 8, (3, 3)),
+        {"strides": 2, "kernel_dilation": 2},
+    ),
+    "no room for 4 of 7×7×2048×2048": ((2, 9, 9, 2048), 2048, (7, 7), {}),
+    "no room for 4096×4096 pixels": (
+        *((8, 4096, 4096, 8), 8, (3, 3)),
+        {"feature_group_count": 8},
+    ),
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_what_it_cannot_compute_is_refused_by_name(reason):
+    shape, outputs, window, options = REFUSED[reason]
+    geometry = geometry_of(shape[-1], outputs, window, options)
+    found = pallas_refuses(geometry, shape, 4, "bfloat16")
+    assert found is not None and reason in found
+
+
+def test_what_the_options_ask_for_is_refused_by_name():
+    geometry = geometry_of(8, 8, (3, 3), {})
+    sizes = jax.export.symbolic_shape("b, 9, 9, 8")
+    refuses = pallas_refuses
+    assert "all sizes, not b, 9" in str(refuses(geometry, sizes, 4, "float32"))
+    shape = (2, 9, 9, 8)
+    assert "not in float64" in str(refuses(geometry, shape, 4, "float64"))
+    wide = Numerics(preferred_element_type=jnp.float32)
+    found = refuses(geometry, shape, 4, "bfloat16", numerics=wide)
+    assert "returns bfloat16" in str(found) and "not float32" in str(found)
+    found = refuses(geometry, shape, 4, "float32", spatial_attention=True)
+    assert "single taps" in str(found)
+    assert "shard_map" in str(refuses(geometry, shape, 4, "float32", device_count=2))
+    assert refuses(geometry, shape, 4, "float32") is None
+    with pytest.raises(ValueError, match=r"this form is for 2 spatial.*patches"):
+        line = geometry_of(8, 8, (3,), {})
+        ours(line)(*operands((2, 9, 8), line))
+
+
+# Batch, size, channels, outputs, window, stride, groups: what fills tiles, what does
+# not, and every kernel.
+COMPILED = [
+    (2, 56, 64, 64, 3, 1, 1),
+    (4, 14, 256, 256, 3, 1, 1),
+    (32, 7, 512, 512, 3, 1, 1),
+    (2, 7, 512, 512, 3, 1, 1),
+    (4, 14, 256, 256, 1, 1, 1),
+    (4, 64, 32, 64, 3, 2, 1),
+    (3, 9, 5, 20, 3, 1, 1),
+    (1, 13, 24, 40, 5, 1, 1),
+    (3, 14, 40, 240, 1, 2, 1),
+    (32, 14, 480, 480, 5, 1, 480),
+    (9, 28, 240, 240, 3, 2, 240),
+    (5, 7, 20, 20, 3, 1, 20),
+]
+
+PROGRAM = """
+import json, sys
+import jax, jax.numpy as jnp
+from jax.sharding import SingleDeviceSharding
+from benchmarks.compiled.chips import CHIPS
+from benchmarks.compiled.compiler import topology
+from dynconv_jax.functional.geometry import Geometry
+from dynconv_jax.functional.numerics import Numerics
+from dynconv_jax.functional.pallas_tpu import arrange, convolve
+
+here = SingleDeviceSharding(topology(CHIPS[sys.argv[1]], 1)[0])
+for batch, size, features, outputs, window, stride, groups in json.loads(sys.argv[2]):
+    geometry = Geometry.create(
+        features, outputs, (window, window), strides=stride,
+        padding=window // 2, feature_group_count=groups,
+    )
+    def function(*arrays):
+        x, a, e = arrays
+        y = lambda x, a, e: convolve(x, a, arrange(e, geometry), geometry, Numerics())
+        y, pull = jax.vjp(y, x, a, e)
+        return y, pull(y)
+    for dtype in (jnp.bfloat16, jnp.float32):
+        arrays = [
+            jax.ShapeDtypeStruct(shape, dtype, sharding=here)
+            for shape in (
+                (batch, size, size, features), (batch, 4), (4, *geometry.kernel_shape)
+            )
+        ]
+        text = jax.jit(function).lower(*arrays).compile().as_text()
+        print("kernels:", text.count('custom_call_target="tpu_custom_call"'))
+"""
+
+
+def compile_for(chip, folder):
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM, chip, json.dumps(COMPILED)],
+        env={**os.environ, **compiler.environment(CHIPS[chip], folder)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+
+
+if compiler.is_installed(CHIPS["v5e"]):  # `test_real_compilers.py` says what to install
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("chip", ["v5e", "v6e"])
+    def test_mosaic_compiles_both_passes_of_every_kernel(chip, tmp_path):
+        done = compile_for(chip, tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines() == ["kernels: 2"] * 2 * len(COMPILED)
