@@ -60,7 +60,7 @@ FORMS = {
     "patches": Form(arrange_for_patches, conv_by_patches),
     "rows": Form(arrange_for_rows, conv_by_rows),
     "taps": Form(arrange_for_taps, conv_by_taps),
-    "batched taps": Form(arrange_for_taps, conv_by_batched_taps),
+    "batched taps": Form(arrange_for_taps, conv_by_batched_taps, fuses_mixing=True),
     "looped taps": Form(arrange_for_taps, conv_by_looped_taps),
     "row_conv": Form(arrange_for_row_conv, conv_by_row_conv, fuses_mixing=True),
     "vmap": Form(lambda kernel, geometry: kernel, conv_by_vmap),
