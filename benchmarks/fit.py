@@ -14,6 +14,7 @@ import functools
 import json
 import math
 import statistics
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -37,6 +38,8 @@ _TOO_MUCH = 100.0
 # A form has rates of its own if it was seen on so many shapes.
 _ENOUGH = 8
 
+_START = time.monotonic()
+
 # The milliseconds of each plan, by its name.
 Times = dict[str, float]
 
@@ -56,6 +59,10 @@ class Config:
 
     times: Path | None = None
     """Where the times are kept (JSON). What is there already is not timed again."""
+
+    seconds: float | None = None
+    """End after the shape that is timed when so many seconds have passed; the same
+    command goes on from there. It needs `times`."""
 
     compiled: Path | None = None
     """Records of `benchmarks.compiled`, such as `docs/benchmarks/compiled/v5e.json`, to
@@ -114,13 +121,20 @@ def gradient_by_plan(shape: Shape, plan: Plan) -> Function:
 
 
 def sweep(shapes: Sequence[Shape], chip: Chip, config: Config) -> dict[Shape, Times]:
-    """Times every plan of every shape; forward and backward, in milliseconds."""
+    """Times every plan of every shape; forward and backward, in milliseconds.
+
+    Raises:
+        SystemExit: If the time is over before all have been timed.
+    """
     kept: dict[str, Times] = {}
     if config.times is not None and config.times.exists():
         kept = json.loads(config.times.read_text())
     for shape in shapes:
         if str(shape) in kept:
             continue
+        if config.seconds is not None and time.monotonic() - _START > config.seconds:
+            left = sum(str(each) not in kept for each in shapes)
+            raise SystemExit(f"{left} shapes are left; run the same command again")
         functions = {
             str(plan): gradient_by_plan(shape, plan) for plan in plans_of(shape, chip)
         }
@@ -274,6 +288,8 @@ def print_regret(title: str, chip: Chip, times: Mapping[Shape, Times]) -> None:
 
 def main(config: Config) -> None:
     """Sweeps or reads, fits, and prints the rates and how well they choose."""
+    if config.seconds is not None and config.times is None:
+        raise SystemExit("--seconds needs --times, where what was timed is kept")
     judged: dict[str, Mapping[Shape, Times]] = {}
     if config.compiled is not None:
         in_use, fitted_on, source = read_bounds(config.compiled)

@@ -70,7 +70,11 @@ class Worker:
             stdout=subprocess.PIPE,
             text=True,
         )
-        ready = self._read()
+        try:
+            ready = self._read()
+        except RuntimeError:
+            self.__exit__()
+            raise
         self.names: list[str] = ready["names"]
         self.memory: dict[str, float] = ready["memory"]
         self.machine: dict[str, str] = ready["machine"]

@@ -33,6 +33,8 @@ from dynconv_jax.functional.windows import pad_spatial, tap_offsets, window_slic
 
 # So many bytes of images, as wide as they are summed, are the samples of a step.
 _STEP = 2_000_000
+# Nor are there more than so many.
+_MOST_SAMPLES = 128
 # Padded images of a whole batch that are larger are made step by step in the forward
 # pass too; smaller ones are freed and given out again without being cleared.
 _WHOLE = 16_000_000
@@ -179,7 +181,8 @@ _convolve.defvjp(_forward, _backward)
 
 def _samples(plane: _Plane) -> int:
     """Returns how many samples a step may take."""
-    return max(1, plane.step // (plane.bytes_of_padded() + plane.bytes_of_output()))
+    each = plane.bytes_of_padded() + plane.bytes_of_output()
+    return min(_MOST_SAMPLES, max(1, plane.step // each))
 
 
 def _by_steps(step: Callable[..., Any], most: int, *arrays: jax.Array) -> Any:

@@ -5,7 +5,16 @@ import json
 
 import pytest
 
-from benchmarks.fit import fit, problem_of, read_bounds, regrets, to_toml
+from benchmarks.fit import (
+    Config,
+    fit,
+    main,
+    problem_of,
+    read_bounds,
+    regrets,
+    sweep,
+    to_toml,
+)
 from benchmarks.shapes import DEPTHWISE, LAYERS, OTHERS
 from dynconv_jax.functional.chips import KINDS, Chip, chips
 from dynconv_jax.functional.choice import plans
@@ -68,3 +77,22 @@ def test_bounds_of_a_compiler_are_read(tmp_path):
     assert chip.name == "v5e"
     assert times == {shape: {"patches": 0.25}}
     assert "libtpu 1.2" in source and "not measured" in source
+
+
+def test_a_sweep_that_is_out_of_time_goes_on_from_what_it_has_kept(tmp_path):
+    chip = chips()["zen4"]
+    kept = {str(shape): times for shape, times in times_by(chip).items()}
+    path = tmp_path / "times.json"
+    config = Config(times=path, seconds=0.0)
+    left = dict(list(kept.items())[3:])
+    path.write_text(json.dumps(left))
+    with pytest.raises(SystemExit, match="^3 shapes are left"):
+        sweep(SHAPES, chip, config)
+    assert json.loads(path.read_text()) == left
+    path.write_text(json.dumps(kept))
+    assert sweep(SHAPES, chip, config) == times_by(chip)
+
+
+def test_a_sweep_in_parts_must_keep_its_times():
+    with pytest.raises(SystemExit, match="--times"):
+        main(Config(seconds=60.0))
