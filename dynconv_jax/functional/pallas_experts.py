@@ -7,6 +7,7 @@ then. Arrays lie (H, W, B, C): a tap of the window is a slice of whole tiles.
 
 import functools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -27,6 +28,8 @@ from dynconv_jax.functional.pallas_layer import (
 
 # Up to so many pixels of a sample's result this is ahead of mixing kernels.
 FEW_PIXELS = 64
+# How many rows of a product a kernel unrolls; more samples are taken by another.
+MOST_ROWS = 3200
 
 
 def _width(channels: int) -> int:
@@ -37,7 +40,7 @@ def _width(channels: int) -> int:
 def memory(layer: Layer, batch: int, shape: tuple[int, ...], dtype: Any) -> int:
     """Returns the bytes that the backward kernel, the larger one, takes of a core."""
     _, rows, columns, features, outputs = shape
-    samples = rounded_up(batch, sublanes(dtype))
+    samples = rounded_up(_samples(layer, batch, dtype) or batch, sublanes(dtype))
     tile = _width(features)
     pixels = math.prod(layer.inputs) * samples
     results = math.prod(layer.outputs) * samples
@@ -60,10 +63,18 @@ def memory(layer: Layer, batch: int, shape: tuple[int, ...], dtype: Any) -> int:
     return max(forward, backward)
 
 
+def _samples(layer: Layer, batch: int, dtype: Any) -> int | None:
+    """Returns how many samples a kernel takes at once; None if they fill no tiles."""
+    unit = sublanes(dtype)
+    most = max(MOST_ROWS // math.prod(layer.outputs), unit)
+    whole = (each for each in range(unit, batch + 1, unit) if batch % each == 0)
+    return max((each for each in whole if each <= most), default=None)
+
+
 def takes(layer: Layer, batch: int, shape: tuple[int, ...], dtype: Any) -> bool:
     """Tells whether these kernels can compute a layer and are ahead of mixing."""
     few = math.prod(layer.outputs) <= FEW_PIXELS
-    whole = batch % sublanes(dtype) == 0
+    whole = _samples(layer, batch, dtype) is not None
     return few and whole and memory(layer, batch, shape, dtype) <= VMEM_BYTES
 
 
@@ -186,6 +197,27 @@ def forward(
     Returns:
         Shape (H_out, W_out, B, O), in the dtype of the inputs.
     """
+    parts = [
+        _forward_part(layer, images, weights, experts)
+        for (images,), weights in _parts(layer, attention, inputs)
+    ]
+    return jnp.concatenate(parts, axis=2)
+
+
+def _parts(
+    layer: Layer, attention: jax.Array, *images: jax.Array
+) -> Iterator[tuple[list[jax.Array], jax.Array]]:
+    """Yields images and attention of the samples that a kernel takes at once."""
+    samples = _samples(layer, attention.shape[0], images[0].dtype)
+    assert samples is not None, "refused by `takes`"
+    for first in range(0, attention.shape[0], samples):
+        part = slice(first, first + samples)
+        yield [each[:, :, part] for each in images], attention[part]
+
+
+def _forward_part(
+    layer: Layer, inputs: jax.Array, attention: jax.Array, experts: jax.Array
+) -> jax.Array:
     batch, features = inputs.shape[2:]
     num_experts, outputs = experts.shape[0], experts.shape[-1]
     tile, taps = _width(outputs), math.prod(layer.window)
@@ -221,6 +253,28 @@ def backward(
 
     Each is rounded once. That of attention is float32.
     """
+    parts = list(_parts(layer, attention, inputs, cotangent))
+    partial = dtype if len(parts) == 1 else jnp.float32
+    found = [
+        _backward_part(layer, images, weights, experts, told, partial)
+        for (images, told), weights in parts
+    ]
+    of_inputs, of_attention, of_experts = zip(*found, strict=True)
+    return (
+        jnp.concatenate(of_inputs, axis=2),
+        jnp.concatenate(of_attention),
+        functools.reduce(jnp.add, of_experts),
+    )
+
+
+def _backward_part(
+    layer: Layer,
+    inputs: jax.Array,
+    attention: jax.Array,
+    experts: jax.Array,
+    cotangent: jax.Array,
+    dtype: Any,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     batch, features = inputs.shape[2:]
     num_experts, outputs = experts.shape[0], experts.shape[-1]
     tile, taps = _width(features), math.prod(layer.window)

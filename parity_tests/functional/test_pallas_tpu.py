@@ -177,6 +177,16 @@ def test_few_pixels_are_left_to_the_kernel_that_applies_all_experts(monkeypatch)
         assert len(called) == times
 
 
+def test_more_samples_than_a_kernel_takes_are_given_to_several(monkeypatch):
+    geometry = geometry_of(8, 8, (1, 2), {})
+    arrays = operands((24, 2, 3, 8), geometry)
+    whole = results(ours(geometry), arrays)
+    monkeypatch.setattr(pallas_experts, "MOST_ROWS", 8 * 6)
+    program = jax.make_jaxpr(ours(geometry))(*arrays)
+    assert str(program).count("pallas_call[") == 3
+    assert_close(results(ours(geometry), arrays), whole, dtype="float32")
+
+
 REFUSED = {
     "is for 2 spatial dimensions, not 1": ((2, 9, 8), 8, (3,), {}),
     "not for 2 groups of 8→8 channels": (
