@@ -17,6 +17,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from dynconv_jax.functional.pallas_layer import (
+    LANES,
     VMEM_BYTES,
     Layer,
     call,
@@ -25,9 +26,10 @@ from dynconv_jax.functional.pallas_layer import (
     sublanes,
     tile_bytes,
 )
+from dynconv_jax.functional.pallas_plan import cycles as mixing
 
-# Up to so many pixels of a sample's result this is ahead of mixing kernels.
-FEW_PIXELS = 64
+# How long schedules of a v5e are, against the rows that its matrix units take.
+_FORWARD, _BACKWARD = 0.91, 1.74
 # How many rows of a product a kernel unrolls; more samples are taken by another.
 MOST_ROWS = 3200
 
@@ -71,11 +73,23 @@ def _samples(layer: Layer, batch: int, dtype: Any) -> int | None:
     return max((each for each in whole if each <= most), default=None)
 
 
+def cycles(layer: Layer, shape: tuple[int, ...]) -> tuple[float, float]:
+    """Estimates what a sample takes forward, and backward, of a v5e.
+
+    As `cycles` of the kernels that mix experts: those of the matrix units.
+    """
+    num_experts, *_, features, outputs = shape
+    seen = sum(math.prod(each.size for each in span[1]) for span in _spans(layer))
+    tiles = -(-features // LANES) * -(-outputs // LANES)
+    rows = num_experts * seen * tiles / 4
+    return _FORWARD * rows, _BACKWARD * rows
+
+
 def takes(layer: Layer, batch: int, shape: tuple[int, ...], dtype: Any) -> bool:
     """Tells whether these kernels can compute a layer and are ahead of mixing."""
-    few = math.prod(layer.outputs) <= FEW_PIXELS
-    whole = _samples(layer, batch, dtype) is not None
-    return few and whole and memory(layer, batch, shape, dtype) <= VMEM_BYTES
+    can = _samples(layer, batch, dtype) is not None
+    can = can and memory(layer, batch, shape, dtype) <= VMEM_BYTES
+    return can and sum(cycles(layer, shape)) < sum(mixing(layer, shape, dtype))
 
 
 def _spans(layer: Layer) -> list[tuple[int, Any, Any]]:

@@ -12,8 +12,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 LANES = 128
-# What of a core's memory a kernel may take; v5e, v5p and v6e have 128 MiB.
-VMEM_BYTES = 96 * 2**20
+# What of a core's memory a kernel may take; v5p and v7 have 64 MiB, v5e and v6e twice
+# as much. v4 has 16, and its compiler refuses what needs more.
+VMEM_BYTES = 54 * 2**20
 _SPARE_BYTES = 8 * 2**20  # for what the compiler itself keeps there
 
 
@@ -63,11 +64,13 @@ def product(
     layer: Layer, left: jax.Array, right: jax.Array, axes: tuple[int, int]
 ) -> jax.Array:
     """Returns the product of two matrices over one axis of each, in float32."""
+    # Products of bfloat16 are exact in float32, and take no precision.
+    is_wide = left.dtype == jnp.float32
     return lax.dot_general(
         left,
         right,
         (((axes[0],), (axes[1],)), ((), ())),
-        precision=layer.precision,
+        precision=layer.precision if is_wide else None,
         preferred_element_type=jnp.float32,
     )
 
