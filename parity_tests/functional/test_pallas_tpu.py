@@ -318,9 +318,53 @@ for batch, size, features, outputs, window, stride, groups in json.loads(sys.arg
 """
 
 
-def compile_for(chip, folder):
+# What four chips exchange, with the batch spread over them.
+SHARDED = """
+import re, sys
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from benchmarks.compiled.chips import CHIPS
+from benchmarks.compiled.compiler import topology
+from benchmarks.compiled.hlo import parse_program
+from benchmarks.compiled.traffic import collectives
+from dynconv_jax.functional.geometry import Geometry
+from dynconv_jax.functional.numerics import Numerics
+from dynconv_jax.functional.pallas_tpu import arrange, convolve
+
+mesh = Mesh(np.array(topology(CHIPS[sys.argv[1]], 4)), ("data",))
+for groups, size in ((1, 14), (1, 3), (128, 14)):
+    geometry = Geometry.create(128, 128, (3, 3), feature_group_count=groups)
+    layer = lambda x, a, e: convolve(x, a, arrange(e, geometry), geometry, Numerics())
+    shared = jax.shard_map(
+        layer, mesh=mesh, in_specs=(P("data"), P("data"), P()), out_specs=P("data")
+    )
+    def both(x, a, e):
+        y, pull = jax.vjp(shared, x, a, e)
+        return y, pull(y)
+    arrays = [
+        jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(mesh, spec))
+        for shape, spec in (
+            ((64, size, size, 128), P("data")),
+            ((64, 4), P("data")),
+            ((4, *geometry.kernel_shape), P()),
+        )
+    ]
+    lowered = jax.jit(both).lower(*arrays)
+    text = lowered.as_text()
+    summed = re.findall(r"all_reduce.*?-> tensor<[^>]*?(f32|bf16)>", text, re.S)
+    print(summed, collectives(parse_program(lowered.compile().as_text())))
+    try:
+        jax.jit(layer).lower(*arrays)
+    except NotImplementedError as error:
+        assert "shard_map" in str(error)
+    else:
+        raise AssertionError("divided by itself")
+"""
+
+
+def compile_for(chip, folder, program=PROGRAM):
     return subprocess.run(
-        [sys.executable, "-c", PROGRAM, chip, json.dumps(COMPILED)],
+        [sys.executable, "-c", program, chip, json.dumps(COMPILED)],
         env={**os.environ, **compiler.environment(CHIPS[chip], folder)},
         cwd=ROOT,
         capture_output=True,
@@ -336,3 +380,9 @@ if compiler.is_installed(CHIPS["v5e"]):  # `test_real_compilers.py` says what to
         done = compile_for(chip, tmp_path)
         assert done.returncode == 0, done.stderr
         assert done.stdout.splitlines() == ["kernels: 2"] * 2 * len(COMPILED)
+
+    @pytest.mark.slow
+    def test_devices_add_up_experts_gradients_in_float32_and_exchange_no_more(tmp_path):
+        done = compile_for("v5e", tmp_path, SHARDED)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines() == ["['f32'] {'all-reduce': 1}"] * 3
