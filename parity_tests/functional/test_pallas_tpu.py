@@ -82,7 +82,8 @@ def results(function, arrays) -> dict[str, Any]:
 
 # Inputs, outputs, window, options. Three samples are taken one by one, two together.
 DENSE = {
-    "odd, two samples a step": ((2, 5, 4, 8), 8, (3, 3), {}),
+    "odd, two samples a step": ((2, 5, 4, 8), 8, (2, 3), {}),
+    "square window": ((1, 7, 6, 8), 16, (3, 3), {}),
     "even, stride 2, few channels": ((3, 6, 8, 3), 5, (3, 3), {"strides": 2}),
     "1×1": ((1, 9, 8, 8), 16, (1, 1), {}),
     "1×1, stride 2": ((3, 9, 8, 8), 8, (1, 1), {"strides": 2, "padding": "VALID"}),
@@ -119,13 +120,18 @@ def case(name, dtype="float32"):
     return geometry, options, operands(shape, geometry, dtype=dtype)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow)
-        for name in CASES
-    ],
-)
+def over(names, quick):
+    """Runs a test for each name, as one of the slow ones where it is not quick."""
+    return pytest.mark.parametrize(
+        "name",
+        [
+            pytest.param(name, marks=[] if name in quick else pytest.mark.slow)
+            for name in names
+        ],
+    )
+
+
+@over(CASES, quick=QUICK)
 def test_outputs_and_gradients_are_those_of_patches(name, prefer):
     prefer(name)
     geometry, options, arrays = case(name)
@@ -133,7 +139,7 @@ def test_outputs_and_gradients_are_those_of_patches(name, prefer):
     assert_close(results(ours(geometry), arrays), expected, dtype="float32")
 
 
-@pytest.mark.parametrize("name", ["1×1, stride 2", "depthwise, stride 2"])
+@over(["1×1, stride 2", "square window", "depthwise"], quick=["1×1, stride 2"])
 def test_half_precision_is_near_what_single_precision_finds(name):
     geometry, options, arrays = case(name, "bfloat16")
     wide = [array.astype(jnp.float32) for array in arrays]
@@ -153,7 +159,7 @@ def test_a_sum_over_many_samples_is_taken_in_float32():
     assert np.all(np.asarray(of_experts, np.float32) == 512)
 
 
-@pytest.mark.parametrize("name", ["1×1", "few pixels", "depthwise, stride 2"])
+@over(["1×1", "few pixels", "depthwise"], quick=["1×1", "few pixels"])
 def test_it_is_mapped_like_any_function(name, prefer):
     prefer(name)
     geometry, options, arrays = case(name)
