@@ -123,7 +123,7 @@ def call(
     """
     varying = manual_axes(operands[0])
     over: dict[str, Any] = {"manual_axis_type": varying} if varying else {}
-    return pl.pallas_call(
+    called = pl.pallas_call(
         kernel,
         out_shape=[jax.ShapeDtypeStruct(*result, **over) for result in results],
         compiler_params=pltpu.CompilerParams(
@@ -132,4 +132,6 @@ def call(
         ),
         interpret=interpret,
         **spec,
-    )(*operands)
+    )
+    with jax.enable_x64(False):  # Mosaic takes no indices of 64 bits
+        return called(*operands)

@@ -368,10 +368,14 @@ for groups, size in ((1, 14), (1, 3), (128, 14)):
 """
 
 
-def compile_for(chip, folder, program=PROGRAM):
+def compile_for(chip, folder, program=PROGRAM, **variables):
     return subprocess.run(
         [sys.executable, "-c", program, chip, json.dumps(COMPILED)],
-        env={**os.environ, **compiler.environment(CHIPS[chip], folder)},
+        env={
+            **os.environ,
+            **compiler.environment(CHIPS[chip], folder),
+            **variables,
+        },
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -381,9 +385,9 @@ def compile_for(chip, folder, program=PROGRAM):
 if compiler.is_installed(CHIPS["v5e"]):  # `test_real_compilers.py` says what to install
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("chip", ["v5e", "v6e"])
-    def test_mosaic_compiles_both_passes_of_every_kernel(chip, tmp_path):
-        done = compile_for(chip, tmp_path)
+    @pytest.mark.parametrize(("chip", "wide"), [("v5e", "0"), ("v6e", "1")])
+    def test_mosaic_compiles_both_passes_of_every_kernel(chip, wide, tmp_path):
+        done = compile_for(chip, tmp_path, JAX_ENABLE_X64=wide)
         assert done.returncode == 0, done.stderr
         assert done.stdout.splitlines() == ["kernels: 2"] * 2 * len(COMPILED)
 
