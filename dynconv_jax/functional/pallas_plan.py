@@ -139,7 +139,7 @@ def choose_tiles(
 
     Returns:
         The most samples, and the widest tiles, that memory and compiler take; None if
-        nothing fits.
+        not even one sample does.
     """
     widths = [channels]
     widths += [w for w in (512, 256, 128) if w < channels and channels % w == 0]
@@ -149,7 +149,12 @@ def choose_tiles(
         for samples in _SAMPLES
         if batch % samples == 0
     ]
-    found = [tiles for tiles in found if tiles.bytes <= VMEM_BYTES]
+    found = [
+        tiles
+        for tiles in found
+        if tiles.bytes <= VMEM_BYTES
+        and tiles.channels * elements * pixels <= 2 * _UNROLLED_PRODUCTS
+    ]
     quick = [
         tiles
         for tiles in found
