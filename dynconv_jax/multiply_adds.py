@@ -14,7 +14,7 @@ from flax import nnx
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from dynconv_jax.checks import check_module
-from dynconv_jax.functional.platforms import is_computed_on_platforms, program_of
+from dynconv_jax.functional.platforms import is_computed_where_lowered, program_of
 
 
 def count_parameters(module: nnx.Module) -> int:
@@ -97,7 +97,7 @@ def _count_equation(equation: JaxprEqn) -> int:
             "the program has a `while` loop, whose number of steps is not known before "
             "it runs; count its body on its own"
         )
-    if is_computed_on_platforms(equation):
+    if is_computed_where_lowered(equation):
         return _count(program_of(equation))
     inner = [_count(each) for each in _jaxprs_in(parameters)]
     if name == "cond":

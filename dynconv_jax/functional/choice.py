@@ -7,7 +7,7 @@ traced there is a plan for every platform. Nothing is left of it at run time.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -112,8 +112,9 @@ def plans(problem: Problem) -> list[Plan]:
         found.append(Plan("row_conv"))
         if problem.has_kernels:
             found.append(Plan(form_for("tpu")))
-    is_dense = problem.geometry.feature_group_count == 1
-    if problem.num_experts is not None and is_dense and problem.chip.platform != "cpu":
+    # XLA's convolution has no gradient for sizes that are not known.
+    takes_one = problem.geometry.feature_group_count == 1 and problem.is_sized
+    if problem.num_experts is not None and takes_one and problem.chip.platform != "cpu":
         found.append(Plan("experts by convolution"))
     if problem.may_loop:
         chunks = [chunk for chunk in _CHUNKS if chunk < problem.samples]
@@ -121,39 +122,9 @@ def plans(problem: Problem) -> list[Plan]:
     return found
 
 
-def choose_on_platforms(
-    inputs: jax.Array,
-    geometry: Geometry,
-    num_experts: int | None = None,
-    implementation: str = "auto",
-    *,
-    has_kernels: Callable[[str], bool] = lambda platform: False,
-) -> dict[str, Plan]:
-    """Returns for each platform the plan that computes a convolution there.
-
-    Args:
-        inputs: Shape (B, *S, C).
-        geometry: The convolution.
-        num_experts: K, or None where every sample brings its own kernel.
-        implementation: `"auto"`, or the name of the form to use.
-        has_kernels: Tells whether the kernels of Pallas for a platform compute it.
-
-    Raises:
-        ValueError: If the implementation is unknown or cannot compute the problem.
-    """
-    problems = (
-        Problem.of(inputs, geometry, num_experts, chip=platform)
-        for platform in PLATFORMS
-    )
-    return {
-        problem.chip.platform: choose(
-            dataclasses.replace(
-                problem, has_kernels=has_kernels(problem.chip.platform)
-            ),
-            implementation,
-        )
-        for problem in problems
-    }
+def is_chosen_by_place(implementation: str) -> bool:
+    """Tells whether a form depends on where it is computed."""
+    return implementation in ("auto", "taps", "experts", "pallas")
 
 
 @functools.lru_cache(maxsize=4096)
@@ -316,7 +287,7 @@ def explain(
     if device_count is not None:
         positive_int("device_count", device_count)
     problem = Problem.of(images, geometry, kernel[0], chip=_asked_chip(platform, chip))
-    if device_count is not None:
+    if device_count is not None:  # whatever mesh is in use
         problem = dataclasses.replace(problem, device_count=device_count)
     refusal = pallas_refuses(
         problem.chip.platform,

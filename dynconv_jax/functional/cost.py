@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import jax
 
-from dynconv_jax.functional.chips import KINDS, PLATFORMS, Chip, chip_for, memory_of
+from dynconv_jax.functional.chips import KINDS, PLATFORMS, Chip, memory_of
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.groups import group_geometry
 from dynconv_jax.functional.pallas import form_for
@@ -96,15 +96,19 @@ def _typical_size(geometry: Geometry, spatial: Sequence[int]) -> tuple[int, ...]
     )
 
 
-def devices_of_a_batch() -> int:
+def devices_of_a_batch(device_count: int | None = None) -> int:
     """Returns over how many devices a batch may be spread.
 
     Along the axes of the mesh in use that are `Manual`, inside of `jax.shard_map`, a
     batch is what one device has of it.
+
+    Args:
+        device_count: How many devices the program is for, where no mesh is in use; None
+            takes those that this process sees.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
-        return jax.device_count()
+        return jax.device_count() if device_count is None else device_count
     return mesh.size // math.prod(mesh.shape[name] for name in mesh.manual_axes)
 
 
@@ -121,6 +125,7 @@ class Problem:
         chip: What it is computed on.
         device_count: Over how many devices the batch may be spread.
         has_kernels: Whether the kernels of Pallas for the chip can compute it.
+        is_sized: Whether all spatial sizes are known.
     """
 
     geometry: Geometry
@@ -131,6 +136,7 @@ class Problem:
     chip: Chip
     device_count: int
     has_kernels: bool = False
+    is_sized: bool = True
 
     @classmethod
     def of(
@@ -139,7 +145,8 @@ class Problem:
         geometry: Geometry,
         num_experts: int | None = None,
         *,
-        chip: Chip | str = "cpu",
+        chip: Chip,
+        device_count: int | None = None,
     ) -> "Problem":
         """Returns the problem of convolving `inputs` (B, *S, C) on a chip.
 
@@ -147,7 +154,8 @@ class Problem:
             inputs: The inputs, or their shape and dtype.
             geometry: The convolution.
             num_experts: K, or None where every sample brings its own kernel.
-            chip: The chip, or the name of a platform.
+            chip: The chip.
+            device_count: As in `devices_of_a_batch`.
         """
         batch = inputs.shape[0]
         return cls(
@@ -156,8 +164,9 @@ class Problem:
             batch=batch if isinstance(batch, int) else None,
             num_experts=num_experts,
             itemsize=inputs.dtype.itemsize,
-            chip=chip_for(chip) if isinstance(chip, str) else chip,
-            device_count=devices_of_a_batch(),
+            chip=chip,
+            device_count=devices_of_a_batch(device_count),
+            is_sized=all(isinstance(size, int) for size in inputs.shape[1:-1]),
         )
 
     @property

@@ -8,6 +8,7 @@ there is never a kernel for every sample. `"experts"` mixes the outputs instead.
 spatial attention s_i the kernel is s_i ⊙ W(x_i), each tap weighted as a whole.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 
@@ -17,9 +18,9 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from dynconv_jax.functional.checks import check_arrays
-from dynconv_jax.functional.chips import PLATFORMS
-from dynconv_jax.functional.choice import choose_on_platforms
-from dynconv_jax.functional.cost import Plan, devices_of_a_batch
+from dynconv_jax.functional.chips import Target
+from dynconv_jax.functional.choice import choose
+from dynconv_jax.functional.cost import Plan, Problem, devices_of_a_batch
 from dynconv_jax.functional.experts import conv_by_all_experts, conv_by_experts
 from dynconv_jax.functional.forms import FORMS, Form
 from dynconv_jax.functional.geometry import Geometry, PaddingLike, check_operands
@@ -31,8 +32,7 @@ from dynconv_jax.functional.numerics import (
     multiply_wide,
 )
 from dynconv_jax.functional.pallas import conv_by_pallas, pallas_refuses
-from dynconv_jax.functional.per_sample import PlannedConv, add_bias
-from dynconv_jax.functional.platforms import compute_on_platforms
+from dynconv_jax.functional.per_sample import PlacedConv, PlannedConv, add_bias
 from dynconv_jax.functional.scan import map_samples
 from dynconv_jax.functional.sharding import leave_to_partitioner, of_convolution
 from dynconv_jax.functional.static import conv_by_one_kernel
@@ -236,6 +236,57 @@ class PlannedDynamicConv(PlannedConv):
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class _PlacedDynamicConv(PlacedConv):
+    """A dynamic convolution whose plan is chosen where it is lowered.
+
+    Attributes:
+        num_experts: K.
+        weighs_taps: Whether there is spatial attention.
+    """
+
+    num_experts: int
+    weighs_taps: bool
+
+    def refusal_on(self, platform: str, device_count: int) -> str | None:
+        """Says why the kernels of Pallas cannot compute it on a platform."""
+        return pallas_refuses(
+            *(platform, self.geometry, self.shape, self.num_experts, self.dtype),
+            numerics=self.numerics,
+            spatial_attention=self.weighs_taps,
+            device_count=device_count,
+        )
+
+    def problem_on(self, target: Target) -> Problem:
+        """Returns the problem of computing it in a place."""
+        problem = super().problem_on(target)
+        refusal = self.refusal_on(target.platform, problem.device_count)
+        return dataclasses.replace(
+            problem, num_experts=self.num_experts, has_kernels=refusal is None
+        )
+
+    def on(self, target: Target) -> PlannedConv:
+        """Returns the convolution as it is computed in a place."""
+        plan = choose(self.problem_on(target), self.implementation)
+        return PlannedDynamicConv(plan, self.geometry, self.numerics)
+
+    def check(self) -> bool:
+        """Checks that it can be computed; returns whether that gathers a batch.
+
+        Raises:
+            ValueError: If the implementation is unknown or cannot compute it.
+        """
+        gathers = super().check()
+        if self.implementation == "pallas":
+            count = devices_of_a_batch(1)
+            reasons = [self.refusal_on(each, count) for each in ("tpu", "gpu")]
+            if None not in reasons:
+                raise ValueError(
+                    f"`implementation` (='pallas') {reasons[0]}; use 'auto'"
+                )
+        return gathers
+
+
 def dynamic_conv(
     inputs: jax.Array,
     attention: jax.Array | None,
@@ -317,29 +368,16 @@ def dynamic_conv(
     _check_attention(inputs, attention, spatial_attention, kernel)
     if bias is not None and attention is not None:
         bias = mix_kernels(attention, bias, precision=precision)
-    numerics = Numerics(precision, preferred_element_type).settled
-    refusals = {
-        platform: pallas_refuses(
-            *(platform, geometry, inputs.shape, kernel.shape[0], inputs.dtype),
-            numerics=numerics,
-            spatial_attention=spatial_attention is not None,
-            device_count=devices_of_a_batch(),
-        )
-        for platform in PLATFORMS
-    }
-    plans = choose_on_platforms(
-        inputs,
+    planned = _PlacedDynamicConv(
+        inputs.shape,
+        inputs.dtype,
         geometry,
-        kernel.shape[0],
+        Numerics(precision, preferred_element_type).settled,
         implementation,
-        has_kernels=lambda platform: refusals[platform] is None,
+        kernel.shape[0],
+        spatial_attention is not None,
     )
-    if implementation == "pallas" and None not in refusals.values():
-        raise ValueError(f"`implementation` (='pallas') {refusals['tpu']}; use 'auto'")
-    functions = {
-        platform: PlannedDynamicConv(plan, geometry, numerics)
-        for platform, plan in plans.items()
-    }
+    gathers = planned.check()
 
     def convolve(
         inputs: jax.Array,
@@ -349,17 +387,15 @@ def dynamic_conv(
     ) -> jax.Array:
         if attention is None and spatial_attention is None:
             only = kernel[0].astype(inputs.dtype)
-            return conv_by_one_kernel(inputs, only, geometry, numerics)
-        return compute_on_platforms(
-            functions, inputs, attention, kernel, spatial_attention
-        )
+            return conv_by_one_kernel(inputs, only, geometry, planned.numerics)
+        return planned(inputs, attention, kernel, spatial_attention)
 
     outputs = leave_to_partitioner(
         convolve,
         (inputs, attention, kernel, spatial_attention),
         of_convolution(inputs, kernel, geometry.output_size(inputs.shape[1:-1])),
         stack=kernel,
-        gathers=any(plan.gathers for plan in plans.values()),
+        gathers=gathers,
     )
     return add_bias(outputs, bias)
 

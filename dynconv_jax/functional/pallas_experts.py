@@ -7,6 +7,7 @@ then. Arrays lie (H, W, B, C): a tap of the window is a slice of whole tiles.
 
 import functools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from dynconv_jax.functional.pallas_layer import (
+    LANES,
     VMEM_BYTES,
     Layer,
     call,
@@ -24,9 +26,12 @@ from dynconv_jax.functional.pallas_layer import (
     sublanes,
     tile_bytes,
 )
+from dynconv_jax.functional.pallas_plan import cycles as mixing
 
-# Up to so many pixels of a sample's result this is ahead of mixing kernels.
-FEW_PIXELS = 64
+# How long schedules of a v5e are, against the rows that its matrix units take.
+_FORWARD, _BACKWARD = 0.91, 1.74
+# How many rows of a product a kernel unrolls; more samples are taken by another.
+MOST_ROWS = 3200
 
 
 def _width(channels: int) -> int:
@@ -37,7 +42,7 @@ def _width(channels: int) -> int:
 def memory(layer: Layer, batch: int, shape: tuple[int, ...], dtype: Any) -> int:
     """Returns the bytes that the backward kernel, the larger one, takes of a core."""
     _, rows, columns, features, outputs = shape
-    samples = rounded_up(batch, sublanes(dtype))
+    samples = rounded_up(_samples(layer, batch, dtype) or batch, sublanes(dtype))
     tile = _width(features)
     pixels = math.prod(layer.inputs) * samples
     results = math.prod(layer.outputs) * samples
@@ -60,11 +65,31 @@ def memory(layer: Layer, batch: int, shape: tuple[int, ...], dtype: Any) -> int:
     return max(forward, backward)
 
 
+def _samples(layer: Layer, batch: int, dtype: Any) -> int | None:
+    """Returns how many samples a kernel takes at once; None if they fill no tiles."""
+    unit = sublanes(dtype)
+    most = max(MOST_ROWS // math.prod(layer.outputs), unit)
+    whole = (each for each in range(unit, batch + 1, unit) if batch % each == 0)
+    return max((each for each in whole if each <= most), default=None)
+
+
+def cycles(layer: Layer, shape: tuple[int, ...]) -> tuple[float, float]:
+    """Estimates what a sample takes forward, and backward, of a v5e.
+
+    As `cycles` of the kernels that mix experts: those of the matrix units.
+    """
+    num_experts, *_, features, outputs = shape
+    seen = sum(math.prod(each.size for each in span[1]) for span in _spans(layer))
+    tiles = -(-features // LANES) * -(-outputs // LANES)
+    rows = num_experts * seen * tiles / 4
+    return _FORWARD * rows, _BACKWARD * rows
+
+
 def takes(layer: Layer, batch: int, shape: tuple[int, ...], dtype: Any) -> bool:
     """Tells whether these kernels can compute a layer and are ahead of mixing."""
-    few = math.prod(layer.outputs) <= FEW_PIXELS
-    whole = batch % sublanes(dtype) == 0
-    return few and whole and memory(layer, batch, shape, dtype) <= VMEM_BYTES
+    can = _samples(layer, batch, dtype) is not None
+    can = can and memory(layer, batch, shape, dtype) <= VMEM_BYTES
+    return can and sum(cycles(layer, shape)) < sum(mixing(layer, shape, dtype))
 
 
 def _spans(layer: Layer) -> list[tuple[int, Any, Any]]:
@@ -186,6 +211,27 @@ def forward(
     Returns:
         Shape (H_out, W_out, B, O), in the dtype of the inputs.
     """
+    parts = [
+        _forward_part(layer, images, weights, experts)
+        for (images,), weights in _parts(layer, attention, inputs)
+    ]
+    return jnp.concatenate(parts, axis=2)
+
+
+def _parts(
+    layer: Layer, attention: jax.Array, *images: jax.Array
+) -> Iterator[tuple[list[jax.Array], jax.Array]]:
+    """Yields images and attention of the samples that a kernel takes at once."""
+    samples = _samples(layer, attention.shape[0], images[0].dtype)
+    assert samples is not None, "refused by `takes`"
+    for first in range(0, attention.shape[0], samples):
+        part = slice(first, first + samples)
+        yield [each[:, :, part] for each in images], attention[part]
+
+
+def _forward_part(
+    layer: Layer, inputs: jax.Array, attention: jax.Array, experts: jax.Array
+) -> jax.Array:
     batch, features = inputs.shape[2:]
     num_experts, outputs = experts.shape[0], experts.shape[-1]
     tile, taps = _width(outputs), math.prod(layer.window)
@@ -221,6 +267,28 @@ def backward(
 
     Each is rounded once. That of attention is float32.
     """
+    parts = list(_parts(layer, attention, inputs, cotangent))
+    partial = dtype if len(parts) == 1 else jnp.float32
+    found = [
+        _backward_part(layer, images, weights, experts, told, partial)
+        for (images, told), weights in parts
+    ]
+    of_inputs, of_attention, of_experts = zip(*found, strict=True)
+    return (
+        jnp.concatenate(of_inputs, axis=2),
+        jnp.concatenate(of_attention),
+        functools.reduce(jnp.add, of_experts),
+    )
+
+
+def _backward_part(
+    layer: Layer,
+    inputs: jax.Array,
+    attention: jax.Array,
+    experts: jax.Array,
+    cotangent: jax.Array,
+    dtype: Any,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     batch, features = inputs.shape[2:]
     num_experts, outputs = experts.shape[0], experts.shape[-1]
     tile, taps = _width(features), math.prod(layer.window)

@@ -12,8 +12,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 LANES = 128
-# What of a core's memory a kernel may take; v5e, v5p and v6e have 128 MiB.
-VMEM_BYTES = 96 * 2**20
+# What of a core's memory a kernel may take; v5p and v7 have 64 MiB, v5e and v6e twice
+# as much. v4 has 16, and its compiler refuses what needs more.
+VMEM_BYTES = 54 * 2**20
 _SPARE_BYTES = 8 * 2**20  # for what the compiler itself keeps there
 
 
@@ -63,11 +64,13 @@ def product(
     layer: Layer, left: jax.Array, right: jax.Array, axes: tuple[int, int]
 ) -> jax.Array:
     """Returns the product of two matrices over one axis of each, in float32."""
+    # Products of bfloat16 are exact in float32, and take no precision.
+    is_wide = left.dtype == jnp.float32
     return lax.dot_general(
         left,
         right,
         (((axes[0],), (axes[1],)), ((), ())),
-        precision=layer.precision,
+        precision=layer.precision if is_wide else None,
         preferred_element_type=jnp.float32,
     )
 
@@ -120,7 +123,7 @@ def call(
     """
     varying = manual_axes(operands[0])
     over: dict[str, Any] = {"manual_axis_type": varying} if varying else {}
-    call = pl.pallas_call(
+    called = pl.pallas_call(
         kernel,
         out_shape=[jax.ShapeDtypeStruct(*result, **over) for result in results],
         compiler_params=pltpu.CompilerParams(
@@ -130,6 +133,5 @@ def call(
         interpret=interpret,
         **spec,
     )
-    # A core counts in 32 bits, also where the program around it has 64.
-    with jax.enable_x64(False):
-        return call(*operands)
+    with jax.enable_x64(False):  # Mosaic takes no indices of 64 bits
+        return called(*operands)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from dynconv_jax.functional.pallas_layer import (
+    LANES,
     VMEM_BYTES,
     Layer,
     rounded_up,
@@ -138,7 +139,7 @@ def choose_tiles(
 
     Returns:
         The most samples, and the widest tiles, that memory and compiler take; None if
-        nothing fits.
+        not even one sample does.
     """
     widths = [channels]
     widths += [w for w in (512, 256, 128) if w < channels and channels % w == 0]
@@ -148,7 +149,12 @@ def choose_tiles(
         for samples in _SAMPLES
         if batch % samples == 0
     ]
-    found = [tiles for tiles in found if tiles.bytes <= VMEM_BYTES]
+    found = [
+        tiles
+        for tiles in found
+        if tiles.bytes <= VMEM_BYTES
+        and tiles.channels * elements * pixels <= 2 * _UNROLLED_PRODUCTS
+    ]
     quick = [
         tiles
         for tiles in found
@@ -156,6 +162,45 @@ def choose_tiles(
         and unrolled * pixels <= _UNROLLED_PRODUCTS
     ]
     return (quick or found[-1:] or [None])[0]
+
+
+# By how much the schedules of a v5e are longer than their busiest unit is busy.
+_FORWARD, _BACKWARD = 1.12, 1.27
+
+
+def cycles(layer: Layer, shape: tuple[int, ...], dtype: Any) -> tuple[float, float]:
+    """Estimates what a sample takes forward, and backward, of a v5e.
+
+    Args:
+        layer: The convolution.
+        shape: The shape (K, kh, kw, C, O) of the experts.
+        dtype: That of the inputs.
+
+    Returns:
+        The cycles of the busier of the units: the four matrix units, each a row of 128
+        by 128 a cycle, and the vector unit, four operations on 1024 numbers a cycle.
+    """
+    plan = Plan.of(layer)
+    num_experts, *_, features, outputs = shape
+    unit, slots = sublanes(dtype), len(plan.slots)
+    tall, wide = layer.outputs[0], rounded_up(layer.outputs[1], unit)
+    high, across = plan.blocks[0], rounded_up(plan.blocks[1], unit)
+
+    def tiles(lanes: int) -> int:
+        return -(-lanes // LANES)
+
+    forward = tall * wide * tiles(slots * features) * tiles(outputs)
+    groups = [len(plan.group(phase)) for phase in range(layer.strides[1])]
+    told = sum(tiles(size * outputs) for size in groups) * layer.strides[0]
+    of_inputs = high * across * told * tiles(features)
+    of_experts = slots * features * tiles(tall * wide) * tiles(outputs)
+    quarter = plan.rows / 4
+    registers = plan.rows * slots * features * outputs / 1024
+    mix, share = (2 * num_experts - 1) / 4, num_experts
+    return (
+        _FORWARD * max(quarter * forward, registers * mix),
+        _BACKWARD * max(quarter * (of_inputs + of_experts), registers * (mix + share)),
+    )
 
 
 def _plain(plan: Plan, features: int) -> list[Any]:

@@ -100,8 +100,9 @@ def pallas_refuses(
         layer, batch, experts, dtype
     ):
         return (
-            "keeps an image and the experts in a core's memory, which has no room for "
-            f"{num_experts} of {'×'.join(map(str, geometry.kernel_shape))}"
+            "keeps an image and the experts in a core's memory and unrolls their "
+            f"products: {num_experts} of {'×'.join(map(str, geometry.kernel_shape))} "
+            f"on {'×'.join(map(str, shape[1:-1]))} pixels are too much"
         )
     return None
 

@@ -10,9 +10,8 @@ tells which is fastest.
 """
 
 import dataclasses
-import functools
 from collections.abc import Sequence
-from typing import Self
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +19,13 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from dynconv_jax.functional.checks import check_arrays
-from dynconv_jax.functional.choice import choose_on_platforms
-from dynconv_jax.functional.cost import Plan
+from dynconv_jax.functional.chips import Target, chip_for
+from dynconv_jax.functional.choice import choose, is_chosen_by_place
+from dynconv_jax.functional.cost import Plan, Problem
 from dynconv_jax.functional.forms import FORMS
 from dynconv_jax.functional.geometry import Geometry, PaddingLike, check_operands
 from dynconv_jax.functional.numerics import Numerics, as_arrays
-from dynconv_jax.functional.platforms import compute_on_platforms
+from dynconv_jax.functional.platforms import compute_where_lowered
 from dynconv_jax.functional.scan import map_samples
 from dynconv_jax.functional.sharding import leave_to_partitioner, of_convolution
 
@@ -59,7 +59,7 @@ def per_sample_conv_by_plan(
 
 @dataclasses.dataclass(frozen=True)
 class PlannedConv:
-    """A convolution as a plan says; one for each platform makes `"auto"`.
+    """A convolution as a plan says.
 
     Attributes:
         plan: The plan.
@@ -70,6 +70,10 @@ class PlannedConv:
     plan: Plan
     geometry: Geometry
     numerics: Numerics
+
+    def __call__(self, *operands: Any) -> jax.Array:
+        """Computes."""
+        raise NotImplementedError
 
     @property
     def plain(self) -> Self:
@@ -87,6 +91,56 @@ class _PerSampleConv(PlannedConv):
         return per_sample_conv_by_plan(
             self.plan, inputs, kernel, self.geometry, self.numerics
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class PlacedConv:
+    """A convolution whose plan is chosen where it is lowered.
+
+    Attributes:
+        shape: The shape (B, *S, C) of the inputs.
+        dtype: Their dtype.
+        geometry: The convolution.
+        numerics: Its numerical options.
+        implementation: `"auto"`, or the name of the form to use.
+    """
+
+    shape: tuple[Any, ...]
+    dtype: jnp.dtype
+    geometry: Geometry
+    numerics: Numerics
+    implementation: str
+
+    def problem_on(self, target: Target) -> Problem:
+        """Returns the problem of computing it in a place."""
+        return Problem.of(
+            jax.ShapeDtypeStruct(self.shape, self.dtype),
+            self.geometry,
+            chip=chip_for(target.platform, target.kind),
+            device_count=target.device_count,
+        )
+
+    def on(self, target: Target) -> PlannedConv:
+        """Returns the convolution as it is computed in a place."""
+        plan = choose(self.problem_on(target), self.implementation)
+        return _PerSampleConv(plan, self.geometry, self.numerics)
+
+    def __call__(self, *operands: jax.Array | None) -> jax.Array:
+        """Computes, by the same form everywhere if it is asked for by its name."""
+        if is_chosen_by_place(self.implementation):
+            return compute_where_lowered(self, *operands)
+        return self.on(Target("cpu"))(*operands)
+
+    def check(self) -> bool:
+        """Checks that it can be computed; returns whether that gathers a batch.
+
+        Raises:
+            ValueError: If the implementation is unknown or cannot compute it.
+        """
+        plan = choose(
+            self.problem_on(Target("cpu", device_count=2)), self.implementation
+        )
+        return plan.gathers
 
 
 def per_sample_conv(
@@ -149,16 +203,17 @@ def per_sample_conv(
         kernel_dilation=kernel_dilation,
         feature_group_count=feature_group_count,
     )
-    numerics = Numerics(precision, preferred_element_type).settled
-    plans = choose_on_platforms(inputs, geometry, implementation=implementation)
-    functions = {
-        platform: _PerSampleConv(plan, geometry, numerics)
-        for platform, plan in plans.items()
-    }
+    convolve = PlacedConv(
+        inputs.shape,
+        inputs.dtype,
+        geometry,
+        Numerics(precision, preferred_element_type).settled,
+        implementation,
+    )
     outputs = leave_to_partitioner(
-        functools.partial(compute_on_platforms, functions),
+        convolve,
         (inputs, kernel),
         of_convolution(inputs, kernel, geometry.output_size(inputs.shape[1:-1])),
-        gathers=any(plan.gathers for plan in plans.values()),
+        gathers=convolve.check(),
     )
     return add_bias(outputs, bias)

@@ -3,13 +3,14 @@
 Which form of a convolution is the fastest depends on the chip that runs it, and that is
 known when a program is lowered, not when it is traced: one that is compiled ahead of
 time, or exported, may be for another platform than that of the process. So what is
-traced is one operation that names a function for each platform, and when it is lowered
-the function of that platform is traced in its place. A program for one platform holds
-nothing of the others; one for several asks which it runs on, where they differ.
+traced is one operation, and when it is lowered the function for that place is asked for
+and traced instead: for the platform, the kind of chip and the number of devices. A
+program for one platform holds nothing of others; one for several asks which it runs on,
+where their functions differ.
 
 The operation can be differentiated in both modes, any number of times, and mapped. Its
 tangent is an operation of the same kind, and so is the transpose of that: a gradient is
-lowered as the gradient of the function of its platform, with the operands alone kept
+lowered as the gradient of the function for its place, with the operands alone kept
 for it. (Within one program XLA computes but once what forward and backward share.)
 Forward mode and higher derivatives are those of `plain` functions, since a function may
 have a gradient rule that holds for one gradient.
@@ -17,7 +18,7 @@ have a gradient rule that holds for one gradient.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, Self
 
 import jax
@@ -25,11 +26,11 @@ from jax import lax
 from jax.extend.core import Jaxpr, JaxprEqn, Primitive
 from jax.interpreters import ad, batching, mlir
 
-from dynconv_jax.functional.chips import PLATFORMS, platform_of
+from dynconv_jax.functional.chips import Target, platform_of
 from dynconv_jax.functional.sharding import vary_alike
 
 
-class PlatformFunction(Protocol):
+class Function(Protocol):
     """A function of arrays, hashable, and equal to others that compute alike."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> jax.Array:
@@ -47,25 +48,31 @@ class PlatformFunction(Protocol):
         ...
 
 
-def compute_on_platforms(
-    functions: Mapping[str, PlatformFunction], *operands: jax.Array | None
+class PlacedFunction(Protocol):
+    """What has a function for each place, all of which compute the same; hashable."""
+
+    def on(self, target: Target) -> Function:
+        """Returns the function for a place."""
+        ...
+
+
+def compute_where_lowered(
+    function: PlacedFunction, *operands: jax.Array | None
 ) -> jax.Array:
-    """Computes by the function of the platform that the program is lowered for.
+    """Computes by the function for the place that the program is lowered for.
 
     Args:
-        functions: For each of `PLATFORMS` its function. All compute the same.
-        *operands: What they are called with; the None are called with None.
+        function: Has a function for each place.
+        *operands: What it is called with; the None are called with None.
 
     Returns:
-        What the function of the platform returns.
+        What the function for the place returns.
     """
-    chosen = tuple(functions[each] for each in PLATFORMS)
-    if all(each == chosen[0] == each.plain for each in chosen):
-        return chosen[0](*operands)
     present = tuple(operand is not None for operand in operands)
-    per_platform = tuple(_Present(each, present) for each in chosen)
     given = [operand for operand in operands if operand is not None]
-    (result,) = _compute_p.bind(*vary_alike(*given), functions=per_platform)
+    (result,) = _compute_p.bind(
+        *vary_alike(*given), function=_Present(function, present)
+    )
     return result
 
 
@@ -73,8 +80,11 @@ def compute_on_platforms(
 class _Present:
     """A function of the operands that are not None, which returns a list."""
 
-    function: PlatformFunction
+    function: Any
     present: tuple[bool, ...]
+
+    def on(self, target: Target) -> "_Present":
+        return _Present(self.function.on(target), self.present)
 
     def __call__(self, *operands: jax.Array) -> list[jax.Array]:
         rest = iter(operands)
@@ -100,6 +110,9 @@ class _Tangent:
 
     function: Any
     moving: tuple[bool, ...]
+
+    def on(self, target: Target) -> "_Tangent":
+        return _Tangent(self.function.on(target), self.moving)
 
     def __call__(self, *operands: jax.Array) -> list[jax.Array]:
         primals = operands[: len(self.moving)]
@@ -127,6 +140,9 @@ class _Cotangent:
     function: Any
     moving: tuple[bool, ...]
 
+    def on(self, target: Target) -> "_Cotangent":
+        return _Cotangent(self.function.on(target), self.moving)
+
     def __call__(self, *operands: jax.Array) -> list[jax.Array]:
         primals = operands[: len(self.moving)]
         of_moving = _of_moving(self.function.derived, self.moving, primals)
@@ -152,6 +168,9 @@ class _Mapped:
 
     function: Any
     mapped: tuple[bool, ...]
+
+    def on(self, target: Target) -> "_Mapped":
+        return _Mapped(self.function.on(target), self.mapped)
 
     def __call__(self, *operands: jax.Array) -> list[jax.Array]:
         axes = [0 if mapped else None for mapped in self.mapped]
@@ -193,22 +212,26 @@ def _of_moving(
     return of_moving
 
 
-_compute_p = Primitive("compute_on_platforms")
+_compute_p = Primitive("compute_where_lowered")
 _compute_p.multiple_results = True
 
 
 @functools.lru_cache(maxsize=4096)
-def _jitted(functions: tuple[Any, ...]) -> Callable[..., list[jax.Array]]:
-    return jax.jit(functools.partial(_compute_p.bind, functions=functions))
+def _jitted(function: Any) -> Callable[..., list[jax.Array]]:
+    return jax.jit(functools.partial(_compute_p.bind, function=function))
 
 
-def _run(*operands: jax.Array, functions: tuple[Any, ...]) -> list[jax.Array]:
-    return _jitted(functions)(*operands)
+def _run(*operands: jax.Array, function: Any) -> list[jax.Array]:
+    return _jitted(function)(*operands)
 
 
-def _types_of_results(*types: Any, functions: tuple[Any, ...]) -> Any:
-    # The functions compute the same; and a plain one costs no more to trace than any.
-    return _traced_types(functions[0].plain, types, jax.sharding.get_abstract_mesh())
+def _types_of_results(*types: Any, function: Any) -> Any:
+    return _traced_types(_somewhere(function), types, jax.sharding.get_abstract_mesh())
+
+
+def _somewhere(function: Any) -> Any:
+    """Returns a function that computes the same as those for any place."""
+    return function.on(Target("cpu")).plain
 
 
 @functools.lru_cache(maxsize=4096)
@@ -216,7 +239,7 @@ def _traced_types(function: Any, types: tuple[Any, ...], mesh: Any) -> Any:
     return jax.make_jaxpr(function)(*types).out_avals
 
 
-def is_computed_on_platforms(equation: JaxprEqn) -> bool:
+def is_computed_where_lowered(equation: JaxprEqn) -> bool:
     """Tells whether an equation of a traced program is such an operation."""
     return equation.primitive is _compute_p
 
@@ -227,48 +250,45 @@ def program_of(equation: JaxprEqn) -> Jaxpr:
     For who reads traced programs, as to count what they compute; all compute the same.
     """
     types = [variable.aval for variable in equation.invars]
-    plain = equation.params["functions"][0].plain
-    return jax.make_jaxpr(plain)(*types).jaxpr
+    function = _somewhere(equation.params["function"])
+    return jax.make_jaxpr(function)(*types).jaxpr
 
 
 def _differentiate(
-    primals: Sequence[jax.Array], tangents: Sequence[Any], functions: tuple[Any, ...]
+    primals: Sequence[jax.Array], tangents: Sequence[Any], function: Any
 ) -> tuple[list[jax.Array], list[jax.Array]]:
     moving = tuple(not isinstance(tangent, ad.Zero) for tangent in tangents)
-    derivatives = tuple(_Tangent(each, moving) for each in functions)
     moved = _select(tangents, moving)
     return (
-        _compute_p.bind(*primals, functions=functions),
-        _compute_p.bind(*primals, *moved, functions=derivatives),
+        _compute_p.bind(*primals, function=function),
+        _compute_p.bind(*primals, *moved, function=_Tangent(function, moving)),
     )
 
 
-def _transpose(
-    cotangents: Sequence[Any], *operands: Any, functions: tuple[Any, ...]
-) -> list[Any]:
+def _transpose(cotangents: Sequence[Any], *operands: Any, function: Any) -> list[Any]:
     """Transposes the operation in the tangents, in which it is linear."""
-    moving = functions[0].moving
+    moving = function.moving
     primals = operands[: len(moving)]
     given = [ad.instantiate_zeros(each) for each in cotangents]
-    gradients = tuple(_Cotangent(each.function, moving) for each in functions)
-    results = _compute_p.bind(*primals, *given, functions=gradients)
+    gradient = _Cotangent(function.function, moving)
+    results = _compute_p.bind(*primals, *given, function=gradient)
     return [*(None for _ in primals), *results]
 
 
 def _map(
     operands: Sequence[jax.Array],
     axes: Sequence[int | None],
-    functions: tuple[Any, ...],
+    function: Any,
 ) -> tuple[list[jax.Array], list[int]]:
     size = next(
         operand.shape[axis]
         for operand, axis in zip(operands, axes, strict=True)
         if axis is not None
     )
-    if isinstance(functions[0], _Tangent):
+    if isinstance(function, _Tangent):
         # Of an operand that moves, the tangent is mapped as the operand is, so that
         # the operation stays the tangent of another.
-        moving = functions[0].moving
+        moving = function.moving
         own, tangents = list(axes[: len(moving)]), iter(axes[len(moving) :])
         given = [next(tangents) if moves else None for moves in moving]
         mapped = tuple(
@@ -276,25 +296,29 @@ def _map(
             for one, other in zip(own, given, strict=True)
         )
         moved = tuple(_select(mapped, moving))
-        functions = tuple(
-            _Tangent(_Mapped(each.function, mapped), moving) for each in functions
-        )
+        function = _Tangent(_Mapped(function.function, mapped), moving)
         mapped = (*mapped, *moved)
     else:
         mapped = tuple(axis is not None for axis in axes)
-        functions = tuple(_Mapped(each, mapped) for each in functions)
+        function = _Mapped(function, mapped)
     in_front = [
         batching.bdim_at_front(operand, axis, size) if is_mapped else operand
         for operand, axis, is_mapped in zip(operands, axes, mapped, strict=True)
     ]
-    results = _compute_p.bind(*in_front, functions=functions)
+    results = _compute_p.bind(*in_front, function=function)
     return results, [0] * len(results)
 
 
-def _lower(ctx: Any, *operands: Any, functions: tuple[Any, ...]) -> Any:
-    by_platform = dict(zip(PLATFORMS, functions, strict=True))
-    wanted = ctx.platforms or ctx.module_context.platforms
-    chosen = {name: by_platform[platform_of(name)] for name in wanted}
+def _lower(ctx: Any, *operands: Any, function: Any) -> Any:
+    context = ctx.module_context.axis_context
+    device_count = getattr(context, "num_devices", 1)
+    devices = getattr(context, "device_assignment", None) or ()
+    kinds = {platform_of(each.platform): each.device_kind for each in devices}
+    chosen = {}
+    for name in ctx.platforms or ctx.module_context.platforms:
+        platform = platform_of(name)
+        target = Target(platform, kinds.get(platform), device_count)
+        chosen[name] = function.on(target)
     first, *others = dict.fromkeys(chosen.values())
 
     def compute(*operands: jax.Array) -> list[jax.Array]:

@@ -15,11 +15,11 @@ from typing import Any, Self
 import jax
 from jax import lax
 
-from dynconv_jax.functional.chips import PLATFORMS
+from dynconv_jax.functional.chips import Target
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.numerics import Numerics, at_least_float32, is_widened
 from dynconv_jax.functional.patches import arrange_for_patches, conv_by_patches
-from dynconv_jax.functional.platforms import compute_on_platforms
+from dynconv_jax.functional.platforms import compute_where_lowered
 from dynconv_jax.functional.sharding import is_sharded_inside
 from dynconv_jax.functional.windows import pad_spatial
 
@@ -147,6 +147,19 @@ class _ByPatches(_StaticConv):
         return conv_by_patches(inputs, arranged, self.geometry, self.numerics)
 
 
+@dataclasses.dataclass(frozen=True)
+class _FewChannelConv:
+    """A convolution of few channels, that is a product on a CPU."""
+
+    geometry: Geometry
+    numerics: Numerics
+
+    def on(self, target: Target) -> _StaticConv:
+        """Returns the convolution as it is computed in a place."""
+        kind = _ByPatches if target.platform == "cpu" else _StaticConv
+        return kind(self.geometry, self.numerics)
+
+
 def few_channel_conv(
     inputs: jax.Array,
     kernel: jax.Array,
@@ -207,7 +220,5 @@ def few_channel_conv(
         strides=tuple(window_strides),
         padding=padding,
     )
-    elsewhere = _StaticConv(geometry, numerics.settled)
-    functions = dict.fromkeys(PLATFORMS, elsewhere)
-    functions["cpu"] = _ByPatches(geometry, numerics.settled)
-    return compute_on_platforms(functions, inputs, kernel)
+    convolve = _FewChannelConv(geometry, numerics.settled)
+    return compute_where_lowered(convolve, inputs, kernel)

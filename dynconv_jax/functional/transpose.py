@@ -13,11 +13,10 @@ deconvolution layer the same as a convolutional layer?", 2016, for a static kern
 """
 
 import dataclasses
-import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -25,9 +24,13 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from dynconv_jax.functional.checks import check_arrays
-from dynconv_jax.functional.chips import PLATFORMS
-from dynconv_jax.functional.choice import check_implementation, choose_on_platforms
-from dynconv_jax.functional.cost import Plan
+from dynconv_jax.functional.chips import Target, chip_for
+from dynconv_jax.functional.choice import (
+    check_implementation,
+    choose,
+    is_chosen_by_place,
+)
+from dynconv_jax.functional.cost import Plan, Problem
 from dynconv_jax.functional.dynamic import (
     check_attention,
     dynamic_conv_by_plan,
@@ -36,7 +39,7 @@ from dynconv_jax.functional.dynamic import (
 from dynconv_jax.functional.geometry import Geometry, PaddingLike, check_operands
 from dynconv_jax.functional.numerics import Numerics, as_arrays
 from dynconv_jax.functional.per_sample import add_bias, per_sample_conv_by_plan
-from dynconv_jax.functional.platforms import compute_on_platforms
+from dynconv_jax.functional.platforms import compute_where_lowered
 from dynconv_jax.functional.sharding import leave_to_partitioner, of_convolution
 from dynconv_jax.functional.transpose_geometry import TransposeGeometry
 from dynconv_jax.functional.windows import pad_spatial
@@ -164,25 +167,6 @@ def _as_convolution(
     )
 
 
-def _plans(
-    geometry: TransposeGeometry,
-    inputs: jax.Array,
-    num_experts: int | None,
-    implementation: str,
-) -> dict[str, _Plans]:
-    """Returns for each platform the plans of the phases' convolutions."""
-    along = _along_each_axis(geometry, inputs.shape[1:-1])
-    found: dict[str, dict[Geometry, Plan]] = {platform: {} for platform in PLATFORMS}
-    for phases in itertools.product(*along):
-        phase = _as_convolution(geometry, phases)
-        if phase is None:
-            continue
-        chosen = choose_on_platforms(inputs, phase, num_experts, implementation)
-        for platform, plan in chosen.items():
-            found[platform][phase] = plan
-    return {platform: tuple(plans.items()) for platform, plans in found.items()}
-
-
 def _conv_by_phases(
     inputs: jax.Array,
     kernel: jax.Array,
@@ -245,7 +229,7 @@ def _conv_by_phases(
 
 @dataclasses.dataclass(frozen=True)
 class _PlannedTranspose:
-    """A transposed convolution with a plan for each phase; one for each platform.
+    """A transposed convolution with a plan for each phase.
 
     Attributes:
         plans: The plans; of `"vmap"`, which has no phases, None.
@@ -256,6 +240,10 @@ class _PlannedTranspose:
     plans: _Plans | None
     geometry: TransposeGeometry
     numerics: Numerics
+
+    def __call__(self, *operands: Any) -> jax.Array:
+        """Computes."""
+        raise NotImplementedError
 
     @property
     def plain(self) -> Self:
@@ -305,8 +293,63 @@ class _DynamicTranspose(_PlannedTranspose):
         return _conv_by_phases(inputs, kernel, geometry, numerics, convolve)
 
 
-def _transpose_on_platforms(
-    kind: type[_PerSampleTranspose | _DynamicTranspose],
+@dataclasses.dataclass(frozen=True)
+class _PlacedTranspose:
+    """A transposed convolution whose plans are chosen where it is lowered.
+
+    Attributes:
+        planned: What computes it.
+        shape: The shape (B, *S, C) of the inputs.
+        dtype: Their dtype.
+        geometry: The transposed convolution.
+        numerics: Its numerical options.
+        implementation: `"auto"`, or the name of the form to use.
+        num_experts: K, or None where every sample brings its own kernel.
+    """
+
+    planned: type[_PlannedTranspose]
+    shape: tuple[Any, ...]
+    dtype: jnp.dtype
+    geometry: TransposeGeometry
+    numerics: Numerics
+    implementation: str
+    num_experts: int | None
+
+    def on(self, target: Target) -> _PlannedTranspose:
+        """Returns the transposed convolution as it is computed in a place."""
+        plans = None
+        if self.implementation != "vmap":
+            plans = tuple(
+                (phase, choose(self._problem(phase, target), self.implementation))
+                for phase in self._phases()
+            )
+        return self.planned(plans, self.geometry, self.numerics)
+
+    def __call__(self, *operands: jax.Array) -> jax.Array:
+        """Computes, by the same form everywhere if it is asked for by its name."""
+        if is_chosen_by_place(self.implementation):
+            return compute_where_lowered(self, *operands)
+        return self.on(Target("cpu"))(*operands)
+
+    def _phases(self) -> list[Geometry]:
+        along = _along_each_axis(self.geometry, self.shape[1:-1])
+        phases = (
+            _as_convolution(self.geometry, each) for each in itertools.product(*along)
+        )
+        return list(dict.fromkeys(phase for phase in phases if phase is not None))
+
+    def _problem(self, phase: Geometry, target: Target) -> Problem:
+        return Problem.of(
+            jax.ShapeDtypeStruct(self.shape, self.dtype),
+            phase,
+            self.num_experts,
+            chip=chip_for(target.platform, target.kind),
+            device_count=target.device_count,
+        )
+
+
+def _transpose(
+    planned: type[_PlannedTranspose],
     operands: Sequence[jax.Array],
     geometry: TransposeGeometry,
     numerics: Numerics,
@@ -314,7 +357,7 @@ def _transpose_on_platforms(
 ) -> jax.Array:
     """Computes a transposed convolution of (inputs, ..., kernel)."""
     inputs, kernel = operands[0], operands[-1]
-    num_experts = kernel.shape[0] if kind is _DynamicTranspose else None
+    num_experts = kernel.shape[0] if planned is _DynamicTranspose else None
     check_implementation(
         implementation,
         geometry,
@@ -325,15 +368,16 @@ def _transpose_on_platforms(
         raise ValueError(
             "`implementation` (='pallas') has no transposed form; use 'auto'"
         )
-    plans: dict[str, _Plans | None] = dict.fromkeys(PLATFORMS)
-    if implementation != "vmap":
-        plans |= _plans(geometry, inputs, num_experts, implementation)
-    functions = {
-        platform: kind(plans[platform], geometry, numerics.settled)
-        for platform in PLATFORMS
-    }
     return leave_to_partitioner(
-        functools.partial(compute_on_platforms, functions),
+        _PlacedTranspose(
+            planned,
+            inputs.shape,
+            inputs.dtype,
+            geometry,
+            numerics.settled,
+            implementation,
+            num_experts,
+        ),
         operands,
         of_convolution(inputs, kernel, geometry.output_size(inputs.shape[1:-1])),
         stack=None if num_experts is None else kernel,
@@ -415,7 +459,7 @@ def per_sample_conv_transpose(
         kernel_dilation=kernel_dilation,
         feature_group_count=feature_group_count,
     )
-    outputs = _transpose_on_platforms(
+    outputs = _transpose(
         _PerSampleTranspose,
         (inputs, kernel),
         geometry,
@@ -502,7 +546,7 @@ def dynamic_conv_transpose(
     check_attention(attention, inputs.shape[0], kernel.shape[0])
     if bias is not None:
         bias = mix_kernels(attention, bias, precision=precision)
-    outputs = _transpose_on_platforms(
+    outputs = _transpose(
         _DynamicTranspose,
         (inputs, attention, kernel),
         geometry,

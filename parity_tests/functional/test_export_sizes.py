@@ -9,6 +9,7 @@ from jax import export
 
 from dynconv_jax import dynamic_conv, dynamic_conv_transpose, per_sample_conv
 from dynconv_jax.functional import Geometry
+from dynconv_jax.functional.chips import chip_for
 from dynconv_jax.functional.cost import Problem
 from parity_tests.parity import assert_close
 from parity_tests.tools.cases import CASES, TRANSPOSE_CASES
@@ -161,7 +162,9 @@ def test_transposed_layer_that_crops_all_of_a_small_image_says_so():
 def test_cost_of_an_unknown_size_is_that_of_a_typical_one():
     shape = export.symbolic_shape("b, h, 9, 3")
     geometry = Geometry.create(3, 4, (3, 3), padding=((-40, 0), (0, 0)))
-    problem = Problem.of(jax.ShapeDtypeStruct(shape, jnp.float32), geometry, 2)
+    problem = Problem.of(
+        jax.ShapeDtypeStruct(shape, jnp.float32), geometry, 2, chip=chip_for("cpu")
+    )
     assert problem.batch is None
     assert problem.spatial == (43, 9)
     assert geometry.output_size(problem.spatial) == (1, 7)

@@ -13,10 +13,12 @@ import pytest
 
 from benchmarks.compiled import compiler
 from benchmarks.compiled.chips import CHIPS
+from benchmarks.shapes import Shape
 from dynconv_jax import dynamic_conv
 from dynconv_jax.functional import pallas_experts
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.numerics import Numerics
+from dynconv_jax.functional.pallas_layer import Layer
 from dynconv_jax.functional.pallas_tpu import arrange, convolve, pallas_refuses
 from parity_tests.parity import assert_close
 from parity_tests.tools.checkout import ROOT
@@ -57,6 +59,17 @@ def operands(shape, geometry, num_experts=2, dtype="float32"):
     return [jnp.asarray(rng.normal(size=each), dtype) for each in shapes]
 
 
+@pytest.fixture
+def prefer(monkeypatch):
+    """Has the cases for few pixels taken by the kernel for them, as wide ones are."""
+
+    def choose(name):
+        if name in FEW_PIXELS:
+            monkeypatch.setattr(pallas_experts, "cycles", lambda *_: (0.0, 0.0))
+
+    return choose
+
+
 def results(function, arrays) -> dict[str, Any]:
     @jax.jit
     def run(*arrays):
@@ -69,7 +82,8 @@ def results(function, arrays) -> dict[str, Any]:
 
 # Inputs, outputs, window, options. Three samples are taken one by one, two together.
 DENSE = {
-    "odd, two samples a step": ((2, 5, 4, 8), 8, (3, 3), {}),
+    "odd, two samples a step": ((2, 5, 4, 8), 8, (2, 3), {}),
+    "square window": ((1, 7, 6, 8), 16, (3, 3), {}),
     "even, stride 2, few channels": ((3, 6, 8, 3), 5, (3, 3), {"strides": 2}),
     "1×1": ((1, 9, 8, 8), 16, (1, 1), {}),
     "1×1, stride 2": ((3, 9, 8, 8), 8, (1, 1), {"strides": 2, "padding": "VALID"}),
@@ -106,20 +120,26 @@ def case(name, dtype="float32"):
     return geometry, options, operands(shape, geometry, dtype=dtype)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow)
-        for name in CASES
-    ],
-)
-def test_outputs_and_gradients_are_those_of_patches(name):
+def over(names, quick):
+    """Runs a test for each name, as one of the slow ones where it is not quick."""
+    return pytest.mark.parametrize(
+        "name",
+        [
+            pytest.param(name, marks=[] if name in quick else pytest.mark.slow)
+            for name in names
+        ],
+    )
+
+
+@over(CASES, quick=QUICK)
+def test_outputs_and_gradients_are_those_of_patches(name, prefer):
+    prefer(name)
     geometry, options, arrays = case(name)
     expected = results(reference(options), arrays)
     assert_close(results(ours(geometry), arrays), expected, dtype="float32")
 
 
-@pytest.mark.parametrize("name", ["1×1, stride 2", "depthwise, stride 2"])
+@over(["1×1, stride 2", "square window", "depthwise"], quick=["1×1, stride 2"])
 def test_half_precision_is_near_what_single_precision_finds(name):
     geometry, options, arrays = case(name, "bfloat16")
     wide = [array.astype(jnp.float32) for array in arrays]
@@ -139,8 +159,9 @@ def test_a_sum_over_many_samples_is_taken_in_float32():
     assert np.all(np.asarray(of_experts, np.float32) == 512)
 
 
-@pytest.mark.parametrize("name", ["1×1", "few pixels", "depthwise, stride 2"])
-def test_it_is_mapped_like_any_function(name):
+@over(["1×1", "few pixels", "depthwise"], quick=["1×1", "few pixels"])
+def test_it_is_mapped_like_any_function(name, prefer):
+    prefer(name)
     geometry, options, arrays = case(name)
     arrays[0] = jnp.stack([arrays[0], 2 * arrays[0]])
 
@@ -164,17 +185,41 @@ def test_a_second_derivative_is_refused_with_the_remedy(name):
         jax.jvp(lambda x: ours(geometry)(x, attention, experts), (inputs,), (inputs,))
 
 
-def test_few_pixels_are_left_to_the_kernel_that_applies_all_experts(monkeypatch):
-    called = []
-    forward = pallas_experts.forward
-    monkeypatch.setattr(
-        pallas_experts, "forward", lambda *args: called.append(1) or forward(*args)
+@pytest.mark.parametrize(
+    ("shape", "few"),
+    [
+        (Shape(32, 7, 512, 512), True),
+        (Shape(32, 8, 128, 256, stride=2), True),
+        (Shape(32, 14, 256, 256), False),
+        (Shape(64, 16, 64, 128, stride=2), False),
+        (Shape(3, 7, 512, 512), False),  # fill no tile of samples
+    ],
+    ids=str,
+)
+def test_all_experts_are_applied_to_few_pixels_of_many_channels(shape, few):
+    geometry = shape.geometry
+    (low, _), (left, _) = geometry.padding
+    layer = Layer(
+        window=geometry.kernel_size,
+        strides=geometry.strides,
+        dilation=(1, 1),
+        low=(low, left),
+        inputs=shape.input_shape[1:3],
+        outputs=shape.output_shape[1:3],
     )
-    for name, times in (("few pixels", 1), ("1×1", 0)):
-        geometry, _, arrays = case(name)
-        called.clear()
-        jax.eval_shape(ours(geometry), *arrays)
-        assert len(called) == times
+    experts = (4, *geometry.kernel_shape)
+    assert pallas_experts.takes(layer, shape.batch, experts, jnp.bfloat16) == few
+
+
+def test_more_samples_than_a_kernel_takes_are_given_to_several(monkeypatch, prefer):
+    prefer("few pixels")
+    geometry = geometry_of(8, 8, (1, 2), {})
+    arrays = operands((24, 2, 3, 8), geometry)
+    whole = results(ours(geometry), arrays)
+    monkeypatch.setattr(pallas_experts, "MOST_ROWS", 8 * 6)
+    program = jax.make_jaxpr(ours(geometry))(*arrays)
+    assert str(program).count("pallas_call[") == 3
+    assert_close(results(ours(geometry), arrays), whole, dtype="float32")
 
 
 REFUSED = {
@@ -191,7 +236,8 @@ REFUSED = {
         *((2, 9, 9, 8), 8, (3, 3)),
         {"strides": 2, "kernel_dilation": 2},
     ),
-    "no room for 4 of 7×7×2048×2048": ((2, 9, 9, 2048), 2048, (7, 7), {}),
+    "4 of 7×7×2048×2048 on 9×9 pixels are too": ((2, 9, 9, 2048), 2048, (7, 7), {}),
+    "4 of 3×3×64×64 on 224×224 pixels are too": ((2, 224, 224, 64), 64, (3, 3), {}),
     "no room for 4096×4096 pixels": (
         *((8, 4096, 4096, 8), 8, (3, 3)),
         {"feature_group_count": 8},
@@ -229,12 +275,12 @@ def test_what_the_options_ask_for_is_refused_by_name():
 # Batch, size, channels, outputs, window, stride, groups: what fills tiles, what does
 # not, and every kernel.
 COMPILED = [
-    (2, 56, 64, 64, 3, 1, 1),
-    (4, 14, 256, 256, 3, 1, 1),
-    (32, 7, 512, 512, 3, 1, 1),
-    (2, 7, 512, 512, 3, 1, 1),
+    (2, 28, 64, 64, 3, 1, 1),
+    (2, 14, 128, 256, 3, 1, 1),
+    (32, 7, 256, 512, 3, 1, 1),
+    (16, 8, 256, 256, 3, 2, 1),
     (4, 14, 256, 256, 1, 1, 1),
-    (4, 64, 32, 64, 3, 2, 1),
+    (4, 32, 32, 64, 3, 2, 1),
     (3, 9, 5, 20, 3, 1, 1),
     (1, 13, 24, 40, 5, 1, 1),
     (3, 14, 40, 240, 1, 2, 1),
@@ -248,11 +294,14 @@ import json, sys
 import jax, jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 from benchmarks.compiled.chips import CHIPS
+from benchmarks.shapes import Shape
 from benchmarks.compiled.compiler import topology
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.numerics import Numerics
+from dynconv_jax.functional.pallas_layer import Layer
 from dynconv_jax.functional.pallas_tpu import arrange, convolve
 
+highest = Numerics(jax.lax.Precision.HIGHEST)
 here = SingleDeviceSharding(topology(CHIPS[sys.argv[1]], 1)[0])
 for batch, size, features, outputs, window, stride, groups in json.loads(sys.argv[2]):
     geometry = Geometry.create(
@@ -261,7 +310,7 @@ for batch, size, features, outputs, window, stride, groups in json.loads(sys.arg
     )
     def function(*arrays):
         x, a, e = arrays
-        y = lambda x, a, e: convolve(x, a, arrange(e, geometry), geometry, Numerics())
+        y = lambda x, a, e: convolve(x, a, arrange(e, geometry), geometry, highest)
         y, pull = jax.vjp(y, x, a, e)
         return y, pull(y)
     for dtype in (jnp.bfloat16, jnp.float32):
@@ -276,10 +325,58 @@ for batch, size, features, outputs, window, stride, groups in json.loads(sys.arg
 """
 
 
-def compile_for(chip, folder):
+# What four chips exchange, with the batch spread over them.
+SHARDED = """
+import re, sys
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from benchmarks.compiled.chips import CHIPS
+from benchmarks.compiled.compiler import topology
+from benchmarks.compiled.hlo import parse_program
+from benchmarks.compiled.traffic import collectives
+from dynconv_jax.functional.geometry import Geometry
+from dynconv_jax.functional.numerics import Numerics
+from dynconv_jax.functional.pallas_tpu import arrange, convolve
+
+mesh = Mesh(np.array(topology(CHIPS[sys.argv[1]], 4)), ("data",))
+for groups, size in ((1, 14), (1, 3), (128, 14)):
+    geometry = Geometry.create(128, 128, (3, 3), feature_group_count=groups)
+    layer = lambda x, a, e: convolve(x, a, arrange(e, geometry), geometry, Numerics())
+    shared = jax.shard_map(
+        layer, mesh=mesh, in_specs=(P("data"), P("data"), P()), out_specs=P("data")
+    )
+    def both(x, a, e):
+        y, pull = jax.vjp(shared, x, a, e)
+        return y, pull(y)
+    arrays = [
+        jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(mesh, spec))
+        for shape, spec in (
+            ((64, size, size, 128), P("data")),
+            ((64, 4), P("data")),
+            ((4, *geometry.kernel_shape), P()),
+        )
+    ]
+    lowered = jax.jit(both).lower(*arrays)
+    text = lowered.as_text()
+    summed = re.findall(r"all_reduce.*?-> tensor<[^>]*?(f32|bf16)>", text, re.S)
+    print(summed, collectives(parse_program(lowered.compile().as_text())))
+    try:
+        jax.jit(layer).lower(*arrays)
+    except NotImplementedError as error:
+        assert "shard_map" in str(error)
+    else:
+        raise AssertionError("divided by itself")
+"""
+
+
+def compile_for(chip, folder, program=PROGRAM, **variables):
     return subprocess.run(
-        [sys.executable, "-c", PROGRAM, chip, json.dumps(COMPILED)],
-        env={**os.environ, **compiler.environment(CHIPS[chip], folder)},
+        [sys.executable, "-c", program, chip, json.dumps(COMPILED)],
+        env={
+            **os.environ,
+            **compiler.environment(CHIPS[chip], folder),
+            **variables,
+        },
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -289,8 +386,14 @@ def compile_for(chip, folder):
 if compiler.is_installed(CHIPS["v5e"]):  # `test_real_compilers.py` says what to install
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("chip", ["v5e", "v6e"])
-    def test_mosaic_compiles_both_passes_of_every_kernel(chip, tmp_path):
-        done = compile_for(chip, tmp_path)
+    @pytest.mark.parametrize(("chip", "wide"), [("v5e", "0"), ("v6e", "1")])
+    def test_mosaic_compiles_both_passes_of_every_kernel(chip, wide, tmp_path):
+        done = compile_for(chip, tmp_path, JAX_ENABLE_X64=wide)
         assert done.returncode == 0, done.stderr
         assert done.stdout.splitlines() == ["kernels: 2"] * 2 * len(COMPILED)
+
+    @pytest.mark.slow
+    def test_devices_add_up_experts_gradients_in_float32_and_exchange_no_more(tmp_path):
+        done = compile_for("v5e", tmp_path, SHARDED)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines() == ["['f32'] {'all-reduce': 1}"] * 3

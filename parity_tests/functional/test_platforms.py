@@ -3,20 +3,21 @@
 The plans are set apart here by hand, so that they differ on small shapes too.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from dynconv_jax import dynamic_conv
-from dynconv_jax.functional.chips import PLATFORMS
+from dynconv_jax import dynamic_conv, explain
+from dynconv_jax.functional.chips import Target
 from dynconv_jax.functional.cost import Plan
 from dynconv_jax.functional.dynamic import PlannedDynamicConv
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.numerics import Numerics
-from dynconv_jax.functional.platforms import compute_on_platforms
+from dynconv_jax.functional.platforms import compute_where_lowered
 from parity_tests.functional.test_choice import EXTREMES
 from parity_tests.functional.test_transformations import NAMES, gradients, operands
 from parity_tests.parity import assert_close
@@ -43,14 +44,20 @@ def geometry_of(name):
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class Placed:
+    """The dynamic convolution of a case, with a plan for each platform."""
+
+    name: str
+
+    def on(self, target: Target) -> PlannedDynamicConv:
+        plan = PLANS[self.name][target.platform]
+        return PlannedDynamicConv(plan, geometry_of(self.name), Numerics())
+
+
 def apply_own(name):
     """Returns the dynamic convolution of a case with plans that differ."""
-    geometry = geometry_of(name)
-    functions = {
-        platform: PlannedDynamicConv(plan, geometry, Numerics())
-        for platform, plan in PLANS[name].items()
-    }
-    return lambda *arrays: compute_on_platforms(functions, *arrays, None)
+    return lambda *arrays: compute_where_lowered(Placed(name), *arrays, None)
 
 
 def apply_reference(name):
@@ -212,18 +219,59 @@ def test_an_exported_program_agrees_on_this_platform(rng):
     assert_close(actual, expected, dtype="float64")
 
 
-def test_where_all_platforms_compute_alike_the_operation_is_not_there():
+@pytest.mark.parametrize("form", ["patches", "rows", "scan", "vmap"])
+def test_a_form_that_is_the_same_everywhere_is_traced_as_it_is(form):
+    def apply(*arrays):
+        return dynamic_conv(*arrays, implementation=form)
+
+    shapes = (5, 8, 7, 4), (5, 3), (3, 3, 3, 4, 6)
+    program = jax.make_jaxpr(apply)(*map(jnp.ones, shapes))
+    assert "compute_where_lowered" not in str(program)
+
+
+SHARED = {
+    # Whether devices share a batch is known when the program is lowered.
+    "one device": (1, True),
+    "four devices": (4, False),
+}
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_forms_for_a_batch_on_one_device_are_not_for_several(name):
+    device_count, is_alone = SHARED[name]
+    seen = []
+
+    @dataclasses.dataclass(frozen=True)
+    class Spy(Placed):
+        def on(self, target: Target) -> PlannedDynamicConv:
+            seen.append(target)
+            return super().on(target)
+
     case = CASES[DENSE]
-    function = PlannedDynamicConv(Plan("patches"), geometry_of(DENSE), Numerics())
-    alike = dict.fromkeys(PLATFORMS, function)
-
-    def apply(inputs, attention, kernel):
-        return compute_on_platforms(alike, inputs, attention, kernel, None)
-
+    batch = 4
     kernel = (case.num_experts, *case.kernel_size, case.width, case.outputs)
-    arrays = jnp.ones((5, *case.spatial, case.channels)), jnp.ones((5, kernel[0]))
-    program = jax.make_jaxpr(apply)(*arrays, jnp.ones(kernel))
-    assert "compute_on_platforms" not in str(program)
+    shapes = (batch, *case.spatial, case.channels), (batch, case.num_experts), kernel
+    mesh = jax.sharding.AbstractMesh((device_count,), ("data",))
+    arrays = [
+        jax.ShapeDtypeStruct(
+            shape, jnp.float32, sharding=NamedSharding(mesh, PartitionSpec(*axes))
+        )
+        for shape, axes in zip(shapes, (("data",), ("data",), ()), strict=True)
+    ]
+    traced = jax.jit(
+        lambda *each: compute_where_lowered(Spy(DENSE), *each, None)
+    ).trace(*arrays)
+    seen.clear()
+    traced.lower(lowering_platforms=("tpu",))
+    assert {(each.platform, each.device_count) for each in seen} == {
+        ("tpu", device_count)
+    }
+    kernels, shape = (4, 3, 3, 256, 256), (32, 14, 14, 256)
+    found = explain(
+        shape, kernels, dtype="bfloat16", chip="v5e", device_count=device_count
+    )
+    forms = {each.plan.form for each in found.estimates}
+    assert ("row_conv" in forms) == is_alone
 
 
 def test_the_precision_is_that_of_the_trace(rng):
