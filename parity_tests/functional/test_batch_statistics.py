@@ -1,14 +1,20 @@
 """Mean and variance of a batch, put together from those of its samples."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynconv_jax.functional.batch_statistics import batch_statistics
+from dynconv_jax.functional import batch_statistics as module
 from parity_tests.parity import assert_close
 
+# One program each: operation by operation it takes seconds.
+batch_statistics = jax.jit(module.batch_statistics, static_argnums=1)
 
+
+@functools.partial(jax.jit, static_argnums=1)
 def plain(x, axes):
     mean = x.mean(axes, keepdims=True)
     return mean.squeeze(axes), jnp.square(x - mean).mean(axes)
@@ -20,7 +26,7 @@ def named(statistics):
 
 
 # Batches of a few rows, of a prime number of them, of more than rows are exchanged.
-SHAPES = [(1, 5, 3), (7, 3), (67, 2, 3), (100, 3), (256, 2, 2, 3)]
+SHAPES = [(1, 5, 3), (67, 3), (256, 2, 2, 3)]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -66,7 +72,6 @@ def test_derivatives_are_those_of_two_passes(rng):
         gradient, twice = jax.jvp(jax.grad(value), (x,), (tangent,))
         return {"forward": jnp.stack(forward), "gradient": gradient, "hessian": twice}
 
-    # One program each: operation by operation it takes seconds.
     actual, expected = (
         jax.jit(derivatives, static_argnums=0)(each)
         for each in (batch_statistics, plain)
