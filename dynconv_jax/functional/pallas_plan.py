@@ -164,8 +164,8 @@ def choose_tiles(
     return (quick or found[-1:] or [None])[0]
 
 
-# By how much the schedules of a v5e are longer than their busiest unit is busy, and what
-# a stride adds to that.
+# By how much the schedules of a v5e are longer than their busiest unit is busy; what a
+# stride adds to that.
 _FORWARD, _BACKWARD, _STRIDED = 1.12, 1.27, 1.5
 
 
