@@ -28,8 +28,9 @@ from dynconv_jax.functional.pallas_layer import (
 )
 from dynconv_jax.functional.pallas_plan import cycles as mixing
 
-# How long schedules of a v5e are, against the rows that its matrix units take.
-_FORWARD, _BACKWARD = 0.91, 1.74
+# How long schedules of a v5e are, against the rows that its matrix units take; and by
+# how much strides lengthen them.
+_FORWARD, _BACKWARD, _STRIDED = 0.91, 1.74, 1.2
 # How many rows of a product a kernel unrolls; more samples are taken by another.
 MOST_ROWS = 3200
 
@@ -82,6 +83,7 @@ def cycles(layer: Layer, shape: tuple[int, ...]) -> tuple[float, float]:
     seen = sum(math.prod(each.size for each in span[1]) for span in _spans(layer))
     tiles = -(-features // LANES) * -(-outputs // LANES)
     rows = num_experts * seen * tiles / 4
+    rows *= _STRIDED if max(layer.strides) > 1 else 1
     return _FORWARD * rows, _BACKWARD * rows
 
 

@@ -164,8 +164,9 @@ def choose_tiles(
     return (quick or found[-1:] or [None])[0]
 
 
-# By how much the schedules of a v5e are longer than their busiest unit is busy.
-_FORWARD, _BACKWARD = 1.12, 1.27
+# By how much the schedules of a v5e are longer than their busiest unit is busy; what a
+# stride adds to that.
+_FORWARD, _BACKWARD, _STRIDED = 1.12, 1.27, 1.5
 
 
 def cycles(layer: Layer, shape: tuple[int, ...], dtype: Any) -> tuple[float, float]:
@@ -197,9 +198,12 @@ def cycles(layer: Layer, shape: tuple[int, ...], dtype: Any) -> tuple[float, flo
     quarter = plan.rows / 4
     registers = plan.rows * slots * features * outputs / 1024
     mix, share = (2 * num_experts - 1) / 4, num_experts
+    slower = _STRIDED if max(layer.strides) > 1 else 1
     return (
-        _FORWARD * max(quarter * forward, registers * mix),
-        _BACKWARD * max(quarter * (of_inputs + of_experts), registers * (mix + share)),
+        slower * _FORWARD * max(quarter * forward, registers * mix),
+        slower
+        * _BACKWARD
+        * max(quarter * (of_inputs + of_experts), registers * (mix + share)),
     )
 
 
