@@ -77,5 +77,7 @@ def lower_step(job: Job, chips: list[Any]) -> Step:
             jax.device_put(np.zeros(labels.shape, np.int32), by_image),
         )
 
-    lowered = step.lower(state, images, labels)
+    # With the mesh in use, `auto` knows for which kind of chip it chooses.
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        lowered = step.lower(state, images, labels)
     return Step(lowered, len(jax.tree.leaves(state)), arguments)

@@ -43,12 +43,10 @@ class Target:
 
     Attributes:
         platform: `"cpu"`, `"gpu"` or `"tpu"`.
-        kind: What its devices call themselves; None where they are not known.
         device_count: How many devices there are.
     """
 
     platform: str
-    kind: str | None = None
     device_count: int = 1
 
 
@@ -142,20 +140,12 @@ def platform_of(name: str) -> str:
     return name if name in ("cpu", "tpu") else "gpu"
 
 
-def chip_for(platform: str, kind: str | None = None) -> Chip:
+def chip_for(platform: str) -> Chip:
     """Returns the chip that a program for a platform runs on.
 
-    It is that of the devices that are known, if they are; or of the mesh in use
-    (`jax.set_mesh`), whose devices need not exist; or that of this process, if it runs
-    on the platform; or else the default.
-
-    Args:
-        platform: `"cpu"`, `"gpu"` or `"tpu"`.
-        kind: What the devices call themselves, if they are known. A processor is asked
-            for its name instead.
+    It is that of the mesh in use (`jax.set_mesh`), whose devices need not exist; or
+    that of this process, if it runs on the platform; or else the default.
     """
-    if kind is not None and platform != "cpu":
-        return chip_of_kind(platform, kind) or _default(platform)
     mesh = jax.sharding.get_abstract_mesh()
     device = None if mesh.empty else getattr(mesh, "abstract_device", None)
     if device is not None:

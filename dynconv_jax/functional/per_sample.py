@@ -116,7 +116,7 @@ class PlacedConv:
         return Problem.of(
             jax.ShapeDtypeStruct(self.shape, self.dtype),
             self.geometry,
-            chip=chip_for(target.platform, target.kind),
+            chip=chip_for(target.platform),
             device_count=target.device_count,
         )
 

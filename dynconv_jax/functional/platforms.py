@@ -4,9 +4,9 @@ Which form of a convolution is the fastest depends on the chip that runs it, and
 known when a program is lowered, not when it is traced: one that is compiled ahead of
 time, or exported, may be for another platform than that of the process. So what is
 traced is one operation, and when it is lowered the function for that place is asked for
-and traced instead: for the platform, the kind of chip and the number of devices. A
-program for one platform holds nothing of others; one for several asks which it runs on,
-where their functions differ.
+and traced instead: for the platform and the number of devices. A program for one
+platform holds nothing of others; one for several asks which it runs on, where their
+functions differ.
 
 The operation can be differentiated in both modes, any number of times, and mapped. Its
 tangent is an operation of the same kind, and so is the transpose of that: a gradient is
@@ -310,15 +310,11 @@ def _map(
 
 
 def _lower(ctx: Any, *operands: Any, function: Any) -> Any:
-    context = ctx.module_context.axis_context
-    device_count = getattr(context, "num_devices", 1)
-    devices = getattr(context, "device_assignment", None) or ()
-    kinds = {platform_of(each.platform): each.device_kind for each in devices}
-    chosen = {}
-    for name in ctx.platforms or ctx.module_context.platforms:
-        platform = platform_of(name)
-        target = Target(platform, kinds.get(platform), device_count)
-        chosen[name] = function.on(target)
+    device_count = getattr(ctx.module_context.axis_context, "num_devices", 1)
+    chosen = {
+        name: function.on(Target(platform_of(name), device_count))
+        for name in ctx.platforms or ctx.module_context.platforms
+    }
     first, *others = dict.fromkeys(chosen.values())
 
     def compute(*operands: jax.Array) -> list[jax.Array]:

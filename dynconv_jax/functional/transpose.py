@@ -343,7 +343,7 @@ class _PlacedTranspose:
             jax.ShapeDtypeStruct(self.shape, self.dtype),
             phase,
             self.num_experts,
-            chip=chip_for(target.platform, target.kind),
+            chip=chip_for(target.platform),
             device_count=target.device_count,
         )
 
