@@ -18,7 +18,13 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from dynconv_jax.functional.pallas_layer import LANES, Layer, call, product
+from dynconv_jax.functional.pallas_layer import (
+    LANES,
+    Layer,
+    call,
+    lane_tiles,
+    product,
+)
 from dynconv_jax.functional.pallas_plan import (
     Plan,
     backward_scratch,
@@ -30,11 +36,13 @@ from dynconv_jax.functional.pallas_plan import (
 _ROWS = 8  # of a register
 
 
-def _phase(image: Any, plain: Any, layer: Layer, row: int, column: int) -> Any:
+def _phase(image: Any, plains: Any, layer: Layer, row: int, column: int) -> Any:
     """Returns the pixels of an image that are a stride apart."""
-    if plain is None:
+    if not plains:
         return image
-    return plain[_steps(layer, 0, row), _steps(layer, 1, column), :].astype(image.dtype)
+    place = _steps(layer, 0, row), _steps(layer, 1, column)
+    parts = [plain[*place, :].astype(image.dtype) for plain in plains]
+    return jnp.concatenate(parts, axis=-1)
 
 
 def _steps(layer: Layer, axis: int, first: int) -> Any:
@@ -63,14 +71,14 @@ def _copy_shifted(place, image, first_row, shift):
         target[sample, top : top + count, left : left + across, lanes] = part
 
 
-def _lay_out(plan: Plan, copies: Any, sample: int, image: Any, plain: Any) -> None:
+def _lay_out(plan: Plan, copies: Any, sample: int, image: Any, plains: Any) -> None:
     """Lays copies of an image side by side, one for each slot."""
     features = image.shape[-1]
-    if plain is not None:
-        plain[...] = image.astype(plain.dtype)
+    for lanes, plain in zip(lane_tiles(features), plains, strict=False):
+        plain[...] = image[:, :, lanes].astype(plain.dtype)
     for slot, (row, phase, shift) in enumerate(plan.slots):
         if row < plan.layer.inputs[0] and phase < plan.layer.inputs[1]:
-            part = _phase(image, plain, plan.layer, row, phase)
+            part = _phase(image, plains, plan.layer, row, phase)
             place = (copies, sample, _slot(slot, features))
             _copy_shifted(place, part, plan.low, shift)
 
@@ -122,7 +130,6 @@ def _forward_kernel(
     step = pl.program_id(1)
     samples, _, pitch, lanes = copies.shape
     num_experts, rows = wide.shape[:2]
-    plain = plains[0] if plains else None
 
     @pl.when(step == 0)
     def _():
@@ -132,7 +139,7 @@ def _forward_kernel(
     tall, across = plan.layer.outputs
     weights = _weights(attention, step * samples, samples, num_experts)
     for sample in range(samples):
-        _lay_out(plan, copies, sample, inputs[sample], plain)
+        _lay_out(plan, copies, sample, inputs[sample], plains)
         sums: Any = None
         for row in range(rows):
             for part in _parts(*wide.shape[2:]):
@@ -151,7 +158,6 @@ def _backward_kernel(*refs: Any, plan: Plan) -> None:
     attention, inputs, cotangent, experts = refs[:4]
     of_inputs, of_attention, of_experts = refs[4:7]
     copies, back, centre, wide, mixed, own, *plains = refs[7:]
-    plain = plains[0] if plains else None
     step = pl.program_id(1)
     samples, num_experts = copies.shape[0], wide.shape[0]
     outputs = cotangent.shape[-1]
@@ -164,7 +170,7 @@ def _backward_kernel(*refs: Any, plan: Plan) -> None:
 
     weights = _weights(attention, step * samples, samples, num_experts)
     for sample in range(samples):
-        _lay_out(plan, copies, sample, inputs[sample], plain)
+        _lay_out(plan, copies, sample, inputs[sample], plains)
         told = cotangent[sample]
         for index, shift in enumerate(plan.told):
             place = (back, sample, _slot(index, outputs))
@@ -179,7 +185,7 @@ def _backward_kernel(*refs: Any, plan: Plan) -> None:
             _share_gradient(
                 *(of_experts, alike, own, wide), sample, row, weights[sample]
             )
-        _store_phases(plan, of_inputs, sample, sums, plain)
+        _store_phases(plan, of_inputs, sample, sums, plains)
         of_attention[0, sample] = jnp.zeros(of_attention.shape[2:], jnp.float32)
         for k, found in enumerate(alike):
             for index, (width, each) in enumerate(found.items()):
@@ -254,20 +260,21 @@ def _share_gradient(of_experts, alike, own, wide, sample, row, weights):
                 alike[k][width] = both if held is None else held + both
 
 
-def _store_phases(plan, of_inputs, sample, sums, plain):
+def _store_phases(plan, of_inputs, sample, sums, plains):
     """Puts the pixels of all phases in their places."""
     layer, (tall, _), tile = plan.layer, plan.blocks, of_inputs.shape[-1]
-    if plain is None:
+    if not plains:
         image = sums[0, 0].reshape(tall, -1, tile)[:, : layer.inputs[1]]
         of_inputs[sample] = image.astype(of_inputs.dtype)
         return
-    plain[...] = jnp.zeros_like(plain)
-    for (row, column), total in sums.items():
-        rows, columns = _steps(layer, 0, row), _steps(layer, 1, column)
-        if rows.size and columns.size:
-            image = total.reshape(tall, -1, tile)[: rows.size, : columns.size]
-            plain[rows, columns, :] = image
-    of_inputs[sample] = plain[...].astype(of_inputs.dtype)
+    for lanes, plain in zip(lane_tiles(tile), plains, strict=True):
+        plain[...] = jnp.zeros_like(plain)
+        for (row, column), total in sums.items():
+            rows, columns = _steps(layer, 0, row), _steps(layer, 1, column)
+            if rows.size and columns.size:
+                image = total.reshape(tall, -1, tile)[: rows.size, : columns.size]
+                plain[rows, columns, :] = image[:, :, lanes]
+        of_inputs[sample, :, :, lanes] = plain[...].astype(of_inputs.dtype)
 
 
 def forward(

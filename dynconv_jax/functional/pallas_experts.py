@@ -21,6 +21,7 @@ from dynconv_jax.functional.pallas_layer import (
     VMEM_BYTES,
     Layer,
     call,
+    lane_tiles,
     product,
     rounded_up,
     sublanes,
@@ -35,16 +36,17 @@ _FORWARD, _BACKWARD, _STRIDED = 0.91, 1.74, 1.2
 MOST_ROWS = 3200
 
 
-def _width(channels: int) -> int:
-    """Returns how many channels a step takes."""
-    return next((w for w in (256, 128) if channels % w == 0), channels)
+def _width(channels: int, layer: Layer) -> int:
+    """Returns how many channels a step takes; results in steps are one tile wide."""
+    widths = (256, 128) if max(layer.strides) == 1 else (128,)
+    return next((width for width in widths if channels % width == 0), channels)
 
 
 def memory(layer: Layer, batch: int, shape: tuple[int, ...], dtype: Any) -> int:
     """Returns the bytes that the backward kernel, the larger one, takes of a core."""
     _, rows, columns, features, outputs = shape
     samples = rounded_up(_samples(layer, batch, dtype) or batch, sublanes(dtype))
-    tile = _width(features)
+    tile = _width(features, layer)
     pixels = math.prod(layer.inputs) * samples
     results = math.prod(layer.outputs) * samples
     kernel = (rows * columns, tile, outputs)
@@ -55,7 +57,7 @@ def memory(layer: Layer, batch: int, shape: tuple[int, ...], dtype: Any) -> int:
         + 2 * tile_bytes(kernel, dtype)
         + 5 * tile_bytes((pixels, tile), jnp.float32)
     )
-    tile = _width(outputs)
+    tile = _width(outputs, layer)
     forward = (
         2 * tile_bytes((pixels, features), dtype)
         + tile_bytes((pixels, features), jnp.float32)
@@ -90,6 +92,8 @@ def cycles(layer: Layer, shape: tuple[int, ...]) -> tuple[float, float]:
 def takes(layer: Layer, batch: int, shape: tuple[int, ...], dtype: Any) -> bool:
     """Tells whether these kernels can compute a layer and are ahead of mixing."""
     can = _samples(layer, batch, dtype) is not None
+    if max(layer.strides) > 1:
+        can = can and _width(shape[-2], layer) <= LANES
     can = can and memory(layer, batch, shape, dtype) <= VMEM_BYTES
     return can and sum(cycles(layer, shape)) < sum(mixing(layer, shape, dtype))
 
@@ -146,7 +150,18 @@ def _plain(layer: Layer, batch: int, features: int) -> list[Any]:
     """Returns the memory for an image that can be read in steps, where there are."""
     if layer.strides == (1, 1):
         return []
-    return [pltpu.VMEM((*layer.inputs, batch, features), jnp.float32)]
+    return [
+        pltpu.VMEM((*layer.inputs, batch, lanes.stop - lanes.start), jnp.float32)
+        for lanes in lane_tiles(features)
+    ]
+
+
+def _read(inputs: Any, plains: Any, place: Any) -> Any:
+    """Returns pixels of an image as rows (H·W·B, C)."""
+    if not plains:
+        return _rows(inputs[*place])
+    parts = [plain[*place].astype(inputs.dtype) for plain in plains]
+    return _rows(jnp.concatenate(parts, axis=-1))
 
 
 def _start(sums: Any, inputs: Any, plains: Any) -> None:
@@ -155,16 +170,15 @@ def _start(sums: Any, inputs: Any, plains: Any) -> None:
     @pl.when(pl.program_id(1) == 0)
     def _():
         sums[...] = jnp.zeros_like(sums)
-        for plain in plains:
-            plain[...] = inputs[...].astype(plain.dtype)
+        for lanes, plain in zip(lane_tiles(inputs.shape[-1]), plains, strict=False):
+            plain[...] = inputs[:, :, :, lanes].astype(plain.dtype)
 
 
 def _forward_kernel(weights, inputs, experts, outputs, own, sums, *plains, layer):
     expert = pl.program_id(1)
     _start(sums, inputs, plains)
-    readable = plains[0] if plains else inputs
     for index, (tap, results, images) in enumerate(_spans(layer)):
-        seen = _rows(readable[*images].astype(inputs.dtype))
+        seen = _read(inputs, plains, images)
         _add(own, results, product(layer, seen, experts[0, tap], (1, 0)), index == 0)
     sums[...] += own[...] * _column(weights, expert)
 
@@ -179,7 +193,6 @@ def _backward_kernel(*refs: Any, layer: Layer):
     expert = pl.program_id(1)
     weight = _column(weights, expert)
     _start(sums, inputs, plains)
-    readable = plains[0] if plains else inputs
     told = cotangent[...].astype(jnp.float32) * weight
     weighted[...] = told.astype(weighted.dtype)
     spans = _spans(layer)
@@ -188,7 +201,7 @@ def _backward_kernel(*refs: Any, layer: Layer):
     for index, (tap, results, images) in enumerate(spans):
         term = product(layer, _rows(cotangent[*results]), experts[0, tap], (1, 1))
         _add(own, images, term, index == 0)
-        seen = _rows(readable[*images].astype(inputs.dtype))
+        seen = _read(inputs, plains, images)
         own_gradient = product(layer, seen, _rows(weighted[*results]), (0, 0))
         of_experts[0, tap] = own_gradient.astype(of_experts.dtype)
     sums[...] += own[...] * weight
@@ -236,7 +249,7 @@ def _forward_part(
 ) -> jax.Array:
     batch, features = inputs.shape[2:]
     num_experts, outputs = experts.shape[0], experts.shape[-1]
-    tile, taps = _width(outputs), math.prod(layer.window)
+    tile, taps = _width(outputs, layer), math.prod(layer.window)
     sums = pltpu.VMEM((*layer.outputs, batch, tile), jnp.float32)
     (result,) = call(
         functools.partial(_forward_kernel, layer=layer),
@@ -293,7 +306,7 @@ def _backward_part(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     batch, features = inputs.shape[2:]
     num_experts, outputs = experts.shape[0], experts.shape[-1]
-    tile, taps = _width(features), math.prod(layer.window)
+    tile, taps = _width(features, layer), math.prod(layer.window)
     count = features // tile
     sums = pltpu.VMEM((*layer.inputs, batch, tile), jnp.float32)
     images = pl.BlockSpec((*layer.inputs, batch, tile), lambda c, k: (0, 0, 0, c))

@@ -60,6 +60,17 @@ class Layer:
     interpret: bool = False
 
 
+def lane_tiles(features: int) -> list[slice]:
+    """Returns the slices of the channels that fill the lanes of a register each.
+
+    Mosaic reads in steps only arrays that are no wider.
+    """
+    return [
+        slice(first, min(first + LANES, features))
+        for first in range(0, features, LANES)
+    ]
+
+
 def product(
     layer: Layer, left: jax.Array, right: jax.Array, axes: tuple[int, int]
 ) -> jax.Array:

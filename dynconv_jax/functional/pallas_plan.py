@@ -17,6 +17,7 @@ from dynconv_jax.functional.pallas_layer import (
     LANES,
     VMEM_BYTES,
     Layer,
+    lane_tiles,
     rounded_up,
     sublanes,
     tile_bytes,
@@ -208,10 +209,13 @@ def cycles(layer: Layer, shape: tuple[int, ...], dtype: Any) -> tuple[float, flo
 
 
 def _plain(plan: Plan, features: int) -> list[Any]:
-    """Returns an image as float32, whose columns can be read in steps."""
+    """Returns an image as float32, by tiles whose columns can be read in steps."""
     if plan.layer.strides == (1, 1):
         return []
-    return [((*plan.layer.inputs, features), jnp.float32)]
+    return [
+        ((*plan.layer.inputs, lanes.stop - lanes.start), jnp.float32)
+        for lanes in lane_tiles(features)
+    ]
 
 
 def forward_scratch(
