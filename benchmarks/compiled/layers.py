@@ -32,14 +32,15 @@ class Work(NamedTuple):
     arguments: tuple[Any, ...]
 
 
-def layer_work(job: Job) -> Work:
+def layer_work(job: Job, is_tpu: bool = False) -> Work:
     """Returns the program of a layer: its outputs, and all gradients if asked for.
 
     Args:
         job: One of `layer_jobs`.
+        is_tpu: Whether kernels are mixed as they are on a TPU.
     """
     shape = Shape(**job.subject)
-    function, arguments = _forward(shape, job)
+    function, arguments = _forward(shape, job, is_tpu)
     if job.variant == PASSES[0]:
         return Work(function, arguments)
 
@@ -57,7 +58,7 @@ def lower_layer(job: Job, device: Any) -> jax.stages.Lowered:
     Arguments and results lie as the compiler wants them: so they do inside of a
     network, where the neighbours' layouts are the compiler's too.
     """
-    work = layer_work(job)
+    work = layer_work(job, is_tpu=device.platform == "tpu")
     auto = Format(Layout.AUTO, SingleDeviceSharding(device))
     jitted = jax.jit(work.function, in_shardings=auto, out_shardings=auto)
     # With a mesh of it in use, `auto` knows for which kind of chip it chooses.
@@ -66,7 +67,9 @@ def lower_layer(job: Job, device: Any) -> jax.stages.Lowered:
         return jitted.lower(*work.arguments)
 
 
-def _forward(shape: Shape, job: Job) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+def _forward(
+    shape: Shape, job: Job, is_tpu: bool
+) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     geometry, numerics = shape.geometry, Numerics(None, None)
     inputs = jax.ShapeDtypeStruct(shape.input_shape, DTYPE)
     kernel = jax.ShapeDtypeStruct(geometry.kernel_shape, DTYPE)
@@ -87,7 +90,7 @@ def _forward(shape: Shape, job: Job) -> tuple[Callable[..., Any], tuple[Any, ...
                 padding=shape.kernel // 2,
                 feature_group_count=shape.groups,
             )
-        plan = Plan(job.form, job.chunk)
+        plan = Plan(job.form, job.chunk, by_sums=is_tpu)
         return dynamic_conv_by_plan(
             plan, inputs, attention, experts, geometry, numerics
         )

@@ -101,15 +101,17 @@ def plans(problem: Problem) -> list[Plan]:
     products = ["patches"]
     if problem.geometry.kernel_size[0] > 1:  # else rows would compute the same
         products.append("rows")
-    found = [Plan(form) for form in products]
+    is_tpu = problem.chip.platform == "tpu"
+    found = [Plan(form, by_sums=is_tpu) for form in products]
     if problem.num_experts is not None:
         found.append(Plan("experts"))
     if problem.geometry.is_depthwise:
-        found.append(Plan("looped taps" if problem.may_loop else "taps"))
-        if problem.chip.platform == "tpu":
-            found.append(Plan("batched taps"))
-    if problem.chip.platform == "tpu" and problem.is_local:
-        found.append(Plan("row_conv"))
+        taps = "looped taps" if problem.may_loop else "taps"
+        found.append(Plan(taps, by_sums=is_tpu))
+        if is_tpu:
+            found.append(Plan("batched taps", by_sums=True))
+    if is_tpu and problem.is_local:
+        found.append(Plan("row_conv", by_sums=True))
         if problem.has_kernels:
             found.append(Plan(form_for("tpu")))
     # XLA's convolution has no gradient for sizes that are not known.

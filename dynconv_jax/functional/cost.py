@@ -44,10 +44,14 @@ class Plan:
         form: The form, by its name in `forms.py`, or `"experts"`, `"experts by
             convolution"` or `"pallas"` on a platform, which need the attention.
         chunk: How many samples a step of the scan takes; None takes all at once.
+        by_sums: Whether kernels are mixed by multiples that are added up, which a
+            compiler may compute wherever they are read, and not by a product, whose
+            result lies in memory. What compiles for TPUs does, and is ahead.
     """
 
     form: str
     chunk: int | None = None
+    by_sums: bool = False
 
     @property
     def implementation(self) -> str:

@@ -151,7 +151,9 @@ def dynamic_conv_by_plan(
             plan.form, inputs, attention, kernel, geometry, numerics, spatial_attention
         )
     form = FORMS[plan.form]
-    mixed_kernel = _mixer(form, kernel, geometry, inputs.dtype, numerics.precision)
+    mixed_kernel = _mixer(
+        form, kernel, geometry, inputs.dtype, numerics.precision, plan.by_sums
+    )
 
     def convolve(
         inputs: jax.Array,
@@ -173,6 +175,7 @@ def _mixer(
     geometry: Geometry,
     dtype: DTypeLike,
     precision: lax.PrecisionLike,
+    by_sums: bool,
 ) -> Callable[[jax.Array | None, jax.Array | None], jax.Array]:
     """Returns the function from attentions (..., K) and (..., *k) to arranged kernels.
 
@@ -183,7 +186,7 @@ def _mixer(
     arranged = form.arrange(kernel, geometry)
 
     def mix(attention: jax.Array, kernel: jax.Array) -> jax.Array:
-        if form.fuses_mixing:
+        if by_sums:
             return _mix_by_sum(attention, kernel, dtype)
         return _mix(attention, kernel, dtype, precision)
 

@@ -29,14 +29,10 @@ class Form(NamedTuple):
             it, with the same leading axes.
         convolve: (inputs (..., *S, C), arranged kernel, geometry, numerics) →
             (..., *S_out, O).
-        fuses_mixing: Whether kernels are best mixed by multiples that are added up,
-            which a compiler may compute wherever `convolve` reads them, rather than by
-            a product, whose result lies in memory.
     """
 
     arrange: Callable[[jax.Array, Geometry], jax.Array]
     convolve: Callable[[jax.Array, jax.Array, Geometry, Numerics], jax.Array]
-    fuses_mixing: bool = False
 
 
 def conv_by_vmap(
@@ -60,8 +56,8 @@ FORMS = {
     "patches": Form(arrange_for_patches, conv_by_patches),
     "rows": Form(arrange_for_rows, conv_by_rows),
     "taps": Form(arrange_for_taps, conv_by_taps),
-    "batched taps": Form(arrange_for_taps, conv_by_batched_taps, fuses_mixing=True),
+    "batched taps": Form(arrange_for_taps, conv_by_batched_taps),
     "looped taps": Form(arrange_for_taps, conv_by_looped_taps),
-    "row_conv": Form(arrange_for_row_conv, conv_by_row_conv, fuses_mixing=True),
+    "row_conv": Form(arrange_for_row_conv, conv_by_row_conv),
     "vmap": Form(lambda kernel, geometry: kernel, conv_by_vmap),
 }
