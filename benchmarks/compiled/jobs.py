@@ -128,7 +128,8 @@ def layer_jobs(
     jobs = []
     platform = CHIPS[chip].platform
     for shape in shapes:
-        chosen = choice(shape, chip)
+        auto = choice(shape, chip)
+        chosen = Plan(auto.form, auto.chunk)
         plans = [Plan(STATIC), Plan(AUTO), chosen, *map(Plan, forms(shape, platform))]
         for variant in passes:
             for plan in dict.fromkeys(plans):
