@@ -50,8 +50,11 @@ def batch_statistics(
     parts = jnp.stack([centres.reshape(squares.shape), rests, squares], axis=1)
     rows = _rows(batch, batch_shards(x))
     parts = _merge(parts.reshape(rows, -1, *parts.shape[1:]), pixels)
-    # A product, for XLA on a CPU is slow to add up rows; exact in full precision.
-    table = jnp.tensordot(jnp.eye(rows, dtype=x.dtype), parts, 1, precision="highest")
+    own = jnp.eye(rows, dtype=x.dtype)
+    if batch_shards(x) > 1:  # of a product JAX would gather the operand
+        table = (own.reshape(rows, rows, *(1,) * squares.ndim) * parts[:, None]).sum(0)
+    else:  # which XLA on a CPU is slow to add up; exact in full precision
+        table = jnp.tensordot(own, parts, 1, precision="highest")
     ((centre, rest, square),) = _merge(table[None], pixels * (batch // rows))
     return centre + rest, square / (batch * pixels)
 
