@@ -12,7 +12,7 @@ from dynconv_jax.functional.choice import (
 )
 from dynconv_jax.functional.cost import Plan
 from dynconv_jax.functional.forms import FORMS
-from dynconv_jax.functional.pallas import form_for
+from dynconv_jax.functional.pallas.by_platform import form_for
 
 DENSE = LAYERS[:6]
 DEPTHWISE = (

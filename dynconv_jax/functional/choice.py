@@ -22,7 +22,7 @@ from dynconv_jax.functional.geometry import (
     check_operands,
     positive_int,
 )
-from dynconv_jax.functional.pallas import form_for, pallas_refuses
+from dynconv_jax.functional.pallas.by_platform import form_for, pallas_refuses
 
 IMPLEMENTATIONS = (
     "auto",

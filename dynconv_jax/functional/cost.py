@@ -16,7 +16,7 @@ import jax
 from dynconv_jax.functional.chips import KINDS, PLATFORMS, Chip, memory_of
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.groups import group_geometry
-from dynconv_jax.functional.pallas import form_for
+from dynconv_jax.functional.pallas.by_platform import form_for
 from dynconv_jax.functional.rows import kernel_rows
 
 # Sizes that are not known when the program is traced are taken to be this large: that

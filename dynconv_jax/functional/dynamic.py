@@ -31,7 +31,7 @@ from dynconv_jax.functional.numerics import (
     contract_rounded,
     multiply_wide,
 )
-from dynconv_jax.functional.pallas import conv_by_pallas, pallas_refuses
+from dynconv_jax.functional.pallas.by_platform import conv_by_pallas, pallas_refuses
 from dynconv_jax.functional.per_sample import PlacedConv, PlannedConv, add_bias
 from dynconv_jax.functional.scan import map_samples
 from dynconv_jax.functional.sharding import leave_to_partitioner, of_convolution

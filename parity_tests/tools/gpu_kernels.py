@@ -26,7 +26,7 @@ from benchmarks.compiled.jobs import DENSE, DEPTHWISE, PASSES, STATIC, Job
 from benchmarks.compiled.layers import layer_work
 from benchmarks.shapes import Shape
 from dynconv_jax.functional.numerics import Numerics
-from dynconv_jax.functional.pallas_gpu import arrange, convolve
+from dynconv_jax.functional.pallas.gpu import arrange, convolve
 
 SMALL = Shape(3, 9, 20, 24, stride=2, experts=3)
 PLAIN = Numerics()

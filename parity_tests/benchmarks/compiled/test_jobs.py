@@ -28,7 +28,7 @@ from benchmarks.shapes import Shape
 from dynconv_jax.functional import choice as choice_module
 from dynconv_jax.functional.choice import IMPLEMENTATIONS
 from dynconv_jax.functional.forms import FORMS
-from dynconv_jax.functional.pallas import form_for
+from dynconv_jax.functional.pallas.by_platform import form_for
 from parity_tests.tools.checkout import ROOT
 
 

@@ -18,14 +18,14 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from dynconv_jax.functional.pallas_layer import (
+from dynconv_jax.functional.pallas.tpu_layer import (
     LANES,
     Layer,
     call,
     lane_tiles,
     product,
 )
-from dynconv_jax.functional.pallas_plan import (
+from dynconv_jax.functional.pallas.tpu_plan import (
     Plan,
     backward_scratch,
     backward_tiles,

@@ -13,8 +13,8 @@ import pytest
 from dynconv_jax.functional.dynamic import dynamic_conv
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.numerics import Numerics
-from dynconv_jax.functional.pallas_gpu import arrange, convolve, pallas_refuses
-from dynconv_jax.functional.pallas_gpu_tiles import Layer, gradient_tile, product_tile
+from dynconv_jax.functional.pallas.gpu import arrange, convolve, pallas_refuses
+from dynconv_jax.functional.pallas.gpu_tiles import Layer, gradient_tile, product_tile
 from parity_tests.parity import assert_close
 
 

@@ -1,4 +1,4 @@
-"""How `pallas_gpu.py` cuts a convolution into tiles, one for each program.
+"""How `pallas/gpu.py` cuts a convolution into tiles, one for each program.
 
 Nobody has timed these kernels. Tiles are chosen by a count of the cycles of a core in
 which their parts move and compute, among those that fit its memory and registers.

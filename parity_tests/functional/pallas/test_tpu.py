@@ -15,11 +15,11 @@ from benchmarks.compiled import compiler
 from benchmarks.compiled.chips import CHIPS
 from benchmarks.shapes import Shape
 from dynconv_jax import dynamic_conv
-from dynconv_jax.functional import pallas_experts
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.numerics import Numerics
-from dynconv_jax.functional.pallas_layer import Layer
-from dynconv_jax.functional.pallas_tpu import arrange, convolve, pallas_refuses
+from dynconv_jax.functional.pallas import tpu_experts
+from dynconv_jax.functional.pallas.tpu import arrange, convolve, pallas_refuses
+from dynconv_jax.functional.pallas.tpu_layer import Layer
 from parity_tests.parity import assert_close
 from parity_tests.tools.checkout import ROOT
 
@@ -65,7 +65,7 @@ def prefer(monkeypatch):
 
     def choose(name):
         if name in FEW_PIXELS:
-            monkeypatch.setattr(pallas_experts, "cycles", lambda *_: (0.0, 0.0))
+            monkeypatch.setattr(tpu_experts, "cycles", lambda *_: (0.0, 0.0))
 
     return choose
 
@@ -208,7 +208,7 @@ def test_all_experts_are_applied_to_few_pixels_of_many_channels(shape, few):
         outputs=shape.output_shape[1:3],
     )
     experts = (4, *geometry.kernel_shape)
-    assert pallas_experts.takes(layer, shape.batch, experts, jnp.bfloat16) == few
+    assert tpu_experts.takes(layer, shape.batch, experts, jnp.bfloat16) == few
 
 
 def test_more_samples_than_a_kernel_takes_are_given_to_several(monkeypatch, prefer):
@@ -216,7 +216,7 @@ def test_more_samples_than_a_kernel_takes_are_given_to_several(monkeypatch, pref
     geometry = geometry_of(8, 8, (1, 2), {})
     arrays = operands((24, 2, 3, 8), geometry)
     whole = results(ours(geometry), arrays)
-    monkeypatch.setattr(pallas_experts, "MOST_ROWS", 8 * 6)
+    monkeypatch.setattr(tpu_experts, "MOST_ROWS", 8 * 6)
     program = jax.make_jaxpr(ours(geometry))(*arrays)
     assert str(program).count("pallas_call[") == 3
     assert_close(results(ours(geometry), arrays), whole, dtype="float32")
@@ -298,8 +298,8 @@ from benchmarks.shapes import Shape
 from benchmarks.compiled.compiler import topology
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.numerics import Numerics
-from dynconv_jax.functional.pallas_layer import Layer
-from dynconv_jax.functional.pallas_tpu import arrange, convolve
+from dynconv_jax.functional.pallas.tpu_layer import Layer
+from dynconv_jax.functional.pallas.tpu import arrange, convolve
 
 highest = Numerics(jax.lax.Precision.HIGHEST)
 here = SingleDeviceSharding(topology(CHIPS[sys.argv[1]], 1)[0])
@@ -336,7 +336,7 @@ from benchmarks.compiled.hlo import parse_program
 from benchmarks.compiled.traffic import collectives
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.numerics import Numerics
-from dynconv_jax.functional.pallas_tpu import arrange, convolve
+from dynconv_jax.functional.pallas.tpu import arrange, convolve
 
 mesh = Mesh(np.array(topology(CHIPS[sys.argv[1]], 4)), ("data",))
 for groups, size in ((1, 14), (1, 3), (128, 14)):

@@ -10,7 +10,7 @@ The experts' gradient is that of the sample's kernel, computed tap by tap, times
 weights, and summed in registers over the batch; its products with the experts are the
 gradients of the weights. No sum is left to the order in which programs end.
 
-The kernels are in `pallas_gpu_product.py` and `pallas_gpu_experts.py`; Triton compiles
+The kernels are in `gpu_product.py` and `gpu_experts.py`; Triton compiles
 them, which needs no device. They have been compiled for H100 and interpreted, never run
 on a GPU: how fast they are there, and whether the compiler's code computes what the
 interpreter does, is not known.
@@ -27,7 +27,7 @@ from jax.typing import DTypeLike
 
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.numerics import Numerics, multiply_wide
-from dynconv_jax.functional.pallas_gpu_tiles import Call, Layer
+from dynconv_jax.functional.pallas.gpu_tiles import Call, Layer
 from dynconv_jax.functional.sharding import vary_alike
 
 # Sums of all experts are kept in registers.
@@ -190,7 +190,7 @@ def convolve(
 def _outputs(call, dtype, weights, experts, inputs) -> Any:
     """Returns dq/dg in a dtype."""
     # Not every build of JAX has Triton; who does not ask for it need not have it.
-    from dynconv_jax.functional.pallas_gpu_product import apply_mixed
+    from dynconv_jax.functional.pallas.gpu_product import apply_mixed
 
     return apply_mixed(call, dtype, weights, experts, inputs)
 
@@ -198,7 +198,7 @@ def _outputs(call, dtype, weights, experts, inputs) -> Any:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _input_gradient(call, dtype, weights, experts, cotangent) -> Any:
     """Returns dq/dx in a dtype."""
-    from dynconv_jax.functional.pallas_gpu_product import apply_mixed
+    from dynconv_jax.functional.pallas.gpu_product import apply_mixed
 
     return apply_mixed(call, dtype, weights, experts, cotangent, mirrored=True)
 
@@ -206,7 +206,7 @@ def _input_gradient(call, dtype, weights, experts, cotangent) -> Any:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _other_gradients(call, weights, experts, inputs, cotangent) -> Any:
     """Returns dq/dw and dq/dE, in the dtypes of the two."""
-    from dynconv_jax.functional.pallas_gpu_experts import pull_experts
+    from dynconv_jax.functional.pallas.gpu_experts import pull_experts
 
     return pull_experts(call, weights, experts, inputs, cotangent)
 

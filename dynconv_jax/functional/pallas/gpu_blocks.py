@@ -1,4 +1,4 @@
-"""What the kernels of `pallas_gpu.py` are made of, in Pallas, for the compiler Triton.
+"""What the kernels of `pallas/gpu.py` are made of, in Pallas, for the compiler Triton.
 
 A program is an instance of a kernel; the device runs many side by side. Arrays are
 given flat, and every element is addressed by its offset: windows are gathered by the
@@ -16,7 +16,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from dynconv_jax.functional.numerics import widest
-from dynconv_jax.functional.pallas_gpu_tiles import Layer, Tile
+from dynconv_jax.functional.pallas.gpu_tiles import Layer, Tile
 
 
 def steps_over(size: int, tile: int) -> int:

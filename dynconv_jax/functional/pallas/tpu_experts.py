@@ -16,7 +16,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from dynconv_jax.functional.pallas_layer import (
+from dynconv_jax.functional.pallas.tpu_layer import (
     LANES,
     VMEM_BYTES,
     Layer,
@@ -27,7 +27,7 @@ from dynconv_jax.functional.pallas_layer import (
     sublanes,
     tile_bytes,
 )
-from dynconv_jax.functional.pallas_plan import cycles as mixing
+from dynconv_jax.functional.pallas.tpu_plan import cycles as mixing
 
 # How long schedules of a v5e are, against the rows that its matrix units take; and by
 # how much strides lengthen them.

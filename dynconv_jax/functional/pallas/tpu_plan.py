@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dynconv_jax.functional.pallas_layer import (
+from dynconv_jax.functional.pallas.tpu_layer import (
     LANES,
     VMEM_BYTES,
     Layer,

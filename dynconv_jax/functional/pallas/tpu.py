@@ -15,14 +15,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from dynconv_jax.functional import (
-    pallas_dense,
-    pallas_depthwise,
-    pallas_experts,
-)
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.numerics import Numerics
-from dynconv_jax.functional.pallas_layer import (
+from dynconv_jax.functional.pallas import tpu_dense, tpu_depthwise, tpu_experts
+from dynconv_jax.functional.pallas.tpu_layer import (
     VMEM_BYTES,
     Layer,
     manual_axes,
@@ -30,7 +26,7 @@ from dynconv_jax.functional.pallas_layer import (
     sublanes,
     vary_alike,
 )
-from dynconv_jax.functional.pallas_plan import has_room
+from dynconv_jax.functional.pallas.tpu_plan import has_room
 from dynconv_jax.functional.windows import pad_spatial, window_slice
 
 _PLAIN = Numerics()
@@ -96,7 +92,7 @@ def pallas_refuses(
     widths = (rounded_up(width, unit) for width in geometry.kernel_shape[2:])
     experts = (num_experts, *geometry.kernel_size, *widths)
     layer = _layer(geometry, shape[1:-1], numerics, interpret=False)
-    if not pallas_experts.takes(layer, batch, experts, dtype) and not has_room(
+    if not tpu_experts.takes(layer, batch, experts, dtype) and not has_room(
         layer, batch, experts, dtype
     ):
         return (
@@ -120,7 +116,7 @@ def _depthwise_refuses(
             f"not for {geometry.feature_group_count} groups of "
             f"{geometry.in_features}→{geometry.out_features} channels"
         )
-    if pallas_depthwise.memory(geometry, shape, dtype) > VMEM_BYTES:
+    if tpu_depthwise.memory(geometry, shape, dtype) > VMEM_BYTES:
         return (
             "keeps images of a few samples in a core's memory, which has no room for "
             f"{'×'.join(map(str, shape[1:-1]))} pixels"
@@ -271,14 +267,14 @@ def _strided(inputs: jax.Array, geometry: Geometry) -> tuple[jax.Array, Geometry
 def _convolve(layer, inputs, attention, experts):
     experts = experts.astype(inputs.dtype)
     if not _has_few_pixels(layer, inputs, experts):
-        return pallas_dense.forward(layer, inputs, attention, experts)
+        return tpu_dense.forward(layer, inputs, attention, experts)
     inner = _batch_inside(inputs)
-    return _batch_first(pallas_experts.forward(layer, inner, attention, experts))
+    return _batch_first(tpu_experts.forward(layer, inner, attention, experts))
 
 
 def _has_few_pixels(layer, inputs, experts):
     batch, dtype = inputs.shape[0], inputs.dtype
-    return pallas_experts.takes(layer, batch, experts.shape, dtype)
+    return tpu_experts.takes(layer, batch, experts.shape, dtype)
 
 
 def _batch_inside(images):
@@ -298,8 +294,8 @@ def _backward(layer, saved, cotangent):
     def backward(inputs, attention, experts, cotangent):
         narrow = experts.astype(inputs.dtype)
         if not _has_few_pixels(layer, inputs, experts):
-            return pallas_dense.backward(layer, inputs, attention, narrow, cotangent)
-        of_inputs, *others = pallas_experts.backward(
+            return tpu_dense.backward(layer, inputs, attention, narrow, cotangent)
+        of_inputs, *others = tpu_experts.backward(
             *(layer, _batch_inside(inputs), attention, narrow),
             _batch_inside(cotangent),
             experts.dtype,
@@ -314,7 +310,7 @@ _convolve.defvjp(_forward, _backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _convolve_taps(geometry, interpret, inputs, kernel):
-    return pallas_depthwise.forward(geometry, interpret, inputs, kernel)
+    return tpu_depthwise.forward(geometry, interpret, inputs, kernel)
 
 
 def _forward_taps(geometry, interpret, inputs, kernel):
@@ -322,7 +318,7 @@ def _forward_taps(geometry, interpret, inputs, kernel):
 
 
 def _backward_taps(geometry, interpret, saved, cotangent):
-    backward = functools.partial(pallas_depthwise.backward, geometry, interpret)
+    backward = functools.partial(tpu_depthwise.backward, geometry, interpret)
     return _gradients(backward, saved, (*saved, cotangent))
 
 

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from dynconv_jax.functional import pallas_gpu, pallas_tpu
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.numerics import Numerics
+from dynconv_jax.functional.pallas import gpu, tpu
 
-_KERNELS = {"tpu": pallas_tpu, "gpu": pallas_gpu}
+_KERNELS = {"tpu": tpu, "gpu": gpu}
 _FORM = "pallas ({})"
 
 
@@ -41,7 +41,7 @@ def pallas_refuses(
         num_experts: K.
         dtype: The dtype of the inputs.
         **options: `numerics`, `spatial_attention` and `device_count`, as in
-            `pallas_tpu.py`.
+            `pallas/tpu.py`.
 
     Returns:
         The reason, to be read behind the form's name; None where they can.

@@ -1,4 +1,4 @@
-"""The gradients of experts and of their weights: a kernel of `pallas_gpu.py`."""
+"""The gradients of experts and of their weights: a kernel of `pallas/gpu.py`."""
 
 import functools
 import math
@@ -11,7 +11,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from dynconv_jax.functional.numerics import widest
-from dynconv_jax.functional.pallas_gpu_blocks import (
+from dynconv_jax.functional.pallas.gpu_blocks import (
     below,
     count_from,
     divide,
@@ -28,7 +28,7 @@ from dynconv_jax.functional.pallas_gpu_blocks import (
     store,
     weights_of,
 )
-from dynconv_jax.functional.pallas_gpu_tiles import Call, Layer, Tile, gradient_tile
+from dynconv_jax.functional.pallas.gpu_tiles import Call, Layer, Tile, gradient_tile
 
 
 def _gradient_kernel(

@@ -1,4 +1,4 @@
-"""Outputs, and the inputs' gradient: a kernel of `pallas_gpu.py`."""
+"""Outputs, and the inputs' gradient: a kernel of `pallas/gpu.py`."""
 
 import functools
 import math
@@ -13,7 +13,7 @@ from jax.experimental import pallas as pl
 from jax.typing import DTypeLike
 
 from dynconv_jax.functional.numerics import widest
-from dynconv_jax.functional.pallas_gpu_blocks import (
+from dynconv_jax.functional.pallas.gpu_blocks import (
     below,
     count_from,
     divide,
@@ -30,7 +30,7 @@ from dynconv_jax.functional.pallas_gpu_blocks import (
     store,
     weights_of,
 )
-from dynconv_jax.functional.pallas_gpu_tiles import Call, Layer, Tile, product_tile
+from dynconv_jax.functional.pallas.gpu_tiles import Call, Layer, Tile, product_tile
 
 
 def _apply_kernel(

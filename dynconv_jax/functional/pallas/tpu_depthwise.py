@@ -16,7 +16,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from dynconv_jax.functional.geometry import Geometry
-from dynconv_jax.functional.pallas_layer import (
+from dynconv_jax.functional.pallas.tpu_layer import (
     LANES,
     call,
     rounded_up,

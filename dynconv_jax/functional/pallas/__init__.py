@@ -1,0 +1,1 @@
+"""Kernels of our own, written in Pallas: some for TPUs, some for GPUs."""

@@ -1,0 +1,1 @@
+"""Tests of the pure functions, and of every form of the convolution."""
