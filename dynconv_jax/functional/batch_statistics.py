@@ -10,15 +10,19 @@ sum of squares about it, which no device needs another for, and they are put tog
 
 (Chan, Golub & LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample
 Variances", 1979), first those of a device, then those of all. The latter needs all m_i
-at once: they are added up as rows of a table in which everything else is zero.
+at once: they are added up as rows of a table in which everything else is zero. A batch
+on one device needs none of this, and has its mean first.
 """
 
+import dataclasses
 import functools
 import math
 
 import jax
 import jax.numpy as jnp
 
+from dynconv_jax.functional.chips import Target
+from dynconv_jax.functional.platforms import compute_where_lowered
 from dynconv_jax.functional.sharding import batch_shards
 
 # Rows of that table: enough for as many devices; more are more to exchange.
@@ -41,6 +45,43 @@ def batch_statistics(
         >>> mean.tolist(), variance.tolist()
         ([3.0, 4.0], [5.0, 5.0])
     """
+    mean, variance = compute_where_lowered(_Statistics(axes), x)
+    return mean, variance
+
+
+@dataclasses.dataclass(frozen=True)
+class _Statistics:
+    """Mean and variance, stacked; of a batch on several devices, in one exchange."""
+
+    axes: tuple[int, ...]
+    is_shared: bool = False
+
+    def on(self, target: Target) -> "_Statistics":
+        return _Statistics(self.axes, is_shared=target.device_count > 1)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        of = _of_many_devices if self.is_shared else _of_one_device
+        return jnp.stack(of(x, self.axes))
+
+    @property
+    def plain(self) -> "_Statistics":
+        return self
+
+    @property
+    def mappable(self) -> "_Statistics":
+        return self
+
+
+def _of_one_device(x: jax.Array, axes: tuple[int, ...]) -> list[jax.Array]:
+    centre = x.mean(axes, keepdims=True)
+    centred = x - centre
+    # What rounding left of the mean is not lost: it is in all that is centred.
+    rest = centred.mean(axes)
+    variance = jnp.square(centred).mean(axes) - jnp.square(rest)
+    return [centre.reshape(rest.shape) + rest, jnp.maximum(variance, 0)]
+
+
+def _of_many_devices(x: jax.Array, axes: tuple[int, ...]) -> list[jax.Array]:
     inner = axes[1:]
     centres = x.mean(inner, keepdims=True)
     centred = x - centres
@@ -56,7 +97,7 @@ def batch_statistics(
     else:  # which XLA on a CPU is slow to add up; exact in full precision
         table = jnp.tensordot(own, parts, 1, precision="highest")
     ((centre, rest, square),) = _merge(table[None], pixels * (batch // rows))
-    return centre + rest, square / (batch * pixels)
+    return [centre + rest, square / (batch * pixels)]
 
 
 def _merge(parts: jax.Array, count: int) -> jax.Array:

@@ -10,8 +10,14 @@ import pytest
 from dynconv_jax.functional import batch_statistics as module
 from parity_tests.parity import assert_close
 
-# One program each: operation by operation it takes seconds.
+# One program each: operation by operation it takes seconds. Those of many devices are
+# the same for one, and what devices exchange is in `test_sharding.py`.
 batch_statistics = jax.jit(module.batch_statistics, static_argnums=1)
+WAYS = {
+    "one device": batch_statistics,
+    "many devices": jax.jit(module._of_many_devices, static_argnums=1),
+}
+each_way = pytest.mark.parametrize("way", WAYS)
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -29,21 +35,23 @@ def named(statistics):
 SHAPES = [(1, 5, 3), (67, 3), (256, 2, 2, 3)]
 
 
+@each_way
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_statistics_are_those_of_two_passes(shape, rng):
+def test_statistics_are_those_of_two_passes(way, shape, rng):
     x = jnp.asarray(3 + rng.normal(size=shape))
     axes = tuple(range(len(shape) - 1))
-    actual, expected = batch_statistics(x, axes), plain(x, axes)
+    actual, expected = WAYS[way](x, axes), plain(x, axes)
     assert_close(named(actual), named(expected), dtype="float64")
 
 
+@each_way
 @pytest.mark.parametrize("shape", [(48, 3, 2, 5), (128, 5)], ids=str)
 @pytest.mark.parametrize("mean", [0.0, 1e2, 1e4, -1e5])
-def test_float32_loses_no_digits_to_a_mean_far_from_zero(mean, shape, rng):
+def test_float32_loses_no_digits_to_a_mean_far_from_zero(way, mean, shape, rng):
     x = (mean + rng.normal(size=shape)).astype(np.float32)
     axes = tuple(range(len(shape) - 1))
     expected = named(plain(jnp.asarray(x, "float64"), axes))
-    actual = named(batch_statistics(jnp.asarray(x), axes))
+    actual = named(WAYS[way](jnp.asarray(x), axes))
     assert_close(actual, expected, dtype="float32")
     # Nor is the test one that anything would pass.
     fast = np.asarray(jnp.square(x).mean(axes) - jnp.square(x.mean(axes)), np.float64)
@@ -51,11 +59,12 @@ def test_float32_loses_no_digits_to_a_mean_far_from_zero(mean, shape, rng):
     assert is_lost == (abs(mean) > 10)
 
 
-def test_samples_far_from_one_another_lose_no_digits(rng):
+@each_way
+def test_samples_far_from_one_another_lose_no_digits(way, rng):
     levels = 1e3 * rng.normal(size=(64, 1, 1))
     x = (levels + rng.normal(size=(64, 30, 5))).astype(np.float32)
     expected = plain(jnp.asarray(x, "float64"), (0, 1))
-    actual = batch_statistics(jnp.asarray(x), (0, 1))
+    actual = WAYS[way](jnp.asarray(x), (0, 1))
     assert_close(named(actual), named(expected), dtype="float32")
 
 
