@@ -32,11 +32,12 @@ from dynconv_jax.functional.choice import plans
 from dynconv_jax.functional.cost import Plan, Problem, estimate, work_of
 from dynconv_jax.functional.dynamic import dynamic_conv_by_plan
 from dynconv_jax.functional.numerics import Numerics
+from dynconv_jax.functional.pallas.by_platform import pallas_refuses
 
 # So many Gflop take a second or so; all experts on all samples then cannot win.
 _TOO_MUCH = 100.0
 # A form has rates of its own if it was seen on so many shapes.
-_ENOUGH = 8
+_ENOUGH = 6
 
 _START = time.monotonic()
 
@@ -78,7 +79,10 @@ def problem_of(shape: Shape, chip: Chip) -> Problem:
     dtype = jnp.float32 if chip.platform == "cpu" else jnp.bfloat16
     inputs = jax.ShapeDtypeStruct(shape.input_shape, dtype)
     problem = Problem.of(inputs, shape.geometry, shape.experts, chip=chip)
-    return dataclasses.replace(problem, device_count=1)
+    refusal = pallas_refuses(
+        chip.platform, shape.geometry, shape.input_shape, shape.experts, dtype
+    )
+    return dataclasses.replace(problem, device_count=1, has_kernels=refusal is None)
 
 
 @functools.cache

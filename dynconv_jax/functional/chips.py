@@ -32,6 +32,7 @@ KINDS: tuple[str, ...] = (
     "experts",
     "outputs",
     "images",
+    "cycles",
     "steps",
     "memory",
 )

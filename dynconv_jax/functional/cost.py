@@ -16,7 +16,7 @@ import jax
 from dynconv_jax.functional.chips import KINDS, PLATFORMS, Chip, memory_of
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.groups import group_geometry
-from dynconv_jax.functional.pallas.by_platform import form_for
+from dynconv_jax.functional.pallas.by_platform import form_for, pallas_cycles
 from dynconv_jax.functional.rows import kernel_rows
 
 # Sizes that are not known when the program is traced are taken to be this large: that
@@ -208,6 +208,7 @@ class Work:
         experts: GB of the experts and of the sums of their gradients.
         outputs: GB of the outputs of all experts.
         images: GB of inputs and outputs.
+        cycles: Gcycles of kernels of our own, by their own estimate.
         steps: Steps of a loop.
         memory: GB that live at the same time. On a CPU the system gives them page by
             page, and clears each page.
@@ -223,6 +224,7 @@ class Work:
     experts: float = 0.0
     outputs: float = 0.0
     images: float = 0.0
+    cycles: float = 0.0
     steps: float = 0.0
     memory: float = 0.0
 
@@ -273,7 +275,8 @@ def work_of(problem: Problem, plan: Plan, cache: float) -> Work:
     kernel = math.prod(geometry.kernel_shape) * each
     images = batch * (inputs + outputs) * each
 
-    if plan.implementation == "taps":
+    is_kernel = plan.implementation == "pallas"
+    if plan.implementation == "taps" or (is_kernel and geometry.is_depthwise):
         # Without the loop every tap reads the images from memory, not from the cache.
         reads = 2 * geometry.taps * images if plan.form == "taps" else 0
         return Work(
@@ -294,10 +297,13 @@ def work_of(problem: Problem, plan: Plan, cache: float) -> Work:
             outputs=5 * wide,
             experts=4 * experts * kernel,
         )
-    elif plan.implementation == "pallas":
-        # On the chip: mixed forward and for the gradient, and as much is summed.
+    elif is_kernel:
         memory = images + 2 * experts * kernel
-        work = Work(kernels=3 * batch * experts * kernel, experts=4 * experts * kernel)
+        dtype = "bfloat16" if problem.itemsize == 2 else "float32"
+        shape = (batch, *problem.spatial, geometry.in_features)
+        cycles = pallas_cycles(problem.chip.platform, geometry, shape, experts, dtype)
+        work = Work(cycles=1e-9 * cycles, experts=4 * experts * kernel)
+        arithmetic = 0 if cycles else arithmetic  # which are of the same product
     else:
         at_once = plan.chunk or batch
         steps = 0.0 if plan.chunk is None else batch / plan.chunk

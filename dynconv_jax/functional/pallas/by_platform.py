@@ -53,6 +53,30 @@ def pallas_refuses(
     )
 
 
+def pallas_cycles(
+    platform: str,
+    geometry: Geometry,
+    shape: Sequence[int],
+    num_experts: int,
+    dtype: DTypeLike,
+) -> float:
+    """Estimates the cycles of a dense convolution that is not refused; of a TPU.
+
+    Args:
+        platform: As in `pallas_refuses`.
+        geometry: The convolution.
+        shape: The shape (B, *S, C) of the inputs.
+        num_experts: K.
+        dtype: The dtype of the inputs.
+
+    Returns:
+        The cycles, forward and backward; 0 for a platform without an estimate.
+    """
+    if platform != "tpu":
+        return 0.0
+    return tpu.estimated_cycles(geometry, shape, num_experts, dtype)
+
+
 def conv_by_pallas(
     form: str,
     inputs: jax.Array,

@@ -26,6 +26,7 @@ from dynconv_jax.functional.pallas.tpu_layer import (
     sublanes,
     vary_alike,
 )
+from dynconv_jax.functional.pallas.tpu_plan import cycles as cycles_of_mixing
 from dynconv_jax.functional.pallas.tpu_plan import has_room
 from dynconv_jax.functional.windows import pad_spatial, window_slice
 
@@ -88,9 +89,7 @@ def pallas_refuses(
         return _depthwise_refuses(geometry, tuple(shape), dtype)
     if max(geometry.strides) > 1 and max(geometry.kernel_dilation) > 1:
         return "takes strides or dilation, not both"
-    unit, batch = sublanes(dtype), shape[0]
-    widths = (rounded_up(width, unit) for width in geometry.kernel_shape[2:])
-    experts = (num_experts, *geometry.kernel_size, *widths)
+    batch, experts = shape[0], _filled_experts(geometry, num_experts, dtype)
     layer = _layer(geometry, shape[1:-1], numerics, interpret=False)
     if not tpu_experts.takes(layer, batch, experts, dtype) and not has_room(
         layer, batch, experts, dtype
@@ -101,6 +100,39 @@ def pallas_refuses(
             f"on {'×'.join(map(str, shape[1:-1]))} pixels are too much"
         )
     return None
+
+
+def _filled_experts(
+    geometry: Geometry, num_experts: int, dtype: Any
+) -> tuple[int, ...]:
+    """Returns the shape of the experts with channels that fill whole tiles."""
+    unit = sublanes(dtype)
+    widths = (rounded_up(width, unit) for width in geometry.kernel_shape[2:])
+    return (num_experts, *geometry.kernel_size, *widths)
+
+
+def estimated_cycles(
+    geometry: Geometry, shape: Sequence[int], num_experts: int, dtype: DTypeLike
+) -> float:
+    """Estimates what a dense convolution that is not refused takes of a v5e.
+
+    Args:
+        geometry: The convolution.
+        shape: The shape (B, H, W, C) of the inputs.
+        num_experts: K.
+        dtype: The dtype of the inputs.
+
+    Returns:
+        The cycles, forward and backward, of the kernels that take it.
+    """
+    dtype = jnp.dtype(dtype)
+    experts = _filled_experts(geometry, num_experts, dtype)
+    layer = _layer(geometry, shape[1:-1], _PLAIN, interpret=False)
+    mixed = cycles_of_mixing(layer, experts, dtype)
+    of_sample = sum(mixed)
+    if tpu_experts.takes(layer, shape[0], experts, dtype):
+        of_sample = sum(tpu_experts.cycles(layer, experts))
+    return shape[0] * of_sample
 
 
 def _depthwise_refuses(
