@@ -214,6 +214,7 @@ def assemble_kernels(
         Shape (B, *k, C/g, O).
 
     Example:
+        >>> import jax.numpy as jnp
         >>> tiling = Tiling.create([Geometry.create(4, 8, (3, 3))], in_ratio=0.5)
         >>> cells = jnp.ones((tiling.num_cells, *tiling.cell_shape))
         >>> mixture = jnp.ones((2, 18, tiling.num_cells))
