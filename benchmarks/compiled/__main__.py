@@ -158,13 +158,10 @@ def compile_all(config: Config, jobs: list[Job]) -> dict[str, Any]:
     return results
 
 
-def _choices(chip: Chip) -> dict[str, dict[str, str]]:
-    """Returns what `"auto"` chooses for each layer, on this host and for the chip."""
+def _choices(chip: Chip) -> dict[str, str]:
+    """Returns what `"auto"` chooses for each layer on the chip."""
     return {
-        str(shape): {
-            "host": str(choice(shape, None)),
-            "chip": str(choice(shape, chip.name)),
-        }
+        str(shape): str(choice(shape, chip.name))
         for shape in (*DENSE, *DEPTHWISE, *SWEEP)
     }
 

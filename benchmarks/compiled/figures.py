@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from benchmarks.compiled.jobs import AUTO, REFERENCE, STATIC
+from dynconv_jax.functional.pallas.by_platform import form_for
 
 Record = Mapping[str, Any]
 
@@ -40,13 +41,13 @@ def best(forms: Mapping[str, Record]) -> tuple[str, float] | None:
     """Returns the form with the least bound of those compiled, and that bound.
 
     What `auto` is compiled as counts too; `vmap`, the reference, does not: it is never
-    chosen, and of a GPU its bound leaves out what makes it slow. Nor do bounds that
-    lack something.
+    chosen, and of a GPU its bound leaves out what makes it slow. Nor do kernels for
+    GPUs, which are offered by name, and bounds that lack something.
     """
     bounds = {
         name: record["bound"]
         for name, record in forms.items()
-        if name not in (STATIC, REFERENCE)
+        if name not in (STATIC, REFERENCE, form_for("gpu"))
         and "bound" in record
         and not record["unknown"]
     }

@@ -88,9 +88,7 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _layers(
-    records: list[Record], choices: Mapping[str, Mapping[str, str]], variant: str
-) -> str:
+def _layers(records: list[Record], choices: Mapping[str, str], variant: str) -> str:
     """Returns the tables of one pass of the layers."""
     chosen = [
         each
@@ -101,23 +99,19 @@ def _layers(
         return ""
     columns = _columns(chosen)
     bounds, ratios = [], []
-    found: dict[str, list[float | None]] = {"static": [], "regret": [], "chip": []}
+    found: dict[str, list[float | None]] = {"static": [], "regret": []}
     for title in figures.titles(chosen, "layer"):
         forms = figures.by_form(chosen, title, variant)
         bounds.append([title, *(_cell(forms.get(name)) for name in columns)])
-        least, on = figures.best(forms), choices[title]
-        row = [
-            figures.over_static(forms, AUTO),
-            figures.regret(forms),
-            figures.regret(forms, on["chip"]),
-        ]
+        least = figures.best(forms)
+        row = [figures.over_static(forms, AUTO), figures.regret(forms)]
         for values, value in zip(found.values(), row, strict=True):
             values.append(value)
         best = ""
         if least is not None:
-            best = f"{least[0]}, {_times(figures.over_static(forms, least[0]))}"
-        cells = [best, on["host"], *map(_times, row[:2])]
-        ratios.append([title, *cells, on["chip"], _times(row[2])])
+            over = _times(figures.over_static(forms, least[0]))
+            best = ", ".join(filter(None, (least[0], over)))
+        ratios.append([title, best, choices[title], *map(_times, row)])
     means = [
         figures.geometric_mean(each for each in values if each is not None)
         for values in found.values()
@@ -126,7 +120,7 @@ def _layers(
     shown = [
         f"{_times(mean)} ({count})" for mean, count in zip(means, counts, strict=True)
     ]
-    ratios.append(["**geometric mean** (of)", "", "", *shown[:2], "", shown[2]])
+    ratios.append(["**geometric mean** (of)", "", "", *shown])
     parts = [
         f"## Layers, {variant}",
         "bfloat16, K = 4, the attention given"
@@ -137,18 +131,16 @@ def _layers(
         _table(["", *columns], bounds),
         _parts(chosen, columns, variant),
         "Ratios of these estimates. Regret is the bound over that of the best form "
-        "compiled; `vmap`, the "
-        "reference, is left out, and what could not be counted whole. `auto` is the "
-        "library's, in a program that this host traces and lowers for the chip.",
+        "compiled that `auto` may choose: `vmap`, the reference, is left out, and so "
+        "are kernels that are offered by name only, and what could not be counted "
+        "whole.",
         _table(
             [
                 "",
                 "best form, over static",
-                "`auto` on this host is",
+                "`auto` chooses",
                 "`auto` over static",
                 "regret of `auto`",
-                "`auto` for the chip's platform would be",
-                "regret of that",
             ],
             ratios,
         ),

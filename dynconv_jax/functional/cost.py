@@ -321,7 +321,8 @@ def work_of(problem: Problem, plan: Plan, cache: float) -> Work:
             cached_kernels=kernel_bytes if are_kernels_cached else 0,
             # A loop adds up the gradient of the experts at every step.
             experts=(2 + 4 * steps) * experts * kernel,
-            steps=steps,
+            # A TPU starts anew for each sample.
+            steps=batch if plan.form == "row_conv" else steps,
         )
     is_thin = geometry.feature_group_count > 1
     return dataclasses.replace(
@@ -360,11 +361,14 @@ def _product_of_one(
     columns = math.prod(dense.kernel_size[1:])
     rows = columns * dense.in_features
     low, high = dense.pads(spatial)[0]
-    is_gathered = form == "rows" and (
-        columns > 1 or max(dense.strides[1:], default=1) > 1
-    )
+    is_gathered = columns > 1 or max(dense.strides[1:], default=1) > 1
     windows = (spatial[0] + low + high) * width * rows * is_gathered
     flops = 0.0
+    if form == "row_conv":  # rows that a stride steps over are channels of one product
+        deepest = (dense.extent[0] - 1) // dense.strides[0]
+        lines, features = (height + deepest) * width, (deepest + 1) * dense.out_features
+        flops = product(lines, dense.strides[0] * rows, features)
+        return groups * flops, groups * float(lines * features)
     for indices in kernel_rows(dense):
         if indices:
             lines = (height + indices[-1][1]) * width

@@ -126,14 +126,13 @@ _contract_narrow = jax.custom_jvp(_contract, nondiff_argnums=(0, 3, 4, 5))
 
 
 def _differentiate(subscripts, dtype, output_dtype, precision, primals, tangents):
-    if precision is None:
-        precision = _ROUNDED.get(dtype)
+    algorithm = _ROUNDED.get(dtype) if precision is None else precision
 
     def product(first, second):
         # What counts is its transpose: the cotangent is widened, and rounded for the
         # product, of which nothing is left in the program; the result is float32.
         wide = _contract(
-            subscripts, first, second, jnp.dtype(jnp.float32), jnp.float32, precision
+            subscripts, first, second, jnp.dtype(jnp.float32), jnp.float32, algorithm
         )
         return wide.astype(output_dtype)
 
@@ -143,6 +142,8 @@ def _differentiate(subscripts, dtype, output_dtype, precision, primals, tangents
         for index, tangent in enumerate(tangents)
         if not isinstance(tangent, SymbolicZero)
     ]
+    # By the precision that was asked for: the same product as without a gradient, which
+    # a compiler then computes once for both.
     outputs = _contract_narrow(subscripts, *primals, dtype, output_dtype, precision)
     return outputs, functools.reduce(jnp.add, terms, jnp.zeros_like(outputs))
 

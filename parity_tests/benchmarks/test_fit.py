@@ -2,9 +2,12 @@
 
 import dataclasses
 import json
+import statistics
 
 import pytest
 
+from benchmarks.compiled.jobs import DENSE
+from benchmarks.compiled.jobs import DEPTHWISE as DEPTHWISE_LAYERS
 from benchmarks.fit import (
     Config,
     fit,
@@ -19,6 +22,7 @@ from benchmarks.shapes import DEPTHWISE, LAYERS, OTHERS
 from dynconv_jax.functional.chips import KINDS, Chip, chips
 from dynconv_jax.functional.choice import plans
 from dynconv_jax.functional.cost import estimate
+from parity_tests.tools.checkout import ROOT
 
 SHAPES = (*LAYERS, *DEPTHWISE, *OTHERS)
 
@@ -96,3 +100,16 @@ def test_a_sweep_that_is_out_of_time_goes_on_from_what_it_has_kept(tmp_path):
 def test_a_sweep_in_parts_must_keep_its_times():
     with pytest.raises(SystemExit, match="--times"):
         main(Config(seconds=60.0))
+
+
+# What compilers made of the layers is committed; the rates are fitted to it.
+COMPILED = ROOT / "docs" / "benchmarks" / "compiled"
+
+
+@pytest.mark.parametrize("name", ["v5e", "h100"])
+def test_the_rates_choose_what_the_compiler_says_is_near_the_best(name):
+    chip, times, _ = read_bounds(COMPILED / f"{name}.json")
+    layers = {shape: times[shape] for shape in (*DENSE, *DEPTHWISE_LAYERS)}
+    found = regrets(chip, layers)
+    assert statistics.geometric_mean(found) <= 1.1
+    assert max(found) <= 1.3

@@ -302,3 +302,34 @@ def test_chips_loop_over_no_samples_also_where_this_host_would(name):
         assert "stablehlo.while" not in program
     if name != "experts":
         assert "stablehlo.while" in traced.lower(lowering_platforms=("cpu",)).as_text()
+
+
+def products(function, arrays) -> int:
+    """Returns how many products the compiled outputs and gradients have."""
+
+    def differentiate(cotangent, *arrays):
+        outputs, pull = jax.vjp(function, *arrays)
+        return outputs, pull(cotangent)
+
+    outputs = jax.eval_shape(function, *arrays)
+    compiled = jax.jit(differentiate).lower(outputs, *arrays).compile()
+    return (compiled.as_text() or "").count(" dot(")
+
+
+def test_forward_and_backward_share_what_both_compute():
+    case = CASES[DENSE]
+    plan = PlannedDynamicConv(Plan("patches"), geometry_of(DENSE), Numerics())
+
+    @dataclasses.dataclass(frozen=True)
+    class ByPatches:
+        def on(self, target: Target) -> PlannedDynamicConv:
+            return plan
+
+    kernel = (case.num_experts, *case.kernel_size, case.width, case.outputs)
+    shapes = (5, *case.spatial, case.channels), (5, case.num_experts), kernel
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    direct = products(lambda x, a, k: plan(x, a, k, None), arrays)
+    late = products(
+        lambda *each: compute_where_lowered(ByPatches(), *each, None), arrays
+    )
+    assert late == direct > 0
