@@ -269,8 +269,20 @@ class _PlacedDynamicConv(PlacedConv):
         )
 
     def on(self, target: Target) -> PlannedConv:
-        """Returns the convolution as it is computed in a place."""
-        plan = choose(self.problem_on(target), self.implementation)
+        """Returns the convolution as it is computed in a place.
+
+        Raises:
+            ValueError: If the kernels of Pallas are asked for where they cannot be.
+        """
+        problem = self.problem_on(target)
+        # On a CPU they are refused when they are called; their types are asked for.
+        if self.implementation == "pallas" and target.platform != "cpu":
+            reason = self.refusal_on(target.platform, problem.device_count)
+            if reason is not None:
+                raise ValueError(
+                    f"`implementation` (='pallas') {reason}; or use 'auto'"
+                )
+        plan = choose(problem, self.implementation)
         return PlannedDynamicConv(plan, self.geometry, self.numerics)
 
     def check(self) -> bool:
