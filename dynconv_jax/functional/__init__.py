@@ -1,8 +1,9 @@
 """Pure functions on arrays; they know nothing of modules."""
 
 from dynconv_jax.functional.choice import explain
-from dynconv_jax.functional.dynamic import dynamic_conv, mix_kernels
+from dynconv_jax.functional.dynamic import dynamic_conv
 from dynconv_jax.functional.geometry import Geometry
+from dynconv_jax.functional.mixing import mix_kernels
 from dynconv_jax.functional.per_sample import per_sample_conv
 from dynconv_jax.functional.router_losses import load_balance_loss, router_z_loss
 from dynconv_jax.functional.transpose import (

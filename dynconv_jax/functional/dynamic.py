@@ -9,11 +9,9 @@ spatial attention s_i the kernel is s_i ⊙ W(x_i), each tap weighted as a whole
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
@@ -24,96 +22,13 @@ from dynconv_jax.functional.cost import Plan, Problem, devices_of_a_batch
 from dynconv_jax.functional.experts import conv_by_all_experts, conv_by_experts
 from dynconv_jax.functional.forms import FORMS, Form
 from dynconv_jax.functional.geometry import Geometry, PaddingLike, check_operands
-from dynconv_jax.functional.numerics import (
-    Numerics,
-    as_arrays,
-    at_least_float32,
-    contract_rounded,
-    multiply_wide,
-)
+from dynconv_jax.functional.mixing import mix_by_product, mix_by_sum, mix_kernels
+from dynconv_jax.functional.numerics import Numerics, as_arrays, multiply_wide
 from dynconv_jax.functional.pallas.by_platform import conv_by_pallas, pallas_refuses
 from dynconv_jax.functional.per_sample import PlacedConv, PlannedConv, add_bias
 from dynconv_jax.functional.scan import map_samples
 from dynconv_jax.functional.sharding import leave_to_partitioner, of_convolution
 from dynconv_jax.functional.static import conv_by_one_kernel
-
-
-def mix_kernels(
-    attention: jax.Array,
-    kernel: jax.Array,
-    *,
-    precision: lax.PrecisionLike = None,
-) -> jax.Array:
-    """Mixes K stacked experts into one array per sample, Σ_k a_ik W_k.
-
-    Args:
-        attention: Shape (B, K). It is cast to the dtype of `kernel`.
-        kernel: Shape (K, ...): kernels, or biases.
-        precision: As in `jax.numpy.matmul`.
-
-    Returns:
-        Shape (B, ...), in the dtype of `kernel`.
-
-    Raises:
-        ValueError: If the two do not agree on K, or the kernels are not floating.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> mix_kernels(jnp.full((2, 4), 0.25), jnp.ones((4, 3, 3, 8, 16))).shape
-        (2, 3, 3, 8, 16)
-    """
-    check_arrays(attention=attention, kernel=kernel)
-    attention, kernel = as_arrays(attention, kernel)
-    if attention.ndim != 2 or attention.shape[1] != kernel.shape[0]:
-        raise ValueError(
-            f"`attention` (shape {attention.shape}) must be (batch, num_experts) with "
-            f"the {kernel.shape[0]} experts of `kernel` (shape {kernel.shape})"
-        )
-    if not jnp.issubdtype(kernel.dtype, jnp.floating):
-        raise ValueError(
-            f"`kernel` ({kernel.dtype}) must be floating, to be mixed; cast it to "
-            "float32"
-        )
-
-    def mix(attention: jax.Array, kernel: jax.Array) -> jax.Array:
-        return _mix(attention, kernel, kernel.dtype, precision)
-
-    rest = [(kernel, axis, kernel.shape[axis]) for axis in range(1, kernel.ndim)]
-    return leave_to_partitioner(
-        mix,
-        (attention, kernel),
-        [(attention, 0, attention.shape[0]), *rest],
-        stack=kernel,
-    )
-
-
-def _mix_by_sum(attention: jax.Array, kernel: jax.Array, dtype: DTypeLike) -> jax.Array:
-    """Mixes as `_mix` does, element by element, in float32 at least."""
-    wide = at_least_float32(dtype)
-    weights = attention.astype(dtype).astype(wide)
-    batch = attention.ndim - 1
-    weights = jnp.expand_dims(weights, tuple(range(batch + 1, batch + kernel.ndim)))
-    multiples = (
-        lax.index_in_dim(weights, index, batch, keepdims=False)
-        * jnp.expand_dims(expert, tuple(range(batch)))
-        for index, expert in enumerate(kernel.astype(wide))
-    )
-    return functools.reduce(jnp.add, multiples).astype(dtype)
-
-
-def _mix(
-    attention: jax.Array,
-    kernel: jax.Array,
-    dtype: DTypeLike,
-    precision: lax.PrecisionLike,
-) -> jax.Array:
-    """Mixes experts (K, ...) by attention (..., K), in a dtype."""
-    # Two-dimensional, so that the transposes in its gradient fold into the products.
-    experts = kernel.reshape(kernel.shape[0], -1)
-    flat = contract_rounded(
-        "...k,kn->...n", attention, experts, dtype, dtype, precision
-    )
-    return flat.reshape(*attention.shape[:-1], *kernel.shape[1:])
 
 
 def dynamic_conv_by_plan(
@@ -187,8 +102,8 @@ def _mixer(
 
     def mix(attention: jax.Array, kernel: jax.Array) -> jax.Array:
         if by_sums:
-            return _mix_by_sum(attention, kernel, dtype)
-        return _mix(attention, kernel, dtype, precision)
+            return mix_by_sum(attention, kernel, dtype)
+        return mix_by_product(attention, kernel, dtype, precision)
 
     def mixed_kernel(
         attention: jax.Array | None, spatial_attention: jax.Array | None

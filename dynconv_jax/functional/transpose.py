@@ -14,9 +14,8 @@ deconvolution layer the same as a convolutional layer?", 2016, for a static kern
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -31,72 +30,25 @@ from dynconv_jax.functional.choice import (
     is_chosen_by_place,
 )
 from dynconv_jax.functional.cost import Plan, Problem
-from dynconv_jax.functional.dynamic import (
-    check_attention,
-    dynamic_conv_by_plan,
-    mix_kernels,
-)
+from dynconv_jax.functional.dynamic import check_attention, dynamic_conv_by_plan
 from dynconv_jax.functional.geometry import Geometry, PaddingLike, check_operands
+from dynconv_jax.functional.mixing import mix_kernels
 from dynconv_jax.functional.numerics import Numerics, as_arrays
 from dynconv_jax.functional.per_sample import add_bias, per_sample_conv_by_plan
 from dynconv_jax.functional.platforms import compute_where_lowered
 from dynconv_jax.functional.sharding import leave_to_partitioner, of_convolution
 from dynconv_jax.functional.transpose_geometry import TransposeGeometry
-from dynconv_jax.functional.windows import pad_spatial
+from dynconv_jax.functional.transpose_phases import (
+    along_each_axis,
+    as_convolution,
+    conv_by_phases,
+)
 
 # What brings all samples of a sharded batch to every device.
 _GATHERING = ("scan", "row_conv", "vmap")
 
 # The plan of the convolution of each phase.
 _Plans = tuple[tuple[Geometry, Plan], ...]
-# Convolves inputs (B, *S, C) with a stack of kernels, as a geometry says.
-Convolve = Callable[[jax.Array, jax.Array, Geometry], jax.Array]
-
-
-class _Phase(NamedTuple):
-    """The outputs of one remainder along one dimension, as a convolution.
-
-    Attributes:
-        taps: Which taps of the flipped kernel they see.
-        dilation: The step between these, in the inputs.
-        padding: (low, high) padding of the inputs.
-        size: How many outputs there are; of a symbolic size perhaps one more.
-    """
-
-    taps: slice
-    dilation: int
-    padding: tuple[int, int]
-    size: int
-
-
-def _phases_along(
-    inputs: int, outputs: int, kernel: int, stride: int, dilation: int, low: int
-) -> list[_Phase | None]:
-    """Returns the phase of every remainder; None for outputs that see no tap."""
-    # The taps of a remainder are an arithmetic progression.
-    shared = math.gcd(stride, dilation)
-    step, spacing = stride // shared, dilation // shared
-    phases: list[_Phase | None] = []
-    for rest in range(stride):
-        size = -(-(outputs - rest) // stride)
-        if not isinstance(outputs, int):  # some may have none, so all have the most
-            size = -(-outputs // stride)
-        first = next(
-            (
-                tap
-                for tap in range(min(step, kernel))
-                if (rest + tap * dilation - low) % stride == 0
-            ),
-            None,
-        )
-        if first is None or size < 1:
-            phases.append(None)
-            continue
-        begin = (rest + first * dilation - low) // stride  # what the first tap sees
-        reach = (kernel - 1 - first) // step * spacing
-        padding = (-begin, size + begin + reach - inputs)
-        phases.append(_Phase(slice(first, None, step), spacing, padding, size))
-    return phases
 
 
 def conv_transpose_by_vmap(
@@ -126,105 +78,6 @@ def conv_transpose_by_vmap(
         )[0]
 
     return jax.vmap(one)(inputs, kernel)
-
-
-def _along_each_axis(
-    geometry: TransposeGeometry, spatial: Sequence[int]
-) -> list[list[_Phase | None]]:
-    """Returns for each dimension the phases along it."""
-    return list(
-        map(
-            _phases_along,
-            spatial,
-            geometry.output_size(spatial),
-            geometry.kernel_size,
-            geometry.strides,
-            geometry.kernel_dilation,
-            (low for low, _ in geometry.pads(spatial)),
-        )
-    )
-
-
-def _as_convolution(
-    geometry: TransposeGeometry, phases: Sequence[_Phase | None]
-) -> Geometry | None:
-    """Returns the convolution of a phase; None where its outputs see no tap."""
-    present = [phase for phase in phases if phase is not None]
-    if len(present) < geometry.rank:
-        return None
-    taps = [
-        len(range(size)[phase.taps])
-        for size, phase in zip(geometry.kernel_size, present, strict=True)
-    ]
-    return Geometry(
-        in_features=geometry.in_features,
-        out_features=geometry.out_features,
-        kernel_size=tuple(taps),
-        strides=(1,) * geometry.rank,
-        padding=tuple(phase.padding for phase in present),
-        kernel_dilation=tuple(phase.dilation for phase in present),
-        feature_group_count=geometry.feature_group_count,
-    )
-
-
-def _conv_by_phases(
-    inputs: jax.Array,
-    kernel: jax.Array,
-    geometry: TransposeGeometry,
-    numerics: Numerics,
-    convolve: Convolve,
-) -> jax.Array:
-    """Computes a transposed convolution phase by phase.
-
-    Args:
-        inputs: Shape (B, *S, C).
-        kernel: Shape (..., *k, C/g, O), with one leading axis.
-        geometry: The transposed convolution.
-        numerics: Its numerical options.
-        convolve: What computes a phase.
-
-    Returns:
-        Shape (B, *S_out, O).
-    """
-    rank, spatial = geometry.rank, inputs.shape[1:-1]
-    sizes = geometry.output_size(spatial)
-    rows = tuple(
-        -(-size // stride) for size, stride in zip(sizes, geometry.strides, strict=True)
-    )
-    flipped = jnp.flip(kernel, axis=tuple(range(1, rank + 1)))
-    # Made from the inputs, so that they lie on the same devices as these.
-    blank = jnp.zeros_like(
-        inputs[(slice(None), *(slice(1),) * (rank + 1))],
-        numerics.output_dtype(inputs.dtype),
-    )
-    empty = jnp.broadcast_to(blank, (*inputs.shape[:1], *rows, geometry.out_features))
-
-    def outputs_of(phases: tuple[_Phase | None, ...]) -> jax.Array:
-        plain = _as_convolution(geometry, phases)
-        if plain is None:
-            return empty
-        present = [phase for phase in phases if phase is not None]
-        part = flipped[(slice(None), *(phase.taps for phase in present))]
-        missing = [
-            (0, row - phase.size) for row, phase in zip(rows, present, strict=True)
-        ]
-        return pad_spatial(convolve(inputs, part, plain), missing)
-
-    along = _along_each_axis(geometry, spatial)
-
-    def interleaved(chosen: tuple[_Phase | None, ...]) -> jax.Array:
-        """Returns the outputs of the phases that begin like this."""
-        axis = len(chosen)
-        if axis == rank:
-            return outputs_of(chosen)
-        parts = [interleaved((*chosen, phase)) for phase in along[axis]]
-        stacked = jnp.stack(parts, axis=axis + 2)
-        shape = list(parts[0].shape)
-        shape[axis + 1] *= len(parts)
-        outputs = stacked.reshape(shape)
-        return lax.slice_in_dim(outputs, 0, sizes[axis], axis=axis + 1)
-
-    return interleaved(())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -272,7 +125,7 @@ class _PerSampleTranspose(_PlannedTranspose):
         def convolve(inputs: jax.Array, part: jax.Array, phase: Geometry) -> jax.Array:
             return per_sample_conv_by_plan(plans[phase], inputs, part, phase, numerics)
 
-        return _conv_by_phases(inputs, kernel, geometry, numerics, convolve)
+        return conv_by_phases(inputs, kernel, geometry, numerics, convolve)
 
 
 class _DynamicTranspose(_PlannedTranspose):
@@ -290,7 +143,7 @@ class _DynamicTranspose(_PlannedTranspose):
             plan = plans[phase]
             return dynamic_conv_by_plan(plan, inputs, attention, part, phase, numerics)
 
-        return _conv_by_phases(inputs, kernel, geometry, numerics, convolve)
+        return conv_by_phases(inputs, kernel, geometry, numerics, convolve)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -332,9 +185,9 @@ class _PlacedTranspose:
         return self.on(Target("cpu"))(*operands)
 
     def _phases(self) -> list[Geometry]:
-        along = _along_each_axis(self.geometry, self.shape[1:-1])
+        along = along_each_axis(self.geometry, self.shape[1:-1])
         phases = (
-            _as_convolution(self.geometry, each) for each in itertools.product(*along)
+            as_convolution(self.geometry, each) for each in itertools.product(*along)
         )
         return list(dict.fromkeys(phase for phase in phases if phase is not None))
 

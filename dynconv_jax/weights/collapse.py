@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dynconv_jax.checks import check_module
-from dynconv_jax.functional.dynamic import mix_kernels
+from dynconv_jax.functional.mixing import mix_kernels
 from dynconv_jax.functional.tiling import assemble_kernels
 from dynconv_jax.layers import DynamicConvTranspose, ODConv, WarehouseConv
 from dynconv_jax.layers.expert_conv import ExpertConv
