@@ -37,7 +37,7 @@ _STEP = 2_000_000
 _MOST_SAMPLES = 128
 # Padded images of a whole batch that are larger are made step by step in the forward
 # pass too; smaller ones are freed and given out again without being cleared.
-_WHOLE = 16_000_000
+_WHOLE = 24_000_000
 # How many rows one fused sum adds: more is faster, and compiles longer.
 _ROWS = 32
 
