@@ -1,8 +1,8 @@
 """The choice behind `implementation="auto"`, and its explanation.
 
 Of the plans that can compute a problem, the one with the least estimated time
-(`cost.py`), on the chip that the program is lowered for (`platforms.py`): while it is
-traced there is a plan for every platform. Nothing is left of it at run time.
+(`cost.py`), on the chip that the program is lowered for: it is chosen then, not before
+(`platforms.py`). Nothing is left of it at run time.
 """
 
 import dataclasses

@@ -9,6 +9,7 @@ products instead, in one of several forms (`forms.py`), all of them exact; `choi
 tells which is fastest.
 """
 
+import abc
 import dataclasses
 from collections.abc import Sequence
 from typing import Any, Self
@@ -58,7 +59,7 @@ def per_sample_conv_by_plan(
 
 
 @dataclasses.dataclass(frozen=True)
-class PlannedConv:
+class PlannedConv(abc.ABC):
     """A convolution as a plan says.
 
     Attributes:
@@ -71,9 +72,9 @@ class PlannedConv:
     geometry: Geometry
     numerics: Numerics
 
+    @abc.abstractmethod
     def __call__(self, *operands: Any) -> jax.Array:
         """Computes."""
-        raise NotImplementedError
 
     @property
     def plain(self) -> Self:

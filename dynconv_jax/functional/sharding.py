@@ -110,6 +110,15 @@ def of_convolution(
     return [(inputs, 0, inputs.shape[0]), *pixels, (kernel, -1, kernel.shape[-1])]
 
 
+def manual_axes(array: jax.Array) -> Any:
+    """Returns over which axes of a `jax.shard_map` an array varies, as JAX says it.
+
+    None where it varies over none.
+    """
+    found = getattr(jax.typeof(array), "manual_axis_type", None)
+    return found if found is not None and found.varying else None
+
+
 def vary_alike(*arrays: jax.Array) -> list[jax.Array]:
     """Returns arrays that vary over the same axes of a mesh, inside `jax.shard_map`.
 
@@ -119,7 +128,7 @@ def vary_alike(*arrays: jax.Array) -> list[jax.Array]:
     """
 
     def varying(array: jax.Array) -> frozenset[str]:
-        kind = getattr(jax.typeof(array), "manual_axis_type", None)
+        kind = manual_axes(array)
         return kind.varying if kind is not None else frozenset()
 
     axes = frozenset().union(*map(varying, arrays))

@@ -12,6 +12,7 @@ form of `per_sample.py` and `dynamic.py` is asked for, or fastest. Shi et al., "
 deconvolution layer the same as a convolutional layer?", 2016, for a static kernel.
 """
 
+import abc
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
@@ -81,7 +82,7 @@ def conv_transpose_by_vmap(
 
 
 @dataclasses.dataclass(frozen=True)
-class _PlannedTranspose:
+class _PlannedTranspose(abc.ABC):
     """A transposed convolution with a plan for each phase.
 
     Attributes:
@@ -94,9 +95,9 @@ class _PlannedTranspose:
     geometry: TransposeGeometry
     numerics: Numerics
 
+    @abc.abstractmethod
     def __call__(self, *operands: Any) -> jax.Array:
         """Computes."""
-        raise NotImplementedError
 
     @property
     def plain(self) -> Self:

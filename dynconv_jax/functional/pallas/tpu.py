@@ -21,13 +21,12 @@ from dynconv_jax.functional.pallas import tpu_dense, tpu_depthwise, tpu_experts
 from dynconv_jax.functional.pallas.tpu_layer import (
     VMEM_BYTES,
     Layer,
-    manual_axes,
     rounded_up,
     sublanes,
-    vary_alike,
 )
 from dynconv_jax.functional.pallas.tpu_plan import cycles as cycles_of_mixing
 from dynconv_jax.functional.pallas.tpu_plan import has_room
+from dynconv_jax.functional.sharding import manual_axes, vary_alike
 from dynconv_jax.functional.windows import pad_spatial, window_slice
 
 _PLAIN = Numerics()

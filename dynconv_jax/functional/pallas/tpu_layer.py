@@ -11,6 +11,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from dynconv_jax.functional.sharding import manual_axes
+
 LANES = 128
 # What of a core's memory a kernel may take; v5p and v7 have 64 MiB, v5e and v6e twice
 # as much. v4 has 16, and its compiler refuses what needs more.
@@ -84,33 +86,6 @@ def product(
         precision=layer.precision if is_wide else None,
         preferred_element_type=jnp.float32,
     )
-
-
-def manual_axes(array: jax.Array) -> Any:
-    """Returns over which axes of a `jax.shard_map` an array varies, as JAX says it.
-
-    None where it varies over none.
-    """
-    found = getattr(jax.typeof(array), "manual_axis_type", None)
-    return found if found is not None and found.varying else None
-
-
-def vary_alike(*arrays: jax.Array) -> list[jax.Array]:
-    """Returns arrays that vary over the same axes of a `jax.shard_map`.
-
-    So that the gradient of what is the same on all devices is summed over them.
-    """
-    axes = [
-        found.varying if (found := manual_axes(each)) else frozenset()
-        for each in arrays
-    ]
-    together = frozenset().union(*axes)
-    return [
-        lax.pcast(array, tuple(sorted(together - own)), to="varying")
-        if together - own
-        else array
-        for array, own in zip(arrays, axes, strict=True)
-    ]
 
 
 def call(

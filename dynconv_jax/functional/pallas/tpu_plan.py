@@ -240,6 +240,17 @@ def forward_scratch(
     ]
 
 
+def _bytes(
+    blocks: list[Any], scratch: list[Any], samples: int, sums: tuple[int, int]
+) -> int:
+    """Returns what a kernel needs: blocks are there twice, and so are its sums."""
+    return (
+        2 * sum(tile_bytes(*each) for each in blocks)
+        + sum(tile_bytes(*each) for each in scratch)
+        + 2 * samples * tile_bytes(sums, jnp.float32)
+    )
+
+
 def forward_tiles(
     plan: Plan, batch: int, shape: Sequence[int], dtype: Any
 ) -> Tiles | None:
@@ -255,12 +266,7 @@ def forward_tiles(
         ]
         scratch = forward_scratch(plan, samples, tile, shape, dtype)
         pixels = layer.outputs[0] * rounded_up(layer.outputs[1], sublanes(dtype))
-        sums = 2 * samples * tile_bytes((pixels, tile), jnp.float32)
-        return (
-            2 * sum(tile_bytes(*each) for each in blocks)
-            + sum(tile_bytes(*each) for each in scratch)
-            + sums
-        )
+        return _bytes(blocks, scratch, samples, (pixels, tile))
 
     pixels = math.prod(layer.outputs)
     return choose_tiles(memory, batch, outputs, rows * slots * features, pixels)
@@ -310,12 +316,7 @@ def backward_tiles(
         ]
         scratch = backward_scratch(plan, samples, tile, shape, dtype)
         pixels = layer.inputs[0] * rounded_up(layer.inputs[1], sublanes(dtype))
-        sums = 2 * samples * tile_bytes((pixels, tile), jnp.float32)
-        return (
-            2 * sum(tile_bytes(*each) for each in blocks)
-            + sum(tile_bytes(*each) for each in scratch)
-            + sums
-        )
+        return _bytes(blocks, scratch, samples, (pixels, tile))
 
     pixels = math.prod(layer.outputs)
     return choose_tiles(memory, batch, features, rows * slots * outputs, pixels)
