@@ -354,6 +354,14 @@ def _product_of_one(
     def product(count: int, rows: int, columns: int) -> float:
         return 2.0 * count * _filled(rows, lanes) * _filled(columns, lanes)
 
+    if form == "experts by convolution" and groups == 1:
+        # Windows stay where they are: the channels of each tap fill half the lanes at
+        # least, by the schedules for TPUs. All experts are one product, of which this
+        # is the share of one.
+        experts = problem.num_experts or 1
+        features = dense.taps * _filled(dense.in_features, max(1, lanes // 2))
+        flops = 2.0 * height * width * features
+        return flops * _filled(experts * dense.out_features, lanes) / experts, 0
     if form not in ("rows", "row_conv"):
         count = height * width
         rows = dense.taps * dense.in_features
