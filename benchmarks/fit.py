@@ -156,7 +156,7 @@ def read_bounds(path: Path) -> tuple[Chip, dict[Shape, Times], str]:
 
     Returns:
         The chip that they are for, the bounds of each plan that `"auto"` could choose,
-        and where they come from, in words.
+        also those that could not be counted whole, and where they come from, in words.
     """
     results = json.loads(path.read_text())
     chip = chips()[results["chip"]]
@@ -168,7 +168,6 @@ def read_bounds(path: Path) -> tuple[Chip, dict[Shape, Times], str]:
             and record["variant"] == PASSES[1]
             and record["form_title"] not in (STATIC, AUTO)
             and "bound" in record
-            and not record["unknown"]
         ):
             shape = by_title[record["title"]]
             names = {str(plan) for plan in plans(problem_of(shape, chip))}

@@ -79,7 +79,7 @@ def test_bounds_of_a_compiler_are_read(tmp_path):
     path.write_text(json.dumps(results))
     chip, times, source = read_bounds(path)
     assert chip.name == "v5e"
-    assert times == {shape: {"patches": 0.25}}
+    assert times == {shape: {"patches": 0.25, "rows": 0.2}}
     assert "libtpu 1.2" in source and "not measured" in source
 
 
