@@ -115,7 +115,7 @@ class Checkout:
         self._server = subprocess.Popen(
             [sys.executable, "-m", "parity_tests.tools.forked_pytest"],
             cwd=self.root,
-            env=os.environ | environment,
+            env=environment | os.environ,  # whose cache may be kept
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
