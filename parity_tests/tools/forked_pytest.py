@@ -31,6 +31,7 @@ def run_forked(arguments: Sequence[str], seconds: float) -> tuple[int | None, st
             child = os.fork()
         if child == 0:
             os.setsid()  # what tests start ends with them
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # not what is asked next
             os.dup2(output.fileno(), 1)
             os.dup2(output.fileno(), 2)
             import pytest
