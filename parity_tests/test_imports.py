@@ -159,6 +159,7 @@ def test_imports_of_functions_are_told_from_those_of_the_module():
         ("parity_tests/tools/warehouse_pairs.py", True),  # imports what imports it
         ("parity_tests/tools/cases.py", False),  # imports it when asked for a twin
         ("parity_tests/tolerances.py", False),
+        ("parity_tests/benchmarks/test_timing.py", True),  # by way of benchmarks
         ("parity_tests/train/test_loop.py", False),
         ("parity_tests/conftest.py", False),
     ],

@@ -147,7 +147,7 @@ def test_a_record_is_kept_and_read_again(tmp_path):
     assert row and (row["outcome"], row["tests"]) == ("survived", ["a"])
     assert os.listdir(path.parent) == ["record.json"]
     told = mutate.report([FAULT], again)
-    assert told.startswith("0 of 1 faults were noticed, 1 survived, 0 ran out of time.")
+    assert told.startswith("0 of 1 faults were noticed, 1 survived, 0 ran out of time,")
     assert told.endswith("survived  dynconv_jax/gating.py:3  constant: 1  ->  (2)")
 
 

@@ -16,11 +16,13 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 import warnings
 from collections.abc import Sequence
 
-# What takes seconds to import, and is not of the checkout.
-FRAMEWORKS = "pytest", "hypothesis", "xdist", "jax.numpy", "flax.nnx", "optax", "torch"
+# What takes seconds to import, is not of the checkout and no plugin of pytest, which
+# imports these itself.
+FRAMEWORKS = "pytest", "jax.numpy", "flax.nnx", "optax", "torch"
 
 
 def run_forked(arguments: Sequence[str], seconds: float) -> tuple[int | None, str]:
@@ -36,10 +38,13 @@ def run_forked(arguments: Sequence[str], seconds: float) -> tuple[int | None, st
             os.dup2(output.fileno(), 2)
             import pytest
 
-            status = 4
-            with contextlib.suppress(BaseException):
+            status = int(pytest.ExitCode.INTERNAL_ERROR)
+            try:
                 status = int(pytest.main(list(arguments)))
+            except BaseException:
+                traceback.print_exc()
             sys.stdout.flush()
+            sys.stderr.flush()
             os._exit(status)
         status = _wait(child, seconds)
         output.seek(0)

@@ -42,14 +42,14 @@ def _nodes(tree: ast.AST, inside_functions: bool) -> Iterator[ast.AST]:
 
 @functools.cache
 def needs_torch(path: Path) -> bool:
-    """Whether a file of tests can be imported only where PyTorch is installed.
+    """Whether a file can be imported only where PyTorch is installed.
 
     Args:
-        path: The file, below the root of the checkout.
+        path: The file, in the checkout.
 
     Returns:
-        Whether it, or a module of tests that it imports, imports PyTorch or the twin. A
-        test may import them when it runs, and then fails without them.
+        Whether it, or a module of tests or benchmarks that it imports, imports PyTorch
+        or the twin. A test may import them when it runs, and then fails without them.
     """
     package = ".".join(path.relative_to(ROOT).parent.parts)
     names = imports_of(path.read_text(), package, inside_functions=False)
@@ -59,9 +59,9 @@ def needs_torch(path: Path) -> bool:
 
 
 def _files_of(name: str) -> Iterator[Path]:
-    """Yields the file of tests that a dotted name is in, if it is of tests at all."""
+    """Yields the file of tests or benchmarks that a dotted name is in, if it is."""
     parts = name.split(".")
-    if parts[0] == "parity_tests":
+    if parts[0] in ("benchmarks", "parity_tests"):
         for end in (len(parts), len(parts) - 1):
             file = ROOT.joinpath(*parts[:end]).with_suffix(".py")
             if file.is_file():

@@ -199,7 +199,8 @@ def plant(mutation: Mutation, checkout: Checkout, record: Record, config: Config
         for files in concerned(mutation, config)
     ]
     source = (checkout.root / mutation.path).read_text()
-    began, outcome, told = time.monotonic(), "survived", ""
+    began, told = time.monotonic(), ""
+    outcome = "survived" if any(stages) else "untested"
     checkout.write(mutation.path, mutation.apply(source))
     try:
         for files in filter(None, stages):
@@ -219,10 +220,12 @@ def plant(mutation: Mutation, checkout: Checkout, record: Record, config: Config
 def _is_sound(file: str, checkout: Checkout, record: Record) -> bool:
     """Whether tests pass where no fault is planted: others would notice any."""
     if file not in record.sound:
-        record.sound[file] = checkout.test([file])[0] == 0
+        status, output = checkout.test([file])
+        record.sound[file] = status == 0
         record.write()
-        if not record.sound[file]:
+        if status != 0:
             print(f"mutate: {file} fails without a fault, and is left out", flush=True)
+            print(output, flush=True)
     return record.sound[file]
 
 
@@ -231,11 +234,12 @@ def report(mutations: Sequence[Mutation], record: Record) -> str:
     rows = [row for row in map(record.find, mutations) if row]
     counts = {
         outcome: sum(row["outcome"] == outcome for row in rows)
-        for outcome in ("noticed", "survived", "ended")
+        for outcome in ("noticed", "survived", "ended", "untested")
     }
     lines = [
         f"{counts['noticed']} of {len(rows)} faults were noticed, "
-        f"{counts['survived']} survived, {counts['ended']} ran out of time."
+        f"{counts['survived']} survived, {counts['ended']} ran out of time, "
+        f"{counts['untested']} had no test that passes without a fault."
     ]
     for row in sorted(rows, key=lambda row: (row["path"], row["line"])):
         if row["outcome"] != "noticed":
