@@ -182,7 +182,7 @@ def test_wider_tests_run_where_the_nearest_notice_nothing(tmp_path, monkeypatch)
     row = record.find(fault)
     assert row and (row["outcome"], row["told"]) == ("noticed", "FAILED wide.py::test")
     # Without a fault first, or any test that fails would seem to notice one.
-    assert tests.ran == [["near.py"], ["wide.py"], ["near.py"], ["wide.py"]]
+    assert tests.ran == [["near.py"], ["near.py"], ["wide.py"], ["wide.py"]]
     assert (tmp_path / "file.py").read_text() == "x = 1\n"
     assert record.sound == {"near.py": True, "wide.py": True}
 

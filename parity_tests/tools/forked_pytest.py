@@ -52,20 +52,20 @@ def run_forked(arguments: Sequence[str], seconds: float) -> tuple[int | None, st
 
 
 def _wait(child: int, seconds: float) -> int | None:
-    """Waits for a process, at most so long, and ends what it has started."""
+    """Waits for a process, at most so long, and ends it with all that it started."""
     end = time.monotonic() + seconds
-    status: int | None = None
-    while time.monotonic() < end:
-        done, code = os.waitpid(child, os.WNOHANG)
-        if done:
-            status = abs(os.waitstatus_to_exitcode(code))
-            break
-        time.sleep(0.05)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child, signal.SIGKILL)
-    if status is None:
-        os.waitpid(child, 0)
-    return status
+    try:
+        while time.monotonic() < end:
+            done, code = os.waitpid(child, os.WNOHANG)
+            if done:
+                return abs(os.waitstatus_to_exitcode(code))
+            time.sleep(0.05)
+        return None
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):  # of one that has ended
+            os.waitpid(child, 0)
 
 
 def main() -> None:

@@ -194,27 +194,29 @@ def concerned(mutation: Mutation, config: Config) -> tuple[list[str], list[str]]
 
 def plant(mutation: Mutation, checkout: Checkout, record: Record, config: Config):
     """Plants a fault, runs the tests and takes it out again; notes what came out."""
-    stages = [
-        [file for file in files if _is_sound(file, checkout, record)]
-        for files in concerned(mutation, config)
-    ]
     source = (checkout.root / mutation.path).read_text()
-    began, told = time.monotonic(), ""
-    outcome = "survived" if any(stages) else "untested"
-    checkout.write(mutation.path, mutation.apply(source))
-    try:
-        for files in filter(None, stages):
+    outcome, told, seconds = "untested", "", 0.0
+    ran: list[str] = []
+    for files in concerned(mutation, config):
+        files = [file for file in files if _is_sound(file, checkout, record)]
+        if not files:
+            continue
+        ran += files
+        began = time.monotonic()
+        checkout.write(mutation.path, mutation.apply(source))
+        try:
             status, output = checkout.test(files)
-            if status != 0:
-                outcome = "ended" if status is None else "noticed"
-                lines = [line for line in output.splitlines() if "FAILED" in line]
-                told = (lines or output.splitlines() or [""])[-1]
-                break
-    finally:
-        checkout.write(mutation.path, source)
-    seconds = round(time.monotonic() - began, 1)
-    ran = [file for files in stages for file in files]
-    record.add(mutation, outcome=outcome, told=told, seconds=seconds, tests=ran)
+        finally:
+            checkout.write(mutation.path, source)
+        seconds += time.monotonic() - began
+        outcome = {None: "ended", 0: "survived"}.get(status, "noticed")
+        if status != 0:
+            lines = [line for line in output.splitlines() if "FAILED" in line]
+            told = (lines or output.splitlines() or [""])[-1]
+            break
+    record.add(
+        mutation, outcome=outcome, told=told, seconds=round(seconds, 1), tests=ran
+    )
 
 
 def _is_sound(file: str, checkout: Checkout, record: Record) -> bool:
