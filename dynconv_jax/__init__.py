@@ -1,5 +1,6 @@
 """Dynamic convolution for JAX: the layers of the family, as Flax NNX modules."""
 
+from _dynconv_version import __version__ as __version__
 from dynconv_jax.diagnostics import (
     DeadExpertWarning,
     GateSummary,

@@ -1,5 +1,16 @@
 """Dynamic convolution for PyTorch: the reference twin of the JAX library."""
 
+try:
+    import torch as _torch  # noqa: F401
+except ModuleNotFoundError as error:
+    if error.name != "torch":  # one that PyTorch itself misses
+        raise
+    raise ImportError(
+        "dynconv_torch needs PyTorch, which is not installed: "
+        "pip install 'dynconv[torch]'"
+    ) from None
+
+from _dynconv_version import __version__ as __version__
 from dynconv_torch.diagnostics import capture_routers
 from dynconv_torch.functional import (
     dynamic_conv,

@@ -1,4 +1,8 @@
-"""What all tests share: full precision, and numbers from a seed."""
+"""What all tests share: full precision, and numbers from a seed.
+
+Of PyTorch it takes what the tests have imported: with `--without-torch` those run that
+import none of it, where it need not be installed.
+"""
 
 import contextlib
 import gc
@@ -6,6 +10,7 @@ import importlib.metadata
 import os
 import sys
 import zlib
+from pathlib import Path
 
 # Test processes run side by side, and none is to take a GPU for itself.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -24,12 +29,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from flax import nnx
 
-import dynconv_jax
-import dynconv_torch
-from parity_tests.tools import networks, routed
+from parity_tests.tools import routed
+from parity_tests.tools.imports import needs_torch
 
 # Where nothing promotes a dtype or a rank unasked.
 STRICT = (
@@ -40,13 +43,28 @@ STRICT = (
     "parity_tests.test_routing",
 )
 
-# The arrays are small, and another process has the other core.
-torch.set_num_threads(1)
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds the flag of runs without PyTorch."""
+    parser.addoption(
+        "--without-torch",
+        action="store_true",
+        help="run the tests that import neither PyTorch nor dynconv_torch",
+    )
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leaves out the files that need PyTorch, if asked to."""
+    if config.getoption("without_torch") and collection_path.suffix == ".py":
+        return needs_torch(collection_path) or None
+    return None
 
 
 def pytest_collection_finish() -> None:
-    """Spares the garbage collector what was imported, and most of its rounds."""
-    gc.freeze()
+    """Leaves one core to another process, and spares the garbage collector rounds."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)  # the arrays are small
+    gc.freeze()  # what was imported
     gc.set_threshold(100_000, 20, 100)
 
 
@@ -78,7 +96,7 @@ def compiled_afresh():
     """
     yield
     if "torch._dynamo" in sys.modules:
-        torch.compiler.reset()
+        sys.modules["torch"].compiler.reset()
 
 
 @pytest.fixture
@@ -90,17 +108,8 @@ def rng(request) -> np.random.Generator:
 @pytest.fixture(autouse=True)
 def torch_seed() -> None:
     """Makes the parameters that PyTorch draws the same in every run."""
-    torch.manual_seed(0)
-
-
-@pytest.fixture
-def routers(monkeypatch):
-    """Puts a router where blocks look for theirs."""
-    for package, router in (
-        (dynconv_jax, networks.LinearRouter),
-        (dynconv_torch, networks.LinearRouter2d),
-    ):
-        monkeypatch.setattr(package.routing, "SigmoidRouter", router, raising=False)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ Arrays are named by PyTorch's keys, inputs are channels last. The attributes of 
 of one's own need PyTorch's names, or a row in the table `dynconv_jax.LAYOUT`.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Container, Mapping
 from typing import Any
@@ -28,63 +27,12 @@ from flax import nnx
 
 import dynconv_jax
 from dynconv_jax.weights import to_torch_state_dict, torch_variables
-
-
-@dataclasses.dataclass(frozen=True)
-class Tolerance:
-    """How far two results may be apart, and why.
-
-    Attributes:
-        relative: The largest difference, as a share of the largest magnitude of the
-            expected array.
-        reason: Where differences of that size come from.
-    """
-
-    relative: float
-    reason: str
-
-
-# The one table of tolerances.
-TOLERANCES = {
-    "float64": Tolerance(
-        1e-10,
-        "sums of up to 1e4 terms in another order, at 1e-16 a term: far above rounding "
-        "and far below any mistake in a formula. This tier finds the bugs",
-    ),
-    "float32": Tolerance(
-        2e-5,
-        "the same sums at 6e-8 a term, passed through batch norm's division and a few "
-        "layers",
-    ),
-    "bfloat16": Tolerance(
-        2e-2,
-        "eight bits: 4e-3 for each rounding of an activation, a few of them in a row",
-    ),
-    "int8": Tolerance(
-        1e-1,
-        "linear layers quantized to eight bits, 4e-3 of the largest weight and as much "
-        "of the largest feature, up to four in a row and then a softmax",
-    ),
-    "curve": Tolerance(
-        1e-3,
-        "the losses of tens of float32 steps whose sums over the batch are in another "
-        "order: each step multiplies the rounding of those before it",
-    ),
-}
-
-# How many of 256 levels a pixel may be off: one, where a file's own coding or
-# two roundings in a row come between, and half of one where it is rounded once.
-ONE_LEVEL = 1
-HALF_LEVEL = 0.51
-
-# A gradient that is the small difference of large terms (a router whose softmax is
-# saturated) carries their rounding. A gradient is therefore never measured against less
-# than this share of the largest magnitude among all gradients of the module.
-GRADIENT_FLOOR = 1e-4
-
-
-class ParityError(AssertionError):
-    """The two modules do not compute the same; the message says what and where."""
+from parity_tests.tolerances import (
+    GRADIENT_FLOOR,
+    TOLERANCES,
+    ParityError,
+    assert_close,
+)
 
 
 def as_numpy(tensor: torch.Tensor) -> np.ndarray:
@@ -125,70 +73,6 @@ def copy_weights(torch_module: torch.nn.Module, jax_module: nnx.Module) -> None:
         ValueError: If the keys or shapes of the two differ; it lists them.
     """
     dynconv_jax.load_torch_state_dict(jax_module, torch_state(torch_module))
-
-
-def assert_close(
-    actual: Mapping[str, Any],
-    expected: Mapping[str, Any],
-    *,
-    dtype: str,
-    floor: float = 0.0,
-) -> None:
-    """Compares named arrays by the table of tolerances.
-
-    Args:
-        actual: Arrays by name.
-        expected: Arrays by name; the names must be the same.
-        dtype: The row of `TOLERANCES`.
-        floor: Measure no array against less than this share of the largest magnitude
-            among all expected arrays.
-
-    Raises:
-        ParityError: If names or shapes differ, a value is not finite in one array only,
-            or values are too far apart. For every array that fails it gives the worst
-            index, both values, the relative error and the tolerance.
-
-    Example:
-        >>> one, two = np.array([1.0, 2.0]), np.array([1.0, 2.1])
-        >>> assert_close({"output": two}, {"output": one}, dtype="float64")
-        Traceback (most recent call last):
-        parity_tests.parity.ParityError: 1 of 1 arrays differ:
-          output[1] is 2.1, expected 2.0: relative error 5.0e-02, tolerance 1.0e-10
-    """
-    if actual.keys() != expected.keys():
-        raise ParityError(
-            f"names differ: missing {sorted(expected.keys() - actual.keys())}, "
-            f"unexpected {sorted(actual.keys() - expected.keys())}"
-        )
-    tolerance = TOLERANCES[dtype].relative
-    wide = {name: np.asarray(array, np.float64) for name, array in expected.items()}
-    finite = [np.abs(array[np.isfinite(array)]) for array in wide.values()]
-    floor *= max((array.max(initial=0.0) for array in finite), default=0.0)
-    failures = []
-    for name, reference in wide.items():
-        array = np.asarray(actual[name], np.float64)
-        if array.shape != reference.shape:
-            failures.append(f"{name} has shape {array.shape}, not {reference.shape}")
-            continue
-        if array.size == 0:
-            continue
-        magnitudes = np.abs(reference[np.isfinite(reference)])
-        scale = max(magnitudes.max(initial=0.0), floor, np.finfo(float).tiny)
-        same = (array == reference) | (np.isnan(array) & np.isnan(reference))
-        with np.errstate(invalid="ignore"):
-            error = np.where(same, 0.0, np.abs(array - reference) / scale)
-        error = np.where(np.isnan(error), np.inf, error)  # NaN in one of the two only
-        worst = np.unravel_index(error.argmax(), error.shape)
-        if error[worst] > tolerance:
-            index = f"[{', '.join(map(str, worst))}]" if worst else ""
-            failures.append(
-                f"{name}{index} is {array[worst]}, expected {reference[worst]}: "
-                f"relative error {error[worst]:.1e}, tolerance {tolerance:.1e}"
-            )
-    if failures:
-        raise ParityError(
-            f"{len(failures)} of {len(wide)} arrays differ:\n  " + "\n  ".join(failures)
-        )
 
 
 _compiled: dict[str, Any] = {}

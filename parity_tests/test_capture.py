@@ -24,14 +24,8 @@ from dynconv_jax import (
     to_torch_state_dict,
     with_warehouses,
 )
-from parity_tests.parity import (
-    GRADIENT_FLOOR,
-    as_numpy,
-    as_torch,
-    assert_close,
-    channels_first,
-    copy_weights,
-)
+from parity_tests.parity import as_numpy, as_torch, channels_first, copy_weights
+from parity_tests.tolerances import GRADIENT_FLOOR, assert_close
 from parity_tests.tools.routed import assert_untouched, snapshot
 
 

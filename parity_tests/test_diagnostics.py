@@ -26,7 +26,7 @@ from dynconv_jax import (
     with_warehouses,
 )
 from dynconv_jax.gating import record_attention
-from parity_tests.parity import assert_close
+from parity_tests.tolerances import assert_close
 from parity_tests.tools.routed import assert_untouched, snapshot
 
 

@@ -26,9 +26,9 @@ from dynconv_jax import (
 )
 from dynconv_jax.models.efficientnet_cc import Stage
 from dynconv_jax.models.resnet import BasicBlock, Bottleneck
-from parity_tests.parity import assert_close
+from parity_tests.tolerances import assert_close
 from parity_tests.tools.family import LAYERS, images, layer
-from parity_tests.tools.modules import build
+from parity_tests.tools.jax_modules import build
 
 MODULES = sorted(
     {

@@ -8,7 +8,8 @@ import torch
 
 from dynconv_jax.gating import attend
 from dynconv_torch.gating import attend as torch_attend
-from parity_tests.parity import as_numpy, assert_close
+from parity_tests.parity import as_numpy
+from parity_tests.tolerances import assert_close
 
 
 def test_keeping_all_experts_is_exactly_the_plain_router(rng):

@@ -1,6 +1,5 @@
 """Who imports whom: the frameworks stay apart, and the arrows run one way."""
 
-import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from parity_tests.tools.checkout import ROOT
+from parity_tests.tools.imports import imports_of, needs_torch
 
 # What must not be in a process that imported the package.
 FORBIDDEN = {
@@ -42,6 +42,7 @@ RANKS = {
         "printable": 0,
         "errors": 1,
         "flags": 2,
+        "requirements": 2,
         "data": 3,
         "machines": 3,
         "learning": 4,
@@ -113,27 +114,6 @@ def test_each_module_imports_first_and_nothing_forbidden(package):
     )
 
 
-def imports_of(source: str, package: str) -> set[str]:
-    """Returns the dotted names that a source imports anywhere in it.
-
-    Args:
-        source: Python source.
-        package: The dotted package that the source is in, for relative imports.
-    """
-    names = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            module = node.module or ""
-            if node.level:
-                above = package.split(".")
-                above = above[: len(above) - node.level + 1]
-                module = ".".join([*above, module] if module else above)
-            names.update(f"{module}.{alias.name}" for alias in node.names)
-    return names
-
-
 def imports_by_module(package: str) -> dict[str, set[str]]:
     """Returns what each module of a package imports, by the module's name."""
     found = {}
@@ -161,6 +141,31 @@ def imports_by_module(package: str) -> dict[str, set[str]]:
 )
 def test_every_form_of_import_is_found(source, expected):
     assert imports_of(source, "package.inner") == expected
+
+
+def test_imports_of_functions_are_told_from_those_of_the_module():
+    source = (
+        "import a\nif x:\n    import b\ndef f():\n    import c\nclass D:\n    import d"
+    )
+    assert imports_of(source, "package", inside_functions=False) == {"a", "b", "d"}
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("parity_tests/parity.py", True),  # imports it
+        ("parity_tests/test_onnx.py", True),
+        ("parity_tests/layers/test_od_conv_in_use.py", True),
+        ("parity_tests/tools/warehouse_pairs.py", True),  # imports what imports it
+        ("parity_tests/tools/cases.py", False),  # imports it when asked for a twin
+        ("parity_tests/tolerances.py", False),
+        ("parity_tests/benchmarks/test_timing.py", True),  # by way of benchmarks
+        ("parity_tests/train/test_loop.py", False),
+        ("parity_tests/conftest.py", False),
+    ],
+)
+def test_which_files_need_torch(path, expected):
+    assert needs_torch(ROOT / path) == expected
 
 
 @pytest.mark.parametrize("package", FORBIDDEN)

@@ -17,14 +17,12 @@ from dynconv_jax.weights import torch_layout
 from dynconv_jax.weights.arrangements import permuted
 from parity_tests.parity import (
     OPTIMIZERS,
-    TOLERANCES,
-    ParityError,
     as_numpy,
     as_torch,
-    assert_close,
     assert_parity,
     assert_training_parity,
 )
+from parity_tests.tolerances import TOLERANCES, ParityError, assert_close
 
 
 def check_blocks():

@@ -19,7 +19,8 @@ from dynconv_jax import (
 )
 from dynconv_jax.logit_noise import LogitNoise
 from dynconv_torch.logit_noise import LogitNoise as TorchLogitNoise
-from parity_tests.parity import as_numpy, assert_close, assert_parity
+from parity_tests.parity import as_numpy, assert_parity
+from parity_tests.tolerances import assert_close
 
 
 def routers(in_features=9, num_experts=5, **options):

@@ -14,7 +14,8 @@ import dynconv_jax
 import dynconv_torch
 from dynconv_jax.functional import Geometry
 from dynconv_torch.functional.numerics import call_wide
-from parity_tests.parity import as_numpy, assert_close
+from parity_tests.parity import as_numpy
+from parity_tests.tolerances import assert_close
 from parity_tests.tools.torch_layers import ALL, build, images
 
 LINEAR = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d

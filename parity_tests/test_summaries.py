@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dynconv_jax import summarize, summarize_gates
-from parity_tests.parity import assert_close
+from parity_tests.tolerances import assert_close
 from parity_tests.tools.routed import bits
 
 

@@ -4,10 +4,11 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from _dynconv_version import __version__
 from train.errors import TrainError, TrainingStopped
-from train.flags.config import COMMANDS, parse
 from train.machines.streams import Streams
 from train.printable import printable
+from train.requirements import check_installed
 
 # Commands that train nothing: without a reader they have nothing to do.
 ONLY_TELL = (["compare"], ["evaluate"], ["predict"])
@@ -26,7 +27,13 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         SystemExit: With 0, after `--help`.
     """
+    if "--version" in argv:
+        print(f"dynconv {__version__}")
+        return 0
     try:
+        check_installed()
+        from train.flags.config import COMMANDS, parse  # which needs the extra
+
         if argv and argv[0] in COMMANDS:
             importlib.import_module(f"train.commands.{argv[0]}").main(argv[1:])
             return 0
@@ -55,7 +62,7 @@ def run(argv: Sequence[str]) -> int:
     Returns:
         What `main` does, or 1 or 141 if standard output could not be written.
     """
-    is_told = "-h" in argv or "--help" in argv
+    is_told = not {"-h", "--help", "--version"}.isdisjoint(argv)
     streams = Streams(goes_on=not is_told and argv[:1] not in ONLY_TELL)
     try:
         status = main(argv)

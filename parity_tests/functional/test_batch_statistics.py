@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dynconv_jax.functional import batch_statistics as module
-from parity_tests.parity import assert_close
+from parity_tests.tolerances import assert_close
 
 # One program each: operation by operation it takes seconds. Those of many devices are
 # the same for one, and what devices exchange is in `test_sharding.py`.

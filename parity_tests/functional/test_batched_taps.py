@@ -12,7 +12,7 @@ from dynconv_jax.functional.cost import Plan
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.numerics import Numerics
 from dynconv_jax.functional.per_sample import per_sample_conv_by_plan
-from parity_tests.parity import assert_close
+from parity_tests.tolerances import assert_close
 from parity_tests.tools.cases import CASES, Case
 from parity_tests.tools.exported import exported
 

@@ -16,15 +16,7 @@ from dynconv_jax.functional import cost
 from dynconv_jax.functional.chips import chips
 from dynconv_torch.functional import Geometry
 from dynconv_torch.functional import choice as torch_choice
-
-Shape = tuple[int, ...]
-
-# (shape of inputs, of experts, options): one that each form is for, on a CPU.
-EXTREMES: dict[str, tuple[Shape, Shape, dict[str, Any]]] = {
-    "scan": ((32, 56, 56, 64), (4, 3, 3, 64, 64), {"padding": 1}),
-    "experts": ((64, 2, 2, 128), (4, 3, 3, 128, 256), {"padding": 1, "strides": 2}),
-    "taps": ((32, 14, 14, 480), (4, 5, 5, 1, 480), {"feature_group_count": 480}),
-}
+from parity_tests.tools.cases import EXTREMES
 
 
 @pytest.mark.parametrize("implementation", EXTREMES)

@@ -11,7 +11,7 @@ import torch
 
 import dynconv_torch
 from dynconv_jax import dynamic_conv, mix_kernels, per_sample_conv
-from parity_tests.parity import assert_close
+from parity_tests.tolerances import assert_close
 from parity_tests.tools.cases import CASES
 
 FORMS_OF_CASES = [

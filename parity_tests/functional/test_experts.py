@@ -9,7 +9,7 @@ from dynconv_jax.functional.cost import Plan
 from dynconv_jax.functional.dynamic import dynamic_conv_by_plan
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.numerics import Numerics
-from parity_tests.parity import assert_close
+from parity_tests.tolerances import assert_close
 from parity_tests.tools.cases import CASES
 
 NAMES = ("inputs", "attention", "kernel")

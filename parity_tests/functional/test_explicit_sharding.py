@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from dynconv_jax import DynamicConv
-from parity_tests.parity import TOLERANCES
+from parity_tests.tolerances import TOLERANCES
 from parity_tests.tools.checkout import ROOT
 from parity_tests.tools.explicit_programs import (
     ENVIRONMENT,

@@ -10,7 +10,7 @@ from dynconv_jax import DynamicNet, dynamic_conv, per_sample_conv
 from dynconv_jax.functional import Geometry
 from dynconv_jax.functional.forms import conv_by_vmap
 from dynconv_jax.functional.numerics import Numerics
-from parity_tests.parity import assert_close
+from parity_tests.tolerances import assert_close
 from parity_tests.tools.cases import CASES
 from parity_tests.tools.exported import PLATFORMS, exported
 

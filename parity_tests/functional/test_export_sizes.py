@@ -11,7 +11,7 @@ from dynconv_jax import dynamic_conv, dynamic_conv_transpose, per_sample_conv
 from dynconv_jax.functional import Geometry
 from dynconv_jax.functional.chips import chip_for
 from dynconv_jax.functional.cost import Problem
-from parity_tests.parity import assert_close
+from parity_tests.tolerances import assert_close
 from parity_tests.tools.cases import CASES, TRANSPOSE_CASES
 from parity_tests.tools.exported import exported
 from parity_tests.tools.family import images, layer

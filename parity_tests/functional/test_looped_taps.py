@@ -13,7 +13,7 @@ from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.looped_taps import conv_by_looped_taps
 from dynconv_jax.functional.numerics import Numerics
 from dynconv_jax.functional.taps import arrange_for_taps
-from parity_tests.parity import assert_close
+from parity_tests.tolerances import assert_close
 
 NAMES: tuple[str, ...] = ("output", "inputs", "kernel")
 

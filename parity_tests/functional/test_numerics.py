@@ -7,7 +7,7 @@ import pytest
 
 from dynconv_jax import dynamic_conv
 from dynconv_jax.functional.numerics import contract_rounded
-from parity_tests.parity import assert_close
+from parity_tests.tolerances import assert_close
 
 MIX = "bk,kn->bn"
 

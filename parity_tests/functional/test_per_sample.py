@@ -10,7 +10,7 @@ import torch
 
 import dynconv_torch
 from dynconv_jax import per_sample_conv
-from parity_tests.parity import assert_close
+from parity_tests.tolerances import assert_close
 from parity_tests.tools.cases import CASES
 
 

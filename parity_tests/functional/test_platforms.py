@@ -18,10 +18,9 @@ from dynconv_jax.functional.dynamic import PlannedDynamicConv
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.numerics import Numerics
 from dynconv_jax.functional.platforms import compute_where_lowered
-from parity_tests.functional.test_choice import EXTREMES
 from parity_tests.functional.test_transformations import NAMES, gradients, operands
-from parity_tests.parity import assert_close
-from parity_tests.tools.cases import CASES
+from parity_tests.tolerances import assert_close
+from parity_tests.tools.cases import CASES, EXTREMES
 
 DENSE, DEPTHWISE = "2d strided", "2d depthwise, multiplied"
 PLANS = {

@@ -6,7 +6,7 @@ import torch
 
 from dynconv_jax.functional.pooling import adaptive_avg_pool, spatial_mean
 from dynconv_torch.functional import pooling as torch_pooling
-from parity_tests.parity import assert_close
+from parity_tests.tolerances import assert_close
 
 
 @pytest.mark.parametrize("spatial", [(1,), (5,), (2, 7), (1, 1), (3, 1, 4)])

@@ -14,7 +14,8 @@ import dynconv_torch
 from dynconv_jax import load_balance_loss, router_z_loss
 from dynconv_jax.gating import attend
 from dynconv_torch.gating import attend as torch_attend
-from parity_tests.parity import as_numpy, assert_close
+from parity_tests.parity import as_numpy
+from parity_tests.tolerances import assert_close
 
 TOP_KS = [None, 1, 2, 3]
 

@@ -7,7 +7,7 @@ from flax import nnx
 from jax import lax
 
 from dynconv_jax.functional.static import few_channel_conv
-from parity_tests.parity import assert_close
+from parity_tests.tolerances import assert_close
 
 # (spatial, channels, kernel size, strides, padding, further options)
 CASES = {

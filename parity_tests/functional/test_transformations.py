@@ -8,7 +8,7 @@ from flax import nnx
 from jax.sharding import AxisType, PartitionSpec
 
 from dynconv_jax import DynamicConv, DynamicNet, dynamic_conv
-from parity_tests.parity import assert_close
+from parity_tests.tolerances import assert_close
 from parity_tests.tools.cases import CASES
 
 FORMS = [

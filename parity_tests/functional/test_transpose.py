@@ -17,7 +17,7 @@ import dynconv_torch
 from dynconv_jax import dynamic_conv_transpose, per_sample_conv_transpose
 from dynconv_jax.functional.transpose_geometry import TransposeGeometry
 from dynconv_jax.multiply_adds import _count
-from parity_tests.parity import assert_close
+from parity_tests.tolerances import assert_close
 from parity_tests.tools.cases import TRANSPOSE_CASES, transposed_convolutions
 
 NAMES = ("inputs", "attention", "kernel", "bias")

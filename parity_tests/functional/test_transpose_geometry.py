@@ -10,7 +10,7 @@ from jax import lax
 import dynconv_torch
 from dynconv_jax import dynamic_conv_transpose, per_sample_conv_transpose
 from dynconv_jax.functional.transpose_geometry import TransposeGeometry
-from parity_tests.parity import assert_close
+from parity_tests.tolerances import assert_close
 
 
 @pytest.mark.parametrize("padding", ["SAME", "VALID"])

@@ -10,7 +10,8 @@ import torch
 from flax import nnx
 
 from dynconv_jax import BatchNorm
-from parity_tests.parity import assert_close, assert_parity, torch_state
+from parity_tests.parity import assert_parity, torch_state
+from parity_tests.tolerances import assert_close
 
 
 def norms(momentum=0.1):

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 import dynconv_torch
 from dynconv_jax import DecomposedConv, load_torch_state_dict, to_torch_state_dict
-from parity_tests.parity import assert_close, assert_parity, torch_state
-from parity_tests.tools.cases import jax_twin
+from parity_tests.parity import assert_parity, torch_state
+from parity_tests.tolerances import assert_close
+from parity_tests.tools.modules import jax_twin
 
 
 def torch_layer(channels, outputs, kernel_size, dtype=torch.float64, **options):

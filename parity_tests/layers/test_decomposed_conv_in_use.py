@@ -15,7 +15,8 @@ from dynconv_jax.gating import Attention
 from dynconv_jax.layers.decomposed_conv import _hard_gate as jax_gate
 from dynconv_torch.layers.decomposed_conv import _hard_gate as torch_gate
 from parity_tests.layers.test_decomposed_conv import layers, torch_layer
-from parity_tests.parity import assert_close, assert_parity
+from parity_tests.parity import assert_parity
+from parity_tests.tolerances import assert_close
 
 # Batches and dtypes
 

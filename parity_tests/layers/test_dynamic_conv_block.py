@@ -8,7 +8,8 @@ from flax import nnx
 
 import dynconv_torch
 from dynconv_jax import DynamicConvBlock
-from parity_tests.parity import assert_close, assert_parity
+from parity_tests.parity import assert_parity
+from parity_tests.tolerances import assert_close
 from parity_tests.tools import reference
 
 

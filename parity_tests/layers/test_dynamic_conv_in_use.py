@@ -12,7 +12,8 @@ from flax import nnx
 
 import dynconv_torch
 from dynconv_jax import DynamicConv, Router
-from parity_tests.parity import assert_close, torch_state
+from parity_tests.parity import torch_state
+from parity_tests.tolerances import assert_close
 from parity_tests.tools.cases import CASES
 
 

@@ -17,7 +17,8 @@ from dynconv_jax import (
     load_torch_state_dict,
     to_torch_state_dict,
 )
-from parity_tests.parity import assert_close, assert_parity, torch_state
+from parity_tests.parity import assert_parity, torch_state
+from parity_tests.tolerances import assert_close
 from parity_tests.tools.cases import TRANSPOSE_CASES
 
 # The functions are tested on all of them.

@@ -26,13 +26,8 @@ from dynconv_jax.weights import (
     torch_variables,
 )
 from parity_tests.functional.test_tiling import jax_geometries, torch_geometries
-from parity_tests.parity import (
-    as_numpy,
-    assert_close,
-    assert_parity,
-    run_torch,
-    torch_state,
-)
+from parity_tests.parity import as_numpy, assert_parity, run_torch, torch_state
+from parity_tests.tolerances import assert_close
 from parity_tests.tools.warehouse_pairs import (
     CASES,
     TorchPair,

@@ -20,8 +20,9 @@ from dynconv_jax import (
     set_temperature,
     to_torch_state_dict,
 )
-from parity_tests.parity import assert_close, assert_parity, torch_state
-from parity_tests.tools.cases import jax_twin
+from parity_tests.parity import assert_parity, torch_state
+from parity_tests.tolerances import assert_close
+from parity_tests.tools.modules import jax_twin
 
 
 def torch_layer(channels, outputs, kernel_size, dtype=torch.float64, **options):

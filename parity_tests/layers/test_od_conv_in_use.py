@@ -11,7 +11,7 @@ import dynconv_torch
 from dynconv_jax import ODConv
 from dynconv_jax.gating import Attention
 from parity_tests.layers.test_od_conv import layers, torch_layer
-from parity_tests.parity import assert_close
+from parity_tests.tolerances import assert_close
 
 # Batches
 

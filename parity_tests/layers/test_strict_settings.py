@@ -12,7 +12,7 @@ from flax import nnx
 import dynconv_jax
 from dynconv_jax import BatchNorm, DynamicNet, Router, SigmoidRouter
 from parity_tests.tools.family import LAYERS, images, layer
-from parity_tests.tools.modules import build
+from parity_tests.tools.jax_modules import build
 
 # Precision and promotion as a user has them, without float64.
 DEFAULT_NUMERICS = True

@@ -12,7 +12,8 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from dynconv_jax.gating import Attention
-from parity_tests.parity import as_numpy, assert_close, assert_parity
+from parity_tests.parity import as_numpy, assert_parity
+from parity_tests.tolerances import assert_close
 from parity_tests.tools.warehouse_pairs import (
     CASES,
     JaxPair,

@@ -14,12 +14,12 @@ from dynconv_jax.weights import to_torch_state_dict
 from dynconv_jax.weights.torch_layout import torch_shapes
 from parity_tests.parity import (
     OPTIMIZERS,
-    assert_close,
     assert_parity,
     assert_training_parity,
     run_torch,
     torch_state,
 )
+from parity_tests.tolerances import assert_close
 from parity_tests.tools import reference
 
 

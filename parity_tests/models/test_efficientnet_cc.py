@@ -28,7 +28,8 @@ from dynconv_torch import CondConv2d, DynamicConv2d
 from dynconv_torch import create_model as create_torch_model
 from dynconv_torch import models as torch_models
 from dynconv_torch.models import efficientnet_cc as twin
-from parity_tests.parity import as_torch, assert_close, assert_parity, torch_state
+from parity_tests.parity import as_torch, assert_parity, torch_state
+from parity_tests.tolerances import assert_close
 from parity_tests.tools import networks
 
 BUILD = EfficientNet, twin.EfficientNet

@@ -11,7 +11,8 @@ from dynconv_jax import load_torch_state_dict, models
 from dynconv_jax.models.abstract import abstract_module
 from dynconv_jax.models.efficientnet_cc import STAGES
 from dynconv_torch import models as torch_models
-from parity_tests.parity import as_torch, assert_close
+from parity_tests.parity import as_torch
+from parity_tests.tolerances import assert_close
 from parity_tests.tools import networks
 
 

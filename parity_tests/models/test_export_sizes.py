@@ -12,10 +12,10 @@ from dynconv_jax import CondConv, DynamicConv, DynamicNet, EfficientNet, create_
 from dynconv_jax.models.efficientnet_cc import Stage
 from dynconv_jax.models.mobilenet_v2 import MobileNetV2
 from dynconv_jax.models.resnet import BasicBlock, ResNet
-from parity_tests.parity import assert_close
+from parity_tests.tolerances import assert_close
 from parity_tests.tools.exported import exported
 from parity_tests.tools.family import LAYERS, images, layer
-from parity_tests.tools.modules import build
+from parity_tests.tools.jax_modules import build
 
 efficientnet = functools.partial(
     EfficientNet,

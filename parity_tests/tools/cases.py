@@ -8,8 +8,6 @@ from flax import nnx
 from hypothesis import strategies as st
 
 import dynconv_jax
-import dynconv_torch
-from parity_tests.parity import copy_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +101,8 @@ class Case:
 
     def torch_layer(self, **options):
         """Builds the PyTorch layer in float64, with biases that are not 0."""
+        import dynconv_torch  # which tests without PyTorch do not ask for
+
         cls = getattr(dynconv_torch, f"{self.torch_class}{len(self.spatial)}d")
         layer = cls(
             self.channels,
@@ -117,41 +117,6 @@ class Case:
         if layer.bias is not None:
             layer.bias.data.normal_()
         return layer
-
-
-# What PyTorch's layers call otherwise than flax's.
-JAX_WORDS = {
-    "stride": "strides",
-    "dilation": "kernel_dilation",
-    "groups": "feature_group_count",
-}
-
-
-def jax_twin(
-    torch_layer, cls, channels, outputs, kernel_size, dtype="float64", **options
-):
-    """Builds the JAX layer that a PyTorch layer is the twin of, with its parameters.
-
-    Args:
-        torch_layer: The PyTorch layer.
-        cls: The class of the JAX layer.
-        channels: C.
-        outputs: O.
-        kernel_size: One per dimension.
-        dtype: Of the parameters.
-        **options: Those of `torch_layer`, in PyTorch's words.
-    """
-    named = {JAX_WORDS.get(name, name): value for name, value in options.items()}
-
-    def build():
-        rngs = nnx.Rngs(0)
-        return cls(
-            channels, outputs, kernel_size, param_dtype=dtype, rngs=rngs, **named
-        )
-
-    layer = nnx.eval_shape(build)  # what it would draw is not needed
-    copy_weights(torch_layer, layer)
-    return layer
 
 
 CASES = {
@@ -243,6 +208,16 @@ TRANSPOSE_CASES = {
     ),
     "batch 1": TransposeCase((3, 4), (2, 2), (2, 2), ((0, 0),) * 2, (1, 1), batch=1),
     "no bias": TransposeCase((3, 4), (2, 2), (2, 2), ((0, 0),) * 2, (1, 1), bias=False),
+}
+
+
+Shape = tuple[int, ...]
+
+# (shape of inputs, of experts, options): one that each form is for, on a CPU.
+EXTREMES: dict[str, tuple[Shape, Shape, dict[str, Any]]] = {
+    "scan": ((32, 56, 56, 64), (4, 3, 3, 64, 64), {"padding": 1}),
+    "experts": ((64, 2, 2, 128), (4, 3, 3, 128, 256), {"padding": 1, "strides": 2}),
+    "taps": ((32, 14, 14, 480), (4, 5, 5, 1, 480), {"feature_group_count": 480}),
 }
 
 

@@ -20,7 +20,7 @@ from dynconv_jax import (
     WarehouseConv,
 )
 from dynconv_jax.functional import Geometry
-from parity_tests.tools.modules import build
+from parity_tests.tools.jax_modules import build
 
 
 class Routed(nnx.Module):

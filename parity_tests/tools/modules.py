@@ -1,6 +1,5 @@
 """Small modules of both frameworks, with random values in them, and their bits."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
@@ -8,26 +7,10 @@ from flax import nnx
 
 import dynconv_jax
 import dynconv_torch
-from parity_tests.parity import as_torch, torch_state
+from parity_tests.parity import as_torch, copy_weights, torch_state
+from parity_tests.tools.jax_modules import build
 
 DTYPES = ["float32", "float64", "bfloat16"]
-
-
-def build(make, seed=0):
-    """Returns the module that `make` builds, with random values in it.
-
-    Initialisers are not run: they would compile a program for every shape.
-    """
-    rng = np.random.default_rng(seed)
-
-    def draw(leaf):
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):  # of a dropout
-            return jax.random.key(seed)
-        value = rng.uniform(0.1, 100, leaf.shape).astype(leaf.dtype)
-        return jax.device_put(value)
-
-    graphdef, state = nnx.split(nnx.eval_shape(make))
-    return nnx.merge(graphdef, jax.tree.map(draw, state))
 
 
 def jax_conv(rank, dtype="float64", seed=0, **options):
@@ -145,12 +128,36 @@ class TorchTwoLayers(torch.nn.Module):
         )
 
 
-class Holder(nnx.Module):
-    """A module that is what its part is, one level below."""
+# What PyTorch's layers call otherwise than flax's.
+JAX_WORDS = {
+    "stride": "strides",
+    "dilation": "kernel_dilation",
+    "groups": "feature_group_count",
+}
 
-    def __init__(self, part):
-        self.part = part
 
-    def __call__(self, x, memory=None):
-        """Returns what the part does."""
-        return self.part(x) if memory is None else self.part(x, memory)
+def jax_twin(
+    torch_layer, cls, channels, outputs, kernel_size, dtype="float64", **options
+):
+    """Builds the JAX layer that a PyTorch layer is the twin of, with its parameters.
+
+    Args:
+        torch_layer: The PyTorch layer.
+        cls: The class of the JAX layer.
+        channels: C.
+        outputs: O.
+        kernel_size: One per dimension.
+        dtype: Of the parameters.
+        **options: Those of `torch_layer`, in PyTorch's words.
+    """
+    named = {JAX_WORDS.get(name, name): value for name, value in options.items()}
+
+    def build():
+        rngs = nnx.Rngs(0)
+        return cls(
+            channels, outputs, kernel_size, param_dtype=dtype, rngs=rngs, **named
+        )
+
+    layer = nnx.eval_shape(build)  # what it would draw is not needed
+    copy_weights(torch_layer, layer)
+    return layer

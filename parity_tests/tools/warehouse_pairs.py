@@ -12,7 +12,7 @@ from dynconv_jax.functional import Geometry
 from dynconv_torch.functional import Geometry as TorchGeometry
 from parity_tests.functional.test_tiling import jax_geometries, torch_geometries
 from parity_tests.parity import copy_weights
-from parity_tests.tools.modules import build
+from parity_tests.tools.jax_modules import build
 from parity_tests.tools.warehouse_reference import Case
 
 CASES = {

@@ -13,7 +13,7 @@ from flax import nnx
 
 from dynconv_jax import DynamicNet
 from dynconv_jax.weights import load_weights
-from parity_tests.parity import TOLERANCES
+from parity_tests.tolerances import TOLERANCES
 from parity_tests.tools.checkout import ROOT
 from parity_tests.tools.small_runs import (
     SMALL,

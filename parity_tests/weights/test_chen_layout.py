@@ -10,7 +10,8 @@ from flax import nnx
 import dynconv_jax
 import dynconv_torch
 from dynconv_jax import DynamicConv, load_torch_state_dict, to_torch_state_dict
-from parity_tests.parity import as_torch, assert_close, assert_parity, torch_state
+from parity_tests.parity import as_torch, assert_parity, torch_state
+from parity_tests.tolerances import assert_close
 
 SIZES = {1: (3,), 2: (3, 2), 3: (2, 1, 3)}
 IMAGES = {1: (9,), 2: (7, 6), 3: (4, 5, 3)}

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from dynconv_jax import DynamicConv, ODConv, collapse, create_model
-from parity_tests.parity import assert_close
+from parity_tests.tolerances import assert_close
 from parity_tests.tools.trained import GEOMETRY, evaluated, layer_of, warmed
 
 OPTIONS: dict[str, Any] = dict(param_dtype="float64", rngs=nnx.Rngs(0))

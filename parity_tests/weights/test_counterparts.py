@@ -12,15 +12,10 @@ from flax import nnx
 
 from dynconv_jax import LAYOUT, load_torch_state_dict, to_torch_state_dict
 from dynconv_jax.weights import Arrangement, same
-from parity_tests.parity import (
-    as_torch,
-    assert_close,
-    assert_parity,
-    run_jax,
-    run_torch,
-    torch_state,
-)
-from parity_tests.tools.modules import Holder, bits, randomise, torch_copy
+from parity_tests.parity import as_torch, assert_parity, run_jax, run_torch, torch_state
+from parity_tests.tolerances import assert_close
+from parity_tests.tools.jax_modules import Holder
+from parity_tests.tools.modules import bits, randomise, torch_copy
 
 
 def options() -> dict[str, Any]:

@@ -24,11 +24,11 @@ from dynconv_jax import (
     to_torch_state_dict,
 )
 from parity_tests.parity import torch_state
+from parity_tests.tools.jax_modules import build
 from parity_tests.tools.modules import (
     DTYPES,
     TwoLayers,
     bits,
-    build,
     jax_block,
     jax_conv,
     module_bits,

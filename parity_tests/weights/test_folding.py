@@ -17,7 +17,7 @@ from dynconv_jax import (
     fold_batch_norm,
     with_warehouses,
 )
-from parity_tests.parity import assert_close
+from parity_tests.tolerances import assert_close
 from parity_tests.tools.trained import evaluated, layer_of, warmed
 
 OPTIONS: dict[str, Any] = dict(param_dtype="float64", rngs=nnx.Rngs(0))

@@ -13,10 +13,10 @@ from dynconv_jax import load_torch_state_dict, to_torch_state_dict
 from dynconv_jax.weights import torch_variables
 from dynconv_jax.weights.loading import as_array
 from parity_tests.parity import torch_state
+from parity_tests.tools.jax_modules import build
 from parity_tests.tools.modules import (
     TwoLayers,
     bits,
-    build,
     jax_block,
     jax_conv,
     make_block,

@@ -8,7 +8,7 @@ from flax import nnx
 import dynconv_jax
 from dynconv_jax import load_torch_state_dict, to_torch_state_dict
 from dynconv_jax.weights.counterparts import silent_differences
-from parity_tests.tools.modules import Holder
+from parity_tests.tools.jax_modules import Holder
 
 
 class Defaults(nnx.Module):

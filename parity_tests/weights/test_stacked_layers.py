@@ -11,7 +11,7 @@ from flax import nnx
 import dynconv_jax
 from dynconv_jax import to_torch_state_dict
 from dynconv_jax.weights import torch_variables
-from parity_tests.tools.modules import Holder
+from parity_tests.tools.jax_modules import Holder
 
 
 def stacked(make, axis=0):

@@ -20,7 +20,7 @@ from dynconv_jax import (
     init_from_static,
     list_convolutions,
 )
-from parity_tests.parity import assert_close
+from parity_tests.tolerances import assert_close
 from parity_tests.tools.trained import GEOMETRY, evaluated, layer_of, warmed
 
 MEMBERS = [name for name in list_convolutions() if name != "static"]

@@ -13,12 +13,12 @@ import dynconv_jax
 from dynconv_jax import load_torch_state_dict, set_temperature, to_torch_state_dict
 from dynconv_jax.weights import torch_variables
 from parity_tests.parity import torch_state
+from parity_tests.tools.jax_modules import build
 from parity_tests.tools.modules import (
     DTYPES,
     TorchTwoLayers,
     TwoLayers,
     bits,
-    build,
     jax_block,
     jax_conv,
     jax_net,

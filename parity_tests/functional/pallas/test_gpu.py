@@ -15,7 +15,7 @@ from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.numerics import Numerics
 from dynconv_jax.functional.pallas.gpu import arrange, convolve, pallas_refuses
 from dynconv_jax.functional.pallas.gpu_tiles import Layer, gradient_tile, product_tile
-from parity_tests.parity import assert_close
+from parity_tests.tolerances import assert_close
 
 
 @dataclasses.dataclass(frozen=True)

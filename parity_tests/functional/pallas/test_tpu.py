@@ -20,7 +20,7 @@ from dynconv_jax.functional.numerics import Numerics
 from dynconv_jax.functional.pallas import tpu_experts
 from dynconv_jax.functional.pallas.tpu import arrange, convolve, pallas_refuses
 from dynconv_jax.functional.pallas.tpu_layer import Layer
-from parity_tests.parity import assert_close
+from parity_tests.tolerances import assert_close
 from parity_tests.tools.checkout import ROOT
 
 NAMES = ("output", "inputs", "attention", "kernel")

@@ -10,7 +10,7 @@ import optax
 import pytest
 from flax import nnx
 
-from parity_tests.parity import TOLERANCES
+from parity_tests.tolerances import TOLERANCES
 from parity_tests.tools.runs import write_trained
 from train.commands.evaluate import EvaluateFlags, main
 from train.errors import TrainError

@@ -11,7 +11,7 @@ from flax import nnx
 from PIL import Image
 
 from dynconv_jax.diagnostics import capture_attention
-from parity_tests.parity import TOLERANCES
+from parity_tests.tolerances import TOLERANCES
 from parity_tests.tools.runs import write_trained
 from train.commands.predict import main
 from train.data import folder, presets

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from parity_tests.parity import ONE_LEVEL
+from parity_tests.tolerances import ONE_LEVEL
 from train.data import folder, presets
 from train.data.dataset import named
 from train.data.pictures import UnreadableImage

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from parity_tests.parity import HALF_LEVEL, ONE_LEVEL
+from parity_tests.tolerances import HALF_LEVEL, ONE_LEVEL
 from train.data.pictures import SUFFIXES, UnreadableImage, put_up_with, read_picture
 from train.errors import TrainError, TrainingFailed
 

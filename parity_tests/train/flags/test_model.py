@@ -12,7 +12,7 @@ from flax import nnx
 
 from dynconv_jax import CondConv, DynamicConv, ODConv, list_convolutions, list_models
 from dynconv_jax.weights import save_weights, to_torch_state_dict
-from parity_tests.parity import assert_close
+from parity_tests.tolerances import assert_close
 from train.errors import TrainError
 from train.flags.config import Config
 from train.learning.model import create, static_twin

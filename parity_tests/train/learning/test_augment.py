@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from parity_tests.parity import TOLERANCES
+from parity_tests.tolerances import TOLERANCES
 from parity_tests.tools.checkout import ROOT
 from train.data.dataset import ArraySource, Dataset
 from train.flags.config import Config

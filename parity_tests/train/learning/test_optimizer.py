@@ -11,7 +11,7 @@ import torch
 from flax import nnx
 
 from dynconv_jax import DynamicConvBlock, count_parameters, create_model
-from parity_tests.parity import assert_close
+from parity_tests.tolerances import assert_close
 from train.flags.config import Config
 from train.learning.optimizer import (
     clip_by_global_norm,

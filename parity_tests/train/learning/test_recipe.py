@@ -19,11 +19,11 @@ from dynconv_jax.weights import to_torch_state_dict
 from parity_tests.parity import (
     as_numpy,
     as_torch,
-    assert_close,
     channels_first,
     copy_weights,
     torch_state,
 )
+from parity_tests.tolerances import assert_close
 from parity_tests.tools.networks import enliven
 from train.flags.config import Config
 from train.learning.augment import Augmentation

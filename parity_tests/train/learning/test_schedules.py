@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from parity_tests.parity import assert_close
+from parity_tests.tolerances import assert_close
 from train.flags.config import Config
 from train.learning.schedules import (
     assignment_schedule,

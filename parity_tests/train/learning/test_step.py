@@ -24,7 +24,7 @@ from dynconv_jax import (
     with_warehouses,
 )
 from dynconv_jax.diagnostics import capture_attention, capture_routers
-from parity_tests.parity import assert_close
+from parity_tests.tolerances import assert_close
 from parity_tests.tools import trained
 from train.flags.config import Config
 from train.learning.augment import Augmentation

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from parity_tests.parity import TOLERANCES, assert_close
+from parity_tests.tolerances import TOLERANCES, assert_close
 from parity_tests.tools.checkout import ROOT
 
 pytestmark = pytest.mark.slow
