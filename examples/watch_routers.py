@@ -90,17 +90,19 @@ def main():
     rows = np.random.default_rng(0).integers(0, 1400, size=(options.steps, 64))
     history = {}
     for number in range(options.steps + 1):
+        temperature = falling(number)
         if number % max(1, options.steps // 6) == 0:
             net.eval()
+            set_temperature(net, temperature)
             history[number] = look(net, held_out)
-            print(f"step {number}, T {float(falling(number)):.2f}")
+            print(f"step {number}, T {float(temperature):.2f}")
             for name, (entropy, spread, dead) in history[number].items():
                 said = f"entropy {entropy:.2f} of log K, spread {spread:.2f}"
                 print(f"  {name}: {said}, dead experts {list(dead)}")
         if number < options.steps:
             net.train()
             chosen = rows[number]
-            step(net, optimizer, falling(number), images[chosen], labels[chosen])
+            step(net, optimizer, temperature, images[chosen], labels[chosen])
     net.eval()
     accuracy = (net(held_out).argmax(axis=-1) == labels[1400:]).mean()
     print(f"accuracy {accuracy:.4f}")

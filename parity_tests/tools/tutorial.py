@@ -1,19 +1,21 @@
 """The pages of the tutorial, each of which is its own source.
 
-A block of Python is followed by what it printed, in a block of text. This program runs
-the blocks of a page in order and compares what they print with what the page says, or
-writes it there, and the pictures that they save beside it:
+A block of Python is followed by a block of text, `It prints`. This program runs the
+blocks of a page in order and compares what they print with what the page says, or
+writes it there, and beside it the pictures that they save:
 
     python -m parity_tests.tools.tutorial            # what CI runs
     python -m parity_tests.tools.tutorial --write docs/tutorial/02-layer.md
 
-Figures that come out differently on another machine, such as times, are printed under
-the comment `<!-- measured -->`: of these, only the words around them are compared.
+Where figures come out differently on another machine, as times do, the block of text is
+`It printed`, and only the words around them are compared. The last line of a page says
+of which code its outputs are, so that a change of code is seen without running it.
 """
 
 import argparse
 import contextlib
 import difflib
+import hashlib
 import io
 import re
 import shutil
@@ -28,12 +30,20 @@ PAGES = sorted((ROOT / "docs/tutorial").glob("[0-9]*.md"))
 
 BLOCK = re.compile(
     r"^```python\n(?P<code>.*?)^```\n"
-    r"(?:\n(?P<mark><!-- measured -->\n)?```text\n(?P<output>.*?)^```\n)?",
+    r"(?:\n```text title=\"It (?P<verb>prints|printed)\"\n(?P<output>.*?)^```\n)?",
     re.MULTILINE | re.DOTALL,
 )
 PICTURE = re.compile(r"!\[[^\]]*\]\((\w[\w-]*\.png)\)")
 # A number, with the spaces before it, which keep columns in line.
 NUMBER = re.compile(r" *[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
+
+STAMP = re.compile(r"\n*<!-- Outputs are of the code with the hash (\w+) -->\n")
+
+
+def code_hash(text: str) -> str:
+    """Returns a hash of the code of a page."""
+    code = "".join(block["code"] for block in BLOCK.finditer(text))
+    return hashlib.sha256(code.encode()).hexdigest()[:16]
 
 
 def run_page(text: str, name: str) -> str:
@@ -56,10 +66,12 @@ def run_page(text: str, name: str) -> str:
             exec(compile(code, name, "exec"), namespace)
         page = f"```python\n{block['code']}```\n"
         if printed.getvalue():
-            page += f"\n{block['mark'] or ''}```text\n{printed.getvalue()}```\n"
+            title = f"It {block['verb'] or 'prints'}"
+            page += f'\n```text title="{title}"\n{printed.getvalue()}```\n'
         return page
 
-    return BLOCK.sub(run, text)
+    stamp = f"\n\n<!-- Outputs are of the code with the hash {code_hash(text)} -->\n"
+    return STAMP.sub("", BLOCK.sub(run, text)).rstrip() + stamp
 
 
 def without_measurements(text: str) -> str:
@@ -67,7 +79,7 @@ def without_measurements(text: str) -> str:
 
     def blank(block: re.Match) -> str:
         whole, output = block[0], block["output"]
-        if not block["mark"]:
+        if block["verb"] != "printed":
             return whole
         return whole.replace(output, NUMBER.sub(" #", output))
 
@@ -94,6 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
     failed = 0
     for page in options.pages:
         start, committed = time.perf_counter(), page.read_text()
+        folder = page.parent.resolve()
         with (
             tempfile.TemporaryDirectory() as directory,
             contextlib.chdir(directory),
@@ -105,7 +118,7 @@ def main(arguments: list[str] | None = None) -> int:
                 found.append(f"the page shows other pictures than {sorted(drawn)}")
             if options.write:
                 for name, path in drawn.items():
-                    shutil.copyfile(path.resolve(), ROOT / "docs/tutorial" / name)
+                    shutil.copyfile(path, folder / name)
         print(f"{page.name}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
         if options.write:
             beside = page.with_suffix(".part")
