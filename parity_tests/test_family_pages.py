@@ -48,7 +48,8 @@ def test_costs_are_those_that_were_measured(page):
 
 def options_of(page) -> dict[str, str]:
     """Returns the defaults that a page names, by option."""
-    return dict(re.findall(r"^\| `(\w+)` \| ?`?([^|`]*?)`? ?\|", page.read_text(), re.M))
+    row = r"^\| `(\w+)` \| ?`?([^|`]*?)`? ?\|"
+    return dict(re.findall(row, page.read_text(), re.MULTILINE))
 
 
 @pages
