@@ -2,6 +2,7 @@
 
 import os
 import platform
+import subprocess
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
@@ -29,6 +30,22 @@ def describe(
         "JAX on": f"{device.platform} ({device.device_kind})",
         **{name: version(name) for name in packages},
     }
+
+
+def describe_code() -> str | None:
+    """Returns which commit of a checkout this code is, or None if it is of none.
+
+    A checkout with changes that are not committed says `-dirty`.
+    """
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():  # installed, perhaps inside of another checkout
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):  # no git, or a disk that hangs
+        return None
+    return done.stdout.strip() or None
 
 
 def _processor() -> str:

@@ -2,11 +2,13 @@
 
 from html.parser import HTMLParser
 
+import jax
 import numpy as np
 import pytest
 
 from parity_tests.tools.runs import SUMMARY, make_dataset, make_evaluation, write_run
 from train.errors import TrainError
+from train.machines.description import describe_code
 from train.showing.report import write_report
 from train.showing.report.charts import MOST_POINTS, Line, chart
 from train.showing.report.markup import duration, number
@@ -92,6 +94,19 @@ def test_page_draws_each_curve(page):
 
 def test_worst_mistakes_come_first(page):
     assert page.text.index("sure · #7") < page.text.index("sure · #3")
+
+
+def test_each_class_has_its_accuracy_the_lowest_first(page):
+    listed = page.text.partition("Accuracy of each class")[2]
+    # Both images that were taken for others are of one of the four classes.
+    assert listed.count("1 of 3") == 1 and listed.count("3 of 3") == 3
+    assert listed.index("33.3 %") < listed.index("100.0 %")
+
+
+def test_page_says_on_what_the_run_was(page):
+    shown = page.text.partition("Environment")[2]
+    assert jax.__version__ in shown and "cpu" in shown
+    assert (describe_code() or "not a checkout") in shown
 
 
 def test_changed_flags_come_before_the_others(page):

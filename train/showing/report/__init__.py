@@ -4,15 +4,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from dynconv_jax.weights import write_file
 from train.data.dataset import Dataset
 from train.learning.evaluation import Evaluation
+from train.machines.description import describe, describe_code
 from train.showing.report import sections
 from train.showing.report.markup import text
 from train.storage.finished import read_run
 from train.storage.run_files import REPORT
 
 STYLE = Path(__file__).with_name("style.css")
+
+
+def _machine() -> dict[str, str]:
+    """Returns what the run was on: machine, versions, devices, and which code."""
+    return {
+        **describe(),
+        "devices": str(jax.device_count()),
+        "processes": str(jax.process_count()),
+        "commit": describe_code() or "not a checkout",
+    }
 
 
 def write_report(
@@ -41,6 +54,7 @@ def write_report(
             sections.mistakes(evaluation, dataset),
             sections.cost(summary),
             sections.configuration(run),
+            sections.environment(_machine()),
         )
     )
     page = (

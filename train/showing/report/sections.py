@@ -21,6 +21,7 @@ Summary = Mapping[str, Any]
 
 MOST_MISTAKES = 24
 MOST_PAIRS = 12
+MOST_OPEN_CLASSES = 20
 MOST_OPEN_MAPS = 12  # of more, the page is shorter while they are folded away
 PICTURE_SIDE = 128  # larger images are shown smaller
 MOST_SHARES = 64  # experts of a router whose usage is drawn
@@ -225,10 +226,30 @@ def mistakes(evaluation: Evaluation, dataset: Dataset) -> str:
     matrix = section(
         "Which classes it confuses",
         _beside(confusion_map(confusion, dataset.class_names), most),
+        markup.details(
+            "Accuracy of each class, the lowest first",
+            _classes(confusion, names),
+            is_open=len(names) <= MOST_OPEN_CLASSES,
+        ),
         note="Rows are classes, columns are predictions; violet is right, orange is "
         "wrong.",
     )
     return matrix + _worst(evaluation, dataset, names)
+
+
+def _classes(confusion: np.ndarray, names: list[str]) -> str:
+    """Shows how many images of each class were right."""
+    images, right = confusion.sum(1), np.diag(confusion)
+    shares = right / np.maximum(images, 1)
+    rows = [
+        (
+            names[each],
+            f"{right[each]:,} of {images[each]:,}",
+            percent(shares[each]) if images[each] else "–",
+        )
+        for each in np.argsort(np.where(images, shares, 2), kind="stable")
+    ]
+    return table(("class", "right", "accuracy"), rows, "plain")
 
 
 def _worst(evaluation: Evaluation, dataset: Dataset, names: list[str]) -> str:
@@ -309,6 +330,16 @@ def configuration(run: Run) -> str:
         )
     )
     return section("Configuration", *parts)
+
+
+def environment(machine: Mapping[str, str]) -> str:
+    """Shows on what the run was, when it ended.
+
+    Args:
+        machine: Facts by name.
+    """
+    rows = [(text(name), text(fact)) for name, fact in machine.items()]
+    return section("Environment", table(("", ""), rows, "plain"))
 
 
 def _flags_table(flags: Mapping[str, Any]) -> str:

@@ -1,0 +1,92 @@
+"""The examples: each runs as a program of its own, and says what it promises."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from parity_tests.parity import TOLERANCES
+from parity_tests.tools.checkout import ROOT
+
+DEFAULT_NUMERICS = True
+
+EXAMPLES = sorted(path.stem for path in (ROOT / "examples").glob("*.py"))
+
+
+def run_example(name: str, *arguments: str) -> str:
+    """Runs an example from the checkout and returns what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-m", f"examples.{name}", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def figure(pattern: str, text: str) -> float:
+    """Returns the number that a pattern finds in a text."""
+    found = re.search(pattern, text)
+    assert found, text
+    return float(found[1])
+
+
+def test_a_swapped_network_starts_as_accurate_as_the_static_one():
+    said = run_example("swap_layer", "--steps", "30")
+    before = figure(r"static: .* accuracy (\S+)", said)
+    assert before > 0.5
+    # The noise on the experts may turn an image or two.
+    assert figure(r"swapped: .* accuracy (\S+)", said) == pytest.approx(
+        before, abs=0.02
+    )
+    assert figure(r"two experts of the last layer: (\S+)", said) < 1
+
+
+def test_a_ported_checkpoint_predicts_alike_and_comes_back(tmp_path):
+    said = run_example("port_checkpoint", "--folder", str(tmp_path))
+    assert (
+        figure(r"largest relative difference (\S+)", said)
+        < TOLERANCES["float32"].relative
+    )
+    assert "predictions agree: True" in said
+    assert "bit for bit the same: True" in said
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "checkpoint.pth",
+        "back.safetensors",
+    }
+
+
+def test_eight_devices_train_as_one_does():
+    said = run_example("eight_devices", "--steps", "4", "--batch", "16")
+    assert "8 devices, exchanges in a step: {'all-reduce':" in said
+    assert "all-gather" not in said
+    assert figure(r"apart by (\S+)", said) < TOLERANCES["curve"].relative
+
+
+def test_routers_are_watched_while_the_temperature_falls(tmp_path):
+    picture = tmp_path / "routers.png"
+    said = run_example("watch_routers", "--steps", "6", "--picture", str(picture))
+    temperatures = [float(each) for each in re.findall(r"T (\S+)", said)]
+    assert temperatures[0] == 30 and temperatures[-1] == 0.3
+    assert temperatures == sorted(temperatures, reverse=True)
+    # At 30 the attention is all but even.
+    assert figure(r"stage1: entropy (\S+)", said) == 1
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_exported_network_answers_any_batch(tmp_path):
+    file = tmp_path / "net.stablehlo"
+    said = run_example("export_model", "--file", str(file))
+    assert "for cpu, cuda, tpu" in said
+    apart = re.findall(r"batch (\d): .* apart by (\S+)", said)
+    assert [batch for batch, _ in apart] == ["1", "3", "7"]
+    assert all(float(each) < TOLERANCES["float32"].relative for _, each in apart)
+
+
+def test_each_example_is_tested_and_short():
+    source = (ROOT / "parity_tests/test_examples.py").read_text()
+    for name in EXAMPLES:
+        assert f'run_example("{name}"' in source, name
+        assert len((ROOT / f"examples/{name}.py").read_text().splitlines()) <= 120, name

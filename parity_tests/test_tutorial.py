@@ -1,0 +1,86 @@
+"""The tutorial: its outputs are those of its code, and the program that sees to it."""
+
+import pytest
+
+from parity_tests.tools import tutorial
+from parity_tests.tools.checkout import ROOT
+
+DEFAULT_NUMERICS = True  # the code is to run as a user runs it
+
+PAGES = tutorial.PAGES
+TEXT = """# A page
+
+```python
+sizes = [1, 2]
+```
+
+```python
+print("sizes", sizes)
+```
+
+```text title="It prints"
+sizes [1, 2]
+```
+
+```python
+print("took 12.5 ms")
+```
+
+```text title="It printed"
+took    7 ms
+```
+"""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_outputs_are_those_of_the_code_that_stands_there(page):
+    text = page.read_text()
+    stamps = tutorial.STAMP.findall(text)
+    assert stamps == [tutorial.code_hash(text)], "run it with --write"
+    shown = tutorial.PICTURE.findall(text)
+    assert all((page.parent / name).is_file() for name in shown)
+    assert [f'savefig("{name}"' in text for name in shown] == [True] * len(shown)
+
+
+def test_the_contents_list_the_chapters_in_order():
+    contents = (ROOT / "docs/tutorial/index.md").read_text()
+    places = [contents.index(f"({page.name})") for page in PAGES]
+    assert len(places) >= 4 and places == sorted(places)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_chapter_gives_what_it_says(page):
+    assert tutorial.main([str(page)]) == 0
+
+
+def test_only_the_words_around_what_was_measured_count():
+    current = tutorial.run_page(TEXT, "page.md")
+    assert 'title="It printed"\ntook 12.5 ms\n' in current
+    stamp = current.splitlines()[-1]
+    assert tutorial.difference(f"{TEXT}\n{stamp}\n", current) == []
+    assert tutorial.difference(TEXT.replace("took", "lasted", 1), current)
+
+
+def test_another_output_is_found():
+    changed = TEXT.replace("sizes [1, 2]", "sizes [1, 3]")
+    found = tutorial.difference(changed, tutorial.run_page(changed, "page.md"))
+    assert {"-sizes [1, 3]", "+sizes [1, 2]"} <= set(found)
+
+
+def test_a_page_is_written_with_its_outputs_and_pictures(tmp_path, monkeypatch):
+    page = tmp_path / "page.md"
+    draw = 'open("dot.png", "w").close()\nprint("drawn")'
+    page.write_text(f"```python\n{draw}\n```\n\n![A dot](dot.png)\n")
+    assert tutorial.main([str(page)]) == 1
+    assert tutorial.main(["--write", str(page)]) == 0
+    assert tutorial.main([str(page)]) == 0
+    assert (tmp_path / "dot.png").is_file()
+    page.write_text(page.read_text().replace("dot.png)", "line.png)"))
+    assert tutorial.main([str(page)]) == 1
+
+
+def test_a_traceback_has_the_line_of_the_page():
+    with pytest.raises(SyntaxError) as caught:
+        tutorial.run_page(TEXT.replace('print("took', 'print "took'), "page.md")
+    assert caught.value.lineno == 16
