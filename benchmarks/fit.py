@@ -37,7 +37,7 @@ from dynconv_jax.functional.pallas.by_platform import pallas_refuses
 # So many Gflop take a second or so; all experts on all samples then cannot win.
 _TOO_MUCH = 100.0
 # A form has rates of its own if it was seen on so many shapes.
-_ENOUGH = 6
+_ENOUGH = 5
 
 _START = time.monotonic()
 
@@ -188,17 +188,27 @@ def fit(times: Mapping[Shape, Times], chip: Chip) -> tuple[Chip, float]:
 
     On a CPU all forms share their rates: what the work is made of is the same loops
     over memory. What the compiler of another chip makes of a form is its own, so each
-    form has rates of its own there.
+    form has rates of its own there. Of one that was seen on a few shapes only they are
+    those of all forms, as much slower as it was; of one that was not looked at, slower
+    by the worst underestimate, lest it be chosen for an estimate that is too low.
 
     Returns:
         The chip with the rates, and the root of the mean square of the relative errors.
     """
     rates, error = _fit_some(times, chip, None)
-    forms = {} if chip.platform == "cpu" else _forms_seen(times, chip)
-    own = {form: _fit_some(times, chip, form)[0] for form in forms}
-    fitted = dataclasses.replace(chip, rates=rates, form_rates=own)
-    if not own:
+    fitted = dataclasses.replace(chip, rates=rates, form_rates={})
+    if chip.platform == "cpu":
         return fitted, error
+    counts = _times_seen(times, chip)
+    own = {}
+    for form in counts:
+        if counts[form] >= _ENOUGH:
+            own[form] = _fit_some(times, chip, form)[0]
+            continue
+        ratios = _over_estimates(times, fitted, form if counts[form] else None)
+        slower = statistics.geometric_mean(ratios) if counts[form] else max(ratios)
+        own[form] = {kind: slower * rate for kind, rate in rates.items()}
+    fitted = dataclasses.replace(fitted, form_rates=own)
     errors = [
         estimate(problem, plan).milliseconds / by_plan[str(plan)] - 1
         for shape, by_plan in times.items()
@@ -209,12 +219,26 @@ def fit(times: Mapping[Shape, Times], chip: Chip) -> tuple[Chip, float]:
     return fitted, math.sqrt(statistics.fmean(each * each for each in errors))
 
 
-def _forms_seen(times: Mapping[Shape, Times], chip: Chip) -> list[str]:
+def _times_seen(times: Mapping[Shape, Times], chip: Chip) -> dict[str, int]:
+    """Returns on how many shapes each form that the chip may choose was seen."""
     counts: dict[str, int] = {}
     for shape, by_plan in times.items():
         for plan in plans(problem_of(shape, chip)):
             counts[plan.form] = counts.get(plan.form, 0) + (str(plan) in by_plan)
-    return [form for form, count in counts.items() if count >= _ENOUGH]
+    return counts
+
+
+def _over_estimates(
+    times: Mapping[Shape, Times], chip: Chip, form: str | None
+) -> list[float]:
+    """Returns the times of a form over their estimates; of None those of all forms."""
+    return [
+        by_plan[str(plan)] / estimate(problem, plan).milliseconds
+        for shape, by_plan in times.items()
+        for problem in (problem_of(shape, chip),)
+        for plan in plans(problem)
+        if str(plan) in by_plan and form in (None, plan.form)
+    ]
 
 
 def _fit_some(

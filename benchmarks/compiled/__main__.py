@@ -56,6 +56,12 @@ class Config:
     steps: bool = False
     """Whole training steps, on one chip and on four and eight."""
 
+    models: tuple[str, ...] = ()
+    """Only the training steps of these networks, such as `dynamic_net`."""
+
+    devices: tuple[int, ...] = ()
+    """Only training steps over so many chips, such as `1 4`."""
+
     forms: tuple[str, ...] = ()
     """Only these forms, such as `static auto rows`. Without it layers are compiled in
     all, and training steps, which take long, static and as `auto`."""
@@ -111,17 +117,24 @@ def _jobs(config: Config) -> list[Job]:
     ]
     if every or config.steps:
         counts = (1,) if config.quick else tuple(dict(chip.topologies))
+        counts = tuple(count for count in counts if count in (config.devices or counts))
         steps = STEPS[:2] if config.quick else STEPS
+        steps = tuple(step for step in steps if step[0] in (config.models or step))
         jobs += step_jobs(steps, counts, every_form=bool(config.forms))
     return jobs
 
 
-def check_forms(config: Config) -> None:
-    """Ends the program where a form is asked for that no job has."""
-    names = sorted({job.form_title for job in _jobs(config)})
-    for form in config.forms:
-        if form not in names:
-            sys.exit(f"--forms (={form}) must be among {', '.join(names)}")
+def check_filters(config: Config) -> None:
+    """Ends the program where something is asked for that no job has."""
+    _check_among("models", config.models, sorted({model for model, *_ in STEPS}))
+    _check_among("devices", config.devices, list(dict(CHIPS[config.chip].topologies)))
+    _check_among("forms", config.forms, sorted({j.form_title for j in _jobs(config)}))
+
+
+def _check_among(flag: str, asked: tuple[Any, ...], known: list[Any]) -> None:
+    for each in asked:
+        if each not in known:
+            sys.exit(f"--{flag} (={each}) must be among {', '.join(map(str, known))}")
 
 
 def compile_all(config: Config, jobs: list[Job]) -> dict[str, Any]:
@@ -187,7 +200,7 @@ def main(config: Config) -> None:
     # no chip, and look for none.
     jax.config.update("jax_platforms", "cpu")
     jobs = jobs_of(config)
-    check_forms(config)
+    check_filters(config)
     if config.measure:
         measure_all(jobs, chip, config.limit_of, config.out)
         return

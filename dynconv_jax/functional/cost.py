@@ -270,10 +270,14 @@ def work_of(problem: Problem, plan: Plan, cache: float) -> Work:
     geometry, batch = problem.geometry, problem.samples
     experts = problem.num_experts or 0  # none: every sample brings its own kernel
     each = 1e-9 * problem.itemsize  # GB of a number
-    inputs = math.prod(problem.spatial) * geometry.in_features
-    outputs = math.prod(geometry.output_size(problem.spatial)) * geometry.out_features
+    pixels = math.prod(geometry.output_size(problem.spatial))
+    outputs = pixels * geometry.out_features
     kernel = math.prod(geometry.kernel_shape) * each
-    images = batch * (inputs + outputs) * each
+    # The channels of an image are filled up to whole lanes of the chip.
+    lanes = problem.chip.lanes
+    inputs = math.prod(problem.spatial) * _filled(geometry.in_features, lanes)
+    images = inputs + pixels * _filled(geometry.out_features, lanes)
+    images *= batch * each
 
     is_kernel = plan.implementation == "pallas"
     if plan.implementation == "taps" or (is_kernel and geometry.is_depthwise):
@@ -368,7 +372,9 @@ def _product_of_one(
         deepest = (dense.extent[0] - 1) // dense.strides[0]
         lines, features = (height + deepest) * width, (deepest + 1) * dense.out_features
         flops = product(lines, dense.strides[0] * rows, features)
-        return groups * flops, groups * float(lines * features)
+        # The image is laid out so first.
+        moved = math.prod(spatial) * _filled(geometry.in_features, lanes)
+        return groups * flops, float(moved * (dense.strides[0] > 1))
     for indices in kernel_rows(dense):
         if indices:
             lines = (height + indices[-1][1]) * width

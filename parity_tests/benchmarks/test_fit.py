@@ -106,10 +106,12 @@ def test_a_sweep_in_parts_must_keep_its_times():
 COMPILED = ROOT / "docs" / "benchmarks" / "compiled"
 
 
-@pytest.mark.parametrize("name", ["v5e", "h100"])
-def test_the_rates_choose_what_the_compiler_says_is_near_the_best(name):
+# On a v6e the compiler moves rows of one layer through memory that it keeps in the core
+# on a v5e, which the model does not foresee.
+@pytest.mark.parametrize(("name", "worst"), [("v5e", 1.3), ("v6e", 1.4), ("h100", 1.3)])
+def test_the_rates_choose_what_the_compiler_says_is_near_the_best(name, worst):
     chip, times, _ = read_bounds(COMPILED / f"{name}.json")
     layers = {shape: times[shape] for shape in (*DENSE, *DEPTHWISE_LAYERS)}
     found = regrets(chip, layers)
     assert statistics.geometric_mean(found) <= 1.1
-    assert max(found) <= 1.3
+    assert max(found) <= worst

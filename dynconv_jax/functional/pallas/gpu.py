@@ -28,6 +28,7 @@ from jax.typing import DTypeLike
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.numerics import Numerics, multiply_wide
 from dynconv_jax.functional.pallas.gpu_tiles import Call, Layer
+from dynconv_jax.functional.pallas.refusals import every_kernel_refuses
 from dynconv_jax.functional.sharding import vary_alike
 
 # Sums of all experts are kept in registers.
@@ -72,10 +73,9 @@ def pallas_refuses(
         True
     """
     del spatial_attention
-    if geometry.rank != 2:
-        return f"is for 2 spatial dimensions, not {geometry.rank}"
-    if not all(isinstance(size, int) for size in shape):
-        return f"must know all sizes, not {', '.join(map(str, shape))}"
+    reason = every_kernel_refuses(geometry, shape, device_count)
+    if reason is not None:
+        return reason
     if shape[0] == 0:
         return "has no program for an empty batch"
     dtypes = {str(jnp.dtype(dtype)), str(numerics.output_dtype(dtype))}
@@ -83,18 +83,6 @@ def pallas_refuses(
         return (
             f"computes in {' and '.join(_DTYPES)}, not in "
             f"{' to '.join(sorted(dtypes - set(_DTYPES)))}"
-        )
-    if device_count > 1:
-        return (
-            "is a kernel that XLA cannot divide over devices; call it inside "
-            "`jax.shard_map`"
-        )
-    groups = geometry.feature_group_count
-    if groups > 1 and not geometry.in_features == geometry.out_features == groups:
-        return (
-            "is for dense convolutions, or depthwise with as many outputs as inputs, "
-            f"not for {groups} groups of {geometry.in_features}→"
-            f"{geometry.out_features} channels"
         )
     if num_experts > _MOST_EXPERTS:
         return (

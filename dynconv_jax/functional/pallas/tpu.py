@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.numerics import Numerics
 from dynconv_jax.functional.pallas import tpu_dense, tpu_depthwise, tpu_experts
+from dynconv_jax.functional.pallas.refusals import every_kernel_refuses
 from dynconv_jax.functional.pallas.tpu_layer import (
     VMEM_BYTES,
     Layer,
@@ -66,10 +67,9 @@ def pallas_refuses(
         True
     """
     dtype = jnp.dtype(dtype)
-    if geometry.rank != 2:
-        return f"is for 2 spatial dimensions, not {geometry.rank}"
-    if not all(isinstance(size, int) for size in shape):
-        return f"must know all sizes, not {', '.join(map(str, shape))}"
+    reason = every_kernel_refuses(geometry, shape, device_count)
+    if reason is not None:
+        return reason
     if dtype not in (jnp.bfloat16, jnp.float32):
         return f"computes in bfloat16 and float32, not in {dtype}"
     if numerics.output_dtype(dtype) != dtype:
@@ -79,11 +79,6 @@ def pallas_refuses(
         )
     if spatial_attention:
         return "has no weights for single taps"
-    if device_count > 1:
-        return (
-            "is a kernel that XLA cannot divide over devices; call it inside "
-            "`jax.shard_map`"
-        )
     if geometry.feature_group_count > 1:
         return _depthwise_refuses(geometry, tuple(shape), dtype)
     if max(geometry.strides) > 1 and max(geometry.kernel_dilation) > 1:
@@ -137,16 +132,6 @@ def estimated_cycles(
 def _depthwise_refuses(
     geometry: Geometry, shape: tuple[int, ...], dtype: Any
 ) -> str | None:
-    if (
-        not geometry.in_features
-        == geometry.out_features
-        == geometry.feature_group_count
-    ):
-        return (
-            "is for dense convolutions, or depthwise with as many outputs as inputs, "
-            f"not for {geometry.feature_group_count} groups of "
-            f"{geometry.in_features}→{geometry.out_features} channels"
-        )
     if tpu_depthwise.memory(geometry, shape, dtype) > VMEM_BYTES:
         return (
             "keeps images of a few samples in a core's memory, which has no room for "

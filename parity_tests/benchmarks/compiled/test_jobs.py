@@ -7,7 +7,7 @@ import tomllib
 import pytest
 
 from benchmarks.compiled import compiler, jobs
-from benchmarks.compiled.__main__ import Config, check_forms, jobs_of, main
+from benchmarks.compiled.__main__ import Config, check_filters, jobs_of, main
 from benchmarks.compiled.chips import CHIPS
 from benchmarks.compiled.compiler import environment
 from benchmarks.compiled.jobs import (
@@ -135,11 +135,30 @@ def test_forms_and_passes_are_chosen_by_their_flags():
     assert {job.variant for job in both} == set(PASSES)
 
 
-def test_an_unknown_form_is_refused_with_those_that_there_are():
-    with pytest.raises(
-        SystemExit, match=r"--forms \(=rwos\) must be among auto, exper"
-    ):
-        check_forms(Config("v5e", layers=True, forms=("static", "rwos")))
+def test_steps_are_chosen_by_network_and_number_of_chips():
+    config = Config("v5e", steps=True, models=("dynamic_net",), devices=(4,))
+    chosen = jobs_of(config)
+    assert [(job.subject[1], job.variant) for job in chosen] == [
+        ("static", "4"),
+        ("dynamic", "4"),
+    ]
+    assert {job.subject[0] for job in chosen} == {"dynamic_net"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (
+            {"layers": True, "forms": ("rwos",)},
+            r"--forms \(=rwos\) .* among auto, e",
+        ),
+        ({"models": ("resnet81",)}, r"--models \(=resnet81\) .* among dynamic_net, "),
+        ({"devices": (3,)}, r"--devices \(=3\) must be among 1, 4, 8"),
+    ],
+)
+def test_what_no_program_has_is_refused_with_what_there_is(flags, said):
+    with pytest.raises(SystemExit, match=said):
+        check_filters(Config("v5e", **flags))
 
 
 @pytest.mark.parametrize("chip", CHIPS.values(), ids=lambda chip: chip.name)
