@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import itertools
 import re
 import sys
 from pathlib import Path
@@ -37,7 +36,7 @@ def blocks_of(page: Path) -> list[Block]:
     text = page.read_text()
     fences = list(FENCE.finditer(text))
     blocks = []
-    for fence, after in itertools.zip_longest(fences, fences[1:]):
+    for fence, after in zip(fences, [*fences[1:], None], strict=False):
         if fence[1] == "python":
             line = text.count("\n", 0, fence.start()) + 2
             follows = after is not None and after.start() == fence.end()
