@@ -34,13 +34,12 @@ class Block(NamedTuple):
 def blocks_of(page: Path) -> list[Block]:
     """Returns the blocks of Python of a page, in order."""
     text = page.read_text()
-    fences = list(FENCE.finditer(text))
     blocks = []
-    for fence, after in zip(fences, [*fences[1:], None], strict=False):
+    for fence in FENCE.finditer(text):
         if fence[1] == "python":
             line = text.count("\n", 0, fence.start()) + 2
-            follows = after is not None and after.start() == fence.end()
-            printed = after[2] if follows and after[1] == PRINTED else None
+            after = FENCE.match(text, fence.end())
+            printed = after[2] if after and after[1] == PRINTED else None
             name = f"{page.relative_to(ROOT)}, line {line}"
             blocks.append(Block(name, fence[2], printed))
     return blocks
