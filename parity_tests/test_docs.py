@@ -1,0 +1,155 @@
+"""The documentation: code runs, links lead somewhere, every public name has a place."""
+
+import importlib
+import inspect
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from parity_tests.tools import pages
+from parity_tests.tools.checkout import ROOT
+
+DEFAULT_NUMERICS = True  # the code is to run as a user runs it
+
+DOCS = ROOT / "docs"
+REFERENCE = sorted((DOCS / "reference").glob("*.md"))
+PUBLIC = [
+    f"{package}{part}"
+    for package in ("dynconv_jax", "dynconv_torch")
+    for part in ("", ".functional", ".layers", ".models", ".weights")
+    if (package, part) != ("dynconv_torch", ".weights")
+]
+# They train, or compile much.
+SLOW = {
+    "guides/forms.md",
+    "guides/mixed-precision.md",
+    "guides/models.md",
+    "guides/temperature.md",
+    "how/add.md",
+}
+CHIPS = "benchmarks", "compiled"
+# They are about several devices, and a process has its number from the start.
+WITH_DEVICES = {"guides/devices.md": 8}
+
+WITH_CODE = [
+    str(page.relative_to(DOCS))
+    for page in pages.PAGES
+    if page.is_relative_to(DOCS) and pages.blocks_of(page)
+]
+
+
+def marked(names) -> list:
+    """Returns the pages as parameters, with the slow ones marked."""
+    return [
+        pytest.param(name, marks=pytest.mark.slow if name in SLOW else ())
+        for name in names
+    ]
+
+
+@pytest.mark.parametrize("name", marked(n for n in WITH_CODE if n not in WITH_DEVICES))
+def test_code_of_a_page_runs(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # pages write files
+    pages.run(DOCS / name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "count"), WITH_DEVICES.items())
+def test_code_about_devices_runs(name, count, tmp_path):
+    flags = f"--xla_force_host_platform_device_count={count}"
+    done = subprocess.run(
+        [sys.executable, "-m", "parity_tests.tools.pages", str(DOCS / name)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}",
+        },
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_pages_that_are_named_here_exist():
+    assert WITH_DEVICES.keys() | SLOW <= set(WITH_CODE)
+
+
+@pytest.mark.parametrize("wrong", ["2\n", ""])
+def test_another_output_than_the_page_says_is_found(wrong, tmp_path, monkeypatch):
+    monkeypatch.setattr(pages, "ROOT", tmp_path)
+    page = tmp_path / "page.md"
+    text = '```python\nprint(1)\n```\n\n```text title="It prints"\n{}```\n'
+    page.write_text(text.format("1\n"))
+    pages.run(page)
+    page.write_text(text.format(wrong))
+    with pytest.raises(AssertionError, match="page.md, line 2 prints\n1"):
+        pages.run(page)
+
+
+@pytest.mark.parametrize("page", pages.PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files_and_headings(page):
+    lost = []
+    for link in pages.links_of(page):
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        if not target.is_file() or (
+            anchor and target.suffix == ".md" and anchor not in pages.anchors_of(target)
+        ):
+            lost.append(link)
+    assert not lost
+
+
+def listed() -> list[str]:
+    """Returns what the pages of the reference show, by its dotted name."""
+    text = "".join(page.read_text() for page in REFERENCE)
+    return re.findall(r"^::: ([\w.]+)$", text, re.MULTILINE)
+
+
+def find(dotted: str) -> object:
+    """Returns what has a dotted name."""
+    module, _, name = dotted.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def names_of(module: str) -> list[str]:
+    """Returns the public names of a module, of the instrument those it defines."""
+    found = importlib.import_module(module)
+    if hasattr(found, "__all__"):
+        return list(found.__all__)
+    tables = {"TOLERANCES", "GRADIENT_FLOOR", "OPTIMIZERS"}
+    return sorted(
+        tables.union(
+            name
+            for name, value in vars(found).items()
+            if not name.startswith("_")
+            and (inspect.isclass(value) or inspect.isfunction(value))
+            and value.__module__ == module
+        )
+    )
+
+
+@pytest.mark.parametrize("module", [*PUBLIC, "parity_tests.parity"])
+def test_every_public_name_is_in_the_reference(module):
+    shown = {id(find(name)) for name in listed()}
+    names = names_of(module)
+    assert names
+    missing = [name for name in names if id(find(f"{module}.{name}")) not in shown]
+    assert not missing, "add `::: …` to a page of docs/reference for each"
+
+
+def test_nothing_is_in_the_reference_twice():
+    names = listed()
+    assert len(set(names)) == len(names)
+
+
+def test_every_page_is_in_the_navigation():
+    text = (ROOT / "mkdocs.yml").read_text()
+    named = {Path(name) for name in re.findall(r"[\w./-]+\.md", text)}
+    found = {page.relative_to(DOCS) for page in DOCS.rglob("*.md")}
+    # Pages of chips, one for each that was compiled for; their guide names them.
+    assert {page for page in found if page.parts[:2] != CHIPS} <= named
