@@ -35,10 +35,13 @@ CHIPS = "benchmarks", "compiled"
 # They are about several devices, and a process has its number from the start.
 WITH_DEVICES = {"guides/devices.md": 8}
 
+# Those of the tutorial are run, with what they measure and draw, by its own program.
 WITH_CODE = [
     str(page.relative_to(DOCS))
     for page in pages.PAGES
-    if page.is_relative_to(DOCS) and pages.blocks_of(page)
+    if page.is_relative_to(DOCS)
+    and not page.is_relative_to(DOCS / "tutorial")
+    and pages.blocks_of(page)
 ]
 
 
@@ -121,7 +124,7 @@ def names_of(module: str) -> list[str]:
     found = importlib.import_module(module)
     if hasattr(found, "__all__"):
         return list(found.__all__)
-    tables = {"TOLERANCES", "GRADIENT_FLOOR", "OPTIMIZERS"}
+    tables = {"TOLERANCES", "GRADIENT_FLOOR", "OPTIMIZERS"} & vars(found).keys()
     return sorted(
         tables.union(
             name
@@ -133,7 +136,9 @@ def names_of(module: str) -> list[str]:
     )
 
 
-@pytest.mark.parametrize("module", [*PUBLIC, "parity_tests.parity"])
+@pytest.mark.parametrize(
+    "module", [*PUBLIC, "parity_tests.parity", "parity_tests.tolerances"]
+)
 def test_every_public_name_is_in_the_reference(module):
     shown = {id(find(name)) for name in listed()}
     names = names_of(module)
