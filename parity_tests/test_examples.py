@@ -71,7 +71,7 @@ def test_routers_are_watched_while_the_temperature_falls(tmp_path):
     picture = tmp_path / "routers.png"
     said = run_example("watch_routers", "--steps", "6", "--picture", str(picture))
     temperatures = [float(each) for each in re.findall(r"T (\S+)", said)]
-    assert temperatures[0] == 30 and temperatures[-1] == 0.3
+    assert temperatures[0] == 30 and temperatures[-1] == 0.03
     assert temperatures == sorted(temperatures, reverse=True)
     # At 30 the attention is all but even.
     assert figure(r"stage1: entropy (\S+)", said) == 1
