@@ -65,7 +65,7 @@ def run(devices, steps, batch):
     # Labels that can be learned: which of ten bands the mean of the image is in.
     labels = np.argsort(np.argsort(images.mean(axis=(1, 2, 3)))) * 10 // batch
     images, labels = jax.device_put((images, labels), by_image)
-    program = step.lower(*state, images, labels).compile().as_text()
+    program = step.lower(*state, images, labels).compile().as_text() or ""
     losses = []
     for _ in range(steps):
         *state, loss = step(*state, images, labels)
@@ -77,7 +77,7 @@ def run(devices, steps, batch):
 
 def main():
     """Trains on eight devices and on one, and compares."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Trains on eight simulated devices.")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch", type=int, default=64, help="divisible by 8")
     options = parser.parse_args()

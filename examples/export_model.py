@@ -36,12 +36,15 @@ def exported(net):
     images = jax.ShapeDtypeStruct((batch, SIZE, SIZE, 3), jnp.float32)
     # What is chosen for a platform is chosen in the file, for each of them.
     platforms = ("cpu", "cuda", "tpu")
-    return export.export(probabilities, platforms=platforms)(images).serialize()
+    program = export.export(probabilities, platforms=platforms)(images)
+    return bytes(program.serialize())
 
 
 def main():
     """Exports, reads the file back, and compares with the network."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description="Exports a network with an open batch."
+    )
     parser.add_argument("--file", type=Path, help="where the file goes and stays")
     parser.add_argument("--width", type=float, default=0.25, help="of the network")
     options = parser.parse_args()

@@ -68,7 +68,7 @@ def train_a_little(net, draw):
 
 def main():
     """Saves in PyTorch, loads in JAX, compares, and the same the other way round."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Ports a PyTorch checkpoint to JAX.")
     parser.add_argument("--folder", type=Path, help="where the files go and stay")
     folder = parser.parse_args().folder
     if folder is None:

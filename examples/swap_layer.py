@@ -10,6 +10,7 @@ trained on.
 
 import argparse
 import functools
+from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
@@ -49,13 +50,12 @@ class Residual(nnx.Module):
 class SmallResNet(nnx.Module):
     """A static stem, three blocks, a pooled linear head."""
 
-    def __init__(self, *, conv=nnx.Conv, rngs):
+    def __init__(self, *, conv: Callable = nnx.Conv, rngs):
         """Builds the network with the convolution of its blocks."""
         self.stem = nnx.Conv(1, 8, (3, 3), padding=1, rngs=rngs)
         widths = [(8, 8, 1), (8, 16, 2), (16, 32, 2)]
-        self.blocks = nnx.List(
-            [Residual(*sizes, conv=conv, rngs=rngs) for sizes in widths]
-        )
+        blocks = [Residual(*sizes, conv=conv, rngs=rngs) for sizes in widths]
+        self.blocks = nnx.List(blocks)
         self.head = nnx.Linear(32, 10, rngs=rngs)
 
     def __call__(self, x):
@@ -89,7 +89,7 @@ def train(net, images, labels, steps, seed):
 
 def main():
     """Trains the static network, swaps the layers, trains the dynamic one."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Swaps the convolutions of a network.")
     parser.add_argument("--steps", type=int, default=150, help="of each network")
     steps = parser.parse_args().steps
     pixels, labels = load_digits(return_X_y=True)

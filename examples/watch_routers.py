@@ -68,10 +68,12 @@ def draw(history, picture):
 
 def main():
     """Trains on handwritten digits."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description="Watches routers while they cool down."
+    )
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--start", type=float, default=30.0, help="first temperature")
-    parser.add_argument("--end", type=float, default=0.3, help="last temperature")
+    parser.add_argument("--end", type=float, default=0.03, help="last temperature")
     parser.add_argument("--picture", type=Path, help="a .png to draw")
     options = parser.parse_args()
 
@@ -90,7 +92,7 @@ def main():
     rows = np.random.default_rng(0).integers(0, 1400, size=(options.steps, 64))
     history = {}
     for number in range(options.steps + 1):
-        temperature = falling(number)
+        temperature = jnp.asarray(falling(number))
         if number % max(1, options.steps // 6) == 0:
             net.eval()
             set_temperature(net, temperature)

@@ -93,8 +93,11 @@ def difference(committed: str, current: str) -> list[str]:
         committed: The page as it is.
         current: The page as `run_page` returns it.
     """
-    lines = (without_measurements(text).splitlines() for text in (committed, current))
-    return list(difflib.unified_diff(*lines, "the page", "what it gives", lineterm=""))
+    before, after = (
+        without_measurements(text).splitlines() for text in (committed, current)
+    )
+    names = "the page", "what it gives"
+    return list(difflib.unified_diff(before, after, *names, lineterm=""))
 
 
 def main(arguments: list[str] | None = None) -> int:
