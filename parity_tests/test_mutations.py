@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -43,6 +44,7 @@ def faults(source: str) -> set[str]:
             "(x.transpose(2, 1))", "x.transpose((2), 2)", "x.transpose(1, (3))"
         )}),
         ('y = einsum("bk,ko->bo", a)', {"y = (einsum('bk,ko->ob', a))"}),
+        ('y = einsum("bk,k...->b...", a)', set()),
     ],
 )  # fmt: skip
 def test_faults_of_an_expression(source, expected):
@@ -64,6 +66,7 @@ def test_faults_of_an_expression(source, expected):
         "y = zip(a, b, strict=True)",
         "y = isinstance(a, (int, float))",
         'y = ("left", "right")',
+        "Y = tuple[int, ...] | Literal[1, 2]",
         "if TYPE_CHECKING:\n    y = 1",
     ],
 )
@@ -85,12 +88,11 @@ def test_what_computes_beside_it_is_not(source, expected):
     assert faults(source) == {expected}
 
 
-def test_every_fault_of_the_libraries_is_python_and_another_program():
-    for path in mutate._sources(ROOT):
-        source = path.read_text()
-        tree = ast.dump(ast.parse(source))
-        for fault in mutations_of(source, str(path)):
-            assert ast.dump(ast.parse(fault.apply(source))) != tree
+def test_a_fault_of_the_libraries_is_python_and_another_program():
+    for fault in mutate.choose(mutate.Config(count=100)):
+        source = (ROOT / fault.path).read_text()
+        changed = ast.dump(ast.parse(fault.apply(source)))
+        assert changed != ast.dump(ast.parse(source))
 
 
 def test_faults_are_drawn_by_the_seed_from_all_files_in_turn():
@@ -129,9 +131,6 @@ def test_tests_without_the_name_are_found_by_what_they_import():
     distances = {file: steps for steps, file in nearest_tests("dynconv_jax/gating.py")}
     assert distances["parity_tests/test_gating.py"] == 0
     assert distances["parity_tests/test_routing.py"] >= 1
-    for module in mutate._sources(ROOT):
-        if module.name != "__init__.py":
-            assert nearest_tests(str(module.relative_to(ROOT))), module
 
 
 FAULT = Mutation("dynconv_jax/gating.py", 3, 10, 11, "constant", "1", "(2)")
@@ -177,7 +176,8 @@ def test_wider_tests_run_where_the_nearest_notice_nothing(tmp_path, monkeypatch)
     (fault,) = mutations_of("x = 1\n", "file.py")
     concerned = ["near.py"], ["wide.py"]
     monkeypatch.setattr(mutate, "concerned", lambda *_: concerned)
-    tests, record = StandIn(tmp_path), mutate.Record(tmp_path / "record.json")
+    tests: Any = StandIn(tmp_path)
+    record = mutate.Record(tmp_path / "record.json")
     mutate.plant(fault, tests, record, mutate.Config())
     row = record.find(fault)
     assert row and (row["outcome"], row["told"]) == ("noticed", "FAILED wide.py::test")
@@ -191,23 +191,22 @@ def test_tests_run_in_a_process_that_reads_the_code_anew(tmp_path):
     program = (
         "from parity_tests.tools import forked_pytest as f; f.FRAMEWORKS = ['pytest']"
     )
-    server = subprocess.Popen(
+    flags = ["-q", "-n0", "-pno:cacheprovider", f"--rootdir={tmp_path}", "-c/dev/null"]
+    statuses = []
+    with subprocess.Popen(
         [sys.executable, "-c", f"{program}; f.main()"],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-    )
-    assert server.stdin and server.stdout
-    flags = ["-q", "-n0", "-pno:cacheprovider", f"--rootdir={tmp_path}", "-c/dev/null"]
-    statuses = []
-    for body, seconds in (("pass", 60), ("assert False", 60), ("while True: pass", 1)):
-        path = tmp_path / "test_it.py"
-        path.write_text(f"def test_it():\n    {body}\n")
-        order = {"arguments": [*flags, str(path)], "seconds": seconds}
-        server.stdin.write(json.dumps(order) + "\n")
-        server.stdin.flush()
-        statuses.append(json.loads(server.stdout.readline())["status"])
-    server.stdin.close()
-    assert server.wait() == 0
+    ) as server:
+        assert server.stdin and server.stdout
+        for body, seconds in (("pass", 60), ("assert 0", 60), ("while True: pass", 1)):
+            path = tmp_path / "test_it.py"
+            path.write_text(f"def test_it():\n    {body}\n")
+            order = {"arguments": [*flags, str(path)], "seconds": seconds}
+            server.stdin.write(json.dumps(order) + "\n")
+            server.stdin.flush()
+            statuses.append(json.loads(server.stdout.readline())["status"])
+    assert server.returncode == 0
     assert statuses == [0, 1, None]

@@ -30,6 +30,12 @@ def test_layers_agree(shape, momentum, rng):
     assert_parity(ours, theirs, 3 + 2 * rng.normal(size=shape))
 
 
+def test_the_fast_variance_is_that_of_pytorch(rng):
+    ours, theirs = norms()
+    ours.use_fast_variance = True
+    assert_parity(ours, theirs, 3 + 2 * rng.normal(size=(4, 7, 6, 5)))
+
+
 def test_variance_survives_a_mean_far_from_zero(rng):
     ours, theirs = norms()
     assert_parity(ours, theirs, 1e4 + rng.normal(size=(4, 7, 6, 5)))

@@ -140,9 +140,8 @@ class Checkout:
 
     def close(self) -> None:
         """Ends the process that runs tests."""
-        assert self._server.stdin
-        self._server.stdin.close()
-        self._server.wait()
+        with self._server:  # which closes its input, and waits
+            pass
 
 
 class Record:

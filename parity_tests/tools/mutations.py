@@ -39,6 +39,9 @@ OF_AXES = {"moveaxis", "movedim", "swapaxes", "transpose", "permute", "flatten"}
 # Keywords that say how to check or to tell, not what to compute.
 NOT_COMPUTED = {"strict", "stacklevel"}
 
+# What has types in its brackets, in the name that is given to a type.
+OF_TYPES = {"Callable", "Literal", "Mapping", "Sequence", "dict", "list", "tuple"}
+
 
 @dataclasses.dataclass(frozen=True)
 class Mutation:
@@ -147,6 +150,8 @@ def _computed(node: ast.AST) -> Iterator[ast.AST]:
             yield from node.orelse
         case ast.Call() if _name_of(node.func) == "warn":
             return
+        case ast.Subscript(value=ast.Name(name)) if name in OF_TYPES:
+            return
         case ast.keyword() if node.arg in NOT_COMPUTED:
             return
         case ast.UnaryOp(ast.USub(), ast.Constant()):  # a number as a whole
@@ -200,7 +205,7 @@ def _faults_of_call(node: ast.Call) -> Iterator[tuple[ast.AST, str, ast.AST]]:
             yield node, "axes", _with(node, args=args)
     if name == "einsum" and node.args and isinstance(node.args[0], ast.Constant):
         inputs, arrow, output = str(node.args[0].value).rpartition("->")
-        if arrow and len(output) > 1:
+        if arrow and output[-2:].isalpha() and len(output) > 1:
             turned = inputs + arrow + output[:-2] + output[-1] + output[-2]
             yield node, "axes", _with(node, args=[ast.Constant(turned), *node.args[1:]])
 
