@@ -94,7 +94,7 @@ def _outline(
 
 
 def stage_and_kernel_size(index: int, geometry: Geometry, path: str) -> Hashable:
-    """Groups the layers of a stage that have one kernel size, as published models do.
+    """Groups the layers of a stage that have one kernel size.
 
     The stage is the beginning of the path, up to the first part with a digit in it. In
     networks that number their blocks in one row, as MobileNetV2 does, that is a single
