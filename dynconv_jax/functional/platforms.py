@@ -230,8 +230,12 @@ def _types_of_results(*types: Any, function: Any) -> Any:
 
 
 def _somewhere(function: Any) -> Any:
-    """Returns a function that computes the same as those for any place."""
-    return function.on(Target("cpu")).plain
+    """Returns a function that computes the same as those for any place.
+
+    It loops over no samples: the types of a batch may say that devices share it, though
+    this process has one.
+    """
+    return function.on(Target("cpu", device_count=2)).plain
 
 
 @functools.lru_cache(maxsize=4096)

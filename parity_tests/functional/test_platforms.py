@@ -250,7 +250,9 @@ def test_forms_for_a_batch_on_one_device_are_not_for_several(name):
     batch = 4
     kernel = (case.num_experts, *case.kernel_size, case.width, case.outputs)
     shapes = (batch, *case.spatial, case.channels), (batch, case.num_experts), kernel
-    mesh = jax.sharding.AbstractMesh((device_count,), ("data",))
+    mesh = jax.sharding.AbstractMesh(
+        (device_count,), ("data",), axis_types=(AxisType.Auto,)
+    )
     arrays = [
         jax.ShapeDtypeStruct(
             shape, jnp.float32, sharding=NamedSharding(mesh, PartitionSpec(*axes))

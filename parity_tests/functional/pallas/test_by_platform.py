@@ -3,6 +3,8 @@
 What they compute is tested beside each platform's own, interpreted.
 """
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -16,6 +18,7 @@ from dynconv_jax import (
     explain,
     per_sample_conv,
 )
+from parity_tests.tools.chips import an_h100
 
 # What a kernel of Pallas is in a lowered program.
 CALLS = {"tpu": "tpu_custom_call", "cuda": "triton"}
@@ -34,9 +37,11 @@ def loss(*operands):
     return jnp.sum(jnp.sin(by_kernels(*operands).astype(jnp.float32)))
 
 
-def lowered(function, platform, *operands):
-    traced = jax.jit(function).trace(*(operands or arrays()))
-    return traced.lower(lowering_platforms=(platform,)).as_text()
+def lowered(function, platform, *operands, axis="chip"):
+    use = jax.sharding.use_abstract_mesh
+    with use(an_h100(axis)) if platform == "cuda" else contextlib.nullcontext():
+        traced = jax.jit(function).trace(*(operands or arrays()))
+        return traced.lower(lowering_platforms=(platform,)).as_text()
 
 
 @pytest.mark.parametrize("platform", CALLS)
@@ -50,6 +55,8 @@ def test_outputs_and_gradients_are_kernels(platform):
 @pytest.mark.parametrize("platform", CALLS)
 def test_inside_shard_map_each_device_has_kernels_for_its_samples(platform):
     mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,))
+    if platform == "cuda":
+        mesh = an_h100("data")
     data, whole = PartitionSpec("data"), PartitionSpec()
     mapped = jax.shard_map(
         by_kernels, mesh=mesh, in_specs=(data, data, whole), out_specs=data
@@ -58,7 +65,7 @@ def test_inside_shard_map_each_device_has_kernels_for_its_samples(platform):
     def total(*operands):
         return jnp.sum(mapped(*operands).astype(jnp.float32))
 
-    program = lowered(jax.grad(total, argnums=(0, 1, 2)), platform)
+    program = lowered(jax.grad(total, argnums=(0, 1, 2)), platform, axis="data")
     assert CALLS[platform] in program
 
 

@@ -16,6 +16,7 @@ from dynconv_jax.functional.numerics import Numerics
 from dynconv_jax.functional.pallas.gpu import arrange, convolve, pallas_refuses
 from dynconv_jax.functional.pallas.gpu_tiles import Layer, gradient_tile, product_tile
 from parity_tests.tolerances import assert_close
+from parity_tests.tools.chips import an_h100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +109,7 @@ NAMES: tuple[str, ...] = (
 )
 
 
-def lower(function, case) -> str:
+def lower(function, case, mesh=None) -> str:
     """The program of a sum of squares and all its gradients, for a GPU."""
     operands = case.operands(np.random.default_rng(0))
     arguments = [jax.ShapeDtypeStruct(each.shape, each.dtype) for each in operands]
@@ -117,8 +118,9 @@ def lower(function, case) -> str:
         return jnp.sum(jnp.square(function(*operands)))
 
     differentiated = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))
-    traced = differentiated.trace(*arguments)
-    return traced.lower(lowering_platforms=("cuda",)).as_text()
+    with jax.sharding.use_abstract_mesh(mesh or an_h100()):
+        traced = differentiated.trace(*arguments)
+        return traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
 def results(function, operands) -> dict[str, jax.Array]:
@@ -271,9 +273,10 @@ def test_tiles_cover_what_they_cut(batch, experts, size, dtype):
     assert sums <= 2 * 16384 or tile.channels == tile.features == 16
 
 
-def share(function, **options):
+def share(function, mesh=None, **options):
     """A function of a batch whose devices, of which there is one, take shares of it."""
-    mesh = jax.make_mesh((1,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
+    if mesh is None:
+        mesh = jax.make_mesh((1,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
     batch, whole = jax.P("batch"), jax.P()
     specs = dict(in_specs=(batch, batch, whole), out_specs=batch)
     return jax.shard_map(function, mesh=mesh, **specs, **options)
@@ -289,6 +292,7 @@ def test_the_kernels_take_a_share_of_the_batch(rng):
 
 def test_the_gradient_of_experts_is_summed_over_the_shares_of_a_batch():
     case = Small((2, 3, 2, 3), 2, kernel=(1, 1))
-    lowered = lower(share(case.on_a_gpu), case)
+    mesh = an_h100("batch")
+    lowered = lower(share(case.on_a_gpu, mesh), case, mesh)
     assert lowered.count("__gpu$xla.gpu.triton") == 3
     assert lowered.count("stablehlo.all_reduce") == 1
