@@ -17,7 +17,7 @@ from benchmarks.compiled.chips import CHIPS
 from benchmarks.compiled.compiler import topology
 from dynconv_jax import dynamic_conv, explain
 
-shapes = (8, 28, 28, 64), (8, 4), (4, 3, 3, 64, 64)
+shapes = (32, 28, 28, 64), (32, 4), (4, 3, 3, 64, 64)
 arrays = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes]
 
 def differentiate(cotangent, *arrays):
