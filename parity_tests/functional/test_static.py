@@ -6,7 +6,9 @@ import pytest
 from flax import nnx
 from jax import lax
 
-from dynconv_jax.functional.static import few_channel_conv
+from dynconv_jax.functional.geometry import Geometry
+from dynconv_jax.functional.numerics import Numerics
+from dynconv_jax.functional.static import conv_by_xla, few_channel_conv
 from parity_tests.tolerances import assert_close
 
 # (spatial, channels, kernel size, strides, padding, further options)
@@ -82,3 +84,50 @@ def test_a_layer_of_flax_makes_use_of_the_product():
         jnp.ones((2, 9, 7, 3), jnp.float32)
     )
     assert "stablehlo.convolution" not in program.as_text()
+
+
+# (channels, outputs, kernel size, strides, padding, dilation, groups)
+WIDE_KERNELS = {
+    "plain": (3, 4, (3, 2), (1, 1), "SAME", (1, 1), 1),
+    "strided": (3, 4, (3, 3), (2, 3), ((2, 0), (1, 1)), (1, 1), 1),
+    "dilated": (3, 4, (3, 2), (1, 1), "VALID", (2, 3), 1),
+    "grouped": (4, 6, (3, 3), (2, 1), "SAME", (1, 1), 2),
+}
+
+
+@pytest.mark.parametrize("name", WIDE_KERNELS)
+def test_a_wider_kernel_is_rounded_and_its_gradient_is_not(name, rng):
+    channels, outputs, size, strides, padding, dilation, groups = WIDE_KERNELS[name]
+    geometry = Geometry.create(
+        *(channels, outputs, size),
+        strides=strides,
+        padding=padding,
+        kernel_dilation=dilation,
+        feature_group_count=groups,
+    )
+    inputs = jnp.asarray(rng.normal(size=(2, 9, 7, channels)), jnp.bfloat16)
+    kernel = jnp.asarray(rng.normal(size=geometry.kernel_shape), jnp.float32)
+    sizes = geometry.output_size((9, 7))
+    cotangent = jnp.asarray(rng.normal(size=(2, *sizes, outputs)), jnp.bfloat16)
+
+    def results(inputs, kernel, cotangent) -> dict[str, jax.Array]:
+        found, pull = jax.vjp(
+            lambda *operands: conv_by_xla(*operands, geometry, Numerics()),
+            inputs,
+            kernel,
+        )
+        of_inputs, of_kernel = pull(cotangent)
+        return {"y": found, "x": of_inputs, "kernel": of_kernel}
+
+    def widened(array: jax.Array) -> jax.Array:
+        return array.astype(jnp.bfloat16).astype(jnp.float32)
+
+    actual = results(inputs, kernel, cotangent)
+    expected = results(*map(widened, (inputs, kernel, cotangent)))
+    assert actual["kernel"].dtype == jnp.float32
+    assert_close(
+        {"kernel": actual.pop("kernel")},
+        {"kernel": expected.pop("kernel")},
+        dtype="float32",
+    )
+    assert_close(actual, expected, dtype="bfloat16")
