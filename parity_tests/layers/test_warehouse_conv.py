@@ -11,6 +11,8 @@ import torch
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from dynconv_jax import KernelWarehouse, WarehouseConv
+from dynconv_jax.functional import Geometry
 from dynconv_jax.gating import Attention
 from parity_tests.parity import as_numpy, assert_parity
 from parity_tests.tolerances import assert_close
@@ -47,6 +49,22 @@ def test_the_attention_is_float32_for_narrower_layers():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert single.first(y.float()).dtype == torch.bfloat16
         assert single.first.mixture(y.float()).dtype == torch.float32
+
+
+def test_gradients_of_wide_cells_are_not_rounded_where_a_layer_is_narrow(rng):
+    geometry = Geometry.create(4, 8, (3, 3), padding=1)
+    warehouse = KernelWarehouse([geometry], rngs=nnx.Rngs(0))
+    layer = WarehouseConv(warehouse, norm="layer", dtype=jnp.bfloat16, rngs=nnx.Rngs(1))
+    inputs = jnp.asarray(rng.normal(size=(3, 9, 7, 4)), jnp.bfloat16)
+    graphdef, cells, rest = nnx.split(layer, nnx.PathContains("cells"), ...)
+
+    def loss(cells):
+        outputs = nnx.merge(graphdef, cells, rest)(inputs)
+        return jnp.sum(outputs.astype(jnp.float32))
+
+    (gradient,) = jax.tree.leaves(jax.grad(loss)(cells))
+    assert gradient.dtype == jnp.float32
+    assert (gradient != gradient.astype(jnp.bfloat16).astype(jnp.float32)).any()
 
 
 def test_any_number_of_batch_dimensions_is_accepted(rng):
