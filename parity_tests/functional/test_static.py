@@ -112,9 +112,7 @@ def test_a_wider_kernel_is_rounded_and_its_gradient_is_not(name, rng):
 
     def results(inputs, kernel, cotangent) -> dict[str, jax.Array]:
         found, pull = jax.vjp(
-            lambda *operands: conv_by_xla(*operands, geometry, Numerics()),
-            inputs,
-            kernel,
+            lambda x, w: conv_by_xla(x, w, geometry, Numerics()), inputs, kernel
         )
         of_inputs, of_kernel = pull(cotangent)
         return {"y": found, "x": of_inputs, "kernel": of_kernel}
