@@ -105,7 +105,9 @@ def test_a_copy_moves_what_it_reads_and_writes(chip, tmp_path):
     source = "lambda a: jnp.flip(a, 0)"
     found = bound_of(chip, tmp_path, source, (4096, 8192))
     assert found["bytes"] == 2 * 2 * 4096 * 8192
-    assert found["bound"] == found["memory"]
+    assert found["memory"] == pytest.approx(1e6 * found["bytes"] / chip.bandwidth)
+    # On a chip whose memory is fast, bundles take as long.
+    assert found["bound"] == max(found["memory"], found["compute"])
 
 
 @for_each(TPUS)
