@@ -208,13 +208,7 @@ def fit(times: Mapping[Shape, Times], chip: Chip) -> tuple[Chip, float]:
         slower = statistics.geometric_mean(ratios) if counts[form] else max(ratios)
         own[form] = {kind: slower * rate for kind, rate in rates.items()}
     fitted = dataclasses.replace(fitted, form_rates=own)
-    errors = [
-        estimate(problem, plan).milliseconds / by_plan[str(plan)] - 1
-        for shape, by_plan in times.items()
-        for problem in (problem_of(shape, fitted),)
-        for plan in plans(problem)
-        if str(plan) in by_plan
-    ]
+    errors = [1 / ratio - 1 for ratio in _over_estimates(times, fitted, None)]
     return fitted, math.sqrt(statistics.fmean(each * each for each in errors))
 
 
