@@ -73,7 +73,7 @@ def train(config: Config) -> dict[str, Any]:
 
         finished = find_finished(config)
         if finished is not None:
-            Display(config.steps, devices.is_writer()).say(
+            Display(finished.get("steps", 0), devices.is_writer()).say(
                 f"the run in {config.out} is finished, with test accuracy "
                 f"{finished['test_accuracy']:.4f}; --overwrite starts it anew"
             )
@@ -83,13 +83,14 @@ def train(config: Config) -> dict[str, Any]:
         dataset = presets.load(config)
         devices.check_alike("images (--data)", dataset.identity())
         check_batch_size(config, dataset, mesh.size)
+        config = config.for_images(len(dataset.train))
         model = create(
             *(config, dataset.num_classes, dataset.image_shape[-1]),
             nnx.Rngs(config.seed),
         )
         costs = costs_of(config, dataset, model)
         run = closing.enter_context(RunDirectory(config, devices.is_writer(), dataset))
-        display = closing.enter_context(Display(config.steps, run.is_writer))
+        display = closing.enter_context(Display(config.total_steps, run.is_writer))
 
         # State: a static description and a tree of arrays, so that one plain jax.jit
         # can donate the arrays; as at the start, or as the last checkpoint has it.
@@ -134,7 +135,7 @@ def train(config: Config) -> dict[str, Any]:
             return to_devices((batch.images, batch.labels), by_image)
 
         # The first one starts the processes that read, before any clock does.
-        upcoming = [next_batch()] if done < config.steps else []
+        upcoming = [next_batch()] if done < config.total_steps else []
 
         # Compilation, ahead of time, so that it can be told from training.
         display.say(
@@ -182,10 +183,10 @@ def train(config: Config) -> dict[str, Any]:
         evaluations: dict[str, Any] = {}
         display.start(done)
         clock.start()
-        for step in range(done + 1, config.steps + 1):
+        for step in range(done + 1, config.total_steps + 1):
             state, metrics = train_step(state, *upcoming.pop())
             pending.append(metrics)
-            is_last = step == config.steps
+            is_last = step == config.total_steps
             is_logged = is_last or step % config.log_every == 0
             is_evaluated = is_last or step % config.eval_every == 0
             is_told_to_stop = stop_signals.stop_after(step) and not is_last
@@ -238,11 +239,11 @@ def train(config: Config) -> dict[str, Any]:
             clock.start()
 
         # Results.
-        evaluations = evaluations or evaluate_all(config.steps)
+        evaluations = evaluations or evaluate_all(config.total_steps)
         checkpoints.wait()
         whole = nnx.merge(graphdef, devices.gather(state))
         summary = {
-            "steps": config.steps,
+            "steps": config.total_steps,
             "best_test_accuracy": best["test_accuracy"] if best else None,
             "best_step": best["step"] if best else None,
             "images_per_second": clock.rate(),

@@ -187,6 +187,21 @@ def test_weights_load_back(finished):
     assert params_sha256(model) == read_summary(finished)["params_sha256"]
 
 
+def test_run_of_epochs_is_the_run_of_their_steps(tmp_path, capsys):
+    # Of the 1437 images a batch of 718 is drawn twice an epoch.
+    shared = ["--batch-size=718", "--conv=static", "--model-options=width_mult=0.25"]
+    for length in ("--epochs=1", "--steps=2"):
+        assert main([*shared, length, f"--out={tmp_path / length}"]) == 0
+    epochs, steps = (
+        read_summary(tmp_path / each) for each in ("--epochs=1", "--steps=2")
+    )
+    assert epochs["steps"] == 2
+    assert epochs["params_sha256"] == steps["params_sha256"]
+    capsys.readouterr()
+    assert main([*shared, "--epochs=1", f"--out={tmp_path / '--epochs=1'}"]) == 0
+    assert "is finished, with test accuracy" in capsys.readouterr().out
+
+
 def test_run_with_averages_evaluates_and_saves_them(averaged):
     *_, last = read_metrics(averaged)
     summary = read_summary(averaged)
@@ -268,6 +283,7 @@ def test_overwrite_replaces_its_own_files_only(tmp_path):
         (["--num-experts=9", "--top-k=8", "--seed=x"], ["--seed (=x)"]),
         (["--preset=moons"], ["--preset (=moons)", "digits"]),
         (["--steps=0"], ["--steps (=0)", "at least 1"]),
+        (["--steps=3", "--epochs=1"], ["--epochs (=1)", "--steps (=3)"]),
         (["--num-experts=0"], ["--num-experts (=0)", "at least 1"]),
         (["--reduction=0"], ["--reduction (=0)", "at least 1"]),
         (["--log-every=0"], ["--log-every (=0)", "at least 1"]),

@@ -123,7 +123,7 @@ def _figures(run: Run) -> dict[str, str]:
     if summary is None:
         latest = run.tests[-1] if run.tests else {}
         steps = max((row["step"] for row in run.training + run.tests), default=0)
-        figures = {"steps": f"{steps:,} of {run.config.steps:,}"}
+        figures = {"steps": f"{steps:,} of {run.config.total_steps:,}"}
         for name in ("test_accuracy", "test_loss"):
             if name in latest:
                 figures[_words(name)] = f"{latest[name]:.4f}"

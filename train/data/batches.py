@@ -19,6 +19,7 @@ from train.data.pictures import put_up_with
 from train.errors import TrainError, TrainingFailed
 from train.flags.config import Config
 from train.flags.data import OnBadImage
+from train.flags.recipe import steps_per_epoch
 
 # What ends a run from outside.
 STOPPING = signal.SIGINT, signal.SIGTERM
@@ -73,7 +74,7 @@ def batch_indices(num_images: int, batch_size: int, seed: int, step: int) -> np.
         >>> np.sort(np.concatenate(epoch)).tolist()
         [0, 1, 2, 3, 4, 5]
     """
-    epoch, position = divmod(step, num_images // batch_size)
+    epoch, position = divmod(step, steps_per_epoch(num_images, batch_size))
     start = position * batch_size
     return _permutation(num_images, seed, epoch)[start : start + batch_size]
 

@@ -44,13 +44,20 @@ class Config(RunFlags, RecipeFlags, ModelFlags, DataFlags):
         self.check_run()
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the flags as JSON has them, with those derived filled in."""
-        values = dataclasses.asdict(self) | {
-            "warmup_steps": self.warmup,
-            "decay_every": self.decaying,
-            "temperature_steps": self.annealing,
-            "assignment_steps": self.assigning,
-        }
+        """Returns the flags as JSON has them, with those derived filled in.
+
+        Those that follow from the length of the run are left as they were given where
+        that is told in epochs, and the images have not been counted.
+        """
+        values = dataclasses.asdict(self)
+        if self.has_length:
+            values |= {
+                "steps": self.total_steps,
+                "warmup_steps": self.warmup,
+                "decay_every": self.decaying,
+                "temperature_steps": self.annealing,
+                "assignment_steps": self.assigning,
+            }
         return {
             name: str(value) if isinstance(value, Path) else value
             for name, value in values.items()
@@ -87,7 +94,10 @@ def parse(argv: Sequence[str]) -> Config:
         TrainError: If a flag is unknown or a value is refused.
         SystemExit: With 0, after `--help`.
     """
-    return parse_flags(argv, Config, "python -m train")
+    config = parse_flags(argv, Config, "python -m train")
+    rule = f"be left out with --steps (={config.steps}): both say how long the run is"
+    config.require("epochs", None in (config.epochs, config.steps), rule)
+    return config
 
 
 def parse_flags(argv: Sequence[str], kind: type[FlagsT], program: str) -> FlagsT:

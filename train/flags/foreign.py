@@ -34,10 +34,9 @@ _DISTRIBUTED = "see --coordinator, --num-processes and --process-id"
 # Theirs -> ours, with what there is to say about it, or only that: what to do instead.
 FOREIGN: dict[str, tuple[str, str]] = {
     # The length and the size of a run
-    "--epochs": ("--steps", _STEPS),
-    "--num-epochs": ("--steps", _STEPS),
-    "--max-epochs": ("--steps", _STEPS),
-    "--num-train-epochs": ("--steps", _STEPS),
+    "--num-epochs": ("--epochs", ""),
+    "--max-epochs": ("--epochs", ""),
+    "--num-train-epochs": ("--epochs", ""),
     "--max-steps": ("--steps", ""),
     "--num-steps": ("--steps", ""),
     "--train-steps": ("--steps", ""),

@@ -1,7 +1,7 @@
 """The flags of the recipe: the optimizer, its schedules, and what the loss is."""
 
 import dataclasses
-from typing import Literal
+from typing import Literal, Self
 
 from train.flags.checks import Flags, OptionalFloat, OptionalInt, flag_of
 
@@ -22,12 +22,19 @@ USES = {
 }
 
 
+# Of a run that is told neither steps nor epochs.
+STEPS = 400
+
+
 @dataclasses.dataclass(frozen=True)
 class RecipeFlags(Flags):
     """The flags of the recipe.
 
     Attributes:
-        steps: How many optimizer steps to take.
+        steps: How many optimizer steps to take; without it, those of --epochs, or 400.
+        epochs: How often to go through the training images, in the place of --steps. An
+            epoch has as many steps as --batch-size goes into their number; the rest,
+            which is another one in each epoch, is left out.
         batch_size: How many images a step sees, over all devices and processes
             together; it must be divisible by the number of devices.
         accumulate: Into how many parts a batch is cut, whose gradients are averaged
@@ -74,7 +81,8 @@ class RecipeFlags(Flags):
             of --steps.
     """
 
-    steps: int = 400
+    steps: OptionalInt = None
+    epochs: OptionalInt = None
     batch_size: int = 64
     accumulate: int = 1
     optimizer: Literal["adamw", "sgd", "lamb"] = "adamw"
@@ -108,7 +116,7 @@ class RecipeFlags(Flags):
             TrainError: If a value is out of range or does not fit another.
         """
         self.require_at_least_one(
-            *("steps", "accumulate", "decay_every"),
+            *("steps", "epochs", "accumulate", "decay_every"),
             *("temperature_steps", "assignment_steps"),
         )
         rule = "be at least 2: batch norm needs more than one image"
@@ -134,8 +142,12 @@ class RecipeFlags(Flags):
         rule = f"be at most --learning-rate (={self.learning_rate})"
         is_below = self.final_learning_rate <= self.learning_rate
         self.require("final_learning_rate", is_below, rule)
-        rule = f"be at least 0 and less than --steps (={self.steps})"
-        self.require("warmup_steps", 0 <= self.warmup < self.steps, rule)
+        rule = "be at least 0"
+        is_met = self.warmup_steps is None or self.warmup_steps >= 0
+        self.require("warmup_steps", is_met, rule)
+        if self.has_length:
+            rule = f"be less than --steps (={self.total_steps})"
+            self.require("warmup_steps", self.warmup < self.total_steps, rule)
 
     def _check_uses(self) -> None:
         """Refuses what would change nothing, which nobody asks for knowingly."""
@@ -149,22 +161,63 @@ class RecipeFlags(Flags):
                 )
                 self.require(name, is_usual or name in uses[chosen], rule)
 
+    def for_images(self, count: int) -> Self:
+        """Returns the flags with the steps that their epochs come to.
+
+        Args:
+            count: The number of training images, no less than `batch_size`.
+
+        Raises:
+            TrainError: If another value does not fit so many steps.
+
+        Example:
+            >>> RecipeFlags(epochs=3, batch_size=64).for_images(1437).total_steps
+            66
+        """
+        if self.epochs is None:
+            return self
+        steps = self.epochs * steps_per_epoch(count, self.batch_size)
+        return dataclasses.replace(self, steps=steps)
+
+    @property
+    def has_length(self) -> bool:
+        """Whether the steps of the run are known; epochs become steps by the images."""
+        return self.steps is not None or self.epochs is None
+
+    @property
+    def total_steps(self) -> int:
+        """The steps of the run, given or derived."""
+        assert self.has_length, "epochs become steps by `for_images`"
+        return STEPS if self.steps is None else self.steps
+
     @property
     def warmup(self) -> int:
         """The steps of warm-up, given or derived."""
-        return self.steps // 10 if self.warmup_steps is None else self.warmup_steps
+        if self.warmup_steps is not None:
+            return self.warmup_steps
+        return self.total_steps // 10
 
     @property
     def decaying(self) -> int:
         """The steps between decays of the schedule "step", given or derived."""
-        return self.decay_every or max(1, self.steps // 3)
+        return self.decay_every or max(1, self.total_steps // 3)
 
     @property
     def annealing(self) -> int:
         """The steps of annealing the temperature, given or derived."""
-        return self.temperature_steps or max(1, self.steps // 2)
+        return self.temperature_steps or max(1, self.total_steps // 2)
 
     @property
     def assigning(self) -> int:
         """The steps of fading the warehouse's assignment out, given or derived."""
-        return self.assignment_steps or max(1, self.steps // 5)
+        return self.assignment_steps or max(1, self.total_steps // 5)
+
+
+def steps_per_epoch(images: int, batch_size: int) -> int:
+    """Returns how many whole batches the training images have.
+
+    Example:
+        >>> steps_per_epoch(1437, 64)
+        22
+    """
+    return images // batch_size

@@ -33,7 +33,7 @@ def learning_rate_schedule(config: Config) -> optax.Schedule:
         [0.125, 0.5, 0.25, 0.0]
     """
     peak, last = config.learning_rate, config.final_learning_rate
-    remaining = config.steps - config.warmup
+    remaining = config.total_steps - config.warmup
 
     def staircase(step):
         decays = (step + config.warmup) // config.decaying

@@ -100,4 +100,7 @@ def _as_path(kind: type, value: Any) -> Path:
 def _derived_anew(config: Config) -> dict[str, Any]:
     """Returns what the derived flags would have been, had they been left out."""
     anew = dataclasses.replace(config, **dict.fromkeys(DERIVED)).to_json()
-    return {name: anew[name] for name in DERIVED}
+    derived = {name: anew[name] for name in DERIVED}
+    if config.epochs is not None:  # Nothing else gave the steps.
+        derived["steps"] = config.total_steps
+    return derived

@@ -43,6 +43,7 @@ FREE = frozenset(
     {
         *("out", "overwrite", "data", "workers", "on_bad_image", "max_image_pixels"),
         *("checkpoint_every", "keep_checkpoints"),
+        "epochs",  # which are steps by now
         *("coordinator", "num_processes", "process_id", "fsdp"),
     }
 )
@@ -248,9 +249,15 @@ def find_finished(config: Config) -> dict[str, Any] | None:
     summary = read_summary(config.out)
     if summary is None:
         return None
-    _refuse_other_flags(config.out, config)
     # What the network is used with may have been lost; then it is written anew.
-    return summary if (config.out / DOMAIN).exists() else None
+    known = read_identity(config.out) if (config.out / DOMAIN).exists() else {}
+    counted = config
+    if "train_images" in known:
+        counted = config.for_images(known["train_images"])
+    if not counted.has_length:
+        return None
+    _refuse_other_flags(config.out, counted)
+    return summary if known else None
 
 
 def decisive_flags(config: Config) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def test_every_name_of_the_table_is_answered_by_it(name):
     [
         ("--lr", "--learning-rate"),
         ("--wd", "--weight-decay"),
-        ("--epochs", "--steps"),
+        ("--num-epochs", "--epochs"),
         ("--opt", "--optimizer"),
         ("--sched", "--schedule"),
         ("--lr-scheduler", "--schedule"),
@@ -189,7 +189,7 @@ def test_other_commands_say_that_a_flag_is_of_training(kind, typed):
         (EvaluateFlags, "--weigths", "--weights"),
         (PredictFlags, "--max-pixels", "--max-image-pixels"),
         (PredictFlags, "--jsn", "--json"),
-        (StudyFlags, "--epochs", "--steps"),
+        (StudyFlags, "--max-steps", "--steps"),
         (StudyFlags, "--lr", "--learning-rate"),
         (StudyFlags, "--seed", "--seeds"),
     ],

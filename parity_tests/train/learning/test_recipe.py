@@ -95,7 +95,7 @@ def rate(config: Config, step: int) -> float:
         return config.learning_rate * (step + 1) / (config.warmup + 1)
     if config.schedule == "step":
         return config.learning_rate * 0.1 ** (step // config.decaying)
-    progress = (step - config.warmup) / (config.steps - config.warmup)
+    progress = (step - config.warmup) / (config.total_steps - config.warmup)
     return config.learning_rate * (1 + math.cos(math.pi * progress)) / 2
 
 
@@ -139,7 +139,7 @@ def train_torch(
     optimizer = torch_optimizer(net, config)
     losses, norms = [], []
     net.train()
-    for step in range(config.steps):
+    for step in range(config.total_steps):
         for group in optimizer.param_groups:
             group["lr"] = rate(config, step)
         dynconv_torch.set_temperature(net, temperature(config, step))

@@ -97,7 +97,7 @@ def test_what_is_no_file_is_named(run, name, make):
 @pytest.mark.parametrize(
     ("name", "edit", "words"),
     [
-        (CONFIG, {"steps": "40"}, "steps (='40'): expected `int`, got `str`"),
+        (CONFIG, {"steps": "40"}, "steps (='40'): expected `int | null`, got `str`"),
         (CONFIG, {"steps": 0}, "--steps (=0) must be at least 1"),
         (CONFIG, {"learning_rate": [1]}, "learning_rate: expected `float`"),
         (CONFIG, {"learning_rate": None}, "learning_rate (=None): expected `float`"),
