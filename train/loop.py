@@ -16,11 +16,13 @@ from train.data.batches import (
     to_devices,
     training_batches,
 )
+from train.data.dataset import Part, Source
+from train.data.split import original_numbers
 from train.errors import TrainingFailed, TrainingStopped
 from train.flags.config import Config
 from train.learning.augment import Augmentation
 from train.learning.costs import costs_of
-from train.learning.evaluation import evaluate
+from train.learning.evaluation import Evaluation, evaluate
 from train.learning.model import create
 from train.learning.step import (
     create_state,
@@ -31,7 +33,7 @@ from train.learning.step import (
 from train.machines import devices
 from train.machines.signals import StopSignals
 from train.showing.clock import Clock
-from train.showing.display import Display
+from train.showing.display import Display, accuracy_of
 from train.showing.figures import draw_routing
 from train.showing.report import write_report
 from train.showing.routing_words import faults
@@ -74,8 +76,8 @@ def train(config: Config) -> dict[str, Any]:
         finished = find_finished(config)
         if finished is not None:
             Display(finished.get("steps", 0), devices.is_writer()).say(
-                f"the run in {config.out} is finished, with test accuracy "
-                f"{finished['test_accuracy']:.4f}; --overwrite starts it anew"
+                f"the run in {config.out} is finished, with {accuracy_of(finished)}; "
+                "--overwrite starts it anew"
             )
             return finished
 
@@ -139,9 +141,8 @@ def train(config: Config) -> dict[str, Any]:
 
         # Compilation, ahead of time, so that it can be told from training.
         display.say(
-            f"{config.preset}: {len(dataset.train)} training and {len(dataset.test)} "
-            f"test images; {costs['parameters']:,} parameters; {mesh.size} "
-            f"{mesh.devices.flat[0].platform} device(s)"
+            f"{config.preset}: {dataset.in_words()}; {costs['parameters']:,} "
+            f"parameters; {mesh.size} {mesh.devices.flat[0].platform} device(s)"
         )
         shape = config.batch_size, *dataset.image_shape
         compile_started = time.perf_counter()
@@ -165,22 +166,22 @@ def train(config: Config) -> dict[str, Any]:
                 everywhere,
                 average=average,
             )
-            for prefix, average in (("test_", False), ("ema_test_", True))
+            for prefix, average in (("", False), ("ema_", True))
             if not average or config.ema_decay is not None
         }
 
-        def evaluate_all(step: int) -> dict[str, Any]:
+        def evaluate_all(step: int, part: Part) -> dict[str, Evaluation]:
             evaluations = {}
             for prefix, eval_step in eval_steps.items():
-                found = evaluate(eval_step, state, dataset, config, mesh)
-                check_finite({f"{prefix}loss": found.loss}, step, config, checkpoints)
+                found = evaluate(eval_step, state, dataset, config, mesh, part)
+                check_finite(found.scores(prefix), step, config, checkpoints)
                 evaluations[prefix] = found
             return evaluations
 
         # Training. The clock runs only here: neither compilation nor evaluation counts.
         clock = Clock(config.batch_size, done, seconds)
         pending: list[dict[str, jax.Array]] = []  # read together, to wait only once
-        evaluations: dict[str, Any] = {}
+        evaluations: dict[str, Evaluation] = {}
         display.start(done)
         clock.start()
         for step in range(done + 1, config.total_steps + 1):
@@ -199,7 +200,7 @@ def train(config: Config) -> dict[str, Any]:
             pending.clear()
             clock.stop(step)
             for number, row in enumerate(rows, start=step - len(rows) + 1):
-                check_finite(row, number, config, checkpoints, len(dataset.train))
+                check_finite(row, number, config, checkpoints, dataset.train)
             if is_logged:
                 record = {
                     "step": step,
@@ -210,17 +211,17 @@ def train(config: Config) -> dict[str, Any]:
                 display.logged(record)
             is_best = False
             if is_evaluated:
-                evaluations = evaluate_all(step)
+                evaluations = evaluate_all(step, dataset.judged_on)
                 record = {"step": step}
                 for prefix, evaluation in evaluations.items():
                     record |= evaluation.scores(prefix)
-                log(record | evaluations["test_"].routing())
+                log(record | evaluations[""].routing())
                 display.evaluated(record)
                 # The averages are what one would use, where there are any.
                 accuracy = [*evaluations.values()][-1].accuracy
-                is_best = best is None or accuracy > best["test_accuracy"]
+                is_best = best is None or accuracy > best["accuracy"]
                 if is_best:
-                    best = {"step": step, "test_accuracy": accuracy}
+                    best = {"step": step, "accuracy": accuracy}
                     whole = nnx.merge(graphdef, devices.gather(state))
                     run.write_weights(BEST_WEIGHTS, whole.average or whole.model)
             if is_saved or is_best:
@@ -239,12 +240,15 @@ def train(config: Config) -> dict[str, Any]:
             clock.start()
 
         # Results.
-        evaluations = evaluations or evaluate_all(config.total_steps)
+        evaluations = evaluations or evaluate_all(config.total_steps, dataset.judged_on)
+        found = [evaluations]
+        if dataset.judged_on != "test" and dataset.has("test"):
+            found.append(evaluate_all(config.total_steps, "test"))
         checkpoints.wait()
         whole = nnx.merge(graphdef, devices.gather(state))
         summary = {
             "steps": config.total_steps,
-            "best_test_accuracy": best["test_accuracy"] if best else None,
+            f"best_{dataset.judged_on}_accuracy": best["accuracy"] if best else None,
             "best_step": best["step"] if best else None,
             "images_per_second": clock.rate(),
             "compile_seconds": compile_seconds,
@@ -252,14 +256,15 @@ def train(config: Config) -> dict[str, Any]:
             **costs,
             "params_sha256": params_sha256(whole.model),
         }
-        for prefix, evaluation in evaluations.items():
-            summary = evaluation.scores(prefix) | summary
-        final = evaluations["test_"]
+        for each in found:
+            for prefix, evaluation in each.items():
+                summary = evaluation.scores(prefix) | summary
+        final = found[-1][""]
         run.write_weights(WEIGHTS, whole.model)
         if whole.average is not None:
             run.write_weights(EMA_WEIGHTS, whole.average)
         if run.is_writer and final.attention:
-            run.write(PICTURE, draw_routing(final.attention))
+            run.write(PICTURE, draw_routing(final.attention, final.part))
         for fault in faults(final):
             display.say(f"note: {fault}")
         with run.writing() as is_mine:
@@ -267,8 +272,8 @@ def train(config: Config) -> dict[str, Any]:
                 write_report(run.path, dataset, final, summary)
         run.finish(summary)
         display.say(
-            f"test accuracy {summary['test_accuracy']:.4f} after "
-            f"{summary['wall_seconds']:.1f} s; results in {run.path}"
+            f"{accuracy_of(summary)} after {summary['wall_seconds']:.1f} s; results in "
+            f"{run.path}"
         )
     return summary
 
@@ -278,7 +283,7 @@ def check_finite(
     step: int,
     config: Config,
     checkpoints: Checkpoints,
-    num_images: int | None = None,
+    source: Source | None = None,
 ) -> None:
     """Raises a TrainingFailed unless the values of a step are finite numbers.
 
@@ -287,8 +292,8 @@ def check_finite(
         step: The step, from 1.
         config: The flags.
         checkpoints: Those of the run; the last good one is named.
-        num_images: How many training images there are; None if the values are not those
-            of a batch. It tells which images the batch had.
+        source: The training images; None if the values are not those of a batch. It
+            tells which images the batch had.
     """
     wrong = [name for name, value in values.items() if not math.isfinite(value)]
     if not wrong:
@@ -302,8 +307,9 @@ def check_finite(
         else (f"the last good checkpoint is that of step {latest}")
     )
     batch = ""
-    if num_images is not None:
-        indices = batch_indices(num_images, config.batch_size, config.seed, step - 1)
+    if source is not None:
+        indices = batch_indices(len(source), config.batch_size, config.seed, step - 1)
+        indices = original_numbers(source, indices)
         batch = f"; the training images of its batch are {', '.join(map(str, indices))}"
     what = f"the {name.replace('_', ' ')} is {float(values[name])} at step {step}"
     raise TrainingFailed(

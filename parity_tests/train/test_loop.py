@@ -34,6 +34,7 @@ from train.storage.run_files import (
     FOLDERS,
     LOCK,
     RUN_ID,
+    read_identity,
 )
 
 # The program is run as a user runs it.
@@ -235,6 +236,28 @@ def test_run_without_out_gets_a_fresh_directory(tmp_path, monkeypatch):
     for _ in range(2):
         assert main(SMALL) == 0
     assert len(list((tmp_path / "runs").glob("digits-*"))) == 2
+
+
+def test_run_with_validation_is_evaluated_on_it_and_tested_once(tmp_path, capsys):
+    out = run(tmp_path / "run", "--val-split=0.1", "--eval-every=2", "--ema-decay=0.9")
+    rows, summary = read_metrics(out), read_summary(out)
+    evaluated = [row for row in rows if "val_accuracy" in row]
+    assert [row["step"] for row in evaluated] == [2, 3]
+    assert not [row for row in rows if "test_accuracy" in row or "test_loss" in row]
+    for name in ("val_loss", "val_accuracy", "ema_val_accuracy"):
+        assert summary[name] == evaluated[-1][name]
+    best = max(row["ema_val_accuracy"] for row in evaluated)
+    assert summary["best_val_accuracy"] == best
+    assert "best_test_accuracy" not in summary
+    domain = read_identity(out)
+    counts = [domain[f"{part}_images"] for part in ("train", "val", "test")]
+    assert counts == [1293, 144, 360]
+    capsys.readouterr()
+    for part, images in (("test", 360), ("val", 144)):
+        assert main(["evaluate", str(out), "--json", f"--part={part}"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["images"] == images
+        assert found[f"{part}_accuracy"] == summary[f"{part}_accuracy"]
 
 
 # Directories that hold something

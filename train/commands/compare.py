@@ -124,7 +124,7 @@ def _figures(run: Run) -> dict[str, str]:
         latest = run.tests[-1] if run.tests else {}
         steps = max((row["step"] for row in run.training + run.tests), default=0)
         figures = {"steps": f"{steps:,} of {run.config.total_steps:,}"}
-        for name in ("test_accuracy", "test_loss"):
+        for name in ("test_accuracy", "test_loss", "val_accuracy", "val_loss"):
             if name in latest:
                 figures[_words(name)] = f"{latest[name]:.4f}"
         return figures
@@ -148,9 +148,13 @@ FIGURES = {
     "steps": "{:,}",
     "test_accuracy": "{:.4f}",
     "test_loss": "{:.4f}",
+    "val_accuracy": "{:.4f}",
+    "val_loss": "{:.4f}",
     "best_test_accuracy": "{:.4f}",
+    "best_val_accuracy": "{:.4f}",
     "best_step": "{:,}",
     "ema_test_accuracy": "{:.4f}",
+    "ema_val_accuracy": "{:.4f}",
     "images_per_second": "{:,.0f}",
     "compile_seconds": "{:,.1f}",
     "wall_seconds": "{:,.1f}",

@@ -1,4 +1,4 @@
-"""`python -m train evaluate`: a trained network on the test images."""
+"""`python -m train evaluate`: a trained network on images that it did not see."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ from rich.table import Table
 
 from dynconv_jax.weights import load_weights
 from train.data import presets
-from train.data.dataset import Dataset, Domain
+from train.data.dataset import PARTS, Dataset, Domain, Part
 from train.errors import TrainError
 from train.flags.checks import OptionalInt, OptionalPath, Switch
 from train.flags.config import Config, parse_flags
@@ -34,6 +34,7 @@ from train.storage.run_files import (
 )
 
 Weights = Literal["final", "best", "ema"]
+OptionalPart = Annotated[Part | None, tyro.conf.arg(metavar="{test,val}")]
 FILES = {"final": WEIGHTS, "best": BEST_WEIGHTS, "ema": EMA_WEIGHTS}
 
 
@@ -42,8 +43,8 @@ class TrainedFlags:
     """What every command is told that loads the network of a run.
 
     Attributes:
-        weights: Which to load: those after the last step, those with the best test
-            accuracy (averages, in a run that has them), or the moving average.
+        weights: Which to load: those after the last step, those with the best accuracy
+            in evaluation (averages, in a run that has them), or the moving average.
         on_bad_image: What to do about an image that cannot be read: stop, or skip it,
             which is said; without it, what the run was told.
         max_image_pixels: The pixels of the largest picture to read; without it, what
@@ -74,10 +75,13 @@ class EvaluateFlags(TrainedFlags):
     """Evaluates the network of a run on the test images of its preset.
 
     Attributes:
+        part: On which images: test, or val for those that --val-split kept for
+            validation; without it, on those of the test, where there are any.
         data: Where the files of the preset are, if elsewhere than in training.
         run: The directory of the run.
     """
 
+    part: OptionalPart = None
     data: OptionalPath = None
     run: Annotated[
         tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN")
@@ -116,6 +120,12 @@ def main(argv: Sequence[str]) -> None:
     dataset = presets.load(config)
     # They may be others, if they are alike.
     refuse_other_images(dataset.to_json(), domain.to_json(), path)
+    part = flags.part or ("test" if dataset.has("test") else "val")
+    if not dataset.has(part):
+        raise TrainError(
+            f"--part (={part}) must be left out: the run in {path} has no "
+            f"{PARTS[part]} images"
+        )
     mesh = devices.make_mesh()
     everywhere = devices.everywhere(mesh)
     graphdef, state = nnx.split(create_state(model, config))
@@ -123,13 +133,13 @@ def main(argv: Sequence[str]) -> None:
         *(graphdef, dataset.num_classes, (dataset.mean, dataset.std)), everywhere
     )
     state = jax.device_put(state, everywhere)
-    evaluation = evaluate(eval_step, state, dataset, config, mesh)
+    evaluation = evaluate(eval_step, state, dataset, config, mesh, part)
     results = _results(evaluation, dataset)
     if flags.json:
         asked = {"run": str(path), "weights": flags.weights}
         print(json.dumps(asked | results, indent=2))
     else:
-        _show(results, flags.weights)
+        _show(results, flags.weights, part)
 
 
 def load_trained(
@@ -139,8 +149,8 @@ def load_trained(
 
     Args:
         path: The directory of the run.
-        weights: Which to load: those after the last step, those with the best test
-            accuracy, or the moving average.
+        weights: Which to load: those after the last step, those with the best accuracy
+            in evaluation, or the moving average.
 
     Returns:
         Its flags, without those of where it started from and who shared it; what its
@@ -197,12 +207,12 @@ def _results(evaluation: Evaluation, dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def _show(results: dict[str, Any], weights: str) -> None:
+def _show(results: dict[str, Any], weights: str, part: Part) -> None:
     console = open_console()
     say(
         console,
-        f"{weights} weights on {results['images']:,} test images: accuracy "
-        f"{results['test_accuracy']:.4f}, loss {results['test_loss']:.4f}",
+        f"{weights} weights on {results['images']:,} {PARTS[part]} images: accuracy "
+        f"{results[f'{part}_accuracy']:.4f}, loss {results[f'{part}_loss']:.4f}",
     )
     classes = Table("class", show_edge=False)
     for name in ("images", "accuracy"):

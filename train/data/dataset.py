@@ -4,11 +4,15 @@ import dataclasses
 import hashlib
 import unicodedata
 from collections.abc import Mapping
-from typing import Any, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 
 from train.printable import printable
+
+Part = Literal["test", "val"]
+# What a network is evaluated on, in words.
+PARTS: dict[Part, str] = {"test": "test", "val": "validation"}
 
 
 class Source(Protocol):
@@ -124,22 +128,50 @@ class Dataset(Domain):
 
     Attributes:
         train: The images to learn from.
-        test: The images to be tested on.
+        test: The images to be tested on; none, where some of the others are for
+            validation and there are no more.
+        val: Images by which weights are chosen, where those of the test are not.
         augmentation: The flags of augmentation that suit the images, by name; the
             others are off.
     """
 
     train: Source
     test: Source
+    val: Source | None = None
     augmentation: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def judged_on(self) -> Part:
+        """The part that is evaluated in training, and by which weights are chosen."""
+        return "test" if self.val is None else "val"
+
+    def has(self, part: Part) -> bool:
+        """Tells whether there are images of a part."""
+        return self.val is not None if part == "val" else len(self.test) > 0
+
+    def part(self, name: Part) -> Source:
+        """Returns the images of a part that there is."""
+        source = self.test if name == "test" else self.val
+        assert source is not None and len(source), f"there are no {name} images"
+        return source
+
+    def in_words(self) -> str:
+        """Returns how many images there are of each part."""
+        counts = {"training": len(self.train)}
+        if self.val is not None:
+            counts["validation"] = len(self.val)
+        if self.has("test"):
+            counts["test"] = len(self.test)
+        *most, last = (f"{count:,} {name}" for name, count in counts.items())
+        return f"{', '.join(most)} and {last} images"
 
     def identity(self) -> dict[str, Any]:
         """Returns, as JSON has it, by what it is told from other data."""
         labels = hashlib.sha256()
-        for source in (self.train, self.test):
+        sources = {"train": self.train, "test": self.test}
+        if self.val is not None:
+            sources["val"] = self.val
+        for source in sources.values():
             labels.update(source.labels.astype("<i4").tobytes())
-        return self.to_json() | {
-            "train_images": len(self.train),
-            "test_images": len(self.test),
-            "labels_sha256": labels.hexdigest(),
-        }
+        counts = {f"{name}_images": len(source) for name, source in sources.items()}
+        return self.to_json() | counts | {"labels_sha256": labels.hexdigest()}

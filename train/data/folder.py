@@ -1,4 +1,8 @@
-"""Images of one's own: the pictures below DIR/train/CLASS and DIR/val/CLASS."""
+"""Images of one's own: the pictures below DIR/train/CLASS, and others to be tested on.
+
+Those are below DIR/val/CLASS. With a validation part of train/, they may be below
+DIR/test/CLASS, or there may be none.
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,7 +13,7 @@ import numpy as np
 from train.data.dataset import Dataset, named
 from train.data.pictures import SUFFIXES, UnreadableImage, read_picture
 from train.data.walk import LeftOut, find_pictures, list_folder, say_left_out
-from train.errors import TrainError
+from train.errors import TrainError, warn
 from train.flags.data import MOST_PIXELS
 from train.printable import printable
 
@@ -63,7 +67,11 @@ class FolderSource:
 
 
 def load(
-    root: Path, image_size: int | None = None, max_pixels: int = MOST_PIXELS
+    root: Path,
+    image_size: int | None = None,
+    max_pixels: int = MOST_PIXELS,
+    *,
+    needs_test: bool = True,
 ) -> Dataset:
     """Returns the pictures below a directory.
 
@@ -76,37 +84,55 @@ def load(
         image_size: The side of the square that all pictures are brought to; without it,
             224.
         max_pixels: The pixels of the largest picture to read.
+        needs_test: Whether it is tested on val/, which must be there. Else the pictures
+            to be tested on are those in test/, or in val/ if there is no test/, and
+            there may be none.
 
     Raises:
         TrainError: If a folder is missing or empty, or the two have other classes.
     """
-    splits = {split: _classes(root / split) for split in ("train", "val")}
+    tested = "val" if needs_test else _find_test(root)
+    splits = {"train": _classes(root / "train")}
     names = tuple(sorted(splits["train"]))
-    odd = [
-        f"'{name}' (in {split}/)"
-        for split, other in (("train", "val"), ("val", "train"))
-        for name in sorted({*splits[split]} - {*splits[other]})
-    ]
-    if odd:
-        raise TrainError(
-            f"--data (={printable(root)}): train/ and val/ must have the same classes, "
-            f"but only one of them has {', '.join(odd)}"
-        )
+    if tested is not None:
+        splits[tested] = _classes(root / tested)
+        odd = [
+            f"'{name}' (in {split}/)"
+            for split, other in (("train", tested), (tested, "train"))
+            for name in sorted({*splits[split]} - {*splits[other]})
+        ]
+        if odd:
+            raise TrainError(
+                f"--data (={printable(root)}): train/ and {tested}/ must have the same "
+                f"classes, but only one of them has {', '.join(odd)}"
+            )
     size = image_size or IMAGE_SIZE
     shape = (size, size, 3)
-    train, test = (
-        _find(root / split, [folders[name] for name in names], shape, max_pixels)
+    sources = {
+        split: _find(root / split, [folders[name] for name in names], shape, max_pixels)
         for split, folders in splits.items()
-    )
+    }
+    none = FolderSource((), np.zeros(0, np.int32), shape, max_pixels)
     return Dataset(
-        train=train,
-        test=test,
+        train=sources["train"],
+        test=none if tested is None else sources[tested],
         class_names=names,
         image_shape=shape,
         mean=MEAN,
         std=STD,
         augmentation={"crop_padding": size // 8, "flip": 0.5},
     )
+
+
+def _find_test(root: Path) -> str | None:
+    """Returns which folder has the pictures to be tested on, if one has."""
+    found = [name for name in ("test", "val") if (root / name).is_dir()]
+    if len(found) == 2:
+        warn(
+            f"{printable(root / 'val')} is left out: with --val-split, validation has "
+            "a part of train/, and the test has test/"
+        )
+    return found[0] if found else None
 
 
 def _classes(split: Path) -> dict[str, Path]:

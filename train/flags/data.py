@@ -26,6 +26,11 @@ class DataFlags(Flags):
             10,000 photographs, 32x32. folder: the pictures in and below
             --data/train/CLASS and --data/val/CLASS: JPEG, PNG, WebP, TIFF, BMP, GIF and
             others.
+        val_split: The share of the training images of each class that are kept for
+            validation, chosen by --seed. The best weights are then those with the best
+            validation accuracy, and the test images are evaluated once, at the end;
+            without it, they are chosen on the test images. For folder, train/ is then
+            enough; the test images are those in test/, or in val/ if there is no test/.
         data: Where the files of the preset are. For fashion a directory with the four
             idx files, plain or .gz, by default that of Debian's package
             dataset-fashion-mnist; for cifar10 the original archive (.tar.gz), python or
@@ -54,6 +59,7 @@ class DataFlags(Flags):
     """
 
     preset: Literal["digits", "fashion", "cifar10", "folder"] = "digits"
+    val_split: float = 0.0
     data: OptionalPath = None
     image_size: OptionalInt = None
     workers: OptionalInt = None
@@ -92,5 +98,5 @@ class DataFlags(Flags):
         for name in ("flip", "erasing"):
             value = getattr(self, name)
             self.require(name, value is None or 0 <= value <= 1, "be from 0 to 1")
-        self.require_share("color_jitter")
+        self.require_share("color_jitter", "val_split")
         self.require_weight("mixup", "cutmix")

@@ -25,6 +25,7 @@ _PRETRAINED = "--init-from starts from a file of weights; nothing is downloaded"
 _EMA = "it is on where it is given, such as 0.999"
 _LAST = "the schedule ends with the last of --steps"
 _SPLITS = "folder reads train/ and val/ of --data"
+_SHARE = "it is a share of the training images"
 _EVERY = "it counts steps"
 _PARTS = "it counts the parts of a batch, which has --batch-size images altogether"
 _EVALUATE = "the command `evaluate RUN` does it"
@@ -110,7 +111,9 @@ FOREIGN: dict[str, tuple[str, str]] = {
     "--train-dir": ("--data", _SPLITS),
     "--val-dir": ("--data", _SPLITS),
     "--train-split": ("--data", _SPLITS),
-    "--val-split": ("--data", _SPLITS),
+    "--validation-split": ("--val-split", _SHARE),
+    "--val-fraction": ("--val-split", _SHARE),
+    "--val-ratio": ("--val-split", _SHARE),
     "--dataset": ("--preset", ""),
     "-d": ("--preset", ""),
     "--dataset-download": ("--data", "nothing is downloaded"),

@@ -20,11 +20,11 @@ class RunFlags(Flags):
             which are left alone.
         log_every: Every how many steps to log the metrics; the last step is always
             logged.
-        eval_every: Every how many steps to evaluate on the test set; the last step
-            always is.
+        eval_every: Every how many steps to evaluate on the test images, or on those
+            for validation of --val-split; the last step always is.
         checkpoint_every: Every how many steps to save a checkpoint, from which a run
-            that was stopped, or died, goes on. A step with the best test accuracy so
-            far is saved too.
+            that was stopped, or died, goes on. A step with the best accuracy so far
+            is saved too.
         keep_checkpoints: How many of the latest checkpoints to keep, beside the best.
         coordinator: HOST:PORT of process 0, for a run of several processes; on TPU and
             under SLURM it is found without.

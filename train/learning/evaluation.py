@@ -1,4 +1,4 @@
-"""How well a state does on the test images, and what its routers do with them."""
+"""How well a state does on images that it did not see, and what its routers do."""
 
 import dataclasses
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from dynconv_jax.diagnostics import dead_experts
 from train.data.batches import evaluation_batches, to_devices
-from train.data.dataset import Dataset
+from train.data.dataset import PARTS, Dataset, Part
 from train.errors import TrainingFailed
 from train.flags.config import Config
 from train.machines import devices
@@ -18,7 +18,7 @@ from train.machines import devices
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What came out of all test images, in their order.
+    """What came out of all images of the test, or of validation, in their order.
 
     Attributes:
         loss: The mean cross-entropy.
@@ -40,6 +40,7 @@ class Evaluation:
             images, at the most.
         confusion: How many images of each class (row) were predicted as each (column),
             (classes, classes) int.
+        part: Of which images it is.
     """
 
     loss: float
@@ -54,10 +55,16 @@ class Evaluation:
     dead: dict[str, tuple[int, ...]]
     spread: dict[str, float]
     confusion: np.ndarray
+    part: Part = "test"
 
-    def scores(self, prefix: str = "test_") -> dict[str, float]:
-        """Returns loss and accuracy under the names that files have for them."""
-        return {f"{prefix}loss": self.loss, f"{prefix}accuracy": self.accuracy}
+    def scores(self, prefix: str = "") -> dict[str, float]:
+        """Returns loss and accuracy under the names that files have for them.
+
+        Args:
+            prefix: What stands before these names: "ema_" for the averages.
+        """
+        name = f"{prefix}{self.part}"
+        return {f"{name}_loss": self.loss, f"{name}_accuracy": self.accuracy}
 
     def routing(self) -> dict[str, Any]:
         """Returns entropy, usage, shares and the number of dead experts, for JSON."""
@@ -75,23 +82,26 @@ def evaluate(
     dataset: Dataset,
     config: Config,
     mesh: Mesh,
+    part: Part = "test",
 ) -> Evaluation:
-    """Evaluates on the whole test set; every process of a run must call it.
+    """Evaluates on all images of a part; every process of a run must call it.
 
     Args:
         eval_step: The result of `train.learning.step.make_eval_step`.
         state: What it takes, on the devices.
-        dataset: Its test images are used.
+        dataset: Where the images are.
         config: The flags; batches have the size of those in training, or, where the
             devices do not divide it, the next that they do.
         mesh: The devices that share a batch.
+        part: Which images to evaluate on.
     """
+    source = dataset.part(part)
     size = -(-config.batch_size // mesh.size) * mesh.size
     by_image = devices.by_image(mesh)
     images: list[dict[str, np.ndarray]] = []
     total = None
     batches = evaluation_batches(
-        dataset.test,
+        source,
         size,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
@@ -103,12 +113,12 @@ def evaluate(
         rows = {name: answer.pop(name) for name in PER_IMAGE}
         images.append(rows | {"mask": devices.gather(arrays[-1])})
         total = answer if total is None else _join(total, answer)
-    assert total is not None  # a data set without test images is refused at the door
+    assert total is not None  # a part without images is none
     per_image = {
-        name: np.concatenate([rows[name] for rows in images])[: len(dataset.test)]
+        name: np.concatenate([rows[name] for rows in images])[: len(source)]
         for name in images[0]
     }
-    return _summarize(per_image, total, dataset)
+    return _summarize(per_image, total, dataset, part)
 
 
 PER_IMAGE = ("loss", "prediction", "confidence")
@@ -125,12 +135,16 @@ def _join(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 
 
 def _summarize(
-    per_image: dict[str, np.ndarray], total: dict[str, Any], dataset: Dataset
+    per_image: dict[str, np.ndarray],
+    total: dict[str, Any],
+    dataset: Dataset,
+    part: Part,
 ) -> Evaluation:
     is_read = per_image["mask"] > 0
     if not is_read.any():
-        raise TrainingFailed("none of the test images can be read")
-    labels, predictions = dataset.test.labels[is_read], per_image["prediction"][is_read]
+        raise TrainingFailed(f"none of the {PARTS[part]} images can be read")
+    labels = dataset.part(part).labels[is_read]
+    predictions = per_image["prediction"][is_read]
     confusion = np.zeros((dataset.num_classes, dataset.num_classes), int)
     np.add.at(confusion, (labels, predictions), 1)
     by_class = np.maximum(confusion.sum(1), 1)[:, None]  # a class may have no images
@@ -150,4 +164,5 @@ def _summarize(
         dead={path: dead_experts(each, peak[path]) for path, each in shares.items()},
         spread={path: float((peak[path] - least[path]).max()) for path in shares},
         confusion=confusion,
+        part=part,
     )

@@ -13,6 +13,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from train.data.dataset import PARTS, Part
 from train.printable import printable
 from train.showing.console import open_console, say
 
@@ -99,13 +100,13 @@ class Display:
 
     def evaluated(self, record: Mapping[str, Any]) -> None:
         """Shows the metrics of an evaluation."""
+        part = part_of(record)
         text = (
             f"step {record['step']}/{self.steps}  "
-            f"test loss {record['test_loss']:.4f}  "
-            f"test accuracy {record['test_accuracy']:.4f}"
+            f"{PARTS[part]} loss {record[f'{part}_loss']:.4f}  {accuracy_of(record)}"
         )
-        if "ema_test_accuracy" in record:
-            text += f"  of the averages {record['ema_test_accuracy']:.4f}"
+        if f"ema_{part}_accuracy" in record:
+            text += f"  of the averages {record[f'ema_{part}_accuracy']:.4f}"
         self.say(text)
 
     def _left(self) -> str:
@@ -114,6 +115,22 @@ class Display:
         if not seconds:
             return ""
         return f"  {datetime.timedelta(seconds=int(seconds))} left"
+
+
+def part_of(record: Mapping[str, Any]) -> Part:
+    """Returns what a record or a summary has the accuracy of; the test comes first."""
+    return next(part for part in PARTS if f"{part}_accuracy" in record)
+
+
+def accuracy_of(record: Mapping[str, Any]) -> str:
+    """Returns the accuracy of a record or a summary in words.
+
+    Example:
+        >>> accuracy_of({"val_accuracy": 0.5})
+        'validation accuracy 0.5000'
+    """
+    part = part_of(record)
+    return f"{PARTS[part]} accuracy {record[f'{part}_accuracy']:.4f}"
 
 
 def _columns(steps: int, width: int) -> list[ProgressColumn]:

@@ -10,6 +10,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
+from train.data.dataset import PARTS, Part
 from train.printable import printable
 from train.showing.routing_words import router_name
 
@@ -19,12 +20,13 @@ MOST_CLASSES = 20
 MOST_EXPERTS = 8
 
 
-def draw_routing(attention: Mapping[str, np.ndarray]) -> bytes:
+def draw_routing(attention: Mapping[str, np.ndarray], part: Part = "test") -> bytes:
     """Draws what the routers learned: for each a heat map, classes by experts.
 
     Args:
         attention: For every router, one at least, its mean attention by class,
             (classes, K).
+        part: Of which images it is.
     """
     columns = min(4 if len(attention) <= 16 else 6, len(attention))
     rows = math.ceil(len(attention) / columns)
@@ -75,7 +77,7 @@ def draw_routing(attention: Mapping[str, np.ndarray]) -> bytes:
         aspect=30,
         pad=0.02,
     )
-    figure.suptitle("Attention over the experts, by class of the test images")
+    figure.suptitle(f"Attention over the experts, by class of the {PARTS[part]} images")
     return as_png(figure)
 
 
@@ -101,7 +103,7 @@ def draw_comparison(
         for axes, key in ((loss, "loss"), (accuracy, "accuracy")):
             axes.plot(*_curve(training, key), color=color, alpha=0.3, linewidth=1)
             axes.plot(
-                *_curve(tests, f"test_{key}"),
+                *_curve(tests, f"test_{key}", f"val_{key}"),
                 color=color,
                 linestyle=style,
                 linewidth=2,
@@ -122,7 +124,7 @@ def draw_comparison(
         loc="outside lower center",
         ncols=min(4, len(runs)),
         frameon=False,
-        title="test (strong) and training (faint)",
+        title="test or validation (strong) and training (faint)",
     )
     for label, name in zip(legend.get_texts(), runs, strict=True):
         label.set_parse_math(False)  # a name is no formula
@@ -130,9 +132,10 @@ def draw_comparison(
     return as_png(figure)
 
 
-def _curve(rows: Sequence[Mapping], key: str) -> tuple[list, list]:
-    rows = [row for row in rows if key in row]
-    return [row["step"] for row in rows], [row[key] for row in rows]
+def _curve(rows: Sequence[Mapping], *keys: str) -> tuple[list, list]:
+    """Returns steps and values of what has one of some names."""
+    points = [(row["step"], row[key]) for row in rows for key in keys if key in row]
+    return [step for step, _ in points], [value for _, value in points]
 
 
 def as_png(figure: Figure) -> bytes:

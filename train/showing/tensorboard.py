@@ -5,11 +5,9 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
+from train.data.dataset import PARTS
 from train.storage.run_directory import RunDirectory
 from train.storage.run_files import TENSORBOARD
-
-# TensorBoard draws a section for each group; these names are those of the test.
-TEST = ("test_", "ema_test_")
 
 
 class TensorBoard:
@@ -84,7 +82,15 @@ def scalars_of(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
             for path, each in value.items():
                 yield from _by_expert(f"{name}/{path}", each)
         elif name != "step":
-            yield f"{'test' if name.startswith(TEST) else 'train'}/{name}", value
+            yield f"{_group_of(name)}/{name}", value
+
+
+def _group_of(name: str) -> str:
+    """Returns the group of a number; TensorBoard draws a section for each."""
+    for part in PARTS:
+        if name.startswith((f"{part}_", f"ema_{part}_")):
+            return part
+    return "train"
 
 
 def _by_expert(name: str, value: float | list[float]) -> Iterator[tuple[str, float]]:

@@ -63,7 +63,7 @@ def read_run(path: Path) -> Run:
         path,
         config,
         training=[row for row in rows if "loss" in row],
-        tests=[row for row in rows if "test_loss" in row],
+        tests=[row for row in rows if "test_loss" in row or "val_loss" in row],
     )
 
 

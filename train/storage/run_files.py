@@ -58,6 +58,10 @@ class MetricsRow(TypedDict, total=False):
     test_accuracy: Share
     ema_test_loss: Figure
     ema_test_accuracy: Share
+    val_loss: Figure
+    val_accuracy: Share
+    ema_val_loss: Figure
+    ema_val_accuracy: Share
     entropy: dict[str, Figure]
     usage: dict[str, list[Share]]
 
@@ -65,11 +69,16 @@ class MetricsRow(TypedDict, total=False):
 class Summary(TypedDict, total=False):
     """The figures of a finished run."""
 
-    test_accuracy: Required[Share]
+    test_accuracy: Share
     test_loss: Figure
     ema_test_accuracy: Share
     ema_test_loss: Figure
     best_test_accuracy: Share | None
+    val_accuracy: Share
+    val_loss: Figure
+    ema_val_accuracy: Share
+    ema_val_loss: Figure
+    best_val_accuracy: Share | None
     best_step: Count | None
     steps: Count
     images_per_second: Rate
@@ -91,6 +100,7 @@ class Images(TypedDict, total=False):
     std: Required[list[Rate]]
     train_images: Count
     test_images: Count
+    val_images: Count
     labels_sha256: str
 
 
@@ -174,13 +184,16 @@ def read_summary(path: Path, *needed: str) -> dict[str, Any] | None:
 
     Args:
         path: The directory.
-        *needed: Figures that must be among them, beside the test accuracy.
+        *needed: Figures that must be among them, beside the accuracy in the test or in
+            validation.
 
     Raises:
         TrainError: If they cannot be read, or one that is needed is missing.
     """
     try:
         summary = read_json(path / SUMMARY, Summary)
+        if "val_accuracy" not in summary:
+            needed = ("test_accuracy", *needed)
         for name in needed:
             if summary.get(name) is None:
                 raise Unreadable(f"it has no {name}")

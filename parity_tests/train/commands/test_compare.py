@@ -54,6 +54,19 @@ def test_unfinished_run_is_shown_as_far_as_it_is(rows):
     assert rows["parameters"][2] == "–"
 
 
+def test_run_with_validation_is_compared_by_it(runs, tmp_path, capsys):
+    out = tmp_path / "validated"
+    write_run(out, is_finished=False)
+    metrics = out / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace("test_", "val_"))
+    picture = tmp_path / "curves.png"
+    main([str(out), runs[2], "--out", str(picture)])
+    cells = [line.split("│") for line in capsys.readouterr().out.splitlines()]
+    found = {row[0].strip(): [cell.strip() for cell in row[1:]] for row in cells}
+    assert found["val accuracy"] == ["0.3333", "–"]
+    assert found["test accuracy"] == ["–", "0.3333"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -48,6 +48,11 @@ def test_results_are_told_by_class(trained, capsys):
     assert len([line for line in lines if "│" in line]) == 10
 
 
+def test_part_that_a_run_has_not_is_refused(trained):
+    with pytest.raises(TrainError, match=r"--part \(=val\) must be left out"):
+        main([str(trained[0]), "--part=val"])
+
+
 def test_data_of_other_classes_are_refused(trained, tmp_path):
     shutil.copytree(trained[0], tmp_path / "run")
     domain = json.loads((tmp_path / "run" / "domain.json").read_text())

@@ -48,6 +48,17 @@ def test_evaluations_tell_of_averages_where_there_are_any(capsys):
     assert averaged == f"{plain}  of the averages 0.8000"
 
 
+def test_evaluations_say_that_they_are_of_validation(capsys):
+    with Display(100) as display:
+        row = {"step": 20, "val_loss": 0.5, "val_accuracy": 0.75}
+        display.evaluated(row | {"ema_val_accuracy": 0.8})
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line == (
+        "step 20/100  validation loss 0.5000  validation accuracy 0.7500  of the "
+        "averages 0.8000"
+    )
+
+
 def test_other_processes_show_nothing(capsys):
     with Display(100, is_shown=False) as display:
         display.say("here")

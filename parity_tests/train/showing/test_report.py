@@ -1,5 +1,6 @@
 """The report page: one file that has all it shows, whatever the run was."""
 
+import dataclasses
 from html.parser import HTMLParser
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 from parity_tests.tools.runs import SUMMARY, make_dataset, make_evaluation, write_run
 from train.errors import TrainError
 from train.machines.description import describe_code
-from train.showing.report import write_report
+from train.showing.report import sections, write_report
 from train.showing.report.charts import MOST_POINTS, Line, chart
 from train.showing.report.markup import duration, number
 from train.storage.finished import read_run
@@ -162,6 +163,27 @@ def test_page_shows_averaged_weights(tmp_path):
     summary = SUMMARY | {"ema_test_accuracy": 0.8125, "ema_test_loss": 0.4}
     page = read_page(tmp_path / "run", dataset, make_evaluation(dataset), summary)
     assert "81.25 %" in page.text
+
+
+def test_page_of_a_run_without_test_images_is_of_validation(tmp_path):
+    whole = make_dataset()
+    none = make_dataset(images=0).test
+    dataset = dataclasses.replace(whole, test=none, val=whole.test)
+    evaluation = dataclasses.replace(make_evaluation(whole), part="val")
+    renamed = {name.replace("test", "val"): value for name, value in SUMMARY.items()}
+    page = read_page(tmp_path / "run", dataset, evaluation, renamed)
+    assert "validation accuracy" in page.text
+    assert "12 training and 12 validation images" in page.text
+    assert "validation images, of those it got wrong" in page.text
+    assert "test accuracy" not in page.text
+
+
+def test_curve_of_validation_is_named_so(tmp_path):
+    write_run(tmp_path)
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace("test_", "val_"))
+    shown = sections.curves(read_run(tmp_path))
+    assert "validation" in shown and "test" not in shown
 
 
 def test_long_curves_are_thinned_and_skip_what_is_not_finite():

@@ -6,7 +6,7 @@ from typing import Any
 from tensorboardX.proto import event_pb2
 
 from train.flags.config import Config
-from train.showing.tensorboard import TensorBoard
+from train.showing.tensorboard import TensorBoard, scalars_of
 from train.storage.run_directory import RunDirectory
 
 # Its classes are made when it is imported, where a type checker does not see them.
@@ -41,6 +41,15 @@ def test_numbers_of_a_row_are_scalars_of_its_step(tmp_path):
         "test/test_loss": 0.5,
         "entropy/s1": 0.25,
         "usage/s1/0": 1.0,
+    }
+
+
+def test_numbers_of_validation_have_a_section_of_their_own():
+    row = {"step": 7, "val_loss": 0.5, "ema_val_loss": 0.25, "valve": 1.0}
+    assert dict(scalars_of(row)) == {
+        "val/val_loss": 0.5,
+        "val/ema_val_loss": 0.25,
+        "train/valve": 1.0,
     }
 
 

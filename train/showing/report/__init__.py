@@ -35,7 +35,7 @@ def write_report(
 
     Args:
         path: The directory; its configuration and metrics are read.
-        dataset: What the run was tested on.
+        dataset: What the run was trained and evaluated on.
         evaluation: How it did at its end.
         summary: What summary.json will hold: that is written after the report.
 
@@ -64,7 +64,7 @@ def write_report(
         f"<style>{STYLE.read_text('utf-8')}</style></head><body><main>"
         f"<header><h1>{text(title)}</h1>"
         f"<p>{text(run.name)}{text(convolutions)}, seed {flags.seed}; "
-        f"{len(dataset.train):,} training and {len(dataset.test):,} test images</p>"
+        f"{dataset.in_words()}</p>"
         f"</header>{body}<footer>params_sha256 "
         f"<code>{text(summary['params_sha256'])}</code></footer></main></body></html>\n"
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from train.data.dataset import Dataset
+from train.data.dataset import PARTS, Dataset, Part
 from train.flags.checks import flag_of, words_of
 from train.learning.evaluation import Evaluation
 from train.showing.report import markup
@@ -31,23 +31,25 @@ def headline(summary: Summary, evaluation: Evaluation) -> str:
     """Shows the figures by which a run is judged."""
     read = evaluation.predictions >= 0
     wrong = int(read.sum() - np.trace(evaluation.confusion))
-    if "ema_test_accuracy" in summary:
-        accuracy = percent(summary["ema_test_accuracy"], 2)
-        last = ("averaged weights", accuracy, "test accuracy")
+    part, chosen_on = evaluation.part, _chosen_on(summary)
+    what = PARTS[part]
+    if f"ema_{part}_accuracy" in summary:
+        accuracy = percent(summary[f"ema_{part}_accuracy"], 2)
+        last = ("averaged weights", accuracy, f"{what} accuracy")
         averaged = "averaged, "
     else:
         averaged = ""
         last = ("compilation", duration(summary["compile_seconds"]), "of the time")
     figures = [
         (
-            "test accuracy",
+            f"{what} accuracy",
             percent(evaluation.accuracy, 2),
             f"{wrong:,} of {read.sum():,} images wrong",
         ),
-        ("test loss", number(evaluation.loss), "cross-entropy"),
+        (f"{what} loss", number(evaluation.loss), "cross-entropy"),
         (
-            "best accuracy",
-            percent(summary["best_test_accuracy"], 2),
+            f"best {PARTS[chosen_on]} accuracy",
+            percent(summary[f"best_{chosen_on}_accuracy"], 2),
             f"{averaged}at step {summary['best_step']:,}",
         ),
         ("parameters", number(summary["parameters"]), "of the model"),
@@ -66,20 +68,10 @@ def headline(summary: Summary, evaluation: Evaluation) -> str:
 
 def curves(run: Run) -> str:
     """Shows how the run went, step by step."""
-    training, tests = run.training, run.tests
-    learning = [
-        _line("training", training, "loss", 0, is_faint=True),
-        _line("test", tests, "test_loss", 1),
-        _line("test, averaged weights", tests, "ema_test_loss", 2),
-    ]
-    accuracy = [
-        _line("training", training, "accuracy", 0, is_faint=True),
-        _line("test", tests, "test_accuracy", 1),
-        _line("test, averaged weights", tests, "ema_test_accuracy", 2),
-    ]
+    training = run.training
     charts = [
-        chart("Loss", _present(learning), may_be_logarithmic=True),
-        chart("Accuracy", _present(accuracy)),
+        chart("Loss", _present(_learning(run, "loss")), may_be_logarithmic=True),
+        chart("Accuracy", _present(_learning(run, "accuracy"))),
         *(
             chart(title, _present([_line(title, training, name, 0)]), low=0)
             for title, name in (
@@ -94,6 +86,21 @@ def curves(run: Run) -> str:
         ),
     ]
     return section("How it went", f'<div class="grid2">{"".join(charts)}</div>')
+
+
+def _chosen_on(values: Summary) -> Part:
+    """Returns the part by which the best weights were chosen."""
+    return "val" if "best_val_accuracy" in values else "test"
+
+
+def _learning(run: Run, what: str) -> list[Line]:
+    """Returns the lines of the loss or the accuracy; a run is evaluated on one part."""
+    lines = [_line("training", run.training, what, 0, is_faint=True)]
+    for part, name in PARTS.items():
+        averaged = f"{name}, averaged weights"
+        lines.append(_line(name, run.tests, f"{part}_{what}", 1))
+        lines.append(_line(averaged, run.tests, f"ema_{part}_{what}", 2))
+    return lines
 
 
 def _line(
@@ -166,13 +173,13 @@ def routing(run: Run, evaluation: Evaluation, dataset: Dataset) -> str:
             f'<div class="maps">{maps}</div>',
             is_open=len(paths) <= MOST_OPEN_MAPS,
         ),
-        note="What each router does with the test images, and what each layer takes "
-        "from a warehouse of cells, over its kernel's tiles. Entropy is that of an "
-        "image's attention, as a share of the largest there is; usage is the share of "
-        "images in which each expert weighs most, the largest first; an expert is dead "
-        "that has next to nothing, on average and of any image; the difference "
-        "between classes is the mean distance (half the sum of absolute differences) "
-        "of a class's attention from that of all.",
+        note=f"What each router does with the {PARTS[evaluation.part]} images, and "
+        "what each layer takes from a warehouse of cells, over its kernel's tiles. "
+        "Entropy is that of an image's attention, as a share of the largest there is; "
+        "usage is the share of images in which each expert weighs most, the largest "
+        "first; an expert is dead that has next to nothing, on average and of any image; "
+        "the difference between classes is the mean distance (half the sum of absolute "
+        "differences) of a class's attention from that of all.",
     )
 
 
@@ -253,18 +260,19 @@ def _classes(confusion: np.ndarray, names: list[str]) -> str:
 
 
 def _worst(evaluation: Evaluation, dataset: Dataset, names: list[str]) -> str:
-    labels = dataset.test.labels
+    source, what = dataset.part(evaluation.part), PARTS[evaluation.part]
+    labels = source.labels
     is_wrong = (evaluation.predictions != labels) & (evaluation.predictions >= 0)
     losses = np.where(is_wrong, evaluation.losses, -np.inf)
     worst = np.argsort(-losses, kind="stable")[: min(MOST_MISTAKES, is_wrong.sum())]
     if not len(worst):
-        return section("Its worst mistakes", note="It made none on the test images.")
+        return section("Its worst mistakes", note=f"It made none on the {what} images.")
     figures = []
     for index in worst:
         true, predicted = names[labels[index]], names[evaluation.predictions[index]]
-        image = dataset.test.image(int(index))
+        image = source.image(int(index))
         sure = percent(float(evaluation.confidence[index]), 0)
-        shown = markup.picture(image, f"test image {index}", PICTURE_SIDE)
+        shown = markup.picture(image, f"{what} image {index}", PICTURE_SIDE)
         figures.append(
             f"<figure>{shown}<figcaption><b>{true}</b><br>taken for {predicted}<br>"
             f"<span>{sure} sure · #{index}</span>"
@@ -273,7 +281,7 @@ def _worst(evaluation: Evaluation, dataset: Dataset, names: list[str]) -> str:
     return section(
         "Its worst mistakes",
         f'<div class="mistakes">{"".join(figures)}</div>',
-        note="The test images, of those it got wrong, with the largest loss.",
+        note=f"The {what} images, of those it got wrong, with the largest loss.",
     )
 
 
