@@ -39,7 +39,7 @@ from train.showing.report import write_report
 from train.showing.routing_words import faults
 from train.showing.tensorboard import TensorBoard
 from train.storage.checkpoint import Checkpoints
-from train.storage.run_directory import RunDirectory, find_finished
+from train.storage.run_directory import RunDirectory, find_finished, with_restarts
 from train.storage.run_files import (
     BEST_WEIGHTS,
     CHECKPOINTS,
@@ -85,7 +85,9 @@ def train(config: Config) -> dict[str, Any]:
         dataset = presets.load(config)
         devices.check_alike("images (--data)", dataset.identity())
         check_batch_size(config, dataset, mesh.size)
-        config = config.for_images(len(dataset.train))
+        config = with_restarts(config.for_images(len(dataset.train)))
+        length = [config.total_steps, *config.restarts]
+        devices.check_alike("lengths of the run (--steps, --out)", length)
         model = create(
             *(config, dataset.num_classes, dataset.image_shape[-1]),
             nnx.Rngs(config.seed),
@@ -103,6 +105,7 @@ def train(config: Config) -> dict[str, Any]:
             Checkpoints(
                 *(run.path / CHECKPOINTS, config.keep_checkpoints),
                 *(run.fingerprint, run.run_id, run.check_is_there),
+                earlier=run.earlier_fingerprints,
             )
         )
         done, best, seconds, wall_seconds = 0, None, 0.0, 0.0
@@ -111,7 +114,9 @@ def train(config: Config) -> dict[str, Any]:
             done, state = restored.step, restored.state
             best, seconds = restored.record["best"], restored.record["seconds"]
             wall_seconds = restored.record["wall_seconds"]
-            display.say(f"going on after step {done}, from its checkpoint")
+            anew = done in config.restarts and config.schedule in ("cosine", "linear")
+            where = ", where the learning rate starts anew" if anew else ""
+            display.say(f"going on after step {done}, from its checkpoint{where}")
         run.rewind(done)
         board = closing.enter_context(TensorBoard(run, done))
 
@@ -188,10 +193,11 @@ def train(config: Config) -> dict[str, Any]:
             state, metrics = train_step(state, *upcoming.pop())
             pending.append(metrics)
             is_last = step == config.total_steps
-            is_logged = is_last or step % config.log_every == 0
-            is_evaluated = is_last or step % config.eval_every == 0
+            is_end = is_last or step in config.restarts  # where it may have ended
+            is_logged = is_end or step % config.log_every == 0
+            is_evaluated = is_end or step % config.eval_every == 0
             is_told_to_stop = stop_signals.stop_after(step) and not is_last
-            is_saved = is_last or is_told_to_stop or step % config.checkpoint_every == 0
+            is_saved = is_end or is_told_to_stop or step % config.checkpoint_every == 0
             if not is_last:  # The step is still under way, and the host has time.
                 upcoming.append(next_batch())
             if not (is_logged or is_evaluated or is_saved):

@@ -96,6 +96,8 @@ FOREIGN: dict[str, tuple[str, str]] = {
     "--decay-milestones": ("--decay-every", _STEPS),
     "--lr-step-size": ("--decay-every", _STEPS),
     "--step-size": ("--decay-every", _STEPS),
+    "--lr-cycle-limit": ("--restarts", "it names the steps"),
+    "--lr-cycle-mul": ("--restarts", "it names the steps"),
     "--decay-rate": ("--decay-factor", ""),
     "--dr": ("--decay-factor", ""),
     "--gamma": ("--decay-factor", ""),

@@ -1,6 +1,7 @@
 """The flags of the recipe: the optimizer, its schedules, and what the loss is."""
 
 import dataclasses
+import itertools
 from typing import Literal, Self
 
 from train.flags.checks import Flags, OptionalFloat, OptionalInt, flag_of
@@ -35,6 +36,11 @@ class RecipeFlags(Flags):
         epochs: How often to go through the training images, in the place of --steps. An
             epoch has as many steps as --batch-size goes into their number; the rest,
             which is another one in each epoch, is left out.
+        restarts: After which steps the learning rate of a cosine or a line starts anew;
+            it then warms up again, over a tenth of what comes at the most. A run that
+            is finished gets one where it ended, if --steps or --epochs is raised. What
+            follows from the length of a run where it is left out, follows from that of
+            its first part.
         batch_size: How many images a step sees, over all devices and processes
             together; it must be divisible by the number of devices.
         accumulate: Into how many parts a batch is cut, whose gradients are averaged
@@ -83,6 +89,7 @@ class RecipeFlags(Flags):
 
     steps: OptionalInt = None
     epochs: OptionalInt = None
+    restarts: tuple[int, ...] = ()
     batch_size: int = 64
     accumulate: int = 1
     optimizer: Literal["adamw", "sgd", "lamb"] = "adamw"
@@ -146,8 +153,14 @@ class RecipeFlags(Flags):
         is_met = self.warmup_steps is None or self.warmup_steps >= 0
         self.require("warmup_steps", is_met, rule)
         if self.has_length:
-            rule = f"be less than --steps (={self.total_steps})"
-            self.require("warmup_steps", self.warmup < self.total_steps, rule)
+            ends = 0, *self.restarts, self.total_steps
+            rule = f"rise from 1 and be less than --steps (={self.total_steps})"
+            is_rising = all(one < other for one, other in itertools.pairwise(ends))
+            self.require("restarts", is_rising or not self.restarts, rule)
+            rule = f"be less than --steps (={self.first_steps})"
+            if self.restarts:
+                rule = f"be less than the first of --restarts (={self.first_steps})"
+            self.require("warmup_steps", self.warmup < self.first_steps, rule)
 
     def _check_uses(self) -> None:
         """Refuses what would change nothing, which nobody asks for knowingly."""
@@ -191,26 +204,31 @@ class RecipeFlags(Flags):
         return STEPS if self.steps is None else self.steps
 
     @property
+    def first_steps(self) -> int:
+        """The steps up to the first restart, if there is one."""
+        return self.restarts[0] if self.restarts else self.total_steps
+
+    @property
     def warmup(self) -> int:
         """The steps of warm-up, given or derived."""
         if self.warmup_steps is not None:
             return self.warmup_steps
-        return self.total_steps // 10
+        return self.first_steps // 10
 
     @property
     def decaying(self) -> int:
         """The steps between decays of the schedule "step", given or derived."""
-        return self.decay_every or max(1, self.total_steps // 3)
+        return self.decay_every or max(1, self.first_steps // 3)
 
     @property
     def annealing(self) -> int:
         """The steps of annealing the temperature, given or derived."""
-        return self.temperature_steps or max(1, self.total_steps // 2)
+        return self.temperature_steps or max(1, self.first_steps // 2)
 
     @property
     def assigning(self) -> int:
         """The steps of fading the warehouse's assignment out, given or derived."""
-        return self.assignment_steps or max(1, self.total_steps // 5)
+        return self.assignment_steps or max(1, self.first_steps // 5)
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:

@@ -3,6 +3,8 @@
 Each is a function of the steps taken before, which may be traced.
 """
 
+import itertools
+
 import jax.numpy as jnp
 import optax
 
@@ -22,6 +24,9 @@ def learning_rate_schedule(config: Config) -> optax.Schedule:
 
     The first step already moves: the warm-up starts one notch above 0. The schedule
     "step" counts its decays from the first step of the run, as PyTorch's `StepLR` does.
+    A cosine and a line start anew at each of `--restarts`, as in Loshchilov & Hutter,
+    "SGDR: Stochastic Gradient Descent with Warm Restarts", ICLR 2017, after a warm-up;
+    the others, which have no end, go on.
 
     Args:
         config: The flags.
@@ -32,23 +37,35 @@ def learning_rate_schedule(config: Config) -> optax.Schedule:
         >>> [round(float(schedule(step)), 3) for step in (0, 3, 11, 19)]
         [0.125, 0.5, 0.25, 0.0]
     """
+    first = _rising_and_falling(config, config.first_steps, config.warmup)
+    if config.schedule in ("step", "constant"):
+        return _in_floats(first)
+    phases = [first]
+    for start, stop in itertools.pairwise((*config.restarts, config.total_steps)):
+        steps = stop - start
+        warmup = min(config.warmup, steps // 10)
+        phases.append(_rising_and_falling(config, steps, warmup))
+    return _in_floats(optax.join_schedules(phases, list(config.restarts)))
+
+
+def _rising_and_falling(config: Config, steps: int, warmup: int) -> optax.Schedule:
+    """Returns the learning rate of a run of so many steps, warm-up among them."""
     peak, last = config.learning_rate, config.final_learning_rate
-    remaining = config.total_steps - config.warmup
 
     def staircase(step):
-        decays = (step + config.warmup) // config.decaying
+        decays = (step + warmup) // config.decaying
         return peak * config.decay_factor**decays
 
     falling = {
-        "cosine": optax.cosine_decay_schedule(peak, remaining, alpha=last / peak),
-        "linear": optax.linear_schedule(peak, last, remaining),
+        "cosine": optax.cosine_decay_schedule(peak, steps - warmup, alpha=last / peak),
+        "linear": optax.linear_schedule(peak, last, steps - warmup),
         "step": staircase,
         "constant": optax.constant_schedule(peak),
     }[config.schedule]
-    if not config.warmup:
-        return _in_floats(falling)
-    rising = optax.linear_schedule(peak / (config.warmup + 1), peak, config.warmup)
-    return _in_floats(optax.join_schedules([rising, falling], [config.warmup]))
+    if not warmup:
+        return falling
+    rising = optax.linear_schedule(peak / (warmup + 1), peak, warmup)
+    return optax.join_schedules([rising, falling], [warmup])
 
 
 def temperature_schedule(config: Config) -> optax.Schedule:

@@ -5,7 +5,7 @@ import dataclasses
 import errno
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -63,6 +63,7 @@ class Checkpoints:
         fingerprint: str,
         run: str | None = None,
         check: Callable[[], None] = lambda: None,
+        earlier: Collection[str] = (),
     ):
         """Opens the folder; what a killed process left there unfinished is removed.
 
@@ -73,10 +74,13 @@ class Checkpoints:
             run: The name of the run; checkpoints of another are not used either.
             check: Raises a `TrainingFailed` if nothing must be written any more, such
                 as when the directory of the run is gone.
+            earlier: The fingerprints that the run had when it was shorter; checkpoints
+                with one of these are used too.
         """
         hush_orbax()
         self._folder = folder.absolute()
         self._fingerprint = fingerprint
+        self._usable = {fingerprint, *earlier}
         self._run = run
         self._kept = _LatestAndBest(keep)
         registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
@@ -213,7 +217,7 @@ class Checkpoints:
         steps = sorted(complete_steps(self._folder), reverse=True)
         for index, step in enumerate(steps):
             path = self._folder / str(step)
-            flaw = find_flaw(path, like, self._fingerprint, self._run)
+            flaw = find_flaw(path, like, self._usable, self._run)
             if flaw is None:
                 return step
             earlier = steps[index + 1 :]

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +45,14 @@ def complete_steps(folder: Path) -> list[int]:
 
 
 def find_flaw(
-    path: Path, like: Any, fingerprint: str, run: str | None = None
+    path: Path, like: Any, fingerprints: Collection[str], run: str | None = None
 ) -> str | None:
     """Tells why a checkpoint cannot be used.
 
     Args:
         path: The checkpoint.
         like: The tree of arrays that is to be restored.
-        fingerprint: Of the flags of the run that it must be of.
+        fingerprints: Of the flags of the run that it must be of; one of them.
         run: The name of that run, if it has one.
 
     Returns:
@@ -69,7 +70,7 @@ def find_flaw(
         return f"is none of this program ({in_one_line(error)})"
     if not is_of_this_program:
         return "is none of this program"
-    if content["fingerprint"] != fingerprint:
+    if content["fingerprint"] not in fingerprints:
         return "is of a run with other flags"
     asked = {name: _form(leaf) for name, leaf in _to_abstract(like).items()}
     for name in sorted(saved.keys() | asked.keys()):

@@ -1,6 +1,7 @@
 """The directory of a run: whose it is, what is in it, and that it stays whole."""
 
 import contextlib
+import dataclasses
 import datetime
 import hashlib
 import json
@@ -31,6 +32,7 @@ from train.storage.run_files import (
     SUMMARY,
     read_config,
     read_identity,
+    read_length,
     read_metrics,
     read_run_id,
     read_summary,
@@ -108,8 +110,20 @@ class RunDirectory:
     @property
     def fingerprint(self) -> str:
         """The fingerprint of the flags on which the result depends."""
-        flags = json.dumps(decisive_flags(self._config), sort_keys=True)
-        return hashlib.sha256(flags.encode()).hexdigest()
+        return _fingerprint(self._config)
+
+    @property
+    def earlier_fingerprints(self) -> list[str]:
+        """Those of the run before each of its restarts, when it was to end there."""
+        restarts = self._config.restarts
+        return [
+            _fingerprint(
+                dataclasses.replace(
+                    self._config, steps=end, restarts=restarts[:index], epochs=None
+                )
+            )
+            for index, end in enumerate(restarts)
+        ]
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Appends one line to the metrics."""
@@ -229,10 +243,12 @@ class RunDirectory:
                 half.unlink()
         is_new = CONFIG not in names or self._config.overwrite
         self.run_id = uuid.uuid4().hex if is_new else read_run_id(self.path)
-        if read_summary(self.path) is None:
+        if not _is_over(read_summary(self.path), self._config):
             flags = self._config.to_json() | {"out": str(self.path)}
             name = {} if self.run_id is None else {RUN_ID: self.run_id}
             self.write_json(CONFIG, flags | name)
+            with self.writing():  # After the flags: a run may die between the two.
+                (self.path / SUMMARY).unlink(missing_ok=True)
         self._is_claimed = True
         if dataset is not None and not (self.path / DOMAIN).exists():
             self.write_json(DOMAIN, dataset.identity())
@@ -256,8 +272,44 @@ def find_finished(config: Config) -> dict[str, Any] | None:
         counted = config.for_images(known["train_images"])
     if not counted.has_length:
         return None
+    counted = with_restarts(counted)
     _refuse_other_flags(config.out, counted)
-    return summary if known else None
+    return summary if known and _is_over(summary, counted) else None
+
+
+def with_restarts(config: Config) -> Config:
+    """Returns flags of known length with the restarts of the run in their directory.
+
+    If that is finished, and shorter than asked for, one is added where it ended.
+
+    Raises:
+        TrainError: If there is a run, and its files cannot be read.
+    """
+    if config.out is None or config.overwrite or not (config.out / CONFIG).exists():
+        return config
+    # In this order: who makes the run longer writes the flags first, and then removes
+    # the summary.
+    is_finished = read_summary(config.out) is not None
+    steps, restarts = read_length(config.out)
+    if config.restarts not in ((), restarts) or steps is None:
+        return config  # which is refused for these
+    if config.total_steps < steps:
+        return config
+    if is_finished and steps < config.total_steps:
+        restarts = *restarts, steps
+    return dataclasses.replace(config, restarts=restarts)
+
+
+def _is_over(summary: Mapping[str, Any] | None, config: Config) -> bool:
+    """Tells whether a run has as many steps behind it as are asked for."""
+    if summary is None:
+        return False
+    return summary.get("steps", config.total_steps) >= config.total_steps
+
+
+def _fingerprint(config: Config) -> str:
+    flags = json.dumps(decisive_flags(config), sort_keys=True)
+    return hashlib.sha256(flags.encode()).hexdigest()
 
 
 def decisive_flags(config: Config) -> dict[str, Any]:
@@ -270,6 +322,9 @@ def _refuse_other_flags(path: Path, config: Config) -> None:
     """Refuses to go on with a run under flags that would make it another."""
     before = {n: v for n, v in read_config(path).items() if n not in FREE}
     now = decisive_flags(config)
+    steps, restarts = read_length(path)
+    if config.restarts == (*restarts, steps) and (path / SUMMARY).exists():
+        before |= {name: now[name] for name in ("steps", "restarts")}  # made longer
     differences = [
         f"{flag_of(name)} {before.get(name, '?')} -> {now.get(name, '?')}"
         for name in now | before
@@ -278,8 +333,8 @@ def _refuse_other_flags(path: Path, config: Config) -> None:
     if differences:
         raise TrainError(
             f"--out (={path}) holds a run with other flags: {'; '.join(differences)}; "
-            "give the same ones to go on with it, choose another directory, or "
-            "--overwrite it to start anew"
+            "give the same ones to go on with it (--steps may be raised when it is "
+            "finished), choose another directory, or --overwrite it to start anew"
         )
 
 

@@ -104,6 +104,13 @@ class Images(TypedDict, total=False):
     labels_sha256: str
 
 
+class Length(TypedDict, total=False):
+    """How long a run is, among its flags."""
+
+    steps: Positive
+    restarts: tuple[Positive, ...]
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """Returns the flags of the run in the directory `path`, as JSON has them.
 
@@ -113,6 +120,19 @@ def read_config(path: Path) -> dict[str, Any]:
     flags = _read_config(path)
     flags.pop(RUN_ID, None)
     return flags
+
+
+def read_length(path: Path) -> tuple[int | None, tuple[int, ...]]:
+    """Returns how long the run in the directory `path` is to be, and its restarts.
+
+    Raises:
+        TrainError: If there is no run, or it does not say so.
+    """
+    try:
+        length = convert(_read_config(path), Length)
+    except Unreadable as error:
+        _refuse_run(path, error, error)
+    return length.get("steps"), length.get("restarts", ())
 
 
 def read_run_id(path: Path) -> str | None:

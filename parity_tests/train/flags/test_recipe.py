@@ -61,15 +61,33 @@ def test_warm_up_is_held_against_the_steps_of_the_epochs():
         config.for_images(12)
 
 
+def test_what_follows_from_the_steps_follows_from_the_first_part():
+    longer = Config(steps=90, restarts=(60,)).to_json()
+    first = Config(steps=60).to_json()
+    differing = {name for name in first if first[name] != longer[name]}
+    assert differing == {"steps", "restarts"}
+
+
+@pytest.mark.parametrize("restarts", [(0,), (60,), (30, 30), (40, 20), (61,)])
+def test_restarts_are_steps_of_the_run_in_order(restarts):
+    with pytest.raises(TrainError, match=r"--restarts .* rise from 1 .* --steps .=60"):
+        Config(steps=60, restarts=restarts)
+
+
+def test_warm_up_is_held_against_the_first_restart():
+    with pytest.raises(TrainError, match=r"less than the first of --restarts .=20"):
+        Config(steps=60, warmup_steps=20, restarts=(20, 50))
+
+
 def test_run_of_epochs_is_that_of_their_steps(tmp_path):
-    dataset = make_dataset(images=12)
+    dataset, summary = make_dataset(images=12), SUMMARY | {"steps": 60}
     told = Config(**TOLD, out=tmp_path)
     with RunDirectory(told.for_images(12), dataset=dataset) as run:
         assert read_config(tmp_path)["steps"] == 60
         assert read_config(tmp_path)["epochs"] == 30
-        run.finish(SUMMARY)
-    assert find_finished(told) == SUMMARY
-    assert find_finished(Config(steps=60, batch_size=5, out=tmp_path)) == SUMMARY
+        run.finish(summary)
+    assert find_finished(told) == summary
+    assert find_finished(Config(steps=60, batch_size=5, out=tmp_path)) == summary
     others: list[dict[str, int]] = [{"epochs": 20}, {"batch_size": 4}, {"seed": 1}]
     for other in others:
         with pytest.raises(TrainError, match="holds a run with other flags"):

@@ -31,6 +31,35 @@ def test_learning_rate_rises_along_a_line_and_moves_from_the_first_step(schedule
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_learning_rate_of_each_part_is_that_of_a_run_of_its_length(schedule):
+    restarted = rates(schedule=schedule, restarts=(8, 15))
+    first = rates(schedule=schedule, steps=8)
+    # A tenth of 7 or 5 steps is none, so that these parts do not warm up.
+    second, third = (
+        rates(schedule=schedule, steps=steps, warmup_steps=0) for steps in (7, 5)
+    )
+    check(restarted[:8], first[:8])
+    check(restarted[8:15], second[:7])
+    check(restarted[15:], third[:6])
+
+
+def test_part_after_a_restart_warms_up_over_a_tenth_of_it_at_most():
+    config = dataclasses.replace(BASE, steps=100, warmup_steps=8, restarts=(50,))
+    schedule = learning_rate_schedule(config)
+    check(
+        [schedule(50 + step) for step in range(6)], [0.5 * n / 6 for n in range(1, 7)]
+    )
+
+
+@pytest.mark.parametrize("schedule", ["step", "constant"])
+def test_learning_rate_without_an_end_goes_on_through_restarts(schedule):
+    np.testing.assert_array_equal(
+        rates(schedule=schedule, restarts=(8, 15), decay_every=6),
+        rates(schedule=schedule, decay_every=6),
+    )
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
 def test_learning_rate_falls_to_the_final_one(schedule):
     falling = rates(schedule=schedule, final_learning_rate=0.1)[4:]
     assert np.all(np.diff(falling) < 0)

@@ -177,9 +177,9 @@ def routing(run: Run, evaluation: Evaluation, dataset: Dataset) -> str:
         "what each layer takes from a warehouse of cells, over its kernel's tiles. "
         "Entropy is that of an image's attention, as a share of the largest there is; "
         "usage is the share of images in which each expert weighs most, the largest "
-        "first; an expert is dead that has next to nothing, on average and of any image; "
-        "the difference between classes is the mean distance (half the sum of absolute "
-        "differences) of a class's attention from that of all.",
+        "first; an expert is dead that has next to nothing, on average and of any "
+        "image; the difference between classes is the mean distance (half the sum of "
+        "absolute differences) of a class's attention from that of all.",
     )
 
 
