@@ -37,7 +37,9 @@ def main(argv: Sequence[str]) -> int:
         if argv and argv[0] in COMMANDS:
             importlib.import_module(f"train.commands.{argv[0]}").main(argv[1:])
             return 0
-        config = parse(argv)
+        from train.storage.config_file import with_file
+
+        config = parse(with_file(argv))
         from train.loop import train  # which brings all that --help does not need
 
         train(config)

@@ -120,13 +120,13 @@ def parse_flags(argv: Sequence[str], kind: type[FlagsT], program: str) -> FlagsT
             tyro.cli(kind, prog=program, args=["--help"])
     unknown = _unknown_flags(argv, kind)
     if unknown:
-        raise TrainError(_explain_unknown(unknown[0], kind))
+        raise TrainError(explain_unknown(unknown[0], kind))
     try:
         config, unknown = _read(argv, kind)
     except SystemExit:
         raise TrainError(_explain(argv, kind)) from None
     if unknown:
-        raise TrainError(_explain_unknown(unknown[0], kind))
+        raise TrainError(explain_unknown(unknown[0], kind))
     return config
 
 
@@ -174,8 +174,8 @@ def _unknown_flags(argv: Sequence[str], kind: type[Any]) -> list[str]:
     ]
 
 
-def _explain_unknown(word: str, kind: type[Any]) -> str:
-    """Says what a word may have been meant to be."""
+def explain_unknown(word: str, kind: type[Any] = Config) -> str:
+    """Says what a word may have been meant to be that is no flag of a command."""
     if word.startswith("-"):
         hint = hint_for(word, _known_flags(kind), _known_flags(Config))
         program = "program" if kind is Config else "command"

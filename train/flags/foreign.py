@@ -253,8 +253,9 @@ FOREIGN: dict[str, tuple[str, str]] = {
     "--tensorboard": ("", _WANDB),
     "--random-seed": ("--seed", ""),
     "--manual-seed": ("--seed", ""),
-    "--config": ("", "flags are typed; those of a run are in its config.json"),
-    "-c": ("", "flags are typed; those of a run are in its config.json"),
+    "--config-file": ("--config", ""),
+    "--cfg": ("--config", ""),
+    "-c": ("--config", ""),
 }
 # From here on, names are so alike that one is a slip of the other, or may be.
 SLIP, ALIKE = 0.75, 0.7

@@ -10,6 +10,9 @@ class RunFlags(Flags):
     """The flags of the run itself.
 
     Attributes:
+        config: A file with flags, for those that are not typed: TOML, such as
+            `batch_size = 32`, or the config.json of a run or its directory, of which
+            all but the place is taken. Paths in it are as if they were typed.
         seed: Where the initial parameters, the order of the images, their augmentation
             and the dropout come from. The same seed and flags on the same machine give
             the same parameters.
@@ -34,6 +37,7 @@ class RunFlags(Flags):
             that does not fit on one.
     """
 
+    config: OptionalPath = None
     seed: int = 0
     out: OptionalPath = None
     overwrite: Switch = False

@@ -42,11 +42,13 @@ class Run:
     def split_flags(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Returns the flags that differ from their defaults, and the others.
 
-        --out and --overwrite, which say where a run is and not what, are in neither.
+        --out, --overwrite and --config, which say where a run is and where its flags
+        came from, and not what it is, are in neither.
         """
         flags = self.config.to_json()
         usual = Config().to_json() | _derived_anew(self.config)
-        del flags["out"], flags["overwrite"]
+        for name in ("out", "overwrite", "config"):
+            del flags[name]
         changed = {n: value for n, value in flags.items() if value != usual[n]}
         return changed, {n: v for n, v in flags.items() if n not in changed}
 
@@ -81,7 +83,7 @@ def _as_config(flags: dict[str, Any], path: Path) -> Config:
         if name not in flags:
             raise TrainError(f"{file} has no {name!r}; give the directory of a run")
     try:
-        return convert(flags, Config, _as_path)
+        return convert(flags, Config, as_path)
     except Unreadable as error:
         raise TrainError(
             f"{file} cannot be read ({error}); write there what the run was given"
@@ -90,7 +92,7 @@ def _as_config(flags: dict[str, Any], path: Path) -> Config:
         raise TrainError(f"{file}: {error}") from error
 
 
-def _as_path(kind: type, value: Any) -> Path:
+def as_path(kind: type, value: Any) -> Path:
     """Reads, for msgspec, the one type that JSON has not."""
     if kind is Path and isinstance(value, str):
         return Path(value)

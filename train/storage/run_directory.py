@@ -43,7 +43,15 @@ from train.storage.run_files import (
 # depend on them.
 FREE = frozenset(
     {
-        *("out", "overwrite", "data", "workers", "on_bad_image", "max_image_pixels"),
+        *(
+            "config",
+            "out",
+            "overwrite",
+            "data",
+            "workers",
+            "on_bad_image",
+            "max_image_pixels",
+        ),
         *("checkpoint_every", "keep_checkpoints"),
         "epochs",  # which are steps by now
         *("coordinator", "num_processes", "process_id", "fsdp"),
