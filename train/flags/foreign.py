@@ -159,6 +159,7 @@ FOREIGN: dict[str, tuple[str, str]] = {
     "--cutmix-alpha": ("--cutmix", ""),
     "--mixup-prob": ("--mixup", "every batch is mixed where it is above 0"),
     "--smoothing": ("--label-smoothing", ""),
+    "--bce-loss": ("--loss", "bce is one"),
     "--interpolation": ("", "images are scaled with a bicubic filter"),
     "--train-interpolation": ("", "images are scaled with a bicubic filter"),
     # The network

@@ -66,6 +66,9 @@ class RecipeFlags(Flags):
             one in its place.
         clip_norm: The largest global norm of the gradients; larger ones are scaled down
             to it. Without it, none are.
+        loss: What is made small: the cross-entropy of the softmax, or, by bce, the mean
+            over images and classes of the binary cross-entropies, as in ResNet strikes
+            back. Evaluation tells the cross-entropy of either.
         label_smoothing: The share of the target that is spread over all classes.
         ema_decay: How slowly a moving average of the parameters and batch statistics
             follows them, which keeps this share of itself, and after n steps n / (n +
@@ -106,6 +109,7 @@ class RecipeFlags(Flags):
     weight_decay: float = 0.05
     router_weight_decay: float = 0.0
     clip_norm: OptionalFloat = None
+    loss: Literal["cross_entropy", "bce"] = "cross_entropy"
     label_smoothing: float = 0.0
     ema_decay: OptionalFloat = None
     load_balance: float = 0.0

@@ -36,6 +36,14 @@ from train.learning.schedules import (
 AUGMENTATION = 2**31
 
 
+# Of each image, or of each of its classes. Binary cross-entropies: Wightman, Touvron &
+# Jegou, "ResNet strikes back: An improved training procedure in timm", 2021.
+LOSSES = {
+    "cross_entropy": optax.softmax_cross_entropy,
+    "bce": optax.sigmoid_binary_cross_entropy,
+}
+
+
 class TrainState(nnx.Module):
     """What a step reads and writes.
 
@@ -154,7 +162,7 @@ def _differentiate(
         merged = nnx.merge(graphdef, params, rest, copy=True)
         logits, routers = capture_routers(merged, images)
         logits = logits.astype(at_least_float32(logits.dtype))
-        loss = optax.softmax_cross_entropy(logits, targets).mean()
+        loss = LOSSES[config.loss](logits, targets).mean()
         terms = _router_losses(routers.values(), config)
         for name, term in terms.items():
             loss += getattr(config, name) * term

@@ -266,6 +266,18 @@ def test_loss_is_smoothed_and_balanced(images, labels):
     assert metrics["accuracy"] == accuracy
 
 
+def test_binary_cross_entropies_are_averaged_over_images_and_classes(images, labels):
+    config = dataclasses.replace(CONFIG, loss="bce", label_smoothing=0.2)
+    _, state, step = build(Net(temperature=config.temperature_start), config)
+    _, metrics = step(state, images, labels)
+    logits = np.asarray(Net(temperature=4.0)(images), float)
+    targets = 0.8 * np.eye(CLASSES)[labels] + 0.2 / CLASSES
+    # -log of the logistic function, and of what it leaves.
+    yes, no = np.logaddexp(0, -logits), np.logaddexp(0, logits)
+    expected = (targets * yes + (1 - targets) * no).mean()
+    assert_close({"": metrics["loss"]}, {"": expected}, dtype="float32")
+
+
 def test_losses_on_routers_see_the_softmax_before_the_cut(images, labels):
     config = dataclasses.replace(CONFIG, load_balance=0.3, router_z_loss=0.2)
     _, state, step = build(Net(top_k=1), config)
