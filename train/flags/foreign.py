@@ -13,7 +13,6 @@ _BF16 = "--dtype bfloat16 computes in half the width, and needs no scaling of th
 _RESUME = "none is needed: the same command with the same --out goes on"
 _DEVICE = "JAX takes the fastest device there is; JAX_PLATFORMS=cpu chooses another"
 _POLICY = "there are no policies; see --color-jitter, --erasing, --mixup and --cutmix"
-_RRC = "crops are cut from the padded image: see --crop-padding"
 _CLASSES = "the classes are those of the images: of --data, one folder each"
 _DROP = "networks have no dropout here; --router-dropout is that of the routers"
 _DROP_PATH = "a model that has it takes it from --model-options drop_path_rate=0.2"
@@ -147,8 +146,8 @@ FOREIGN: dict[str, tuple[str, str]] = {
     "--auto-augment": ("", _POLICY),
     "--autoaugment": ("", _POLICY),
     "--randaugment": ("", _POLICY),
-    "--scale": ("", _RRC),
-    "--ratio": ("", _RRC),
+    "--scale": ("--crop-scale", ""),
+    "--ratio": ("--crop-ratio", ""),
     "--padding": ("--crop-padding", ""),
     "--reprob": ("--erasing", ""),
     "--random-erase": ("--erasing", ""),

@@ -7,16 +7,19 @@ devices. Only mixup and cutmix combine images, each with the one before it.
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from train.data.dataset import Dataset
 from train.flags.config import Config
+from train.flags.data import USUAL_RATIO
 
 # Of random erasing, as in its paper: shares of the image's area, and aspect ratios.
 ERASED_AREA = (0.02, 0.4)
 ERASED_ASPECT = (0.3, 1 / 0.3)
+RESIZED_CROP = 1  # what its random numbers are drawn by
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
@@ -32,6 +35,9 @@ class Augmentation:
         erasing: The share of images in which a random rectangle is erased.
         mixup: The alpha of mixup's Beta distribution; 0 is none.
         cutmix: The alpha of cutmix's Beta distribution; 0 is none.
+        crop_scale: From which to which share of the area a rectangle is cut out, which
+            is scaled to the size of the image; None is no such crop.
+        crop_ratio: From which to which ratio of its width to its height.
         mean: The mean of each channel, white being 1.
         std: The standard deviation of each channel.
     """
@@ -42,6 +48,8 @@ class Augmentation:
     erasing: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
+    crop_scale: tuple[float, float] | None = None
+    crop_ratio: tuple[float, float] = USUAL_RATIO
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
 
@@ -56,11 +64,13 @@ class Augmentation:
             >>> augmentation.flip, augmentation.crop_padding
             (0.5, 0)
         """
-        chosen = {}
+        chosen: dict[str, Any] = {}
         for field in dataclasses.fields(cls)[:-2]:
-            name = field.name
-            flag = getattr(config, name)
-            chosen[name] = dataset.augmentation.get(name, 0) if flag is None else flag
+            name, flag = field.name, getattr(config, field.name)
+            usual = dataset.augmentation.get(name, field.default)
+            chosen[name] = usual if flag is None else flag
+        if config.crop_scale is not None:
+            chosen["crop_padding"] = 0
         return cls(**chosen, mean=dataset.mean, std=dataset.std)
 
 
@@ -93,7 +103,7 @@ def augment(
 ) -> tuple[jax.Array, jax.Array]:
     """Varies and normalises the images of a training step.
 
-    Crop, flip, colour, normalisation, erasing, and one of mixup and cutmix, in this
+    Crops, flip, colour, normalisation, erasing, and one of mixup and cutmix, in this
     order.
 
     Args:
@@ -122,6 +132,13 @@ def augment(
     chances = jax.vmap(jax.random.uniform, (0, None))(keys, (11,))
     crop, color, erasing = chances[:, :3], chances[:, 3:6], chances[:, 6:]
     padding, flip = augmentation.crop_padding, augmentation.flip
+    if augmentation.crop_scale is not None:
+        # Of a key of its own: without this crop, all is as it was before there was one.
+        own = jax.vmap(jax.random.fold_in, (0, None))(keys, RESIZED_CROP)
+        where = jax.vmap(jax.random.uniform, (0, None))(own, (4,))
+        limits = augmentation.crop_scale, augmentation.crop_ratio
+        resized = jax.vmap(_resized_crop, (0, 0, None, None))
+        images = resized(where, _unit(images), *limits)
     if padding or flip:
         cut = jax.vmap(_crop_and_flip, (0, 0, None, None))
         images = cut(crop, images, padding, flip)
@@ -161,6 +178,31 @@ def _crop_and_flip(
     columns = jnp.where(chances[2] < share, columns[::-1], columns)
     padded = jnp.pad(image, ((padding, padding), (padding, padding), (0, 0)))
     return padded[rows[:, None] + top, columns + left]
+
+
+def _resized_crop(
+    chances: jax.Array,
+    image: jax.Array,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+) -> jax.Array:
+    """Cuts a rectangle out of an image (H, W, C), and scales it to the size of that.
+
+    Source: Szegedy et al., "Going Deeper with Convolutions", CVPR 2015; but a side that
+    is too long is cut to the image, where torchvision draws another rectangle, and its
+    edges need not lie between pixels.
+    """
+    height, width, _ = image.shape
+    area = _between(chances[0], *scale) * height * width
+    aspect = jnp.exp(_between(chances[1], *map(math.log, ratio)))
+    limits = jnp.array([height, width], jnp.float32)
+    sides = jnp.sqrt(jnp.stack([area / aspect, area * aspect]))
+    sides = jnp.minimum(sides, limits)
+    corner = chances[2:] * (limits - sides)
+    factors = limits / sides
+    return jax.image.scale_and_translate(
+        *(image, image.shape, (0, 1), factors, -corner * factors), method="linear"
+    )
 
 
 def _jitter_color(chances: jax.Array, image: jax.Array, strength: float) -> jax.Array:

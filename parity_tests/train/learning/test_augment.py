@@ -1,5 +1,6 @@
 """Augmentation: it does what it says, and follows from the place in the batch."""
 
+import dataclasses
 import functools
 import os
 import subprocess
@@ -12,7 +13,9 @@ import pytest
 
 from parity_tests.tolerances import TOLERANCES
 from parity_tests.tools.checkout import ROOT
+from train.data import presets
 from train.data.dataset import ArraySource, Dataset
+from train.errors import TrainError
 from train.flags.config import Config
 from train.learning.augment import ERASED_AREA, Augmentation, augment, normalize
 
@@ -93,6 +96,43 @@ def test_crop_is_a_window_of_the_padded_image(images):
         }
         found.add(windows[image.tobytes()])
     assert len(found) > 4  # of nine places, and sixteen images
+
+
+def test_resized_crop_of_the_whole_changes_nothing(images):
+    varied, _ = vary(Augmentation(crop_scale=(1, 1), crop_ratio=(1, 1)), images)
+    assert_close(varied, images)
+
+
+def test_resized_crop_is_a_rectangle_of_the_scale_and_ratio():
+    # Of pixels that tell where they are, in the middle of which nothing is cut off.
+    rows, columns = np.mgrid[:12, :16] + 0.5
+    places = np.stack([rows, columns], -1).astype(np.float32) / 16
+    scale, ratio = (0.2, 0.5), (0.5, 1.5)
+    augmentation = Augmentation(crop_scale=scale, crop_ratio=ratio)
+    varied, _ = vary(augmentation, np.repeat(places[None], COUNT, 0))
+    found = 16 * varied[:, 4:8, 6:10]
+    heights = 12 * (found[:, 1, 0, 0] - found[:, 0, 0, 0])
+    widths = 16 * (found[:, 0, 1, 1] - found[:, 0, 0, 1])
+    top = found[:, 0, 0, 0] - heights * 4.5 / 12
+    left = found[:, 0, 0, 1] - widths * 6.5 / 16
+    slack = 16 * TOLERANCES["float32"].relative  # values of 1/16 are told as pixels
+    for low, values, high in (
+        (scale[0], heights * widths / (12 * 16), scale[1]),
+        (ratio[0], widths / heights, ratio[1]),
+        (0, top, 12 - heights),
+        (0, left, 16 - widths),
+    ):
+        assert np.all(low - slack <= values) and np.all(values <= high + slack)
+        assert len({*values.round(3)}) > COUNT // 2
+    assert_close(found[:, 3, 0, 0] - found[:, 0, 0, 0], 3 * heights / 12)
+
+
+def test_resized_crop_that_is_too_wide_is_as_wide_as_the_image():
+    columns = np.arange(16, dtype=np.float32) / 16
+    images = np.broadcast_to(columns[:, None], (COUNT, 12, 16, 1))
+    augmentation = Augmentation(crop_scale=(0.5, 0.5), crop_ratio=(100, 100))
+    varied, _ = vary(augmentation, images)
+    assert_close(varied, images)
 
 
 def test_flip_of_all_reverses_the_columns(images):
@@ -202,7 +242,13 @@ def test_with_mixup_and_cutmix_each_batch_has_one_of_them(images):
 # Where an image lies
 
 ALL_BUT_MIXES = Augmentation(
-    crop_padding=1, flip=0.5, color_jitter=0.4, erasing=0.5, mean=(0.5,), std=(0.25,)
+    crop_padding=1,
+    flip=0.5,
+    color_jitter=0.4,
+    erasing=0.5,
+    crop_scale=(0.3, 0.9),
+    mean=(0.5,),
+    std=(0.25,),
 )
 
 
@@ -275,3 +321,33 @@ def test_flags_left_out_are_those_of_the_data_set():
     assert chosen == Augmentation(
         crop_padding=4, flip=0.0, mixup=0.3, mean=(0.1,), std=(0.2,)
     )
+
+
+def test_resized_crop_is_in_the_place_of_the_padded_one_of_the_data_set():
+    config = Config(crop_scale=(0.3, 0.9))
+    padded = {"crop_padding": 4}
+    dataset = dataclasses.replace(presets.load(config), augmentation=padded)
+    chosen = Augmentation.of(config, dataset)
+    assert (chosen.crop_padding, chosen.crop_scale) == (0, (0.3, 0.9))
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"crop_scale": (0.0, 1.0)}, "--crop-scale .* above 0 and up to 1"),
+        ({"crop_scale": (0.5, 1.1)}, "--crop-scale .* above 0 and up to 1"),
+        ({"crop_scale": (0.9, 0.5)}, "--crop-scale .* the smaller one first"),
+        (
+            {"crop_scale": (0.5, 0.9), "crop_ratio": (2.0, 1.0)},
+            "--crop-ratio .* the smaller one first",
+        ),
+        ({"crop_ratio": (1.0, 1.0)}, "--crop-ratio .* left out without --crop-scale"),
+        (
+            {"crop_scale": (0.5, 0.9), "crop_padding": 2},
+            "--crop-padding .* left out with --crop-scale",
+        ),
+    ],
+)
+def test_rectangle_that_there_is_not_is_refused(flags, words):
+    with pytest.raises(TrainError, match=words):
+        Config(**flags)
