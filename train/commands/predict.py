@@ -1,8 +1,10 @@
 """`python -m train predict`: what a trained network sees in images."""
 
+import csv
 import dataclasses
+import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,51 +16,67 @@ import tyro
 from flax import nnx
 
 from dynconv_jax.diagnostics import capture_attention
+from dynconv_jax.weights import write_file
 from train.commands.evaluate import TrainedFlags, load_trained
+from train.data.batches import evaluation_batches
 from train.data.dataset import Domain
-from train.data.pictures import (
-    SUFFIXES,
-    UnreadableImage,
-    put_up_with,
-    read_picture,
-)
+from train.data.folder import FolderSource
+from train.data.pictures import SUFFIXES
 from train.data.walk import find_pictures, say_left_out
-from train.errors import TrainError
-from train.flags.config import Config, parse_flags
+from train.errors import TrainError, TrainingFailed
+from train.flags.checks import Flags, OptionalPath
+from train.flags.config import parse_flags
+from train.flags.data import OnBadImage
 from train.learning.augment import normalize
 from train.printable import printable
 from train.showing.console import open_console, say
 
-TOP = 5
 MOST_EXPERTS = 8  # of whose routers the attention is printed whole
+
+Prediction = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class PredictFlags(TrainedFlags):
+class PredictFlags(TrainedFlags, Flags):
     """Tells what the network of a run sees in image files, and how it routes them.
 
     Images are brought to the size and the channels of those that it was trained on,
     which need not be there.
 
     Attributes:
+        out: The file to write the predictions to in the place of the screen: .csv, with
+            a row for each image, or .jsonl, with a line of JSON for each, which has the
+            attention of the routers too.
+        top: How many classes to tell for an image, the most probable ones.
+        batch_size: How many images are computed at a time.
         arguments: The directory of the run, and image files, or folders of such.
     """
 
+    out: OptionalPath = None
+    top: int = 5
+    batch_size: int = 32
     arguments: Annotated[
         tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN IMAGE ...")
     ] = ()
 
     def __post_init__(self):
-        """Refuses to predict nothing.
+        """Refuses to predict nothing, and to write what or where nobody can.
 
         Raises:
-            TrainError: If there is no run or no image.
+            TrainError: If there is no run or no image, or a value is refused.
         """
         if len(self.arguments) < 2:
             raise TrainError(
                 "predict needs the directory of a run and image files: give RUN IMAGE "
                 "..."
             )
+        self.require_at_least_one("top", "batch_size")
+        if self.out is not None:
+            is_known = self.out.suffix in WRITERS
+            self.require("out", is_known, f"end in {' or '.join(WRITERS)}")
+            is_there = self.out.parent.is_dir() and not self.out.is_dir()
+            self.require("out", is_there, "be a file in a folder that there is")
+            self.require("json", not self.json, "be left out with --out, which says it")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -68,45 +86,47 @@ def main(argv: Sequence[str]) -> None:
         argv: The arguments, without the name of the program and of the command.
 
     Raises:
-        TrainError: If an argument is refused, or the run or an image cannot be read.
+        TrainError: If an argument is refused, or the run or an image cannot be read, or
+            the predictions not be written.
         SystemExit: With 0, after `--help`.
     """
     flags = parse_flags(argv, PredictFlags, "python -m train predict")
-    run, *paths = flags.arguments
+    run, *given = flags.arguments
     config, domain, model = load_trained(run, flags.weights)
-    paths, pictures = _read(paths, flags.adapt(config), domain)
-    predictions = [
-        {"image": str(path)} | each
-        for path, each in zip(paths, predict(model, pictures, domain), strict=True)
-    ]
-    if flags.json:
-        print(json.dumps(predictions, indent=2))
-        return
-    console = open_console()
-    for each in predictions:
-        say(console, _text(each))
-
-
-def _read(
-    given: Sequence[Path], config: Config, domain: Domain
-) -> tuple[list[Path], list[np.ndarray]]:
-    """Returns the pictures in files and below folders, and where each was.
-
-    Raises:
-        TrainError: If there is none, or one cannot be read and none is to be skipped.
-    """
-    paths, pictures = [], []
-    for path in chain.from_iterable(map(_files, given)):
-        try:
-            picture = read_picture(path, domain.image_shape, config.max_image_pixels)
-        except UnreadableImage as error:
-            put_up_with(str(error), config.on_bad_image)
-            continue
-        paths.append(path)
-        pictures.append(picture)
-    if not pictures:
+    config = flags.adapt(config)
+    paths = tuple(chain.from_iterable(map(_files, given)))
+    labels = np.zeros(len(paths), np.int32)  # of which nobody asks
+    shape, most = domain.image_shape, config.max_image_pixels
+    predictions = predict(
+        *(model, FolderSource(paths, labels, shape, most), domain),
+        top=flags.top,
+        batch_size=flags.batch_size,
+        on_bad_image=config.on_bad_image,
+    )
+    first = next(predictions, None)
+    if first is None:
         raise TrainError("none of the images can be read")
-    return paths, pictures
+    predictions = chain([first], predictions)
+    console = open_console()
+    if flags.out is not None:
+        _write(flags.out, WRITERS[flags.out.suffix](predictions))
+        say(console, f"predictions in {printable(flags.out)}")
+    elif flags.json:
+        print(json.dumps([*predictions], indent=2))
+    else:
+        for each in predictions:
+            say(console, _text(each))
+
+
+def _write(path: Path, content: str) -> None:
+    try:
+        # A name that is no Unicode keeps the bytes that it has on the disk.
+        write_file(path, content.encode("utf-8", "surrogateescape"))
+    except OSError as error:
+        raise TrainingFailed(
+            f"--out (={path}) could not be written: {error.strerror}; choose another "
+            "file"
+        ) from error
 
 
 def _files(path: Path) -> list[Path]:
@@ -121,18 +141,30 @@ def _files(path: Path) -> list[Path]:
 
 
 def predict(
-    model: nnx.Module, pictures: Sequence[np.ndarray], domain: Domain
-) -> list[dict[str, Any]]:
-    """Returns what a model sees in pictures.
+    model: nnx.Module,
+    source: FolderSource,
+    domain: Domain,
+    *,
+    top: int = 5,
+    batch_size: int = 32,
+    on_bad_image: OnBadImage = "stop",
+) -> Iterator[Prediction]:
+    """Yields what a model sees in pictures, batch by batch.
 
     Args:
         model: The model.
-        pictures: Each (H, W, C) uint8.
+        source: The pictures.
         domain: What the images are like that it was trained on.
+        top: How many classes to tell.
+        batch_size: How many pictures are computed at a time.
+        on_bad_image: Whether one that cannot be read stops it or is left out.
 
-    Returns:
-        For each picture, under `classes` the most probable ones with their `class` and
-        `probability`, and under `attention` that of each router, (K,).
+    Yields:
+        For each picture its path, under `classes` the most probable ones with their
+        `class` and `probability`, and under `attention` that of each router, (K,).
+
+    Raises:
+        TrainingFailed: If a picture cannot be read, and `on_bad_image` is "stop".
     """
     view = nnx.view(
         model,
@@ -142,27 +174,59 @@ def predict(
     )
     graphdef, state = nnx.split(view)
 
-    @jax.jit  # of one picture at a time: many files do not need much memory
-    def forward(state, picture):
-        images = normalize(picture[None], domain.mean, domain.std)
+    @jax.jit
+    def forward(state, pictures):
+        images = normalize(pictures, domain.mean, domain.std)
         logits, attention = capture_attention(nnx.merge(graphdef, state), images)
-        probabilities = jax.nn.softmax(logits.astype(jnp.float32))
-        return probabilities[0], jax.tree.map(lambda each: each[0], attention)
+        return jax.nn.softmax(logits.astype(jnp.float32)), attention
 
-    answers = (forward(state, jnp.asarray(picture)) for picture in pictures)
-    return [_readable(classes, attention, domain) for classes, attention in answers]
+    size = min(batch_size, len(source))
+    for batch, mask in evaluation_batches(source, size, on_bad_image=on_bad_image):
+        probabilities, attention = jax.device_get(forward(state, batch.images))
+        for row in np.flatnonzero(mask):
+            own = {path: each[row] for path, each in attention.items()}
+            yield {
+                "image": str(source.paths[batch.indices[row]]),
+                **_readable(probabilities[row], own, domain, top),
+            }
 
 
 def _readable(
-    probabilities: jax.Array, attention: Mapping[str, jax.Array], domain: Domain
-) -> dict[str, Any]:
-    best = np.argsort(-np.asarray(probabilities), kind="stable")[:TOP]
+    probabilities: np.ndarray,
+    attention: Mapping[str, np.ndarray],
+    domain: Domain,
+    top: int,
+) -> Prediction:
+    best = np.argsort(-probabilities, kind="stable")[:top]
     classes = [
         {"class": domain.class_names[i], "probability": float(probabilities[i])}
         for i in best
     ]
     shares = {path: each.tolist() for path, each in attention.items()}
     return {"classes": classes, "attention": shares}
+
+
+def _as_csv(predictions: Iterable[Prediction]) -> str:
+    """Returns a row for each image: its path, and its classes with probabilities."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    for number, each in enumerate(predictions):
+        if number == 0:
+            header = ["image", "class", "probability"]
+            for place in range(2, len(each["classes"]) + 1):
+                header += [f"class_{place}", f"probability_{place}"]
+            writer.writerow(header)
+        found = ((one["class"], f"{one['probability']:.6g}") for one in each["classes"])
+        writer.writerow([each["image"], *chain.from_iterable(found)])
+    return text.getvalue()
+
+
+def _as_json_lines(predictions: Iterable[Prediction]) -> str:
+    return "".join(json.dumps(each) + "\n" for each in predictions)
+
+
+# How predictions are written, by the ending of the file.
+WRITERS = {".csv": _as_csv, ".jsonl": _as_json_lines}
 
 
 def _text(prediction: dict[str, Any]) -> str:

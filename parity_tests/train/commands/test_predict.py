@@ -1,5 +1,6 @@
 """`predict` tells the classes and the routing of image files."""
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -158,6 +159,98 @@ def test_name_of_an_image_does_not_steer_the_terminal(trained, tmp_path, capsys)
     Image.new("L", (8, 8)).save(path)
     main([str(trained[0]), str(path)])
     assert capsys.readouterr().out.startswith(rf"{tmp_path}/a\x1b[2J.png")
+
+
+# Many images, and files of what was seen in them
+
+
+@pytest.fixture(scope="module")
+def many(trained) -> Path:
+    """A folder of five pictures, which is no multiple of a batch."""
+    path, dataset, _ = trained
+    folder = path.parent / "many"
+    folder.mkdir()
+    for index in range(5):
+        picture = Image.fromarray(dataset.test.image(index).squeeze(-1))
+        picture.save(folder / f"{index}, of five.png")
+    return folder
+
+
+def predictions_of(out: Path, *argv: str | Path) -> list[dict]:
+    main([*map(str, argv), f"--out={out}"])
+    return [*map(json.loads, out.read_text().splitlines())]
+
+
+def test_images_are_seen_alike_in_batches_of_any_size(trained, many, tmp_path):
+    out = tmp_path / "seen.jsonl"
+    alone, together = (
+        predictions_of(out, trained[0], many, f"--batch-size={size}") for size in (1, 3)
+    )
+    names = [str(path) for path in sorted(many.iterdir())]
+    assert [row["image"] for row in together] == names
+    for one, other in zip(alone, together, strict=True):
+        assert [each["class"] for each in one["classes"]] == [
+            each["class"] for each in other["classes"]
+        ]
+        np.testing.assert_allclose(
+            *([each["probability"] for each in row["classes"]] for row in (one, other)),
+            rtol=TOLERANCES["float32"].relative,
+        )
+        for router, shares in one["attention"].items():
+            np.testing.assert_allclose(
+                shares,
+                other["attention"][router],
+                rtol=TOLERANCES["float32"].relative,
+            )
+
+
+def test_batches_and_not_all_images_are_in_memory(trained, many, monkeypatch, capsys):
+    sizes = []
+    gather = folder.FolderSource.gather
+
+    def gather_and_count(source, indices):
+        sizes.append(len(indices))
+        return gather(source, indices)
+
+    monkeypatch.setattr(folder.FolderSource, "gather", gather_and_count)
+    main([str(trained[0]), str(many), "--batch-size=2"])
+    assert sorted(sizes) == [1, 2, 2]
+
+
+def test_rows_of_a_table_are_those_of_the_lines(trained, many, tmp_path, capsys):
+    lines = predictions_of(tmp_path / "seen.jsonl", trained[0], many, "--top=2")
+    main([str(trained[0]), str(many), "--top=2", f"--out={tmp_path / 'seen.csv'}"])
+    assert f"predictions in {tmp_path / 'seen.csv'}" in capsys.readouterr().out
+    with open(tmp_path / "seen.csv", newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["image", "class", "probability", "class_2", "probability_2"]
+    for row, line in zip(rows, lines, strict=True):
+        assert row[0] == line["image"]
+        assert row[1::2] == [each["class"] for each in line["classes"]]
+        assert row[2::2] == [f"{each['probability']:.6g}" for each in line["classes"]]
+
+
+def test_image_that_is_skipped_has_no_row(trained, many, tmp_path):
+    folder = shutil.copytree(many, tmp_path / "some")
+    (folder / "1, of five.png").write_bytes(b"")
+    skip = "--on-bad-image=skip"
+    rows = predictions_of(tmp_path / "seen.jsonl", trained[0], folder, skip)
+    assert [Path(row["image"]).name[0] for row in rows] == ["0", "2", "3", "4"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--out=seen.txt"], "--out .* must end in .csv or .jsonl"),
+        (["--out=nowhere/seen.csv"], "--out .* must be a file in a folder that there"),
+        (["--out=seen.csv", "--json"], "--json .* be left out with --out"),
+        (["--top=0"], "--top .* at least 1"),
+        (["--batch-size=0"], "--batch-size .* at least 1"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_before_anything_is_read(flags, words):
+    with pytest.raises(TrainError, match=words):
+        main(["/no/run", "/no/image.png", *flags])
 
 
 def test_run_without_images_is_refused(trained):
