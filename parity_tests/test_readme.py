@@ -15,7 +15,7 @@ README = PAGE.read_text()
 
 
 def test_there_are_blocks_to_run():
-    assert len(pages.blocks_of(PAGE)) == README.count("```python") >= 1
+    assert len(pages.code_of(README)) == README.count("```python") >= 1
 
 
 def test_no_figure_is_left_to_fill_in():
