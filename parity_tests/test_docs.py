@@ -164,7 +164,9 @@ def names_of(module: str) -> list[str]:
     found = importlib.import_module(module)
     if hasattr(found, "__all__"):
         return list(found.__all__)
-    tables = {"TOLERANCES", "GRADIENT_FLOOR", "OPTIMIZERS"} & vars(found).keys()
+    tables = {"TOLERANCES", "GRADIENT_FLOOR", "ROUNDING_FLOOR", "OPTIMIZERS"} & vars(
+        found
+    ).keys()
     return sorted(
         tables.union(
             name
@@ -177,7 +179,8 @@ def names_of(module: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "module", [*PUBLIC, "parity_tests.parity", "parity_tests.tolerances"]
+    "module",
+    [*PUBLIC, *(f"parity_tests.{part}" for part in ("parity", "passes", "tolerances"))],
 )
 def test_every_public_name_is_in_the_reference(module):
     shown = {id(find(name)) for name in listed()}
