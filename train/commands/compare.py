@@ -151,6 +151,7 @@ FIGURES = {
     "best_test_accuracy": "{:.4f}",
     "best_step": "{:,}",
     "ema_test_accuracy": "{:.4f}",
+    "twin_test_accuracy": "{:.4f}",
     "images_per_second": "{:,.0f}",
     "compile_seconds": "{:,.1f}",
     "wall_seconds": "{:,.1f}",

@@ -3,7 +3,13 @@
 import dataclasses
 from typing import Literal
 
-from train.flags.checks import Flags, OptionalInt, OptionalPath, OptionalStr
+from train.flags.checks import (
+    Flags,
+    OptionalInt,
+    OptionalPath,
+    OptionalStr,
+    Switch,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +41,9 @@ class ModelFlags(Flags):
             with.
         init_noise: The standard deviation of what is added to each expert that starts
             as a static kernel, as a share of that of the kernel.
+        twin: Train the static twin too, the same model with static convolutions, with
+            the same data, recipe and seed: before the model itself, as a run of its
+            own in --out/twin. The report has both.
     """
 
     model: str = "dynamic_net"
@@ -49,6 +58,7 @@ class ModelFlags(Flags):
     dtype: Literal["float32", "bfloat16"] = "float32"
     init_from: OptionalPath = None
     init_noise: float = 0.0
+    twin: Switch = False
 
     def check_model(self) -> None:
         """Refuses what no run could use; what only the model knows, it refuses itself.

@@ -80,6 +80,8 @@ def create(
                 f"{flag_of(name)} (={weight}) must be 0 with {_describe(config)}, "
                 f"which has {what}"
             )
+    if config.twin:
+        _require_twin(model, config, num_classes, in_features)
     if config.init_from is not None:
         _start_from_file(model, config, num_classes, in_features, rngs)
     return model
@@ -99,18 +101,41 @@ def static_twin(
     Raises:
         TrainError: If there is no such model, or an option of it is refused.
     """
-    twin = dataclasses.replace(
+    return _build(twin_of(config), num_classes, in_features, rngs)
+
+
+def twin_of(config: Config) -> Config:
+    """Returns the flags of the static twin, without those of what it has not."""
+    return dataclasses.replace(
         config,
         conv="static",
         conv_options=(),
         model_options=tuple(
             pair for pair in config.model_options if pair.partition("=")[0] != FORM
         ),
-        router_dropout=0.0,
-        router_noise=0.0,
+        twin=False,
         **dict.fromkeys(("num_experts", "reduction", "top_k")),
+        **dict.fromkeys(("router_dropout", "router_noise", "init_noise"), 0.0),
+        **dict.fromkeys(("load_balance", "router_z_loss"), 0.0),
     )
-    return _build(twin, num_classes, in_features, rngs)
+
+
+def _require_twin(
+    model: nnx.Module, config: Config, num_classes: int, in_features: int
+) -> None:
+    """Refuses `--twin` for a model that is its own static twin."""
+    outline = nnx.eval_shape(
+        lambda: static_twin(config, num_classes, in_features, nnx.Rngs(0))
+    )
+    own, static = (
+        {path: param.shape for path, param in nnx.to_flat_state(nnx.state(each))}
+        for each in (model, outline)
+    )
+    rule = (
+        f"be left out with {_describe(config)}, whose convolutions are static already; "
+        "choose others by --conv"
+    )
+    config.require("twin", own != static, rule)
 
 
 def _has_experts(part: Any) -> bool:
@@ -266,6 +291,8 @@ def _start_from_file(
                 "experts are trained; it is added to those that start as a static "
                 "kernel"
             )
+        rule = f"be left out with {where}, which has experts, and the twin has none"
+        config.require("twin", not config.twin, rule)
         return
     try:
         init_from_static(model, twin, noise=config.init_noise, rngs=rngs)

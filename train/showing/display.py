@@ -116,6 +116,19 @@ class Display:
         return f"  {datetime.timedelta(seconds=int(seconds))} left"
 
 
+def accuracies(summary: Mapping[str, Any]) -> str:
+    """Returns the accuracy of a finished run in words, and that of its twin.
+
+    Example:
+        >>> accuracies({"test_accuracy": 0.95, "twin_test_accuracy": 0.94})
+        'test accuracy 0.9500 (its static twin: 0.9400)'
+    """
+    words = f"test accuracy {summary['test_accuracy']:.4f}"
+    if "twin_test_accuracy" in summary:
+        words += f" (its static twin: {summary['twin_test_accuracy']:.4f})"
+    return words
+
+
 def _columns(steps: int, width: int) -> list[ProgressColumn]:
     """Returns what of a line of progress has room on a screen, in its usual order."""
     rate, loss, accuracy = (

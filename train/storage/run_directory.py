@@ -42,7 +42,7 @@ from train.storage.run_files import (
 FREE = frozenset(
     {
         *("out", "overwrite", "data", "workers", "on_bad_image", "max_image_pixels"),
-        *("checkpoint_every", "keep_checkpoints"),
+        *("checkpoint_every", "keep_checkpoints", "twin"),
         *("coordinator", "num_processes", "process_id", "fsdp"),
     }
 )
@@ -228,7 +228,7 @@ class RunDirectory:
                 half.unlink()
         is_new = CONFIG not in names or self._config.overwrite
         self.run_id = uuid.uuid4().hex if is_new else read_run_id(self.path)
-        if read_summary(self.path) is None:
+        if _finished_summary(self.path, self._config) is None:
             flags = self._config.to_json() | {"out": str(self.path)}
             name = {} if self.run_id is None else {RUN_ID: self.run_id}
             self.write_json(CONFIG, flags | name)
@@ -245,12 +245,23 @@ def find_finished(config: Config) -> dict[str, Any] | None:
     """
     if config.out is None or config.overwrite:
         return None
-    summary = read_summary(config.out)
+    summary = _finished_summary(config.out, config)
     if summary is None:
         return None
     _refuse_other_flags(config.out, config)
     # What the network is used with may have been lost; then it is written anew.
     return summary if (config.out / DOMAIN).exists() else None
+
+
+def _finished_summary(path: Path, config: Config) -> dict[str, Any] | None:
+    """Returns the summary of a run that has all that the flags ask for.
+
+    One that was finished without its static twin goes on where that is asked for.
+    """
+    summary = read_summary(path)
+    if summary is not None and config.twin and "twin_test_accuracy" not in summary:
+        return None
+    return summary
 
 
 def decisive_flags(config: Config) -> dict[str, Any]:

@@ -27,6 +27,13 @@ FILES = (
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
 FOLDERS = (CHECKPOINTS, TENSORBOARD)
+# A run of its own, and which of its figures the summary has too, as twin_...; those of
+# its size are there as static_... in any case.
+TWIN = "twin"
+TWIN_FIGURES = (
+    *("test_accuracy", "test_loss", "ema_test_accuracy", "ema_test_loss"),
+    "images_per_second",
+)
 LOCK = ".lock"
 
 # Beside the flags in config.json: a name that no other run has.
@@ -79,6 +86,11 @@ class Summary(TypedDict, total=False):
     multiply_adds: Positive
     static_parameters: Positive
     static_multiply_adds: Positive
+    twin_test_accuracy: Share
+    twin_test_loss: Figure
+    twin_ema_test_accuracy: Share
+    twin_ema_test_loss: Figure
+    twin_images_per_second: Rate
     params_sha256: str
 
 

@@ -16,6 +16,7 @@ from train.showing.report.markup import duration, number, percent, section, tabl
 from train.showing.report.matrices import attention_map, confusion_map
 from train.showing.routing_words import in_words, router_name
 from train.storage.finished import Row, Run
+from train.storage.run_files import REPORT, TWIN
 
 Summary = Mapping[str, Any]
 
@@ -31,6 +32,9 @@ def headline(summary: Summary, evaluation: Evaluation) -> str:
     """Shows the figures by which a run is judged."""
     read = evaluation.predictions >= 0
     wrong = int(read.sum() - np.trace(evaluation.confusion))
+    note = f"{wrong:,} of {read.sum():,} images wrong"
+    if "twin_test_accuracy" in summary:
+        note += f"; its static twin: {percent(summary['twin_test_accuracy'], 2)}"
     if "ema_test_accuracy" in summary:
         accuracy = percent(summary["ema_test_accuracy"], 2)
         last = ("averaged weights", accuracy, "test accuracy")
@@ -39,11 +43,7 @@ def headline(summary: Summary, evaluation: Evaluation) -> str:
         averaged = ""
         last = ("compilation", duration(summary["compile_seconds"]), "of the time")
     figures = [
-        (
-            "test accuracy",
-            percent(evaluation.accuracy, 2),
-            f"{wrong:,} of {read.sum():,} images wrong",
-        ),
+        ("test accuracy", percent(evaluation.accuracy, 2), note),
         ("test loss", number(evaluation.loss), "cross-entropy"),
         (
             "best accuracy",
@@ -64,18 +64,20 @@ def headline(summary: Summary, evaluation: Evaluation) -> str:
     return f'<dl class="figures">{cells}</dl>'
 
 
-def curves(run: Run) -> str:
-    """Shows how the run went, step by step."""
+def curves(run: Run, twin: Run | None = None) -> str:
+    """Shows how the run went, step by step, and beside it how its static twin did."""
     training, tests = run.training, run.tests
     learning = [
         _line("training", training, "loss", 0, is_faint=True),
         _line("test", tests, "test_loss", 1),
         _line("test, averaged weights", tests, "ema_test_loss", 2),
+        _line("test, static twin", twin.tests if twin else [], "test_loss", 3),
     ]
     accuracy = [
         _line("training", training, "accuracy", 0, is_faint=True),
         _line("test", tests, "test_accuracy", 1),
         _line("test, averaged weights", tests, "ema_test_accuracy", 2),
+        _line("test, static twin", twin.tests if twin else [], "test_accuracy", 3),
     ]
     charts = [
         chart("Loss", _present(learning), may_be_logarithmic=True),
@@ -101,7 +103,7 @@ def _line(
 ) -> Line:
     rows = [row for row in rows if row.get(key) is not None]
     steps, values = ([row[each] for row in rows] for each in ("step", key))
-    return Line(name, steps, values, palette(color, 3), is_faint)
+    return Line(name, steps, values, palette(color, 4), is_faint)
 
 
 def _present(lines: list[Line]) -> list[Line]:
@@ -277,8 +279,11 @@ def _worst(evaluation: Evaluation, dataset: Dataset, names: list[str]) -> str:
     )
 
 
-def cost(summary: Summary) -> str:
-    """Shows what the run cost, and what the model costs beside a static twin."""
+def cost(summary: Summary, evaluation: Evaluation) -> str:
+    """Shows what the run cost, and what the model costs beside a static twin.
+
+    Of a twin that was trained too, it shows how well it does.
+    """
     rows = [
         _cost_row(name, summary[key], summary[f"static_{key}"])
         for name, key in (
@@ -286,7 +291,27 @@ def cost(summary: Summary) -> str:
             ("multiply-adds an image", "multiply_adds"),
         )
     ]
-    beside = table(("", "this model", "static twin", "ratio"), rows, "plain")
+    note = (
+        "The static twin is the same network with a plain convolution in the place of "
+        "each dynamic one."
+    )
+    if "twin_test_accuracy" in summary:
+        speeds = summary["images_per_second"], summary["twin_images_per_second"]
+        rows.append(_cost_row("images per second, in training", *speeds))
+        images = int((evaluation.predictions >= 0).sum())
+        for name, key in (
+            ("test accuracy", "test_accuracy"),
+            ("of the averaged weights", "ema_test_accuracy"),
+        ):
+            if key in summary:
+                pair = summary[key], summary[f"twin_{key}"]
+                rows.append(_accuracy_row(name, *pair, images))
+        note += (
+            " It was trained too, on the same images in the same order, with the same "
+            f"recipe and seed; its own page is {TWIN}/{REPORT}. One seed tells little: "
+            "another one moves both accuracies."
+        )
+    beside = table(("", "this model", "static twin", "in comparison"), rows, "plain")
     seconds = summary["wall_seconds"]
     speed = table(
         ("", ""),
@@ -300,8 +325,7 @@ def cost(summary: Summary) -> str:
     return section(
         "Speed and cost",
         _beside(beside, speed),
-        note="The static twin is the same network with a plain convolution in the "
-        "place of each dynamic one.",
+        note=note,
     )
 
 
@@ -311,6 +335,11 @@ def _beside(left: str, right: str) -> str:
 
 def _cost_row(name: str, own: float, static: float) -> tuple[str, ...]:
     return name, f"{own:,.0f}", f"{static:,.0f}", f"{own / static:.2f} x"
+
+
+def _accuracy_row(name: str, own: float, static: float, images: int) -> tuple[str, ...]:
+    more = f"{round((own - static) * images):+,} of {images:,} images"
+    return name, percent(own, 2), percent(static, 2), more
 
 
 def configuration(run: Run) -> str:
