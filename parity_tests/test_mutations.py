@@ -152,6 +152,14 @@ def test_slow_tests_run_only_for_what_they_are_named_after():
     assert slow in reached
 
 
+def test_the_examples_of_a_module_run_if_its_own_tests_notice_nothing():
+    near, wide = mutate.concerned(fault_in("dynconv_jax/gating.py"), mutate.Config())
+    assert near == ["parity_tests/test_gating.py"]
+    assert wide[0] == f"{mutate.EXAMPLES}[dynconv_jax.gating]"
+    file, _, name = mutate.EXAMPLES.partition("::")
+    assert f"def {name}(" in (ROOT / file).read_text()
+
+
 FAULT = fault_in("dynconv_jax/gating.py")
 
 
