@@ -143,7 +143,7 @@ def test_slow_tests_run_only_for_what_they_are_named_after():
         fault_in("dynconv_jax/functional/sharding.py"), mutate.Config(wide=10**6)
     )
     assert near == [slow]
-    assert not any(part in file for part in mutate.LEFT_OUT for file in wide)
+    assert not any(part in file for part in mutate.LEFT_OUT for file in wide[1:])
     near, wide = mutate.concerned(
         fault_in("dynconv_jax/functional/geometry.py"), mutate.Config(wide=10**6)
     )
