@@ -192,7 +192,7 @@ def as_array(value: Any) -> np.ndarray:
         >>> as_array([1.0, 2.0]).shape
         (2,)
     """
-    if hasattr(value, "detach") and hasattr(value, "cpu"):
+    if hasattr(value, "detach"):
         tensor = value.detach().cpu()
         dtype = str(tensor.dtype).removeprefix("torch.")
         if hasattr(ml_dtypes, dtype):  # what NumPy has not: the bits, as integers
