@@ -14,6 +14,7 @@ import pytest
 
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.pallas import tpu_dense, tpu_depthwise, tpu_experts
+from dynconv_jax.functional.pallas.tpu import estimated_cycles
 from dynconv_jax.functional.pallas.tpu_layer import (
     LANES,
     VMEM_BYTES,
@@ -170,6 +171,23 @@ def test_a_core_has_more_memory_than_kernels_take():
     assert tile_bytes((3, 9, 130), "float32") == 3 * 16 * 256 * 4
     assert tile_bytes((3, 9, 130), "bfloat16") == 3 * 16 * 256 * 2
     assert tile_bytes((17, 128), "bfloat16") == 32 * 128 * 2
+
+
+@pytest.mark.parametrize(("size", "batch"), [(14, 3), (3, 32)])
+def test_a_batch_takes_so_many_times_the_cycles_of_a_sample(size, batch):
+    geometry = Geometry.create(128, 128, (3, 3), padding=1)
+    layer = layer_of((3, 3), 1, (size, size))
+    experts = (4, 3, 3, 128, 128)
+    is_few = tpu_experts.takes(layer, batch, experts, jnp.dtype("bfloat16"))
+    assert is_few == (size == 3)
+    of_sample = (
+        tpu_experts.cycles(layer, experts)
+        if is_few
+        else cycles(layer, experts, "bfloat16")
+    )
+    shape = (batch, size, size, 128)
+    found = estimated_cycles(geometry, shape, 4, "bfloat16")
+    assert found == pytest.approx(batch * sum(of_sample))
 
 
 # Where K experts are mixed for few pixels, the vector unit is the busier one: so many
