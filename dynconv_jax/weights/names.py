@@ -71,10 +71,9 @@ def suggestion(name: str, keys: Collection[str]) -> str:
         "did you mean 'layer1.0'? A name is a key, or the beginning of keys up to a dot"
     """
     known = sorted({part for key in keys for part in _parts(key)})
-    return (
-        f"{did_you_mean(name, known)}A name is a key, or the beginning of keys up to "
-        "a dot"
-    )
+    guess = did_you_mean(name, known)
+    article = "A" if guess else "a"
+    return f"{guess}{article} name is a key, or the beginning of keys up to a dot"
 
 
 def _means(name: str, part: str) -> bool:
