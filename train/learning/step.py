@@ -139,10 +139,15 @@ def make_train_step(
 
 def _set_scheduled(model: nnx.Module, kind: type[Scheduled], value: ArrayLike) -> bool:
     """Writes what a schedule moves, but for what is frozen; returns if there is any."""
-    frozen = nnx.state(model, nnx.All(kind, is_frozen))
-    set_scheduled(model, kind, value)
-    nnx.update(model, frozen)
-    return any(not is_frozen(path, each) for path, each in iter_scheduled(model, kind))
+    frozen = [
+        (variable, variable[...])
+        for path, variable in iter_scheduled(model, kind)
+        if is_frozen(path, variable)
+    ]
+    count = set_scheduled(model, kind, value)
+    for variable, held in frozen:
+        variable[...] = held
+    return count > len(frozen)
 
 
 def _differentiate(
