@@ -67,8 +67,8 @@ def suggestion(name: str, keys: Collection[str]) -> str:
     """Returns what a name that means nothing may have been meant to be.
 
     Example:
-        >>> suggestion("layer.0", ["layer1.0.weight", "fc.bias"])
-        "did you mean 'layer1.0'? A name is a key, or the beginning of keys up to a dot"
+        >>> suggestion("head", ["layer1.0.weight", "fc.bias"])
+        'a name is a key, or the beginning of keys up to a dot'
     """
     known = sorted({part for key in keys for part in _parts(key)})
     guess = did_you_mean(name, known)
