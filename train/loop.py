@@ -24,6 +24,7 @@ from train.flags.config import Config
 from train.learning.augment import Augmentation
 from train.learning.costs import costs_of
 from train.learning.evaluation import evaluate
+from train.learning.fine_tuning import described
 from train.learning.model import create, twin_of
 from train.learning.step import (
     create_state,
@@ -49,6 +50,7 @@ from train.storage.run_files import (
     TWIN,
     TWIN_FIGURES,
     WEIGHTS,
+    weights_to_start_from,
 )
 
 
@@ -117,8 +119,10 @@ def train_one(
     dataset, mesh = shared.dataset, shared.mesh
 
     # What can be refused is, before a file is written.
+    start = weights_to_start_from(config.init_from)
     model = create(
-        *(config, dataset.num_classes, dataset.image_shape[-1]),
+        dataclasses.replace(config, init_from=start),
+        *(dataset.num_classes, dataset.image_shape[-1]),
         nnx.Rngs(config.seed),
     )
     costs = costs_of(config, dataset, model)
@@ -134,6 +138,8 @@ def train_one(
     # cut among them; the compiler adds what crosses between them.
     everywhere, by_image = devices.everywhere(mesh), devices.by_image(mesh)
     display = closing.enter_context(Display(config.steps, run.is_writer))
+    for line in described(model, config):
+        display.say(line)
 
     # State: a static description and a tree of arrays, so that one plain jax.jit
     # can donate the arrays; as at the start, or as the last checkpoint has it.

@@ -15,6 +15,7 @@ from dynconv_jax.functional.geometry import positive_int
 from dynconv_jax.layers.given_attention import RoutedSequential, route
 from dynconv_jax.models.convolutions import Convolutions, check_dynamic_has_conv
 from dynconv_jax.models.images import check_images, global_average_pool
+from dynconv_jax.models.layer_groups import LayerGroups
 from dynconv_jax.models.options import check_options
 
 # The paper's: expansion, output channels, blocks, stride of the first block.
@@ -217,6 +218,13 @@ class MobileNetV2(nnx.Module):
             x = block(x)
         x = head(x, route(self.head_routing_fn, x))
         return self.classifier(global_average_pool(x))
+
+    def _layer_groups(self) -> LayerGroups:
+        """The stem, each block, the last with the convolution after it; the head."""
+        last = len(self.features.layers) - 1
+        blocks = [(f"features.{index}",) for index in range(1, last - 1)]
+        end = f"features.{last - 1}", f"features.{last}", "head_routing_fn"
+        return [("features.0", "stem_routing_fn"), *blocks, end, ("classifier",)]
 
 
 def mobilenet_v2(num_classes: int = 1000, **options) -> MobileNetV2:

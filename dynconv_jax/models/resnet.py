@@ -14,6 +14,7 @@ from dynconv_jax.initializers import torch_linear
 from dynconv_jax.layers.given_attention import RoutedSequential, apply, route
 from dynconv_jax.models.convolutions import Convolutions, check_dynamic_has_conv
 from dynconv_jax.models.images import check_images, global_average_pool, max_pool
+from dynconv_jax.models.layer_groups import LayerGroups
 from dynconv_jax.models.options import check_options
 
 
@@ -224,6 +225,16 @@ class ResNet(nnx.Module):
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = stage(x)
         return self.fc(self.dropout(global_average_pool(x)))
+
+    def _layer_groups(self) -> LayerGroups:
+        """The stem, each block, the head."""
+        stages = self.layer1, self.layer2, self.layer3, self.layer4
+        blocks = [
+            (f"layer{number}.{index}",)
+            for number, stage in enumerate(stages, start=1)
+            for index in range(len(stage.layers))
+        ]
+        return [("conv1", "bn1", "stem_routing_fn"), *blocks, ("fc",)]
 
 
 def _variant(

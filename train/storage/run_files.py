@@ -18,6 +18,9 @@ SUMMARY = "summary.json"
 WEIGHTS = "model.safetensors"
 BEST_WEIGHTS = "best.safetensors"
 EMA_WEIGHTS = "ema.safetensors"
+# The weights of a run by what they are called on a command line; the first is usual.
+Weights = Literal["final", "best", "ema"]
+WEIGHT_FILES = {"final": WEIGHTS, "best": BEST_WEIGHTS, "ema": EMA_WEIGHTS}
 PICTURE = "routing.png"
 REPORT = "report.html"
 FILES = (
@@ -104,6 +107,32 @@ class Images(TypedDict, total=False):
     train_images: Count
     test_images: Count
     labels_sha256: str
+
+
+def weights_to_start_from(path: Path | None) -> Path | None:
+    """Returns the file that `--init-from` means.
+
+    Args:
+        path: A file, or the directory of a run, of which it is what `evaluate` and
+            `predict` load if they are not told otherwise; or None.
+
+    Raises:
+        TrainError: If it is a directory that has no such file.
+    """
+    if path is None or not path.is_dir():
+        return path
+    if not (path / WEIGHTS).is_file():
+        others = [
+            str(path / name)
+            for name in WEIGHT_FILES.values()
+            if (path / name).is_file()
+        ]
+        remedy = f"give {' or '.join(others)}" if others else "give a file of weights"
+        raise TrainError(
+            f"--init-from (={path}) must be a file or a run that is finished, and has "
+            f"no {WEIGHTS}; {remedy}"
+        )
+    return path / WEIGHTS
 
 
 def read_config(path: Path) -> dict[str, Any]:
