@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from dynconv_torch.functional.checks import check_dtype
@@ -159,15 +160,20 @@ class DynamicNet(nn.Module):
         self.stage3 = block(widths[2], widths[3])
         self.fc = nn.Linear(widths[3], num_classes, device=device, dtype=dtype)
 
-    def forward(self, x: Tensor, *, verbose: bool = False) -> Tensor:
+    def forward(
+        self,
+        x: Float[Tensor, "batch in_channels height width"],
+        *,
+        verbose: bool = False,
+    ) -> Float[Tensor, "batch classes"]:
         """Classifies images.
 
         Args:
-            x: Shape (B, in_channels, H, W).
+            x: The images.
             verbose: Print the shape after every stage.
 
         Returns:
-            Logits, shape (B, num_classes).
+            The logits.
 
         Raises:
             ValueError: If the input does not fit the network.
