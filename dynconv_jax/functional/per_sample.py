@@ -34,9 +34,9 @@ from dynconv_jax.functional.sharding import leave_to_partitioner, of_convolution
 
 def add_bias(
     outputs: Float[jax.Array, "batch *spatial out_features"],
-    bias: Float[jax.Array, "batch out_features"] | None,
+    bias: Float[jax.Array, "#batch out_features"] | None,
 ) -> Float[jax.Array, "batch *spatial out_features"]:
-    """Adds to each sample a bias of its own."""
+    """Adds to each sample a bias of its own, or to all the same."""
     if bias is None:
         return outputs
     spatial = tuple(range(1, outputs.ndim - 1))

@@ -182,9 +182,9 @@ def conv_by_form(
 
 def add_bias(
     output: Num[Tensor, "batch out_channels *spatial"],
-    bias: Num[Tensor, "batch out_channels"] | None,
+    bias: Num[Tensor, "#batch out_channels"] | None,
 ) -> Num[Tensor, "batch out_channels *spatial"]:
-    """Adds to each sample a bias of its own."""
+    """Adds to each sample a bias of its own, or to all the same."""
     if bias is None:
         return output
     spatial = (1,) * (output.ndim - 2)
