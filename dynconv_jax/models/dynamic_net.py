@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Float
 
 from dynconv_jax.checks import check_rngs
 from dynconv_jax.functional.checks import check_dtypes
@@ -175,20 +174,15 @@ class DynamicNet(nnx.Module):
         self.stage3 = block(widths[2], widths[3])
         self.fc = torch_linear(widths[3], num_classes, **shared)
 
-    def __call__(
-        self,
-        inputs: Float[jax.Array, "batch height width in_features"],
-        *,
-        verbose: bool = False,
-    ) -> Float[jax.Array, "batch classes"]:
+    def __call__(self, inputs: jax.Array, *, verbose: bool = False) -> jax.Array:
         """Classifies images.
 
         Args:
-            inputs: The images.
+            inputs: Shape (B, H, W, in_features).
             verbose: Print the shape after every stage.
 
         Returns:
-            The logits.
+            Logits, shape (B, num_classes).
 
         Raises:
             ValueError: If the inputs do not fit the network.

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from dynconv_torch.functional.checks import check_dtype
@@ -160,20 +159,15 @@ class DynamicNet(nn.Module):
         self.stage3 = block(widths[2], widths[3])
         self.fc = nn.Linear(widths[3], num_classes, device=device, dtype=dtype)
 
-    def forward(
-        self,
-        x: Float[Tensor, "batch in_channels height width"],
-        *,
-        verbose: bool = False,
-    ) -> Float[Tensor, "batch classes"]:
+    def forward(self, x: Tensor, *, verbose: bool = False) -> Tensor:
         """Classifies images.
 
         Args:
-            x: The images.
+            x: Shape (B, in_channels, H, W).
             verbose: Print the shape after every stage.
 
         Returns:
-            The logits.
+            Logits, shape (B, num_classes).
 
         Raises:
             ValueError: If the input does not fit the network.
