@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
+from jaxtyping import Float
 
 from dynconv_jax.functional.checks import check_rate
 from dynconv_jax.functional.geometry import positive_int
@@ -293,14 +294,16 @@ class EfficientNet(nnx.Module):
         )
         make.check_used()
 
-    def __call__(self, inputs: jax.Array) -> jax.Array:
+    def __call__(
+        self, inputs: Float[jax.Array, "batch height width in_features"]
+    ) -> Float[jax.Array, "batch classes"]:
         """Classifies images.
 
         Args:
-            inputs: Shape (B, H, W, in_features).
+            inputs: The images.
 
         Returns:
-            Logits, shape (B, num_classes).
+            The logits.
 
         Raises:
             ValueError: If the inputs do not fit the network.

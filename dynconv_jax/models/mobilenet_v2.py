@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
+from jaxtyping import Float
 
 from dynconv_jax.functional.activations import relu6
 from dynconv_jax.functional.checks import check_rate
@@ -199,14 +200,16 @@ class MobileNetV2(nnx.Module):
         linear = nnx.Linear(last, num_classes, kernel_init=init, **make.shared)
         self.classifier = nnx.Sequential(drop, linear)
 
-    def __call__(self, inputs: jax.Array) -> jax.Array:
+    def __call__(
+        self, inputs: Float[jax.Array, "batch height width in_features"]
+    ) -> Float[jax.Array, "batch classes"]:
         """Classifies images.
 
         Args:
-            inputs: Shape (B, H, W, in_features).
+            inputs: The images.
 
         Returns:
-            Logits, shape (B, num_classes).
+            The logits.
 
         Raises:
             ValueError: If the inputs do not fit the network.

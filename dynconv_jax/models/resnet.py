@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
+from jaxtyping import Float
 
 from dynconv_jax.functional.checks import check_rate
 from dynconv_jax.functional.geometry import positive_int
@@ -206,14 +207,16 @@ class ResNet(nnx.Module):
         self.fc = torch_linear(width, num_classes, **make.shared)
         make.check_used()
 
-    def __call__(self, inputs: jax.Array) -> jax.Array:
+    def __call__(
+        self, inputs: Float[jax.Array, "batch height width in_features"]
+    ) -> Float[jax.Array, "batch classes"]:
         """Classifies images.
 
         Args:
-            inputs: Shape (B, H, W, in_features).
+            inputs: The images.
 
         Returns:
-            Logits, shape (B, num_classes).
+            The logits.
 
         Raises:
             ValueError: If the inputs do not fit the network.
