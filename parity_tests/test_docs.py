@@ -21,7 +21,6 @@ PUBLIC = [
     f"{package}{part}"
     for package in ("dynconv_jax", "dynconv_torch")
     for part in ("", ".functional", ".layers", ".models", ".weights")
-    if (package, part) != ("dynconv_torch", ".weights")
 ]
 # They train, or compile much.
 SLOW = {
