@@ -42,8 +42,16 @@ LAYERS: list[tuple[Any, Any]] = [
     (dynconv_jax.ODConv, dynconv_torch.ODConv2d),
     (ExpertConv, ExpertConvNd.build_experts),
 ]
+FUNCTIONS: list[tuple[Any, Any]] = [
+    (dynconv_jax.dynamic_conv, dynconv_torch.dynamic_conv),
+    (dynconv_jax.per_sample_conv, dynconv_torch.per_sample_conv),
+    (dynconv_jax.dynamic_conv_transpose, dynconv_torch.dynamic_conv_transpose),
+    (dynconv_jax.per_sample_conv_transpose, dynconv_torch.per_sample_conv_transpose),
+    (functional.Geometry.create, torch_functional.Geometry.create),
+]
 PAIRS: list[tuple[Any, Any]] = [
     *LAYERS,
+    *FUNCTIONS,
     (dynconv_jax.DynamicConvBlock, dynconv_torch.DynamicConvBlock),
     (dynconv_jax.KernelWarehouse, dynconv_torch.KernelWarehouse),
     (dynconv_jax.WarehouseConv, dynconv_torch.WarehouseConv2d),
@@ -55,13 +63,8 @@ PAIRS: list[tuple[Any, Any]] = [
     (dynconv_jax.MobileNetV2, dynconv_torch.MobileNetV2),
     (dynconv_jax.ResNet, dynconv_torch.ResNet),
     (dynconv_jax.create_model, dynconv_torch.create_model),
-    (dynconv_jax.dynamic_conv, dynconv_torch.dynamic_conv),
-    (dynconv_jax.per_sample_conv, dynconv_torch.per_sample_conv),
-    (dynconv_jax.dynamic_conv_transpose, dynconv_torch.dynamic_conv_transpose),
-    (dynconv_jax.per_sample_conv_transpose, dynconv_torch.per_sample_conv_transpose),
     (dynconv_jax.load_balance_loss, dynconv_torch.load_balance_loss),
     (dynconv_jax.chen_options, dynconv_torch.chen_options),
-    (functional.Geometry.create, torch_functional.Geometry.create),
 ]
 
 
@@ -98,9 +101,11 @@ def test_the_twin_leaves_out_the_same_and_means_the_same(ours, theirs):
 GEOMETRY = {"stride", "padding", "dilation", "groups", "output_padding"}
 
 
-@pytest.mark.parametrize(("ours", "theirs"), LAYERS, ids=named(LAYERS))
-def test_layers_stand_in_for_those_of_the_frameworks(ours, theirs):
-    is_transposed = ours is dynconv_jax.DynamicConvTranspose
+@pytest.mark.parametrize(
+    ("ours", "theirs"), [*LAYERS, *FUNCTIONS], ids=named([*LAYERS, *FUNCTIONS])
+)
+def test_convolutions_stand_in_for_those_of_the_frameworks(ours, theirs):
+    is_transposed = "transpose" in theirs.__qualname__.lower()
     conv = torch.nn.ConvTranspose2d if is_transposed else torch.nn.Conv2d
     for own, standard in ((ours, nnx.Conv), (theirs, conv)):
         of_own, expected = defaults(own), defaults(standard)

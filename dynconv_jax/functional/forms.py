@@ -51,7 +51,7 @@ def conv_by_vmap(
     """
 
     def one(sample: jax.Array, own_kernel: jax.Array) -> jax.Array:
-        return conv_by_xla(sample[None], own_kernel, geometry, numerics)[0]
+        return conv_by_xla(sample[None], own_kernel, geometry, numerics).squeeze(0)
 
     return jax.vmap(one)(inputs, kernel)
 
