@@ -1,6 +1,6 @@
 """From a static model to a dynamic one that computes the same, and trains on."""
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -203,7 +203,7 @@ def test_part_that_only_the_static_model_has_can_be_ignored():
         def __init__(self, conv: Any):
             self.conv = conv(**GEOMETRY, use_bias=False, **OPTIONS)
 
-    model, static = Holder(DynamicConv), Holder(nnx.Conv)
+    model, static = Holder(DynamicConv), cast(Any, Holder(nnx.Conv))
     static.aux = nnx.Linear(3, 2, **OPTIONS)
     with pytest.raises(ValueError, match="aux.kernel: only in the static model"):
         init_from_static(model, static)

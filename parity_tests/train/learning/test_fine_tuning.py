@@ -17,7 +17,7 @@ from train.errors import TrainError
 from train.flags.config import Config
 from train.learning.augment import Augmentation
 from train.learning.fine_tuning import described
-from train.learning.model import create
+from train.learning.model import create, twin_of
 from train.learning.parameters import TRAINABLE, keys_of
 from train.learning.step import create_state, make_train_step
 
@@ -241,3 +241,12 @@ def test_what_no_run_could_use_is_refused_in_one_line(given, words):
     message = str(caught.value)
     assert [word for word in words if word not in message] == []
     assert "\n" not in message
+
+
+def test_static_twin_is_frozen_as_far_as_it_has_the_parts():
+    config = flags(freeze=("stem", "routers"), twin=True)
+    create(config, CLASSES, 1, nnx.Rngs(0))
+    assert twin_of(config).freeze == ("stem",)
+    assert twin_of(flags(router_learning_rate=0.1)).router_learning_rate is None
+    with pytest.raises(TrainError, match=r"^the static twin: --freeze \(=experts\)"):
+        build(freeze=("experts",), twin=True)

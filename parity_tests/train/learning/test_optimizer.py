@@ -127,7 +127,7 @@ RATES = Config(
     router_weight_decay=0.4,
 )
 # By the module and whether it is a router's: what 0.5 is multiplied with.
-FACTORS = {
+FACTORS: dict[Any, float] = {
     ("stem", False): 1 / 16,
     ("stage1", False): 1 / 8,
     ("stage1", True): 1 / 32,
@@ -183,14 +183,18 @@ def test_layer_decay_and_own_rates_are_those_of_plain_optax():
     config = dataclasses.replace(RATES, router_weight_decay=0.1, schedule="constant")
     rng = np.random.default_rng(0)
     model = small_net()
-    params = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
-    params = {path: variable[...] for path, variable in params.items()}
+    flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
+    params: Any = {path: variable[...] for path, variable in flat}
+
+    def kernels(tree: Any) -> Any:
+        return {path: path[-1] == "kernel" for path in tree}
+
     by_hand = optax.multi_transform(
         {
             factor: optax.adamw(
                 lambda step, rate=0.5 * factor: jnp.where(step == 0, rate / 2, rate),
                 weight_decay=0.1,
-                mask=lambda tree: {path: path[-1] == "kernel" for path in tree},
+                mask=kernels,
             )
             for factor in {*FACTORS.values()}
         },

@@ -1,5 +1,7 @@
 """Which parameters are of routers, experts and the head, and how far from the head."""
 
+from typing import Any
+
 import pytest
 from flax import nnx
 
@@ -87,7 +89,7 @@ def test_warehouse_is_as_near_as_its_nearest_layer():
 
 
 def test_what_is_marked_is_not_trainable():
-    model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    model: Any = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
     model.bias.set_metadata("is_frozen", True)
     assert [path for path, _ in nnx.to_flat_state(nnx.state(model, TRAINABLE))] == [
         ("kernel",)
