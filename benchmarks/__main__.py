@@ -36,7 +36,7 @@ class Config:
     """How often to time each call; None takes 7, or 3 for a quick run."""
 
     out: Path = Path("runs/benchmarks")
-    """The directory for `index.md`, `results.json` and the plots."""
+    """The directory for `index.md`, `results.json`, the plots and the tables."""
 
 
 def run_subject(index: int, environment: dict[str, str], config: Config) -> dict:

@@ -12,9 +12,9 @@ from flax import nnx
 import dynconv_torch
 from benchmarks.layers import torch_device, wait
 from benchmarks.timing import Function
-from dynconv_jax import DynamicNet
+from dynconv_jax import DynamicNet, count_multiply_adds, count_parameters
 
-_SIZE = 32
+IMAGE_SIZE = 32  # of a side
 _LEARNING_RATE, _MOMENTUM = 0.01, 0.9
 
 
@@ -37,17 +37,31 @@ def gigaflops(batch: int) -> float:
 
     The gradient of the images is not computed, so the stem has two products, not three.
     """
-    stem = 2e-9 * _SIZE**2 * 9 * 3 * 32
+    stem = 2e-9 * IMAGE_SIZE**2 * 9 * 3 * 32
     stages = sum(
-        2e-9 * (_SIZE >> stage) ** 2 * 9 * wide * 2 * wide
+        2e-9 * (IMAGE_SIZE >> stage) ** 2 * 9 * wide * 2 * wide
         for stage, wide in ((1, 32), (2, 64), (3, 128))
     )
     return batch * (2 * stem + 3 * stages)
 
 
+class Costs(NamedTuple):
+    """What DynamicNet has of parameters, and of multiply-adds for an image."""
+
+    parameters: int
+    multiply_adds: int
+
+
+def costs() -> Costs:
+    """Counts what DynamicNet costs."""
+    net = nnx.eval_shape(lambda: DynamicNet(rngs=nnx.Rngs(0)))
+    image = jax.ShapeDtypeStruct((1, IMAGE_SIZE, IMAGE_SIZE, 3), jnp.float32)
+    return Costs(count_parameters(net), count_multiply_adds(net, image))
+
+
 def _draw(batch: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
-    images = rng.normal(size=(batch, _SIZE, _SIZE, 3)).astype(np.float32)
+    images = rng.normal(size=(batch, IMAGE_SIZE, IMAGE_SIZE, 3)).astype(np.float32)
     return images, rng.integers(0, 10, batch)
 
 

@@ -14,6 +14,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt  # noqa: E402
 
+from benchmarks.tables import write_tables  # noqa: E402
 from dynconv_jax.weights import write_file  # noqa: E402
 
 Record = Mapping[str, Any]
@@ -107,7 +108,9 @@ def _net_goals(
 
 
 def write_report(results: Record, folder: Path) -> Path:
-    """Writes `index.md`, `summary.md`, `results.json` and the plots into a folder.
+    """Writes `index.md`, `summary.md`, the plots and the tables into a folder.
+
+    The tables are `layers.csv` and `networks.csv`; `results.json` has all.
 
     Args:
         results: What the workers measured, by environment and dtype.
@@ -123,6 +126,7 @@ def write_report(results: Record, folder: Path) -> Path:
     if "scaling" in first:
         plots.append(plot_growth(first["scaling"], folder / "growth.png"))
     write_file(folder / "summary.md", ("\n".join(summary(results)) + "\n").encode())
+    write_tables(results, folder)
     page = folder / "index.md"
     write_file(page, ("\n".join(_page(results, plots)) + "\n").encode())
     return page
@@ -141,7 +145,8 @@ def _page(results: Record, plots: list[Path]) -> Iterator[str]:
         "been given away; goals are judged by those, and that is the first ratio of "
         "two. Ratios above 1 are in favour of dynconv_jax. The floor is the "
         "arithmetic of a static convolution of the shape, at the rate of a 1024³ "
-        "product in the same run.\n"
+        "product in the same run. For programs: [layers.csv](layers.csv), and "
+        "[networks.csv](networks.csv) with timm's names of columns.\n"
     )
     yield "## Goals\n"
     yield "| | goal | measured | |\n|---|---|---|---|"

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 from jax.typing import ArrayLike
+from jaxtyping import Float
 
 from dynconv_jax.scheduled import Scheduled
 
@@ -105,8 +106,10 @@ def _are_largest(logits: jax.Array, count: int) -> jax.Array:
 
 
 def attend(
-    logits: jax.Array, temperature: ArrayLike = 1.0, top_k: int | None = None
-) -> jax.Array:
+    logits: Float[jax.Array, "*samples experts"],
+    temperature: ArrayLike = 1.0,
+    top_k: int | None = None,
+) -> Float[jax.Array, "*samples experts"]:
     """Turns logits into attention: softmax(logits / temperature) over the k largest.
 
     The weight of a single expert kept is 1, whatever its logit: nothing to learn from.
@@ -116,7 +119,7 @@ def attend(
     sum to 1, and kernels keep their scale when experts are dropped.
 
     Args:
-        logits: Shape (..., K).
+        logits: The logits of each sample.
         temperature: A positive scalar; large values even the attention out. With one
             that is a hundredth of what logits differ by, or less, the softmax is 0 and
             1 to the last digit, and no gradient passes.
@@ -126,7 +129,7 @@ def attend(
             gradient by the probability of the one kept. None keeps all.
 
     Returns:
-        Shape (..., K); rows sum to 1.
+        The weights of the experts; those of a sample sum to 1.
 
     Example:
         >>> import jax.numpy as jnp

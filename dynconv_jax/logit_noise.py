@@ -4,6 +4,7 @@ import math
 
 import jax
 from flax import nnx
+from jaxtyping import Float
 
 
 class LogitNoise(nnx.Module):
@@ -37,8 +38,10 @@ class LogitNoise(nnx.Module):
         # Without noise there is no random state to carry through every jit.
         self.rngs = rngs["noise"].fork() if std else nnx.data(None)
 
-    def __call__(self, logits: jax.Array) -> jax.Array:
-        """Returns logits (B, K), with noise in training."""
+    def __call__(
+        self, logits: Float[jax.Array, "batch experts"]
+    ) -> Float[jax.Array, "batch experts"]:
+        """Returns the logits, with noise in training."""
         if self.rngs is None or self.deterministic:
             return logits
         noise = jax.random.normal(

@@ -18,6 +18,7 @@ from flax import nnx
 from flax.typing import Initializer
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Float, Real
 
 from dynconv_jax.checks import check_rngs
 from dynconv_jax.functional.checks import check_arrays, check_dtypes, check_rate
@@ -138,22 +139,26 @@ class Router(HoldsScheduled):
         self.noise = LogitNoise(noise_std, rngs=rngs)
         self.temperature = Temperature.create(temperature)
 
-    def logits(self, inputs: jax.Array) -> jax.Array:
-        """Returns the logits z (B, K) of inputs (B, *S, C), before the temperature.
+    def logits(
+        self, inputs: Real[jax.Array, "batch *spatial in_features"]
+    ) -> Float[jax.Array, "batch experts"]:
+        """Returns the logits z of inputs, before the temperature.
 
         In training, dropout and noise are in them.
         """
         pooled = _pool(inputs, self.in_features, self.dtype)
         return self.noise(self.fc2(self.dropout(jax.nn.relu(self.fc1(pooled)))))
 
-    def __call__(self, inputs: jax.Array) -> jax.Array:
+    def __call__(
+        self, inputs: Real[jax.Array, "batch *spatial in_features"]
+    ) -> Float[jax.Array, "batch experts"]:
         """Returns the attention over the experts.
 
         Args:
-            inputs: Shape (B, *S, C).
+            inputs: What a layer convolves.
 
         Returns:
-            Shape (B, K); rows sum to 1.
+            The weights of the experts; those of a sample sum to 1.
 
         Raises:
             ValueError: If the inputs do not have `in_features` channels.
@@ -229,15 +234,15 @@ class SigmoidRouter(nnx.Linear):
         )
 
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, inputs: jax.Array
-    ) -> jax.Array:
+        self, inputs: Real[jax.Array, "batch *spatial in_features"]
+    ) -> Float[jax.Array, "batch experts"]:
         """Returns the attention over the experts.
 
         Args:
-            inputs: Shape (B, *S, C).
+            inputs: What a layer convolves.
 
         Returns:
-            Shape (B, K), each entry between 0 and 1.
+            The weights of the experts, each between 0 and 1.
 
         Raises:
             ValueError: If the inputs do not have `in_features` channels.

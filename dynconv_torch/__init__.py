@@ -58,6 +58,7 @@ from dynconv_torch.models import (
     with_warehouses,
 )
 from dynconv_torch.routing import Router, SigmoidRouter, set_temperature
+from dynconv_torch.weights import from_pretrained, save_pretrained
 
 __all__ = [
     "CondConv1d",
@@ -92,6 +93,7 @@ __all__ = [
     "create_model",
     "dynamic_conv",
     "dynamic_conv_transpose",
+    "from_pretrained",
     "list_convolutions",
     "list_models",
     "load_balance_loss",
@@ -99,6 +101,7 @@ __all__ = [
     "per_sample_conv",
     "per_sample_conv_transpose",
     "router_z_loss",
+    "save_pretrained",
     "set_assignment",
     "set_temperature",
     "to_chen_layout",

@@ -9,6 +9,7 @@ import math
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from dynconv_torch.functional.tracing import sizes_of
@@ -82,8 +83,10 @@ def _are_largest(logits: Tensor, count: int) -> Tensor:
 
 
 def attend(
-    logits: Tensor, temperature: float | Tensor = 1.0, top_k: int | None = None
-) -> Tensor:
+    logits: Float[Tensor, "*samples experts"],
+    temperature: float | Tensor = 1.0,
+    top_k: int | None = None,
+) -> Float[Tensor, "*samples experts"]:
     """Turns logits into attention: softmax(logits / temperature) over the k largest.
 
     The weight of a single expert kept is 1, whatever its logit: nothing to learn from.
@@ -93,7 +96,7 @@ def attend(
     sum to 1, and kernels keep their scale when experts are dropped.
 
     Args:
-        logits: Shape (..., K).
+        logits: The logits of each sample.
         temperature: A positive scalar; large values even the attention out. With one
             that is a hundredth of what logits differ by, or less, the softmax is 0 and
             1 to the last digit, and no gradient passes.
@@ -103,7 +106,7 @@ def attend(
             gradient by the probability of the one kept. None keeps all.
 
     Returns:
-        Shape (..., K); rows sum to 1.
+        The weights of the experts; those of a sample sum to 1.
 
     Example:
         >>> attend(torch.tensor([[0.0, 0.0, -1.0]]), top_k=2).tolist()

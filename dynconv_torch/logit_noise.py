@@ -3,6 +3,7 @@
 import math
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 
@@ -31,8 +32,10 @@ class LogitNoise(nn.Module):
             raise ValueError(f"`noise_std` (={std}) must be finite and at least 0")
         self.std = std
 
-    def forward(self, logits: Tensor) -> Tensor:
-        """Returns logits (B, K), with noise in training."""
+    def forward(
+        self, logits: Float[Tensor, "batch experts"]
+    ) -> Float[Tensor, "batch experts"]:
+        """Returns the logits, with noise in training."""
         if not self.std or not self.training:
             return logits
         return logits + self.std * torch.randn_like(logits)

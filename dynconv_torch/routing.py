@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Real
 from torch import Tensor, nn
 
 from dynconv_torch.functional.checks import check_dtype, check_rate, check_tensors
@@ -116,8 +117,10 @@ class Router(HoldsScheduled):
         self.noise = LogitNoise(noise_std)
         self.hold_scheduled(Temperature, temperature, self.fc1.weight.device)
 
-    def logits(self, x: Tensor) -> Tensor:
-        """Returns the logits z (B, K) of `x` (B, C, *S), before the temperature.
+    def logits(
+        self, x: Real[Tensor, "batch in_channels *spatial"]
+    ) -> Float[Tensor, "batch experts"]:
+        """Returns the logits z of `x`, before the temperature.
 
         In training, dropout and noise are in them.
         """
@@ -127,14 +130,16 @@ class Router(HoldsScheduled):
             hidden = self.dropout(F.relu(call_wide(self.fc1, pooled)))
             return self.noise(call_wide(self.fc2, hidden))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(
+        self, x: Real[Tensor, "batch in_channels *spatial"]
+    ) -> Float[Tensor, "batch experts"]:
         """Returns the attention over the experts.
 
         Args:
-            x: Shape (B, C, *S).
+            x: What a layer convolves.
 
         Returns:
-            Shape (B, K); rows sum to 1.
+            The weights of the experts; those of a sample sum to 1.
 
         Raises:
             ValueError: If the input does not have `in_channels` channels.
@@ -200,14 +205,16 @@ class SigmoidRouter(nn.Linear):
         """K, the number of experts."""
         return self.out_features
 
-    def forward(self, x: Tensor) -> Tensor:  # pyright: ignore
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, x: Real[Tensor, "batch in_channels *spatial"]
+    ) -> Float[Tensor, "batch experts"]:
         """Returns the attention over the experts.
 
         Args:
-            x: Shape (B, C, *S).
+            x: What a layer convolves.
 
         Returns:
-            Shape (B, K), each entry between 0 and 1.
+            The weights of the experts, each between 0 and 1.
 
         Raises:
             ValueError: If the input does not have `in_channels` channels.

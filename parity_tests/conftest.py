@@ -31,7 +31,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from parity_tests.tools import routed
+from parity_tests.tools import shapes
 from parity_tests.tools.imports import needs_torch
 
 # Where nothing promotes a dtype or a rank unasked.
@@ -45,12 +45,23 @@ STRICT = (
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Adds the flag of runs without PyTorch."""
+    """Adds the flags of runs without PyTorch, and of runs that check shapes."""
     parser.addoption(
         "--without-torch",
         action="store_true",
         help="run the tests that import neither PyTorch nor dynconv_torch",
     )
+    parser.addoption(
+        "--check-shapes",
+        action="store_true",
+        help="check the shapes of arrays that annotations of the packages say",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Has shapes checked, if asked to, before anything imports the packages."""
+    if config.getoption("check_shapes"):
+        shapes.install(["dynconv_jax", "dynconv_torch"])
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -119,13 +130,16 @@ def images(rng) -> jax.Array:
 
 
 @pytest.fixture(scope="module")
-def shared_two_blocks(numerics) -> routed.TwoBlocks:
+def shared_two_blocks(numerics) -> nnx.Module:
     """The network of `two_blocks`, only to be copied."""
-    return routed.TwoBlocks()
+    # Not above: it imports the library, whose shapes may be to be checked.
+    from parity_tests.tools.routed import TwoBlocks
+
+    return TwoBlocks()
 
 
 @pytest.fixture
-def two_blocks(shared_two_blocks) -> routed.TwoBlocks:
+def two_blocks(shared_two_blocks) -> nnx.Module:
     """A network with two routers, to be changed at will."""
     return nnx.clone(shared_two_blocks)
 

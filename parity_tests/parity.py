@@ -13,196 +13,35 @@ Arrays are named by PyTorch's keys, inputs are channels last. The attributes of 
 of one's own need PyTorch's names, or a row in the table `dynconv_jax.LAYOUT`.
 """
 
-import functools
+import copy
 from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import optax
 import torch
 from flax import nnx
 
-import dynconv_jax
-from dynconv_jax.weights import to_torch_state_dict, torch_variables
+from dynconv_jax.weights import to_torch_state_dict
+from parity_tests.passes import (
+    as_numpy,
+    as_torch,
+    channels_first,
+    channels_last,
+    copy_weights,
+    run_jax,
+    run_torch,
+    torch_state,
+)
 from parity_tests.tolerances import (
     GRADIENT_FLOOR,
+    ROUNDING_FLOOR,
     TOLERANCES,
     ParityError,
     assert_close,
 )
-
-
-def as_numpy(tensor: torch.Tensor) -> np.ndarray:
-    """Returns a tensor as a NumPy array of the same dtype, bfloat16 included."""
-    tensor = tensor.detach().cpu().contiguous()
-    if tensor.dtype == torch.bfloat16:
-        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    return tensor.numpy().copy()
-
-
-def as_torch(array: np.ndarray) -> torch.Tensor:
-    """Returns a NumPy array as a tensor of the same dtype, bfloat16 included."""
-    array = np.array(array, order="C")
-    if array.dtype == ml_dtypes.bfloat16:
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(array)
-
-
-def channels_first(array: np.ndarray) -> np.ndarray:
-    """(B, *S, C) → (B, C, *S); arrays of two axes or fewer stay as they are."""
-    return np.moveaxis(array, -1, 1) if array.ndim > 2 else array
-
-
-def channels_last(array: np.ndarray) -> np.ndarray:
-    """(B, C, *S) → (B, *S, C); arrays of two axes or fewer stay as they are."""
-    return np.moveaxis(array, 1, -1) if array.ndim > 2 else array
-
-
-def torch_state(module: torch.nn.Module) -> dict[str, np.ndarray]:
-    """Returns a PyTorch module's state dict as NumPy arrays."""
-    return {key: as_numpy(value) for key, value in module.state_dict().items()}
-
-
-def copy_weights(torch_module: torch.nn.Module, jax_module: nnx.Module) -> None:
-    """Copies every parameter and buffer of a PyTorch module into a JAX module.
-
-    Raises:
-        ValueError: If the keys or shapes of the two differ; it lists them.
-    """
-    dynconv_jax.load_torch_state_dict(jax_module, torch_state(torch_module))
-
-
-_compiled: dict[str, Any] = {}
-
-
-def _compile(function: Callable, *arguments: Any) -> Callable:
-    """Compiles a function; one that lowers to a program seen before costs nothing.
-
-    Training and evaluation are the same program where nothing depends on the mode.
-    """
-    lowered = jax.jit(function).lower(*arguments)
-    program = f"{lowered.as_text()}{lowered.in_tree}{lowered.out_tree}"
-    if program not in _compiled:
-        _compiled[program] = lowered.compile()
-    return _compiled[program]
-
-
-def run_jax(
-    module: nnx.Module,
-    inputs: np.ndarray,
-    cotangent: np.ndarray | None,
-    *,
-    training: bool,
-    jit: bool = True,
-    **arguments: np.ndarray,
-) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Runs a JAX module forward and backward.
-
-    Args:
-        module: The module; it is not changed.
-        inputs: Channels last.
-        cotangent: Of the outputs' shape; None leaves the gradients out.
-        training: Whether batch norm and dropout act as in training.
-        jit: Whether to compile the computation as a whole.
-        **arguments: Further arrays to pass by name, differentiated too.
-
-    Returns:
-        The outputs; the gradients, under PyTorch's keys and `inputs` and the names of
-        the arguments; the state after the pass, under PyTorch's keys.
-    """
-    module = nnx.view(
-        module,
-        use_running_average=not training,
-        deterministic=not training,
-        raise_if_not_found=False,
-    )
-    graphdef, params, rest = nnx.split(module, nnx.Param, ...)
-
-    def forward(rest, params, inputs, arguments):
-        merged = nnx.merge(graphdef, params, rest, copy=True)
-        outputs = merged(inputs, **arguments)
-        return outputs, nnx.state(merged)
-
-    def forward_backward(params, inputs, arguments, rest, cotangent):
-        if cotangent is None:
-            return *forward(rest, params, inputs, arguments), None
-        outputs, pullback, state = jax.vjp(
-            functools.partial(forward, rest),
-            params,
-            inputs,
-            arguments,
-            has_aux=True,
-        )
-        return outputs, state, pullback(cotangent.astype(outputs.dtype))
-
-    inputs, arguments, cotangent = jax.tree.map(
-        jnp.asarray, (inputs, arguments, cotangent)
-    )
-    operands = params, inputs, arguments, rest, cotangent
-    run = _compile(forward_backward, *operands) if jit else forward_backward
-    outputs, state, gradients = run(*operands)
-    buffers = to_torch_state_dict(nnx.merge(graphdef, state))
-    if gradients is None:
-        return np.asarray(outputs), {}, buffers
-    of_params, of_inputs, of_arguments = gradients
-    differentiated = nnx.merge(graphdef, of_params, rest)
-    variables = torch_variables(differentiated)
-    named = {
-        key: value
-        for key, value in to_torch_state_dict(differentiated).items()
-        if isinstance(variables.get(key), nnx.Param)
-    }
-    named["inputs"] = np.asarray(of_inputs)
-    named.update({name: np.asarray(value) for name, value in of_arguments.items()})
-    return np.asarray(outputs), named, buffers
-
-
-def run_torch(
-    module: torch.nn.Module,
-    inputs: np.ndarray,
-    cotangent: np.ndarray | None,
-    *,
-    training: bool,
-    **arguments: np.ndarray,
-) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Runs a PyTorch module forward and backward; the counterpart of `run_jax`.
-
-    Arrays go in and come out channels last. The module's buffers change as they do in
-    PyTorch, its `grad` attributes and its mode do not.
-    """
-    was_training = module.training
-    module.train(training)
-    leaf = as_torch(channels_first(inputs)).requires_grad_()
-    others = {
-        name: as_torch(value).requires_grad_() for name, value in arguments.items()
-    }
-    outputs = module(leaf, **others)
-    gradients: dict[str, np.ndarray] = {}
-    if cotangent is not None:
-        names = {
-            name: parameter
-            for name, parameter in module.named_parameters(remove_duplicate=False)
-            if parameter.requires_grad
-        }
-        wanted = [*names.values(), leaf, *others.values()]
-        found = torch.autograd.grad(
-            outputs,
-            wanted,
-            as_torch(channels_first(cotangent)).to(outputs.dtype),
-            allow_unused=True,
-        )
-        values = [
-            as_numpy(torch.zeros_like(tensor) if grad is None else grad)
-            for tensor, grad in zip(wanted, found, strict=True)
-        ]
-        labels = [*names, "inputs", *others]
-        gradients = dict(zip(labels, values, strict=True))
-        gradients["inputs"] = channels_last(gradients["inputs"])
-    module.train(was_training)
-    return channels_last(as_numpy(outputs)), gradients, torch_state(module)
 
 
 def assert_parity(
@@ -220,6 +59,11 @@ def assert_parity(
     outputs and gradients in evaluation and in training, and the buffers after the
     training pass. The dtype of `inputs` chooses the tolerance; the parameters should
     have it too.
+
+    A gradient that is zero but for rounding, as that of a bias before a batch norm, is
+    other rounding in each framework. So a float32 pair whose gradients are further
+    apart than the table allows is computed in float64 too: if it agrees there, they are
+    measured against the largest gradient of the module.
 
     Args:
         jax_module: The JAX module. It takes the weights of the other.
@@ -245,6 +89,7 @@ def assert_parity(
     """
     dtype = _check_dtype(inputs)
     copy_weights(torch_module, jax_module)
+    initial = copy.deepcopy(torch_module.state_dict())  # a pass moves the buffers
     draw = np.random.default_rng(seed)
     for training in (False, True):
         mode = "train" if training else "eval"
@@ -257,26 +102,94 @@ def assert_parity(
             ).shape
             torch_module.train(was_training)
         cotangent = channels_last(draw.normal(size=shape)).astype(inputs.dtype)
-        expected = run_torch(
-            torch_module, inputs, cotangent, training=training, **arguments
-        )
-        actual = run_jax(
-            jax_module, inputs, cotangent, training=training, jit=jit, **arguments
-        )
+        settings = cotangent, training, jit
+        both = _run_both(jax_module, torch_module, inputs, *settings, **arguments)
         try:
-            assert_close({"output": actual[0]}, {"output": expected[0]}, dtype=dtype)
-            assert_close(
-                # A parameter that is frozen in PyTorch has no gradient there.
-                _label("gradient of", _only(actual[1], expected[1])),
-                _label("gradient of", expected[1]),
-                dtype=dtype,
-                floor=GRADIENT_FLOOR,
-            )
-            assert_close(
-                _label("state", actual[2]), _label("state", expected[2]), dtype=dtype
-            )
+            _compare(*both, dtype, GRADIENT_FLOOR)
         except ParityError as error:
+            if dtype == "float32" and _differs_by_rounding(
+                *(both, jax_module, torch_module, initial, inputs, *settings),
+                **arguments,
+            ):
+                continue
             raise ParityError(f"in {mode} mode, {error}") from None
+
+
+Pass = tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]
+
+
+def _run_both(
+    jax_module: nnx.Module,
+    torch_module: torch.nn.Module,
+    inputs: np.ndarray,
+    cotangent: np.ndarray,
+    training: bool,
+    jit: bool,
+    **arguments: np.ndarray,
+) -> tuple[Pass, Pass]:
+    """Returns what a pass of each gives, JAX's first."""
+    expected = run_torch(
+        torch_module, inputs, cotangent, training=training, **arguments
+    )
+    actual = run_jax(
+        jax_module, inputs, cotangent, training=training, jit=jit, **arguments
+    )
+    return actual, expected
+
+
+def _compare(actual: Pass, expected: Pass, dtype: str, floor: float) -> None:
+    """Compares outputs, gradients and states, the gradients with a floor."""
+    assert_close({"output": actual[0]}, {"output": expected[0]}, dtype=dtype)
+    assert_close(
+        # A parameter that is frozen in PyTorch has no gradient there.
+        _label("gradient of", _only(actual[1], expected[1])),
+        _label("gradient of", expected[1]),
+        dtype=dtype,
+        floor=floor,
+    )
+    _compare_states(actual[2], expected[2], dtype)
+
+
+def _differs_by_rounding(
+    both: tuple[Pass, Pass],
+    jax_module: nnx.Module,
+    torch_module: torch.nn.Module,
+    initial: Mapping[str, torch.Tensor],
+    inputs: np.ndarray,
+    cotangent: np.ndarray,
+    *settings: bool,
+    **arguments: np.ndarray,
+) -> bool:
+    """Whether only small gradients of a float32 pair differ, and none in float64."""
+    try:
+        _compare(*both, "float32", ROUNDING_FLOOR)
+        with jax.enable_x64(True):
+            wide = _in_float64(jax_module, torch_module, initial)
+            inputs, cotangent = _widen(inputs), _widen(cotangent)
+            arguments = {name: _widen(array) for name, array in arguments.items()}
+            passes = _run_both(*wide, inputs, cotangent, *settings, **arguments)
+            _compare(*passes, "float64", GRADIENT_FLOOR)
+    # What has a dtype of its own may not compute in another.
+    except (ParityError, TypeError, ValueError, RuntimeError):
+        return False
+    return True
+
+
+def _in_float64(
+    jax_module: nnx.Module,
+    torch_module: torch.nn.Module,
+    initial: Mapping[str, torch.Tensor],
+) -> tuple[nnx.Module, torch.nn.Module]:
+    """Returns copies of two modules in float64, PyTorch's in its initial state."""
+    wide = copy.deepcopy(torch_module).double()
+    wide.load_state_dict(initial)
+    graphdef, state = nnx.split(jax_module)
+    return nnx.merge(graphdef, jax.tree.map(_widen, state)), wide
+
+
+def _widen(array: Any) -> Any:
+    is_float = jnp.issubdtype(array.dtype, jnp.floating)
+    return np.asarray(array, np.float64) if is_float else array
 
 
 def _check_dtype(inputs: np.ndarray) -> str:
@@ -331,6 +244,11 @@ def assert_training_parity(
 ) -> None:
     """Asserts that two classifiers train alike: losses and the whole state.
 
+    Rounding moves what has no gradient but rounding, such as a bias before a batch
+    norm, and AdamW scales it up. So a float32 pair with the same losses whose states
+    are further apart than the table allows is trained in float64 too, and passes if it
+    agrees there.
+
     Args:
         jax_net: The JAX network. It takes the weights of the other, and is left as it
             was with them.
@@ -354,7 +272,38 @@ def assert_training_parity(
         )
     copy_weights(torch_net, jax_net)
     pair = OPTIMIZERS[optimizer] if isinstance(optimizer, str) else optimizer
-    transformation, torch_optimizer = pair[0], pair[1](torch_net.parameters())
+    initial = copy.deepcopy(torch_net.state_dict())
+    batches = [
+        (inputs[number % len(inputs)], labels[number % len(labels)])
+        for number in range(steps)
+    ]
+    states = _train_both(jax_net, torch_net, batches, pair, dtype)
+    try:
+        _compare_states(*states, dtype)
+    except ParityError as error:
+        if dtype == "float32" and _trains_alike_in_float64(
+            jax_net, torch_net, initial, batches, pair
+        ):
+            return
+        raise ParityError(f"after {steps} steps, {error}") from None
+
+
+Batches = list[tuple[np.ndarray, np.ndarray]]
+State = dict[str, np.ndarray]
+
+
+def _train_both(
+    jax_net: nnx.Module,
+    torch_net: torch.nn.Module,
+    batches: Batches,
+    optimizers: tuple[optax.GradientTransformation, Callable],
+    dtype: str,
+) -> tuple[State, State]:
+    """Takes a step a batch with both, and compares losses; returns the states."""
+    transformation, torch_optimizer = (
+        optimizers[0],
+        optimizers[1](torch_net.parameters()),
+    )
     trained = nnx.view(
         jax_net,
         use_running_average=False,
@@ -380,8 +329,7 @@ def assert_training_parity(
         return optax.apply_updates(params, updates), rest, moments, loss
 
     torch_net.train()
-    for number in range(steps):
-        batch, classes = inputs[number % len(inputs)], labels[number % len(labels)]
+    for number, (batch, classes) in enumerate(batches):
         torch_optimizer.zero_grad()
         logits = torch_net(as_torch(channels_first(batch)))
         torch_loss = torch.nn.functional.cross_entropy(
@@ -395,11 +343,30 @@ def assert_training_parity(
         name = f"loss of step {number}"
         assert_close({name: jax_loss}, {name: as_numpy(torch_loss)}, dtype=dtype)
     state = to_torch_state_dict(nnx.merge(graphdef, params, rest))
+    return state, torch_state(torch_net)
+
+
+def _compare_states(
+    actual: State, expected: State, dtype: str, floor: float = 0.0
+) -> None:
+    labelled = _label("state", actual), _label("state", expected)
+    assert_close(*labelled, dtype=dtype, floor=floor)
+
+
+def _trains_alike_in_float64(
+    jax_net: nnx.Module,
+    torch_net: torch.nn.Module,
+    initial: Mapping[str, torch.Tensor],
+    batches: Batches,
+    optimizers: tuple[optax.GradientTransformation, Callable],
+) -> bool:
+    """Whether a float32 pair has the same losses and state where it is of float64."""
     try:
-        assert_close(
-            _label("state", state),
-            _label("state", torch_state(torch_net)),
-            dtype=dtype,
-        )
-    except ParityError as error:
-        raise ParityError(f"after {steps} steps, {error}") from None
+        with jax.enable_x64(True):
+            wide = _in_float64(jax_net, torch_net, initial)
+            batches = [(_widen(inputs), labels) for inputs, labels in batches]
+            states = _train_both(*wide, batches, optimizers, "float64")
+            _compare_states(*states, "float64", ROUNDING_FLOOR)
+    except (ParityError, TypeError, ValueError, RuntimeError):
+        return False
+    return True

@@ -21,7 +21,6 @@ PUBLIC = [
     f"{package}{part}"
     for package in ("dynconv_jax", "dynconv_torch")
     for part in ("", ".functional", ".layers", ".models", ".weights")
-    if (package, part) != ("dynconv_torch", ".weights")
 ]
 # They train, or compile much.
 SLOW = {
@@ -41,8 +40,31 @@ WITH_CODE = [
     for page in pages.PAGES
     if page.is_relative_to(DOCS)
     and not page.is_relative_to(DOCS / "tutorial")
-    and pages.blocks_of(page)
+    and pages.code_of(page.read_text())
 ]
+
+PAGE = """# A page
+
+```python
+sizes = [1, 2]
+```
+
+```python
+print("sizes", sizes)
+```
+
+```text title="It prints"
+sizes [1, 2]
+```
+
+```python
+print("took 12.5 ms")
+```
+
+```text title="It printed"
+took    7 ms
+```
+"""
 
 
 def marked(names) -> list:
@@ -82,16 +104,33 @@ def test_pages_that_are_named_here_exist():
     assert WITH_DEVICES.keys() | SLOW <= set(WITH_CODE)
 
 
-@pytest.mark.parametrize("wrong", ["2\n", ""])
-def test_another_output_than_the_page_says_is_found(wrong, tmp_path, monkeypatch):
-    monkeypatch.setattr(pages, "ROOT", tmp_path)
+def test_another_output_than_the_page_says_is_found(tmp_path):
     page = tmp_path / "page.md"
-    text = '```python\nprint(1)\n```\n\n```text title="It prints"\n{}```\n'
-    page.write_text(text.format("1\n"))
+    page.write_text(PAGE)
     pages.run(page)
-    page.write_text(text.format(wrong))
-    with pytest.raises(AssertionError, match="page.md, line 2 prints\n1"):
+    page.write_text(PAGE.replace("sizes [1, 2]", "sizes [1, 3]"))
+    with pytest.raises(AssertionError, match=r"-sizes \[1, 3\]\n\+sizes"):
         pages.run(page)
+
+
+def test_an_output_that_the_page_leaves_out_is_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(PAGE.partition("```text")[0])
+    with pytest.raises(AssertionError, match=r"\+sizes \[1, 2\]"):
+        pages.run(page)
+
+
+def test_only_the_words_around_what_was_measured_count():
+    current = pages.execute(PAGE, "page.md")
+    assert 'title="It printed"\ntook 12.5 ms\n' in current
+    assert pages.difference(PAGE, current) == []
+    assert pages.difference(PAGE.replace("took    7", "lasted 7"), current)
+
+
+def test_a_traceback_has_the_line_of_the_page():
+    with pytest.raises(SyntaxError) as caught:
+        pages.execute(PAGE.replace('print("took', 'print "took'), "page.md")
+    assert caught.value.lineno == 16
 
 
 @pytest.mark.parametrize("page", pages.PAGES, ids=lambda page: page.name)
@@ -124,7 +163,9 @@ def names_of(module: str) -> list[str]:
     found = importlib.import_module(module)
     if hasattr(found, "__all__"):
         return list(found.__all__)
-    tables = {"TOLERANCES", "GRADIENT_FLOOR", "OPTIMIZERS"} & vars(found).keys()
+    tables = {"TOLERANCES", "GRADIENT_FLOOR", "ROUNDING_FLOOR", "OPTIMIZERS"} & vars(
+        found
+    ).keys()
     return sorted(
         tables.union(
             name
@@ -137,7 +178,8 @@ def names_of(module: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "module", [*PUBLIC, "parity_tests.parity", "parity_tests.tolerances"]
+    "module",
+    [*PUBLIC, *(f"parity_tests.{part}" for part in ("parity", "passes", "tolerances"))],
 )
 def test_every_public_name_is_in_the_reference(module):
     shown = {id(find(name)) for name in listed()}

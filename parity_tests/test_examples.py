@@ -5,8 +5,9 @@ import subprocess
 import sys
 
 import pytest
+import torch  # noqa: F401, since an example that runs here needs it
 
-from parity_tests.parity import TOLERANCES
+from parity_tests.tolerances import TOLERANCES
 from parity_tests.tools.checkout import ROOT
 
 DEFAULT_NUMERICS = True

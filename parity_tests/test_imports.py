@@ -32,6 +32,7 @@ LIBRARY = {
     "weights": 6,
     "diagnostics": 6,
     "multiply_adds": 1,
+    "export": 7,
 }
 
 # A room imports from itself and from rooms of lower rank.
@@ -50,6 +51,7 @@ RANKS = {
         "showing": 5,
         "commands": 6,
         "loop": 6,
+        "trained": 7,
         "__main__": 7,
     },
 }

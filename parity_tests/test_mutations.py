@@ -133,7 +133,34 @@ def test_tests_without_the_name_are_found_by_what_they_import():
     assert distances["parity_tests/test_routing.py"] >= 1
 
 
-FAULT = Mutation("dynconv_jax/gating.py", 3, 10, 11, "constant", "1", "(2)")
+def fault_in(path: str) -> Mutation:
+    return Mutation(path, 3, 10, 11, "constant", "1", "(2)")
+
+
+def test_slow_tests_run_only_for_what_they_are_named_after():
+    slow = "parity_tests/functional/test_sharding.py"
+    near, wide = mutate.concerned(
+        fault_in("dynconv_jax/functional/sharding.py"), mutate.Config(wide=10**6)
+    )
+    assert near == [slow]
+    assert not any(part in file for part in mutate.LEFT_OUT for file in wide[1:])
+    near, wide = mutate.concerned(
+        fault_in("dynconv_jax/functional/geometry.py"), mutate.Config(wide=10**6)
+    )
+    assert slow not in near + wide
+    reached = [file for _, file in nearest_tests("dynconv_jax/functional/geometry.py")]
+    assert slow in reached
+
+
+def test_the_examples_of_a_module_run_if_its_own_tests_notice_nothing():
+    near, wide = mutate.concerned(fault_in("dynconv_jax/gating.py"), mutate.Config())
+    assert near == ["parity_tests/test_gating.py"]
+    assert wide[0] == f"{mutate.EXAMPLES}[dynconv_jax.gating]"
+    file, _, name = mutate.EXAMPLES.partition("::")
+    assert f"def {name}(" in (ROOT / file).read_text()
+
+
+FAULT = fault_in("dynconv_jax/gating.py")
 
 
 def test_a_record_is_kept_and_read_again(tmp_path):

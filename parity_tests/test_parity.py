@@ -205,3 +205,90 @@ def test_a_dtype_or_optimizer_that_is_not_in_the_tables_is_refused():
         labels = np.zeros((1, 1), int)
         inputs = np.ones((1, 1, 2), np.float32)
         assert_training_parity(ours, theirs, inputs, labels, optimizer="adam")
+
+
+class BiasBeforeNorm(nnx.Module):
+    """A net with a bias whose gradient in training is zero but for rounding."""
+
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.conv = nnx.Conv(3, 4, (3, 3), padding=1, rngs=rngs)
+        self.bn = BatchNorm(4, rngs=rngs)
+        self.head = nnx.Linear(4, 5, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(nnx.relu(self.bn(self.conv(x))).mean((1, 2)))
+
+
+class TorchBiasBeforeNorm(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 4, 3, padding=1)
+        self.bn = torch.nn.BatchNorm2d(4)
+        self.head = torch.nn.Linear(4, 5)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.bn(self.conv(x))).mean((2, 3)))
+
+
+def test_a_gradient_that_is_rounding_alone_passes_in_float32(rng):
+    inputs = rng.normal(size=(8, 16, 15, 3)).astype(np.float32)
+    assert_parity(BiasBeforeNorm(), TorchBiasBeforeNorm(), inputs)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_what_rounding_alone_moves_passes_in_float32(optimizer, rng):
+    inputs = rng.normal(size=(2, 6, 16, 15, 3)).astype(np.float32)
+    labels = rng.integers(0, 5, size=(2, 6))
+    ours, theirs = BiasBeforeNorm(), TorchBiasBeforeNorm()
+    assert_training_parity(ours, theirs, inputs, labels, optimizer=optimizer)
+
+
+class Shifted(nnx.Module):
+    """A product and a small term, whose gradient is small as well."""
+
+    def __init__(self, share=1e-6):
+        self.weight = nnx.Param(jnp.ones(3, jnp.float32))
+        self.shift = nnx.Param(jnp.ones(3, jnp.float32))
+        self.share = share
+
+    def __call__(self, x):
+        return x * self.weight + self.share * self.shift
+
+
+class TorchShifted(torch.nn.Module):
+    def __init__(self, only=None):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(3))
+        self.shift = torch.nn.Parameter(torch.ones(3))
+        self.only = only
+
+    def forward(self, x):
+        if self.only not in (None, x.dtype):
+            raise RuntimeError(f"{x.dtype} is not computed here")
+        return x * self.weight + 1e-6 * self.shift
+
+
+def test_a_small_gradient_that_is_wrong_is_noticed_in_float32(rng):
+    inputs = rng.normal(size=(5, 3)).astype(np.float32)
+    assert_parity(Shifted(), TorchShifted(), inputs)
+    with pytest.raises(ParityError, match="gradient of shift"):
+        assert_parity(Shifted(share=2e-6), TorchShifted(), inputs)
+
+
+def test_a_net_that_trains_otherwise_is_noticed_in_float32(rng):
+    inputs = rng.normal(size=(2, 6, 16, 15, 3)).astype(np.float32)
+    labels = rng.integers(0, 5, size=(2, 6))
+    decaying = optax.adamw(1e-3, b1=0.9, b2=0.999, eps=1e-8, weight_decay=2e-2)
+    pair = decaying, OPTIMIZERS["adamw"][1]
+    with pytest.raises(ParityError, match="after 3 steps.*\n.*state"):
+        assert_training_parity(
+            *(BiasBeforeNorm(), TorchBiasBeforeNorm(), inputs, labels), optimizer=pair
+        )
+
+
+def test_a_pair_that_no_float64_speaks_for_is_refused(rng):
+    inputs = rng.normal(size=(5, 3)).astype(np.float32)
+    theirs = TorchShifted(only=torch.float32)
+    with pytest.raises(ParityError, match="gradient of shift"):
+        assert_parity(Shifted(share=2e-6), theirs, inputs)

@@ -198,6 +198,15 @@ def test_a_wide_call_keeps_the_buffers_that_training_moves():
         )
 
 
+def test_a_wide_call_narrows_nothing():
+    layer = nn.PReLU(dtype=torch.float64)
+    seen = []
+    layer.register_forward_pre_hook(lambda part, x: seen.append(part.weight.dtype))
+    with pytest.raises(RuntimeError):  # of PyTorch, which takes no two dtypes
+        call_wide(layer, torch.ones(2, 3))
+    assert seen == [torch.float64]
+
+
 class Tripled(nnx.Linear):
     """Three times a linear layer."""
 

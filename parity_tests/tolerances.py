@@ -62,6 +62,10 @@ HALF_LEVEL = 0.51
 # than this share of the largest magnitude among all gradients of the module.
 GRADIENT_FLOOR = 1e-4
 
+# The gradients of a float32 pair that agrees in float64 differ by rounding alone, and a
+# gradient that is zero but for rounding may have as much of it as the largest.
+ROUNDING_FLOOR = 1.0
+
 
 class ParityError(AssertionError):
     """The two modules do not compute the same; the message says what and where."""

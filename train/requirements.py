@@ -12,6 +12,7 @@ MODULES = {
     "flax": "flax",
     "grain": "grain",
     "jax": "jax",
+    "jaxtyping": "jaxtyping",
     "matplotlib": "matplotlib",
     "msgspec": "msgspec",
     "numpy": "numpy",

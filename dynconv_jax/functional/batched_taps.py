@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Float
 
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.groups import repeat_channels
@@ -25,20 +26,23 @@ from dynconv_jax.functional.windows import pad_spatial, tap_offsets, window_slic
 
 
 def conv_by_batched_taps(
-    inputs: jax.Array, kernel: jax.Array, geometry: Geometry, numerics: Numerics
-) -> jax.Array:
+    inputs: Float[jax.Array, "batch *spatial in_features"],
+    kernel: Float[jax.Array, "batch taps out_features"],
+    geometry: Geometry,
+    numerics: Numerics,
+) -> Float[jax.Array, "batch *out_spatial out_features"]:
     """Convolves depthwise, as a sum of shifted multiples of all images.
 
     It can be differentiated again, but not in forward mode alone.
 
     Args:
-        inputs: Shape (B, *S, C).
-        kernel: From `arrange_for_taps`, with the leading axis B.
+        inputs: The samples.
+        kernel: From `arrange_for_taps`.
         geometry: The convolution, with C groups.
         numerics: Its numerical options. Sums are taken in float32 at least.
 
     Returns:
-        Shape (B, *S_out, O).
+        The outputs.
     """
     output_dtype = numerics.output_dtype(inputs.dtype)
     accumulator = at_least_float32(output_dtype)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 import jax
 from jax import lax
 from jax.typing import DTypeLike
+from jaxtyping import Float, Real
 
 from dynconv_jax.functional.checks import check_arrays
 from dynconv_jax.functional.chips import Target
@@ -33,26 +34,27 @@ from dynconv_jax.functional.static import conv_by_one_kernel
 
 def dynamic_conv_by_plan(
     plan: Plan,
-    inputs: jax.Array,
-    attention: jax.Array | None,
-    kernel: jax.Array,
+    inputs: Float[jax.Array, "batch *spatial in_features"],
+    attention: Real[jax.Array, "batch experts"] | None,
+    kernel: Float[jax.Array, "experts *window in_per_group out_features"],
     geometry: Geometry,
     numerics: Numerics,
-    spatial_attention: jax.Array | None = None,
-) -> jax.Array:
+    spatial_attention: Real[jax.Array, "batch *window"] | None = None,
+) -> Float[jax.Array, "batch *out_spatial out_features"]:
     """Computes a dynamic convolution as a plan says.
 
     Args:
         plan: One of those that `choice.plans` gives for the problem.
-        inputs: Shape (B, *S, C).
-        attention: Shape (B, K), or None for a single expert with the weight 1.
-        kernel: Shape (K, *k, C/g, O), as wide as the inputs or wider.
+        inputs: The samples.
+        attention: The weights of the experts, or None for a single one with weight 1.
+        kernel: The experts, as wide as the inputs or wider.
         geometry: The convolution.
         numerics: Its numerical options.
-        spatial_attention: Shape (B, *k), or None. There must be one of the two.
+        spatial_attention: The weights of the taps, or None. There must be one of the
+            two.
 
     Returns:
-        Shape (B, *S_out, O).
+        The outputs.
     """
     is_dense = geometry.feature_group_count == 1 and spatial_attention is None
     if plan.form == "experts by convolution" and is_dense:
@@ -218,12 +220,12 @@ class _PlacedDynamicConv(PlacedConv):
 
 
 def dynamic_conv(
-    inputs: jax.Array,
-    attention: jax.Array | None,
-    kernel: jax.Array,
-    bias: jax.Array | None = None,
+    inputs: Float[jax.Array, "batch *spatial in_features"],
+    attention: Real[jax.Array, "batch experts"] | None,
+    kernel: Float[jax.Array, "experts *window in_per_group out_features"],
+    bias: Float[jax.Array, "experts out_features"] | None = None,
     *,
-    spatial_attention: jax.Array | None = None,
+    spatial_attention: Real[jax.Array, "batch *window"] | None = None,
     strides: int | Sequence[int] | None = 1,
     padding: PaddingLike = "SAME",
     kernel_dilation: int | Sequence[int] | None = 1,
@@ -231,24 +233,24 @@ def dynamic_conv(
     implementation: str = "auto",
     precision: lax.PrecisionLike = None,
     preferred_element_type: DTypeLike | None = None,
-) -> jax.Array:
-    """Convolves every sample with its own mixture of K experts.
+) -> Float[jax.Array, "batch *out_spatial out_features"]:
+    """Convolves every sample with its own mixture of experts.
 
     Args:
-        inputs: Shape (B, *S, C), with 1, 2 or 3 spatial dimensions.
-        attention: Shape (B, K), the weight of each expert for each sample. The rows
-            need not sum to 1. None is for a single expert, whose weight is then 1.
-        kernel: Shape (K, *k, C/g, O), of the dtype of `inputs`; or float32 beside
-            narrower inputs: it is then rounded to their dtype, and its gradient is not.
-        bias: Shape (K, O), or None.
-        spatial_attention: Shape (B, *k), one more weight for each sample and tap, which
-            multiplies the mixed kernel; None is 1. With neither attention the kernel is
-            the same for all samples, and it is a convolution like any other.
+        inputs: The samples, with 1, 2 or 3 spatial dimensions.
+        attention: The weight of each expert for each sample. The rows need not sum to
+            1. None is for a single expert, whose weight is then 1.
+        kernel: The experts, of the dtype of `inputs`; or float32 beside narrower
+            inputs: they are then rounded to their dtype, and their gradient is not.
+        bias: The bias of each expert, or None.
+        spatial_attention: One more weight for each sample and tap, which multiplies the
+            mixed kernel; None is 1. With neither attention the kernel is the same for
+            all samples, and it is a convolution like any other.
         strides: An int, or one per spatial dimension.
         padding: `"SAME"`, `"VALID"`, an int, or one int or (low, high) pair per spatial
             dimension.
         kernel_dilation: An int, or one per spatial dimension.
-        feature_group_count: g; it must divide C and O.
+        feature_group_count: It must divide the features of inputs and of outputs.
         implementation: `"auto"`, `"patches"`, `"rows"`, `"scan"`, `"taps"` (depthwise),
             `"experts"`, `"row_conv"` (for TPUs), `"pallas"` (TPUs and GPUs) or
             `"vmap"`. All compute the same; `explain` says what `"auto"` chooses, which
@@ -259,7 +261,7 @@ def dynamic_conv(
             `jax.lax.conv_general_dilated`.
 
     Returns:
-        Shape (B, *S_out, O).
+        The outputs.
 
     Raises:
         TypeError: If an argument is of the wrong kind.

@@ -14,6 +14,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Real
 
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.numerics import Numerics, at_least_float32, multiply_wide
@@ -26,25 +27,25 @@ from dynconv_jax.functional.static import conv_by_one_kernel
 
 
 def conv_by_experts(
-    inputs: jax.Array,
-    attention: jax.Array | None,
-    kernel: jax.Array,
+    inputs: Float[jax.Array, "batch *spatial in_features"],
+    attention: Real[jax.Array, "batch experts"] | None,
+    kernel: Float[jax.Array, "experts *window in_per_group out_features"],
     geometry: Geometry,
     numerics: Numerics,
-    spatial_attention: jax.Array | None = None,
-) -> jax.Array:
+    spatial_attention: Real[jax.Array, "batch *window"] | None = None,
+) -> Float[jax.Array, "batch *out_spatial out_features"]:
     """Convolves with all experts and sums their outputs by attention.
 
     Args:
-        inputs: Shape (B, *S, C).
-        attention: Shape (B, K), or None for a single expert with the weight 1.
-        kernel: The experts, shape (K, *k, C/g, O), as wide as the inputs or wider.
+        inputs: The samples.
+        attention: The weights, or None for a single expert with the weight 1.
+        kernel: The experts, as wide as the inputs or wider.
         geometry: The convolution; any.
         numerics: Its numerical options. The sum is taken in float32 at least.
-        spatial_attention: Shape (B, *k), or None.
+        spatial_attention: The weights of the taps, or None.
 
     Returns:
-        Shape (B, *S_out, O).
+        The outputs.
     """
     patches = gather_patches(inputs, geometry)
     if spatial_attention is not None:
@@ -68,27 +69,27 @@ def conv_by_experts(
 
 
 def conv_by_all_experts(
-    inputs: jax.Array,
-    attention: jax.Array | None,
-    kernel: jax.Array,
+    inputs: Float[jax.Array, "batch *spatial in_features"],
+    attention: Real[jax.Array, "batch experts"] | None,
+    kernel: Float[jax.Array, "experts *window in_features out_features"],
     geometry: Geometry,
     numerics: Numerics,
-) -> jax.Array:
+) -> Float[jax.Array, "batch *out_spatial out_features"]:
     """Convolves once, with the outputs of all experts, and sums them by attention.
 
     The outputs of the experts have the dtype of the result, as the cotangents of both
     then have: a convolution of float32 is several times slower on a GPU.
 
     Args:
-        inputs: Shape (B, *S, C).
-        attention: Shape (B, K), or None for a single expert with the weight 1.
-        kernel: The experts, shape (K, *k, C, O).
+        inputs: The samples.
+        attention: The weights, or None for a single expert with the weight 1.
+        kernel: The experts.
         geometry: The convolution, of one group: XLA gathers a sharded batch for those
             of more.
         numerics: Its numerical options. The sum is taken in float32 at least.
 
     Returns:
-        Shape (B, *S_out, O).
+        The outputs.
     """
     if attention is None:
         return conv_by_one_kernel(inputs, kernel[0], geometry, numerics)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+from jaxtyping import Float
 
 from dynconv_jax.functional.batched_taps import conv_by_batched_taps
 from dynconv_jax.functional.geometry import Geometry
@@ -36,9 +37,12 @@ class Form(NamedTuple):
 
 
 def conv_by_vmap(
-    inputs: jax.Array, kernel: jax.Array, geometry: Geometry, numerics: Numerics
-) -> jax.Array:
-    """Convolves samples (B, *S, C) with kernels (B, *k, C/g, O) by XLA's own, mapped.
+    inputs: Float[jax.Array, "batch *spatial in_features"],
+    kernel: Float[jax.Array, "batch *window in_per_group out_features"],
+    geometry: Geometry,
+    numerics: Numerics,
+) -> Float[jax.Array, "batch *out_spatial out_features"]:
+    """Convolves samples with kernels by XLA's own convolution, mapped.
 
     It is how one would write it down, and the reference for every other form. XLA makes
     one convolution with a group for every sample of it, whose two gradients together,
@@ -47,7 +51,7 @@ def conv_by_vmap(
     """
 
     def one(sample: jax.Array, own_kernel: jax.Array) -> jax.Array:
-        return conv_by_xla(sample[None], own_kernel, geometry, numerics)[0]
+        return conv_by_xla(sample[None], own_kernel, geometry, numerics).squeeze(0)
 
     return jax.vmap(one)(inputs, kernel)
 

@@ -25,6 +25,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Float
 
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.numerics import Numerics, at_least_float32
@@ -105,14 +106,14 @@ def _list(padding: Any) -> Sequence[tuple[int, int]]:
 
 
 def conv_by_looped_taps(
-    inputs: jax.Array,
-    kernel: jax.Array,
+    inputs: Float[jax.Array, "batch *spatial in_features"],
+    kernel: Float[jax.Array, "batch taps out_features"],
     geometry: Geometry,
     numerics: Numerics,
     *,
     step: int = _STEP,
     whole: int = _WHOLE,
-) -> jax.Array:
+) -> Float[jax.Array, "batch *out_spatial out_features"]:
     """Convolves depthwise, as sums of shifted multiples of a few images at a time.
 
     It has a gradient rule of its own, which can be differentiated again, in either
@@ -120,9 +121,9 @@ def conv_by_looped_taps(
     sharded over devices would be gathered.
 
     Args:
-        inputs: Shape (B, *S, C). With a size that is not known nothing can be looped
-            over, nor planned by it: it is then `conv_by_taps`.
-        kernel: Shape (B, taps, O), from `arrange_for_taps`.
+        inputs: The samples. With a size that is not known nothing can be looped over,
+            nor planned by it: it is then `conv_by_taps`.
+        kernel: From `arrange_for_taps`.
         geometry: The convolution, with C groups.
         numerics: Its numerical options. Sums are taken in float32 at least.
         step: How many bytes of images, as wide as they are summed, the samples of a
@@ -131,7 +132,7 @@ def conv_by_looped_taps(
             forward pass to compute them at once.
 
     Returns:
-        Shape (B, *S_out, O).
+        The outputs.
     """
     if not all(isinstance(size, int) for size in inputs.shape):
         return conv_by_taps(inputs, kernel, geometry, numerics)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
+from jaxtyping import Float, Real
 
 from dynconv_jax.functional.checks import check_arrays
 from dynconv_jax.functional.numerics import (
@@ -22,20 +23,20 @@ from dynconv_jax.functional.sharding import leave_to_partitioner
 
 
 def mix_kernels(
-    attention: jax.Array,
-    kernel: jax.Array,
+    attention: Real[jax.Array, "batch experts"],
+    kernel: Float[jax.Array, "experts *kernel"],
     *,
     precision: lax.PrecisionLike = None,
-) -> jax.Array:
-    """Mixes K stacked experts into one array per sample, Σ_k a_ik W_k.
+) -> Float[jax.Array, "batch *kernel"]:
+    """Mixes stacked experts into one array per sample, Σ_k a_ik W_k.
 
     Args:
-        attention: Shape (B, K). It is cast to the dtype of `kernel`.
-        kernel: Shape (K, ...): kernels, or biases.
+        attention: The weights. They are cast to the dtype of `kernel`.
+        kernel: Kernels, or biases.
         precision: As in `jax.numpy.matmul`.
 
     Returns:
-        Shape (B, ...), in the dtype of `kernel`.
+        The mixtures, in the dtype of `kernel`.
 
     Raises:
         ValueError: If the two do not agree on K, or the kernels are not floating.

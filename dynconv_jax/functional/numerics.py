@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jax.typing import DTypeLike
+from jaxtyping import Float
 
 # Says of a product of float32 numbers that they may be rounded first.
 _ROUNDED = {jnp.dtype(jnp.bfloat16): lax.DotAlgorithmPreset.BF16_BF16_F32}
@@ -64,8 +65,11 @@ def multiply_wide(first: jax.Array, second: jax.Array) -> jax.Array:
     return first.astype(dtype) * second.astype(dtype)
 
 
-def scale_channels(features: jax.Array, weights: jax.Array) -> jax.Array:
-    """Multiplies features (B, *S, C) by weights (B, C), and rounds once.
+def scale_channels(
+    features: Float[jax.Array, "batch *spatial channels"],
+    weights: Float[jax.Array, "batch channels"],
+) -> Float[jax.Array, "batch *spatial channels"]:
+    """Multiplies each channel of a sample by a weight, and rounds once.
 
     The result has the dtype of the features, also where the weights are wider.
     """

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
+from jaxtyping import Float
 
 from dynconv_jax.functional.checks import check_arrays
 from dynconv_jax.functional.chips import Target, chip_for
@@ -31,8 +32,11 @@ from dynconv_jax.functional.scan import map_samples
 from dynconv_jax.functional.sharding import leave_to_partitioner, of_convolution
 
 
-def add_bias(outputs: jax.Array, bias: jax.Array | None) -> jax.Array:
-    """Adds a bias (B, O) to outputs (B, *S, O)."""
+def add_bias(
+    outputs: Float[jax.Array, "batch *spatial out_features"],
+    bias: Float[jax.Array, "#batch out_features"] | None,
+) -> Float[jax.Array, "batch *spatial out_features"]:
+    """Adds to each sample a bias of its own, or to all the same."""
     if bias is None:
         return outputs
     spatial = tuple(range(1, outputs.ndim - 1))
@@ -41,12 +45,12 @@ def add_bias(outputs: jax.Array, bias: jax.Array | None) -> jax.Array:
 
 def per_sample_conv_by_plan(
     plan: Plan,
-    inputs: jax.Array,
-    kernel: jax.Array,
+    inputs: Float[jax.Array, "batch *spatial in_features"],
+    kernel: Float[jax.Array, "batch *window in_per_group out_features"],
     geometry: Geometry,
     numerics: Numerics,
-) -> jax.Array:
-    """Convolves samples (B, *S, C) with kernels (B, *k, C/g, O) as a plan says."""
+) -> Float[jax.Array, "batch *out_spatial out_features"]:
+    """Convolves each sample with its own kernel, as a plan says."""
     form = FORMS[plan.form]
     arranged = form.arrange(kernel, geometry)
 
@@ -145,9 +149,9 @@ class PlacedConv:
 
 
 def per_sample_conv(
-    inputs: jax.Array,
-    kernel: jax.Array,
-    bias: jax.Array | None = None,
+    inputs: Float[jax.Array, "batch *spatial in_features"],
+    kernel: Float[jax.Array, "batch *window in_per_group out_features"],
+    bias: Float[jax.Array, "batch out_features"] | None = None,
     *,
     strides: int | Sequence[int] | None = 1,
     padding: PaddingLike = "SAME",
@@ -156,18 +160,18 @@ def per_sample_conv(
     implementation: str = "auto",
     precision: lax.PrecisionLike = None,
     preferred_element_type: DTypeLike | None = None,
-) -> jax.Array:
+) -> Float[jax.Array, "batch *out_spatial out_features"]:
     """Convolves every sample with its own kernel.
 
     Args:
-        inputs: Shape (B, *S, C), with 1, 2 or 3 spatial dimensions.
-        kernel: Shape (B, *k, C/g, O), of the same dtype.
-        bias: Shape (B, O), or None.
+        inputs: The samples, with 1, 2 or 3 spatial dimensions.
+        kernel: The kernel of each sample, of the same dtype.
+        bias: The bias of each sample, or None.
         strides: An int, or one per spatial dimension.
         padding: `"SAME"`, `"VALID"`, an int, or one int or (low, high) pair per spatial
             dimension.
         kernel_dilation: An int, or one per spatial dimension.
-        feature_group_count: g; it must divide C and O.
+        feature_group_count: It must divide the features of inputs and of outputs.
         implementation: `"auto"`, `"patches"`, `"rows"`, `"scan"`, `"taps"`
             (depthwise), `"row_conv"` (for TPUs) or `"vmap"`. All compute the same.
             `"vmap"` is the reference, see `forms.py` for what XLA may do to it.
@@ -176,7 +180,7 @@ def per_sample_conv(
             `jax.lax.conv_general_dilated`.
 
     Returns:
-        Shape (B, *S_out, O).
+        The outputs.
 
     Raises:
         TypeError: If an argument is of the wrong kind.

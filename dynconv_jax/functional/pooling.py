@@ -7,21 +7,25 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
+from jaxtyping import Float, Shaped
 
 from dynconv_jax.functional.numerics import at_least_float32
 from dynconv_jax.functional.sharding import leave_to_partitioner
 
 
-def spatial_mean(inputs: jax.Array, dtype: DTypeLike | None = None) -> jax.Array:
-    """Returns the mean of inputs (B, *S, C) over *S.
+def spatial_mean(
+    inputs: Shaped[jax.Array, "batch *spatial channels"],
+    dtype: DTypeLike | None = None,
+) -> Float[jax.Array, "batch channels"]:
+    """Returns the mean over the pixels.
 
     Args:
-        inputs: Shape (B, *S, C).
+        inputs: The features of each pixel.
         dtype: The dtype of the sums and of the result, raised to float32 where it is
             narrower; None takes that of the inputs.
 
     Returns:
-        Shape (B, C).
+        The mean of each feature.
 
     Example:
         >>> spatial_mean(jnp.arange(6.0).reshape(1, 2, 3, 1)).tolist()
@@ -33,20 +37,22 @@ def spatial_mean(inputs: jax.Array, dtype: DTypeLike | None = None) -> jax.Array
 
 
 def adaptive_avg_pool(
-    inputs: jax.Array, bins: int, dtype: DTypeLike | None = None
-) -> jax.Array:
+    inputs: Shaped[jax.Array, "batch *spatial channels"],
+    bins: int,
+    dtype: DTypeLike | None = None,
+) -> Float[jax.Array, "batch *bins channels"]:
     """Averages inputs over `bins` bins along every spatial axis.
 
     As `torch.nn.AdaptiveAvgPool2d`: bin i of an axis of size n spans ⌊i·n / bins⌋ to
     ⌈(i + 1)·n / bins⌉, so that bins overlap where they do not divide n.
 
     Args:
-        inputs: Shape (B, *S, C), with no empty axis in S.
+        inputs: The features of each pixel; no spatial axis is empty.
         bins: The bins along each axis.
         dtype: As in `spatial_mean`.
 
     Returns:
-        Shape (B, bins, ..., C), with as many spatial axes.
+        The mean of each bin, with as many spatial axes, of `bins` each.
 
     Example:
         >>> adaptive_avg_pool(jnp.arange(3.0).reshape(1, 3, 1), 2).ravel()

@@ -4,14 +4,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Real
 
 from dynconv_jax.functional.checks import check_arrays
 from dynconv_jax.functional.numerics import at_least_float32
 
 
 def load_balance_loss(
-    attention: jax.Array, probabilities: jax.Array | None = None
-) -> jax.Array:
+    attention: Real[jax.Array, "*samples experts"],
+    probabilities: Real[jax.Array, "*samples experts"] | None = None,
+) -> Float[jax.Array, ""]:
     """Measures how unevenly a batch uses the experts, so that training evens it out.
 
         K · Σ_i f_i · P_i
@@ -22,15 +24,16 @@ def load_balance_loss(
     has 0.01. Fedus et al., "Switch Transformers", JMLR 2022, section 2.2, equation 4.
 
     Args:
-        attention: Shape (..., K). A sample chooses the expert with the largest weight,
-            or, if `probabilities` are given, those with any: each of k kept counts 1/k.
-        probabilities: Shape (..., K), the whole softmax where `top_k` has cut it to the
-            attention, as `capture_routers` returns it: an expert that no sample keeps
-            has a gradient only there. None: the attention is whole. Of sigmoids, whose
-            rows do not sum to 1, P_i is the share in the sum of all.
+        attention: The weights of the experts. A sample chooses the one with the largest
+            weight, or, if `probabilities` are given, those with any: each of k kept
+            counts 1/k.
+        probabilities: The whole softmax where `top_k` has cut it to the attention, as
+            `capture_routers` returns it: an expert that no sample keeps has a gradient
+            only there. None: the attention is whole. Of sigmoids, whose rows do not sum
+            to 1, P_i is the share in the sum of all.
 
     Returns:
-        A scalar.
+        The loss.
 
     Raises:
         TypeError: If one is no array, but a model perhaps.
@@ -63,7 +66,9 @@ def load_balance_loss(
     return num_experts * jnp.sum(chosen.mean(axis=samples) * shares)
 
 
-def router_z_loss(logits: jax.Array) -> jax.Array:
+def router_z_loss(
+    logits: Real[jax.Array, "*samples experts"],
+) -> Float[jax.Array, ""]:
     """Measures how large the logits of a router are, so that its softmax stays soft.
 
     The mean of logsumexp(logits)². Add it to the loss with a small weight; the source
@@ -71,11 +76,11 @@ def router_z_loss(logits: jax.Array) -> jax.Array:
     Models", 2022, section 3.3, equation 5.
 
     Args:
-        logits: Shape (..., K), what the softmax is taken of, that is, divided by the
-            temperature, as `capture_routers` returns it.
+        logits: What the softmax is taken of, that is, divided by the temperature, as
+            `capture_routers` returns it.
 
     Returns:
-        A scalar.
+        The loss.
 
     Raises:
         TypeError: If it is no array, but a model perhaps.

@@ -21,6 +21,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Float
 
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.numerics import Numerics
@@ -75,18 +76,21 @@ def arrange_for_row_conv(kernel: jax.Array, geometry: Geometry) -> jax.Array:
 
 
 def conv_by_row_conv(
-    inputs: jax.Array, kernel: jax.Array, geometry: Geometry, numerics: Numerics
-) -> jax.Array:
+    inputs: Float[jax.Array, "batch *spatial in_features"],
+    kernel: Float[jax.Array, "batch *columns rows_in_per_group rows_out"],
+    geometry: Geometry,
+    numerics: Numerics,
+) -> Float[jax.Array, "batch *out_spatial out_features"]:
     """Convolves samples with their kernels, as one convolution over the batch.
 
     Args:
-        inputs: Shape (B, *S, C), of a known B.
-        kernel: From `arrange_for_row_conv`, with the leading axis B.
+        inputs: The samples, of a known number.
+        kernel: From `arrange_for_row_conv`.
         geometry: The convolution; any.
         numerics: Its numerical options. Partial sums are kept in float32 at least.
 
     Returns:
-        Shape (B, *S_out, O).
+        The outputs.
     """
     batch, *spatial, _ = inputs.shape
     height, *pixels = geometry.output_size(spatial)

@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import jax
 from jax import lax
+from jaxtyping import Float
 
 from dynconv_jax.functional.chips import Target
 from dynconv_jax.functional.geometry import Geometry
@@ -30,9 +31,12 @@ _FEW_TAPS = 9
 
 
 def conv_by_xla(
-    inputs: jax.Array, kernel: jax.Array, geometry: Geometry, numerics: Numerics
-) -> jax.Array:
-    """Convolves samples (B, *S, C) with one kernel (*k, C/g, O), by XLA's own.
+    inputs: Float[jax.Array, "batch *spatial in_features"],
+    kernel: Float[jax.Array, "*window in_per_group out_features"],
+    geometry: Geometry,
+    numerics: Numerics,
+) -> Float[jax.Array, "batch *out_spatial out_features"]:
+    """Convolves samples with one kernel, by XLA's own convolution.
 
     A float32 kernel beside narrower inputs is rounded to their dtype, and its gradient
     is not: what devices add up is float32.
@@ -113,9 +117,12 @@ def _kernel_gradient(geometry, numerics, inputs, cotangent):
 
 
 def conv_by_one_kernel(
-    inputs: jax.Array, kernel: jax.Array, geometry: Geometry, numerics: Numerics
-) -> jax.Array:
-    """Convolves samples (B, *S, C) with one kernel (*k, C/g, O)."""
+    inputs: Float[jax.Array, "batch *spatial in_features"],
+    kernel: Float[jax.Array, "*window in_per_group out_features"],
+    geometry: Geometry,
+    numerics: Numerics,
+) -> Float[jax.Array, "batch *out_spatial out_features"]:
+    """Convolves samples with one kernel."""
     if geometry.taps > 1:
         return conv_by_xla(inputs, kernel, geometry, numerics)
     arranged = arrange_for_patches(kernel, geometry)
@@ -161,12 +168,12 @@ class _FewChannelConv:
 
 
 def few_channel_conv(
-    inputs: jax.Array,
-    kernel: jax.Array,
+    inputs: Float[jax.Array, "batch *spatial in_features"],
+    kernel: Float[jax.Array, "*window in_per_group out_features"],
     window_strides: Sequence[int],
     padding: str | Sequence[tuple[int, int]],
     **options: Any,
-) -> jax.Array:
+) -> Float[jax.Array, "batch *out_spatial out_features"]:
     """Convolves all samples with one kernel, as `jax.lax.conv_general_dilated` does.
 
     It is for the `conv_general_dilated` of an `nnx.Conv` that reads images. On a CPU,
@@ -174,14 +181,14 @@ def few_channel_conv(
     a product; otherwise XLA's convolution.
 
     Args:
-        inputs: Shape (B, *S, C).
-        kernel: Shape (*k, C, O).
+        inputs: The samples.
+        kernel: The kernel.
         window_strides: One per spatial dimension.
         padding: `"SAME"`, `"VALID"` or (low, high) pairs.
         **options: As `nnx.Conv` passes them.
 
     Returns:
-        Shape (B, *S_out, O).
+        The outputs.
 
     Example:
         >>> import jax.numpy as jnp

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import jax
 from jax import lax
 from jax.typing import DTypeLike
+from jaxtyping import Float
 
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.numerics import contract_rounded
@@ -193,25 +194,25 @@ def _check_shareable(geometries: Sequence[Geometry], spatial_partition: bool) ->
 
 
 def assemble_kernels(
-    mixture: jax.Array,
-    cells: jax.Array,
+    mixture: Float[jax.Array, "batch tiles cells"],
+    cells: Float[jax.Array, "cells *cell in_of_cell out_of_cell"],
     share: Share,
     *,
     dtype: DTypeLike | None = None,
     precision: lax.PrecisionLike = None,
-) -> jax.Array:
+) -> Float[jax.Array, "batch *window in_per_group out_features"]:
     """Mixes cells into the tiles of a kernel, for every sample.
 
     Args:
-        mixture: Shape (B, M, n), the weight of each cell in each tile.
-        cells: Shape (n, *cell, ci, co).
+        mixture: The weight of each cell in each tile.
+        cells: The cells.
         share: The layer's share of them.
         dtype: The dtype of the kernels; None is that of the cells. Cells that are
             wider have gradients that are not rounded.
         precision: As in `jax.numpy.matmul`.
 
     Returns:
-        Shape (B, *k, C/g, O).
+        The kernel of each sample.
 
     Example:
         >>> import jax.numpy as jnp

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
+from jaxtyping import Float, Real
 
 from dynconv_jax.functional.checks import check_arrays
 from dynconv_jax.functional.chips import Target, chip_for
@@ -53,12 +54,12 @@ _Plans = tuple[tuple[Geometry, Plan], ...]
 
 
 def conv_transpose_by_vmap(
-    inputs: jax.Array,
-    kernel: jax.Array,
+    inputs: Float[jax.Array, "batch *spatial in_features"],
+    kernel: Float[jax.Array, "batch *window in_per_group out_features"],
     geometry: TransposeGeometry,
     numerics: Numerics,
-) -> jax.Array:
-    """Spreads samples (B, *S, C) by kernels (B, *k, C/g, O), in XLA's own way, mapped.
+) -> Float[jax.Array, "batch *out_spatial out_features"]:
+    """Spreads samples by kernels in XLA's own way, mapped.
 
     It is the reference for every other form.
     """
@@ -240,9 +241,9 @@ def _transpose(
 
 
 def per_sample_conv_transpose(
-    inputs: jax.Array,
-    kernel: jax.Array,
-    bias: jax.Array | None = None,
+    inputs: Float[jax.Array, "batch *spatial in_features"],
+    kernel: Float[jax.Array, "batch *window in_per_group out_features"],
+    bias: Float[jax.Array, "batch out_features"] | None = None,
     *,
     strides: int | Sequence[int] | None = 1,
     padding: PaddingLike = "SAME",
@@ -252,7 +253,7 @@ def per_sample_conv_transpose(
     implementation: str = "auto",
     precision: lax.PrecisionLike = None,
     preferred_element_type: DTypeLike | None = None,
-) -> jax.Array:
+) -> Float[jax.Array, "batch *out_spatial out_features"]:
     """Applies to every sample the transposed convolution with its own kernel.
 
     For each sample it is `torch.nn.functional.conv_transpose1d` (2d, 3d) with the
@@ -261,9 +262,9 @@ def per_sample_conv_transpose(
     kernel flipped along all spatial axes.
 
     Args:
-        inputs: Shape (B, *S, C), with 1, 2 or 3 spatial dimensions.
-        kernel: Shape (B, *k, C/g, O), of the same dtype.
-        bias: Shape (B, O), or None.
+        inputs: The samples, with 1, 2 or 3 spatial dimensions.
+        kernel: The kernel of each sample, of the same dtype.
+        bias: The bias of each sample, or None.
         strides: An int, or one per spatial dimension.
         padding: `"SAME"` (the output is `strides` times as large as the input),
             `"VALID"`, both as in `nnx.ConvTranspose`; or, as in
@@ -273,7 +274,7 @@ def per_sample_conv_transpose(
         output_padding: How much larger the output is at the high end: an int, or one
             per spatial dimension, smaller than the stride or the dilation.
         kernel_dilation: An int, or one per spatial dimension.
-        feature_group_count: g; it must divide C and O.
+        feature_group_count: It must divide the features of inputs and of outputs.
         implementation: `"auto"`, `"patches"`, `"rows"`, `"scan"`, `"taps"`
             (depthwise), `"row_conv"` (for TPUs) or `"vmap"`. All compute the same.
         precision: As in `jax.lax.conv_general_dilated`.
@@ -281,8 +282,8 @@ def per_sample_conv_transpose(
             `jax.lax.conv_general_dilated`.
 
     Returns:
-        Shape (B, *S_out, O); without a name for the padding, S_out = (S - 1) · stride +
-        (k - 1) · dilation + 1 - low - high + output_padding.
+        The outputs; without a name for the padding, along each dimension as many as
+        (inputs - 1) · stride + (taps - 1) · dilation + 1 - low - high + output_padding.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
@@ -324,10 +325,10 @@ def per_sample_conv_transpose(
 
 
 def dynamic_conv_transpose(
-    inputs: jax.Array,
-    attention: jax.Array,
-    kernel: jax.Array,
-    bias: jax.Array | None = None,
+    inputs: Float[jax.Array, "batch *spatial in_features"],
+    attention: Real[jax.Array, "batch experts"],
+    kernel: Float[jax.Array, "experts *window in_per_group out_features"],
+    bias: Float[jax.Array, "experts out_features"] | None = None,
     *,
     strides: int | Sequence[int] | None = 1,
     padding: PaddingLike = "SAME",
@@ -337,22 +338,21 @@ def dynamic_conv_transpose(
     implementation: str = "auto",
     precision: lax.PrecisionLike = None,
     preferred_element_type: DTypeLike | None = None,
-) -> jax.Array:
-    """Applies the transposed convolution with a sample's own mixture of K experts.
+) -> Float[jax.Array, "batch *out_spatial out_features"]:
+    """Applies the transposed convolution with a sample's own mixture of experts.
 
     Args:
-        inputs: Shape (B, *S, C), with 1, 2 or 3 spatial dimensions.
-        attention: Shape (B, K), the weight of each expert for each sample. The rows
-            need not sum to 1.
-        kernel: Shape (K, *k, C/g, O), of the dtype of `inputs`, or wider, as in
-            `dynamic_conv`.
-        bias: Shape (K, O), or None.
+        inputs: The samples, with 1, 2 or 3 spatial dimensions.
+        attention: The weight of each expert for each sample. The rows need not sum to
+            1.
+        kernel: The experts, of the dtype of `inputs`, or wider, as in `dynamic_conv`.
+        bias: The bias of each expert, or None.
         strides: An int, or one per spatial dimension.
         padding: As in `per_sample_conv_transpose`: `"SAME"`, `"VALID"`, or what is
             cropped from the full output.
         output_padding: As in `per_sample_conv_transpose`.
         kernel_dilation: An int, or one per spatial dimension.
-        feature_group_count: g; it must divide C and O.
+        feature_group_count: It must divide the features of inputs and of outputs.
         implementation: `"auto"`, `"patches"`, `"rows"`, `"scan"`, `"taps"` (depthwise),
             `"experts"` or `"vmap"`, as in `dynamic_conv`. All compute the same.
         precision: As in `jax.lax.conv_general_dilated`.
@@ -360,7 +360,7 @@ def dynamic_conv_transpose(
             `jax.lax.conv_general_dilated`.
 
     Returns:
-        Shape (B, *S_out, O).
+        The outputs.
 
     Raises:
         TypeError: If an argument is of the wrong kind.

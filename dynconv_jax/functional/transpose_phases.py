@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Float
 
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.numerics import Numerics
@@ -106,23 +107,23 @@ def as_convolution(
 
 
 def conv_by_phases(
-    inputs: jax.Array,
-    kernel: jax.Array,
+    inputs: Float[jax.Array, "batch *spatial in_features"],
+    kernel: Float[jax.Array, "stack *window in_per_group out_features"],
     geometry: TransposeGeometry,
     numerics: Numerics,
     convolve: Convolve,
-) -> jax.Array:
+) -> Float[jax.Array, "batch *out_spatial out_features"]:
     """Computes a transposed convolution phase by phase.
 
     Args:
-        inputs: Shape (B, *S, C).
-        kernel: Shape (..., *k, C/g, O), with one leading axis.
+        inputs: The samples.
+        kernel: The kernels of the samples, or the experts.
         geometry: The transposed convolution.
         numerics: Its numerical options.
         convolve: What computes a phase.
 
     Returns:
-        Shape (B, *S_out, O).
+        The outputs.
     """
     rank, spatial = geometry.rank, inputs.shape[1:-1]
     sizes = geometry.output_size(spatial)

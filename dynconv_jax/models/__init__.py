@@ -10,6 +10,7 @@ from dynconv_jax.models.efficientnet_cc import (
     tf_efficientnet_cc_b0_8e,
     tf_efficientnet_cc_b1_8e,
 )
+from dynconv_jax.models.layer_groups import head_of, layer_groups
 from dynconv_jax.models.mobilenet_v2 import MobileNetV2, mobilenet_v2
 from dynconv_jax.models.registry import (
     create_model,
@@ -28,6 +29,8 @@ __all__ = [
     "efficientnet_cc_b0_4e",
     "efficientnet_cc_b0_8e",
     "efficientnet_cc_b1_8e",
+    "head_of",
+    "layer_groups",
     "list_convolutions",
     "list_models",
     "mobilenet_v2",

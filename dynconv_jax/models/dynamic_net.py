@@ -19,6 +19,7 @@ from dynconv_jax.layers.batch_norm import BatchNorm
 from dynconv_jax.layers.dynamic_conv import DynamicConv
 from dynconv_jax.layers.dynamic_conv_block import DynamicConvBlock
 from dynconv_jax.models.images import check_images, global_average_pool
+from dynconv_jax.models.layer_groups import LayerGroups
 
 # The channels of the stem and of the three blocks.
 WIDTHS = (32, 64, 128, 256)
@@ -200,3 +201,7 @@ class DynamicNet(nnx.Module):
         x = show("s2", self.stage2(x))
         x = show("s3", self.stage3(x))
         return show("out", self.fc(global_average_pool(x)))
+
+    def _layer_groups(self) -> LayerGroups:
+        """The stem, each block, the head."""
+        return [("stem",), ("stage1",), ("stage2",), ("stage3",), ("fc",)]

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
+from jaxtyping import Float
 
 from dynconv_jax.functional.checks import check_rate
 from dynconv_jax.functional.geometry import positive_int
@@ -17,6 +18,7 @@ from dynconv_jax.layers.cond_conv import CondConv
 from dynconv_jax.layers.given_attention import apply, route
 from dynconv_jax.models.convolutions import Convolutions, fan_out_of_a_group
 from dynconv_jax.models.images import check_images, global_average_pool
+from dynconv_jax.models.layer_groups import LayerGroups
 from dynconv_jax.models.options import check_options
 
 # The input channels of a block, over the units of its squeeze-and-excitation.
@@ -292,14 +294,16 @@ class EfficientNet(nnx.Module):
         )
         make.check_used()
 
-    def __call__(self, inputs: jax.Array) -> jax.Array:
+    def __call__(
+        self, inputs: Float[jax.Array, "batch height width in_features"]
+    ) -> Float[jax.Array, "batch classes"]:
         """Classifies images.
 
         Args:
-            inputs: Shape (B, H, W, in_features).
+            inputs: The images.
 
         Returns:
-            Logits, shape (B, num_classes).
+            The logits.
 
         Raises:
             ValueError: If the inputs do not fit the network.
@@ -311,6 +315,20 @@ class EfficientNet(nnx.Module):
         attention = route(self.head_routing_fn, x)
         x = jax.nn.silu(self.bn2(apply(self.conv_head, x, attention)))
         return self.classifier(self.dropout(global_average_pool(x)))
+
+    def _layer_groups(self) -> LayerGroups:
+        """The stem, each block, the last with the convolution after it; the head."""
+        *blocks, last = [
+            f"blocks.{stage}.{index}"
+            for stage, blocks in enumerate(self.blocks.layers)
+            for index in range(len(blocks.layers))
+        ]
+        return [
+            ("conv_stem", "bn1", "stem_routing_fn"),
+            *((block,) for block in blocks),
+            (last, "conv_head", "bn2", "head_routing_fn"),
+            ("classifier",),
+        ]
 
 
 def _variant(

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 from flax import nnx
+from jaxtyping import Float
 
 from dynconv_jax.functional.checks import check_arrays
 from dynconv_jax.functional.pooling import spatial_mean
@@ -19,17 +20,19 @@ def check_images(inputs: jax.Array, in_features: int) -> None:
         )
 
 
-def max_pool(inputs: jax.Array) -> jax.Array:
+def max_pool(
+    inputs: Float[jax.Array, "batch height width channels"],
+) -> Float[jax.Array, "batch (height+1)//2 (width+1)//2 channels"]:
     """Returns the largest of every 3×3 window, at a stride of 2 and padded by 1.
 
     As `torch.nn.MaxPool2d(3, 2, 1)`: nothing of the border is ever the largest, and
     among equals the first has the gradient.
 
     Args:
-        inputs: Shape (B, H, W, C).
+        inputs: The features of each pixel.
 
     Returns:
-        Shape (B, (H + 1) // 2, (W + 1) // 2, C).
+        The largest of each window.
 
     Example:
         >>> import jax.numpy as jnp
@@ -40,14 +43,16 @@ def max_pool(inputs: jax.Array) -> jax.Array:
     return nnx.max_pool(inputs, (3, 3), (2, 2), padding)
 
 
-def global_average_pool(inputs: jax.Array) -> jax.Array:
+def global_average_pool(
+    inputs: Float[jax.Array, "batch height width channels"],
+) -> Float[jax.Array, "batch channels"]:
     """Returns the mean over all pixels, summed in float32 at least.
 
     Args:
-        inputs: Shape (B, H, W, C).
+        inputs: The features of each pixel.
 
     Returns:
-        Shape (B, C).
+        The mean of each feature.
 
     Example:
         >>> import jax.numpy as jnp

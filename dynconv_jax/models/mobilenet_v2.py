@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
+from jaxtyping import Float
 
 from dynconv_jax.functional.activations import relu6
 from dynconv_jax.functional.checks import check_rate
@@ -15,6 +16,7 @@ from dynconv_jax.functional.geometry import positive_int
 from dynconv_jax.layers.given_attention import RoutedSequential, route
 from dynconv_jax.models.convolutions import Convolutions, check_dynamic_has_conv
 from dynconv_jax.models.images import check_images, global_average_pool
+from dynconv_jax.models.layer_groups import LayerGroups
 from dynconv_jax.models.options import check_options
 
 # The paper's: expansion, output channels, blocks, stride of the first block.
@@ -198,14 +200,16 @@ class MobileNetV2(nnx.Module):
         linear = nnx.Linear(last, num_classes, kernel_init=init, **make.shared)
         self.classifier = nnx.Sequential(drop, linear)
 
-    def __call__(self, inputs: jax.Array) -> jax.Array:
+    def __call__(
+        self, inputs: Float[jax.Array, "batch height width in_features"]
+    ) -> Float[jax.Array, "batch classes"]:
         """Classifies images.
 
         Args:
-            inputs: Shape (B, H, W, in_features).
+            inputs: The images.
 
         Returns:
-            Logits, shape (B, num_classes).
+            The logits.
 
         Raises:
             ValueError: If the inputs do not fit the network.
@@ -217,6 +221,13 @@ class MobileNetV2(nnx.Module):
             x = block(x)
         x = head(x, route(self.head_routing_fn, x))
         return self.classifier(global_average_pool(x))
+
+    def _layer_groups(self) -> LayerGroups:
+        """The stem, each block, the last with the convolution after it; the head."""
+        last = len(self.features.layers) - 1
+        blocks = [(f"features.{index}",) for index in range(1, last - 1)]
+        end = f"features.{last - 1}", f"features.{last}", "head_routing_fn"
+        return [("features.0", "stem_routing_fn"), *blocks, end, ("classifier",)]
 
 
 def mobilenet_v2(num_classes: int = 1000, **options) -> MobileNetV2:

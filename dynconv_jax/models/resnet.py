@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
+from jaxtyping import Float
 
 from dynconv_jax.functional.checks import check_rate
 from dynconv_jax.functional.geometry import positive_int
@@ -14,6 +15,7 @@ from dynconv_jax.initializers import torch_linear
 from dynconv_jax.layers.given_attention import RoutedSequential, apply, route
 from dynconv_jax.models.convolutions import Convolutions, check_dynamic_has_conv
 from dynconv_jax.models.images import check_images, global_average_pool, max_pool
+from dynconv_jax.models.layer_groups import LayerGroups
 from dynconv_jax.models.options import check_options
 
 
@@ -205,14 +207,16 @@ class ResNet(nnx.Module):
         self.fc = torch_linear(width, num_classes, **make.shared)
         make.check_used()
 
-    def __call__(self, inputs: jax.Array) -> jax.Array:
+    def __call__(
+        self, inputs: Float[jax.Array, "batch height width in_features"]
+    ) -> Float[jax.Array, "batch classes"]:
         """Classifies images.
 
         Args:
-            inputs: Shape (B, H, W, in_features).
+            inputs: The images.
 
         Returns:
-            Logits, shape (B, num_classes).
+            The logits.
 
         Raises:
             ValueError: If the inputs do not fit the network.
@@ -224,6 +228,16 @@ class ResNet(nnx.Module):
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = stage(x)
         return self.fc(self.dropout(global_average_pool(x)))
+
+    def _layer_groups(self) -> LayerGroups:
+        """The stem, each block, the head."""
+        stages = self.layer1, self.layer2, self.layer3, self.layer4
+        blocks = [
+            (f"layer{number}.{index}",)
+            for number, stage in enumerate(stages, start=1)
+            for index in range(len(stage.layers))
+        ]
+        return [("conv1", "bn1", "stem_routing_fn"), *blocks, ("fc",)]
 
 
 def _variant(

@@ -8,9 +8,11 @@ from dynconv_jax.weights.arrangements import (
 )
 from dynconv_jax.weights.chen_layout import chen_options
 from dynconv_jax.weights.collapse import collapse
+from dynconv_jax.weights.directories import new_directory
 from dynconv_jax.weights.files import load_weights, save_weights, write_file
 from dynconv_jax.weights.folding import fold_batch_norm
 from dynconv_jax.weights.loading import load_torch_state_dict
+from dynconv_jax.weights.pretrained import from_pretrained, save_pretrained
 from dynconv_jax.weights.surgery import init_from_static
 from dynconv_jax.weights.torch_layout import (
     LAYOUT,
@@ -25,11 +27,14 @@ __all__ = [
     "chen_options",
     "collapse",
     "fold_batch_norm",
+    "from_pretrained",
     "init_from_static",
     "load_torch_state_dict",
     "load_weights",
+    "new_directory",
     "permuted",
     "same",
+    "save_pretrained",
     "save_weights",
     "to_torch_state_dict",
     "torch_variables",

@@ -7,7 +7,7 @@ import re
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import safetensors.numpy
 from flax import nnx
 
 from dynconv_jax.weights.loading import prepare
+from dynconv_jax.weights.names import check_names
 from dynconv_jax.weights.torch_layout import to_torch_state_dict
 
 # Marks a file of a JAX module, whose defaults are those of the module that reads it.
@@ -84,7 +85,9 @@ def save_weights(module: nnx.Module, path: str | os.PathLike) -> None:
     write_file(path, content)
 
 
-def load_weights(module: nnx.Module, path: str | os.PathLike) -> None:
+def load_weights(
+    module: nnx.Module, path: str | os.PathLike, *, ignore: Iterable[str] = ()
+) -> None:
     """Loads a file in PyTorch's layout into `module`, in place, strictly.
 
     Args:
@@ -93,9 +96,10 @@ def load_weights(module: nnx.Module, path: str | os.PathLike) -> None:
             for a PyTorch module's state dict; or, where PyTorch is installed, a file of
             `torch.save` (`.pth`, `.pt`, `.bin`) that holds a state dict, which no code
             in it is run for. The first bytes tell which it is, not the name.
+        ignore: What not to load, such as `("fc",)`; see `load_torch_state_dict`.
 
     Raises:
-        TypeError: If `path` is no path, or `module` no module.
+        TypeError: If `path` is no path, `module` no module, or `ignore` a string.
         OSError: If the file cannot be read.
         ValueError: If the file is damaged or of another kind, is of `torch.save` where
             PyTorch is not installed, or holds more than tensors; or if it does not fit
@@ -112,6 +116,38 @@ def load_weights(module: nnx.Module, path: str | os.PathLike) -> None:
         Traceback (most recent call last):
         FileNotFoundError: [Errno 2] No such file or directory: 'layer.safetensors'
     """
+    check_names("ignore", ignore)
+    state_dict, is_of_jax = read_weights(path)
+    try:
+        loading = prepare(module, state_dict, is_of_jax=is_of_jax, ignore=ignore)
+    except (TypeError, ValueError) as error:
+        if not isinstance(module, nnx.Pytree):  # no fault of the file
+            raise
+        raise ValueError(f"`path` (={os.fspath(path)!r}): {error}") from error
+    loading.carry_out()
+
+
+def read_weights(path: str | os.PathLike) -> tuple[Any, bool]:
+    """Returns what a file of weights holds, and whether a JAX module wrote it.
+
+    Args:
+        path: As of `load_weights`.
+
+    Raises:
+        TypeError: If `path` is no path.
+        OSError: If the file cannot be read.
+        ValueError: If the file is damaged or of another kind, is of `torch.save` where
+            PyTorch is not installed, or holds more than tensors.
+
+    Example:
+        >>> from dynconv_jax import DynamicConv
+        >>> layer = DynamicConv(3, 8, (3, 3), rngs=nnx.Rngs(0))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_weights(layer, f"{folder}/layer.safetensors")
+        ...     arrays, is_of_jax = read_weights(f"{folder}/layer.safetensors")
+        >>> arrays["weight"].shape, is_of_jax
+        ((4, 8, 3, 3, 3), True)
+    """
     if not isinstance(path, (str, os.PathLike)):
         instead = (
             "a dict loads by `load_torch_state_dict`"
@@ -124,17 +160,12 @@ def load_weights(module: nnx.Module, path: str | os.PathLike) -> None:
     try:
         # As PyTorch has written: a zip archive, a pickle, a tar archive.
         if start[:4] == b"PK\x03\x04":
-            state_dict, is_of_jax = _read_zip(path), False
-        elif start[:1] == b"\x80" or start[257:262] == b"ustar":
-            state_dict, is_of_jax = _read_torch(path), False
-        else:
-            state_dict, is_of_jax = _read_safetensors(path)
-        loading = prepare(module, state_dict, is_of_jax=is_of_jax)
-    except (TypeError, ValueError) as error:
-        if not isinstance(module, nnx.Pytree):  # no fault of the file
-            raise
+            return _read_zip(path), False
+        if start[:1] == b"\x80" or start[257:262] == b"ustar":
+            return _read_torch(path), False
+        return _read_safetensors(path)
+    except ValueError as error:
         raise ValueError(f"`path` (={os.fspath(path)!r}): {error}") from error
-    loading.carry_out()
 
 
 def _read_safetensors(path: str | os.PathLike) -> tuple[dict[str, Any], bool]:
@@ -182,7 +213,7 @@ def _read_torch(path: str | os.PathLike) -> Any:
     except ImportError as error:
         raise ValueError(
             "the file is of `torch.save`, and reading it needs PyTorch, which is not "
-            "installed; install it, or convert the file where it is: "
+            "installed; `pip install 'dynconv[torch]'`, or convert the file: "
             "`safetensors.torch.save_file(torch.load(path, weights_only=True), other)`"
         ) from error
     try:

@@ -1,7 +1,7 @@
 """A PyTorch state dict into a module: all of it and nothing else, or a refusal."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -11,6 +11,7 @@ from flax import nnx
 from dynconv_jax.weights.chen_layout import from_chen_layout
 from dynconv_jax.weights.counterparts import silent_differences
 from dynconv_jax.weights.leaf import Leaf
+from dynconv_jax.weights.names import check_names, keys_to_ignore
 from dynconv_jax.weights.recognize import describe
 from dynconv_jax.weights.torch_layout import leaves_of
 from dynconv_jax.weights.wrappers import unwrap
@@ -28,7 +29,21 @@ _KINDS = {
 _NAMED = 8
 
 
-def load_torch_state_dict(module: nnx.Module, state_dict: Mapping[str, Any]) -> None:
+class DoesNotFit(ValueError):
+    """A state dict does not fit a module; the message says in what, and what it is of.
+
+    Attributes:
+        problems: Each by its kind and in words that name the key.
+    """
+
+    def __init__(self, message: str, problems: list[tuple[str, str]]):
+        super().__init__(message)
+        self.problems = problems
+
+
+def load_torch_state_dict(
+    module: nnx.Module, state_dict: Mapping[str, Any], *, ignore: Iterable[str] = ()
+) -> None:
     """Loads a PyTorch state dict into `module`, in place, strictly.
 
     Parameters keep the dtype of the module; a value of a narrower dtype is widened, one
@@ -46,15 +61,20 @@ def load_torch_state_dict(module: nnx.Module, state_dict: Mapping[str, Any]) -> 
         module: A layer or a model; an abstract one (`nnx.eval_shape`) becomes real.
         state_dict: PyTorch tensors or NumPy arrays by PyTorch key, such as
             `torch_module.state_dict()`.
+        ignore: What not to load, such as `("fc",)`: it stays as it is in the module,
+            and the state dict may have it in another shape, or not at all. A name is a
+            key, or the beginning of keys up to a dot; `*` and `?` are those of
+            `fnmatch`. Everything else is as strict as ever.
 
     Raises:
-        TypeError: If `module` is no module, or `state_dict` no dict.
+        TypeError: If `module` is no module, `state_dict` no dict, or `ignore` a string.
         ValueError: If a key is missing or unexpected, or a value has the wrong shape
             or a dtype that does not fit, or a temperature is not positive. The one
             error counts all and names the first of each kind, with the name of the
             model that the state dict is of, if that is known; the module is unchanged.
             Also if a part of the module has no counterpart in PyTorch, or the warehouse
-            of a layer is no part of it.
+            of a layer is no part of it; and if a name in `ignore` means no key of
+            either, or a key of an abstract module, which has nothing that could stay.
 
     Warns:
         UserWarning: If something was taken off; and if a module has a default of flax's
@@ -69,7 +89,7 @@ def load_torch_state_dict(module: nnx.Module, state_dict: Mapping[str, Any]) -> 
         >>> bool((twin.kernel[...] == layer.kernel[...]).all())
         True
     """
-    prepare(module, state_dict).carry_out()
+    prepare(module, state_dict, ignore=ignore).carry_out()
 
 
 class Loading(NamedTuple):
@@ -92,7 +112,11 @@ class Loading(NamedTuple):
 
 
 def prepare(
-    module: nnx.Module, given: Mapping[str, Any], *, is_of_jax: bool = False
+    module: nnx.Module,
+    given: Mapping[str, Any],
+    *,
+    is_of_jax: bool = False,
+    ignore: Iterable[str] = (),
 ) -> Loading:
     """Checks whether a state dict fits a module; neither is changed.
 
@@ -100,11 +124,14 @@ def prepare(
         module: A layer or a model.
         given: What to load into it.
         is_of_jax: Whether a JAX module wrote it, which had the same defaults.
+        ignore: As of `load_torch_state_dict`.
 
     Raises:
         TypeError: As `load_torch_state_dict`.
-        ValueError: As `load_torch_state_dict`.
+        ValueError: As `load_torch_state_dict`; as `DoesNotFit` where it is the state
+            dict that does not fit.
     """
+    check_names("ignore", ignore)
     if isinstance(module, Mapping) and isinstance(given, nnx.Module):
         raise TypeError(
             "`module` comes first and `state_dict` second, "
@@ -116,6 +143,10 @@ def prepare(
     state_dict = from_chen_layout(values, known)
     # What is wrong is told of the keys that the user knows.
     given_key = dict(zip(state_dict, names, strict=True))
+    is_chen = state_dict.keys() != values.keys()
+    ignored = keys_to_ignore(ignore, known.keys() | state_dict.keys())
+    leaves = _without(leaves, ignored)
+    state_dict = {k: value for k, value in state_dict.items() if k not in ignored}
     missing = [
         key
         for key, leaf in leaves
@@ -164,7 +195,7 @@ def prepare(
         problems += [("unexpected key", given_key[key]) for key in unexpected]
         if description := describe(values):
             hints.append(f"The state dict looks like {description}.")
-        if any(key != name for key, name in zip(state_dict, values, strict=True)):
+        if is_chen:
             hints.append("Build the layer with `chen_options`, for its layout.")
         if missing and unexpected and not description:
             hints.append(
@@ -172,10 +203,34 @@ def prepare(
                 "than PyTorch need a row in `dynconv_jax.LAYOUT`."
             )
         name = type(module).__name__
-        raise ValueError("\n".join([_refusal(name, problems), *hints]))
+        raise DoesNotFit("\n".join([_refusal(name, problems), *hints]), problems)
     if not is_of_jax:
         notes += silent_differences(module)
     return Loading([(leaf, value) for _, leaf, value in accepted.values()], notes)
+
+
+def _without(
+    leaves: list[tuple[str, Leaf]], ignored: Collection[str]
+) -> list[tuple[str, Leaf]]:
+    """Returns what is not ignored; what is can stay as it is, or it is refused."""
+    held = {}
+    for key, leaf in leaves:
+        if key in ignored:
+            if leaf.is_abstract:
+                raise ValueError(
+                    f"`ignore` leaves {key} as it is, but the module is abstract and "
+                    "has no values; build it without `nnx.eval_shape`"
+                )
+            held.update((id(variable), key) for variable in leaf.variables)
+    kept = [(key, leaf) for key, leaf in leaves if key not in ignored]
+    for key, leaf in kept:
+        for variable in leaf.variables:
+            if id(variable) in held:
+                raise ValueError(
+                    f"`ignore` names {held[id(variable)]}, which is one array with "
+                    f"{key}; name both or neither"
+                )
+    return kept
 
 
 def as_array(value: Any) -> np.ndarray:
@@ -192,7 +247,7 @@ def as_array(value: Any) -> np.ndarray:
         >>> as_array([1.0, 2.0]).shape
         (2,)
     """
-    if hasattr(value, "detach") and hasattr(value, "cpu"):
+    if hasattr(value, "detach"):
         tensor = value.detach().cpu()
         dtype = str(tensor.dtype).removeprefix("torch.")
         if hasattr(ml_dtypes, dtype):  # what NumPy has not: the bits, as integers

@@ -1,6 +1,6 @@
 """What a dynamic model and its static counterpart have in common."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +13,8 @@ from dynconv_jax.layers import DecomposedConv, KernelWarehouse, WarehouseConv
 from dynconv_jax.layers.expert_conv import ExpertConv
 from dynconv_jax.routing import Router, SigmoidRouter
 from dynconv_jax.scheduled import Scheduled
+from dynconv_jax.weights.names import keys_to_ignore
+from dynconv_jax.weights.torch_layout import leaves_of
 
 # The layers of the family, and what belongs to several of them in a model.
 FAMILY = (ExpertConv, WarehouseConv, DecomposedConv)
@@ -57,10 +59,37 @@ class Write(NamedTuple):
         ]
 
 
+def variables_to_ignore(
+    model: nnx.Module, static: nnx.Module, ignore: Iterable[str]
+) -> set[int]:
+    """Returns which variables of two models an argument `ignore` names, by `id`.
+
+    Args:
+        model: The one.
+        static: The other.
+        ignore: The names, of PyTorch's keys.
+
+    Raises:
+        ValueError: If a name means nothing in either.
+    """
+    ignore = tuple(ignore)
+    if not ignore:  # of whose parts some may have no keys
+        return set()
+    leaves = [*leaves_of(model), *leaves_of(static)]
+    ignored = keys_to_ignore(ignore, {key for key, _ in leaves})
+    return {id(v) for key, leaf in leaves if key in ignored for v in leaf.variables}
+
+
 def match_models(
-    model: nnx.Module, static: nnx.Module
+    model: nnx.Module, static: nnx.Module, ignored: Collection[int] = ()
 ) -> tuple[dict[Path, tuple[Any, nnx.Conv]], list[Common], list[str]]:
     """Pairs what two models have in common.
+
+    Args:
+        model: The dynamic one.
+        static: The static one.
+        ignored: Variables of either, by `id`, that need no other. A part with no others
+            is left out whole.
 
     Returns:
         By path a layer of the family and the convolution there; the name, the variable
@@ -71,7 +100,9 @@ def match_models(
     problems: list[str] = []
     inside: list[Path] = []  # of layers and routers: not to be looked for in `static`
     for path, part in nnx.iter_modules(model):
-        if isinstance(part, FAMILY):
+        if ignored and _is_ignored(part, ignored):
+            inside.append(path)
+        elif isinstance(part, FAMILY):
             inside.append(path)
             source = sources.get(path)
             if not isinstance(source, nnx.Conv):
@@ -100,6 +131,7 @@ def match_models(
             if isinstance(part, nnx.Variable)
             and not isinstance(part, (nnx.RngState, nnx.Intermediate, Scheduled))
             and not any(path[: len(each)] == each for each in outside)
+            and id(part) not in ignored
         }
 
     ours, theirs = rest(model, inside), rest(static, list(pairs))
@@ -112,6 +144,17 @@ def match_models(
         (path_name(path), ours[path], theirs[path]) for path in ours if path in theirs
     ]
     return pairs, shared, problems
+
+
+def _is_ignored(part: Any, ignored: Collection[int]) -> bool:
+    """Whether a part has variables with keys, and all of them are ignored."""
+    held = [
+        each
+        for path, each in nnx.iter_graph(part)
+        if isinstance(each, (nnx.Param, nnx.BatchStat))
+        and not any(str(name).startswith("_") for name in path)  # of other parts
+    ]
+    return bool(held) and all(id(variable) in ignored for variable in held)
 
 
 def refuse(problems: list[str], what: str) -> None:

@@ -6,6 +6,7 @@ trained kernel, whatever the attention. The way back is in `collapse.py`.
 
 import functools
 import math
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import jax
@@ -30,7 +31,9 @@ from dynconv_jax.weights.matching import (
     misfit,
     path_name,
     refuse,
+    variables_to_ignore,
 )
+from dynconv_jax.weights.names import check_names
 
 
 class NoExactStart(ValueError):
@@ -43,6 +46,7 @@ def init_from_static(
     *,
     noise: float = 0.0,
     rngs: nnx.Rngs | None = None,
+    ignore: Iterable[str] = (),
 ) -> None:
     """Makes a dynamic model compute what a trained static one does, in place.
 
@@ -59,10 +63,15 @@ def init_from_static(
         noise: The standard deviation of what is added to each expert, as a share of
             that of the trained kernel.
         rngs: Where the noise comes from; needed if there is any.
+        ignore: What stays as it is in the model, such as `("fc",)` where the static
+            model is of other classes. A name is one of PyTorch's keys, or the beginning
+            of keys up to a dot; `*` and `?` are those of `fnmatch`.
 
     Raises:
-        ValueError: If the two do not fit, or a layer has no exact start. All problems
-            are listed, and the model is unchanged.
+        TypeError: If one of the two is no module, or `ignore` a string.
+        ValueError: If the two do not fit, or a layer has no exact start; all problems
+            are listed. Or if a name in `ignore` means nothing in either. The model is
+            then unchanged.
 
     Example:
         >>> from dynconv_jax import DynamicConv
@@ -79,13 +88,15 @@ def init_from_static(
         raise ValueError(f"`noise` (={noise}) must be 0 or a positive finite number")
     if noise and rngs is None:
         raise ValueError(f"`noise` (={noise}) needs `rngs` to be drawn from")
-    pairs, shared, problems = match_models(model, static)
+    check_names("ignore", ignore)
+    ignored = variables_to_ignore(model, static, ignore)
+    pairs, shared, problems = match_models(model, static, ignored)
     for name, target, value in shared:
         problems.extend(misfit(name, value, target))
-    starts = []
+    starts: list[list[Write]] = []
     for path, (layer, source) in pairs.items():
         try:
-            starts.append(static_start(layer, source, model))
+            starts.append(_kept(static_start(layer, source, model), ignored))
         except NoExactStart as error:
             problems.append(f"{path_name(path)} ({type(layer).__name__}): {error}")
             continue
@@ -99,7 +110,7 @@ def init_from_static(
     copy_values((value, target) for _, target, value in shared)
     if any(isinstance(layer, CondConv) for layer, _ in pairs.values()):
         for router in _sigmoid_routers(model):
-            for write in _router_start(router):
+            for write in _kept(_router_start(router), ignored):
                 write.apply()
     for (layer, _), start in zip(pairs.values(), starts, strict=True):
         for write in start:
@@ -110,6 +121,11 @@ def init_from_static(
                 drawn = jax.random.normal(rngs.params(), value.shape, value.dtype)
                 value = value + noise * value.std() * drawn
             write._replace(value=value).apply()
+
+
+def _kept(writes: Iterable[Write], ignored: Collection[int]) -> list[Write]:
+    """Returns what is written into variables that are not ignored."""
+    return [write for write in writes if id(write.variable) not in ignored]
 
 
 @functools.singledispatch

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float, Real
 from torch import Tensor
 
 from dynconv_torch.functional.checks import check_tensors
@@ -28,15 +29,18 @@ from dynconv_torch.functional.per_sample import (
 from dynconv_torch.functional.tracing import sizes_of
 
 
-def mix_kernels(attention: Tensor, weight: Tensor) -> Tensor:
-    """Mixes K stacked experts into one tensor per sample, Σ_k a_ik W_k.
+def mix_kernels(
+    attention: Real[Tensor, "batch experts"],
+    weight: Float[Tensor, "experts *kernel"],
+) -> Float[Tensor, "batch *kernel"]:
+    """Mixes stacked experts into one tensor per sample, Σ_k a_ik W_k.
 
     Args:
-        attention: Shape (B, K). It is cast to the dtype of `weight`.
-        weight: Shape (K, ...): kernels, or biases.
+        attention: The weights. They are cast to the dtype of `weight`.
+        weight: Kernels, or biases.
 
     Returns:
-        Shape (B, ...), in the dtype of `weight`.
+        The mixtures, in the dtype of `weight`.
 
     Raises:
         ValueError: If the two do not agree on K, or the kernels are not floating.
@@ -70,23 +74,23 @@ def _merge_experts(weight: Tensor, groups: int) -> Tensor:
 
 
 def conv_by_experts(
-    input: Tensor,
-    attention: Tensor,
+    input: Float[Tensor, "batch in_channels *spatial"],
+    attention: Real[Tensor, "batch experts"],
     merged: Tensor,
     geometry: Geometry,
     convolve: Convolve = conv,
-) -> Tensor:
+) -> Float[Tensor, "batch out_channels *out_spatial"]:
     """Applies all experts to all samples, then sums by attention.
 
     Args:
-        input: Shape (B, C, *S).
-        attention: Shape (B, K).
+        input: The samples.
+        attention: The weights of the experts.
         merged: The experts as one kernel, whose outputs are (g, K, O/g).
         geometry: The convolution.
         convolve: What convolves with one kernel.
 
     Returns:
-        Shape (B, O, *S_out).
+        The outputs.
     """
     output = convolve(input, merged, geometry, geometry.groups)
     output = output.unflatten(1, (geometry.groups, attention.shape[1], -1))
@@ -105,42 +109,42 @@ def check_attention(attention: Tensor, batch: int, num_experts: int) -> None:
 
 
 def dynamic_conv(
-    input: Tensor,
-    attention: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None = None,
+    input: Float[Tensor, "batch in_channels *spatial"],
+    attention: Real[Tensor, "batch experts"] | None,
+    weight: Float[Tensor, "experts out_channels in_per_group *window"],
+    bias: Float[Tensor, "experts out_channels"] | None = None,
     *,
-    spatial_attention: Tensor | None = None,
+    spatial_attention: Real[Tensor, "batch *window"] | None = None,
     stride: int | Sequence[int] = 1,
     padding: PaddingLike = 0,
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
     implementation: str = "auto",
-) -> Tensor:
-    """Convolves every sample with its own mixture of K experts.
+) -> Float[Tensor, "batch out_channels *out_spatial"]:
+    """Convolves every sample with its own mixture of experts.
 
     Args:
-        input: Shape (B, C, *S), with 1, 2 or 3 spatial dimensions.
-        attention: Shape (B, K), the weight of each expert for each sample. The rows
-            need not sum to 1. None is for a single expert, whose weight is then 1.
-        weight: Shape (K, O, C/g, *k), of the dtype of `input`.
-        bias: Shape (K, O), or None.
-        spatial_attention: Shape (B, *k), one more weight for each sample and tap, which
-            multiplies the mixed kernel; None is 1. With neither attention the kernel is
-            the same for all samples, and it is a convolution like any other.
+        input: The samples, with 1, 2 or 3 spatial dimensions.
+        attention: The weight of each expert for each sample. The rows need not sum to
+            1. None is for a single expert, whose weight is then 1.
+        weight: The experts, of the dtype of `input`.
+        bias: The bias of each expert, or None.
+        spatial_attention: One more weight for each sample and tap, which multiplies the
+            mixed kernel; None is 1. With neither attention the kernel is the same for
+            all samples, and it is a convolution like any other.
         stride: An int, or one per spatial dimension.
         padding: `"same"` (with a stride of 1), `"valid"`, `"tf_same"` (for any stride,
             as TensorFlow pads), an int, or one int or (low, high) pair per spatial
             dimension.
         dilation: An int, or one per spatial dimension.
-        groups: g; it must divide C and O.
+        groups: It must divide the channels of the input and of the output.
         implementation: `"auto"`, `"loop"`, `"grouped"`, `"patches"` or, without spatial
             attention, `"experts"`. All compute the same; `"auto"` takes the one that it
             estimates to be the fastest, or one that leaves the batch open where that is
             what a program is traced for.
 
     Returns:
-        Shape (B, O, *S_out).
+        The outputs.
 
     Raises:
         TypeError: If an argument is of the wrong kind.

@@ -5,6 +5,7 @@ import functools
 from collections.abc import Iterable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from dynconv_torch.functional.tracing import refuse_proxy
@@ -30,8 +31,11 @@ def without_autocast(device: torch.device) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext()
 
 
-def scale_channels(features: Tensor, weights: Tensor) -> Tensor:
-    """Multiplies features (B, C, *S) by weights (B, C), and rounds once.
+def scale_channels(
+    features: Float[Tensor, "batch channels *spatial"],
+    weights: Float[Tensor, "batch channels"],
+) -> Float[Tensor, "batch channels *spatial"]:
+    """Multiplies each channel of a sample by a weight, and rounds once.
 
     The result has the dtype of the features, also where the weights are wider.
     """

@@ -5,14 +5,19 @@ with the sample's kernel: over a batch, one batched matrix product. No number of
 depends on the batch, so it is the form for programs that leave the batch open.
 """
 
+from jaxtyping import Num
 from torch import Tensor
 
 from dynconv_torch.functional.geometry import Geometry
 from dynconv_torch.functional.windows import gather_windows, pad_for
 
 
-def conv_by_patches(input: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
-    """Convolves samples (B, C, *S) with kernels (B, O, C/g, *k), as one product.
+def conv_by_patches(
+    input: Num[Tensor, "batch in_channels *spatial"],
+    weight: Num[Tensor, "batch out_channels in_per_group *window"],
+    geometry: Geometry,
+) -> Num[Tensor, "batch out_channels *out_spatial"]:
+    """Convolves samples with kernels of their own, as one product.
 
     Example:
         >>> import torch

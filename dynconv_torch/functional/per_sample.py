@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Num
 from torch import Tensor
 
 from dynconv_torch.functional.checks import check_tensors
@@ -121,9 +122,12 @@ Convolve = Callable[[Tensor, Tensor, Any, int], Tensor]
 
 
 def conv_by_loop(
-    input: Tensor, weight: Tensor, geometry: Geometry, convolve: Convolve = conv
-) -> Tensor:
-    """Convolves samples (B, C, *S) with kernels (B, O, C/g, *k), one by one."""
+    input: Num[Tensor, "batch in_channels *spatial"],
+    weight: Num[Tensor, "batch *kernel"],
+    geometry: Geometry,
+    convolve: Convolve = conv,
+) -> Num[Tensor, "batch out_channels *out_spatial"]:
+    """Convolves samples with kernels of their own, one by one."""
     return torch.cat(
         [
             convolve(sample[None], own_weight, geometry, geometry.groups)
@@ -133,9 +137,12 @@ def conv_by_loop(
 
 
 def conv_by_groups(
-    input: Tensor, weight: Tensor, geometry: Geometry, convolve: Convolve = conv
-) -> Tensor:
-    """Convolves samples (B, C, *S) with kernels (B, O, C/g, *k), all at once."""
+    input: Num[Tensor, "batch in_channels *spatial"],
+    weight: Num[Tensor, "batch *kernel"],
+    geometry: Geometry,
+    convolve: Convolve = conv,
+) -> Num[Tensor, "batch out_channels *out_spatial"]:
+    """Convolves samples with kernels of their own, all at once."""
     batch, _, *spatial = input.shape
     folded = input.reshape(1, batch * geometry.in_channels, *spatial)
     output = convolve(folded, weight.flatten(0, 1), geometry, batch * geometry.groups)
@@ -144,24 +151,24 @@ def conv_by_groups(
 
 def conv_by_form(
     form: str,
-    input: Tensor,
-    weight: Tensor,
+    input: Num[Tensor, "batch in_channels *spatial"],
+    weight: Num[Tensor, "batch *kernel"],
     geometry: Geometry,
     convolve: Convolve = conv,
     by_patches: Callable[[Tensor, Tensor, Any], Tensor] = conv_by_patches,
-) -> Tensor:
-    """Convolves samples (B, C, *S) with kernels of their own.
+) -> Num[Tensor, "batch out_channels *out_spatial"]:
+    """Convolves samples with kernels of their own.
 
     Args:
         form: `"loop"`, `"grouped"` or `"patches"`.
-        input: Shape (B, C, *S).
-        weight: Shape (B, *weight_shape), as the geometry has it.
+        input: The samples.
+        weight: The kernel of each, as the geometry has it.
         geometry: The convolution.
         convolve: What convolves with one kernel: `conv`, or one of the same arguments.
         by_patches: What convolves by patches.
 
     Returns:
-        Shape (B, O, *S_out).
+        The outputs.
     """
     if form == "patches":
         return by_patches(input, weight, geometry)
@@ -173,8 +180,11 @@ def conv_by_form(
     return conv_by_groups(input, weight, geometry, convolve)
 
 
-def add_bias(output: Tensor, bias: Tensor | None) -> Tensor:
-    """Adds a bias (B, O) to an output (B, O, *S)."""
+def add_bias(
+    output: Num[Tensor, "batch out_channels *spatial"],
+    bias: Num[Tensor, "#batch out_channels"] | None,
+) -> Num[Tensor, "batch out_channels *spatial"]:
+    """Adds to each sample a bias of its own, or to all the same."""
     if bias is None:
         return output
     spatial = (1,) * (output.ndim - 2)
@@ -182,33 +192,33 @@ def add_bias(output: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def per_sample_conv(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
+    input: Num[Tensor, "batch in_channels *spatial"],
+    weight: Num[Tensor, "batch out_channels in_per_group *window"],
+    bias: Num[Tensor, "batch out_channels"] | None = None,
     *,
     stride: int | Sequence[int] = 1,
     padding: PaddingLike = 0,
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
     implementation: str = "auto",
-) -> Tensor:
+) -> Num[Tensor, "batch out_channels *out_spatial"]:
     """Convolves every sample with its own kernel.
 
     Args:
-        input: Shape (B, C, *S), with 1, 2 or 3 spatial dimensions.
-        weight: Shape (B, O, C/g, *k), of the same dtype.
-        bias: Shape (B, O), or None.
+        input: The samples, with 1, 2 or 3 spatial dimensions.
+        weight: The kernel of each sample, of the same dtype.
+        bias: The bias of each sample, or None.
         stride: An int, or one per spatial dimension.
         padding: `"same"` (with a stride of 1), `"valid"`, `"tf_same"` (for any stride,
             as TensorFlow pads), an int, or one int or (low, high) pair per spatial
             dimension.
         dilation: An int, or one per spatial dimension.
-        groups: g; it must divide C and O.
+        groups: It must divide the channels of the input and of the output.
         implementation: `"auto"`, `"loop"`, `"grouped"` or `"patches"`; the module's
             docstring says how they differ. All compute the same.
 
     Returns:
-        Shape (B, O, *S_out).
+        The outputs.
 
     Raises:
         TypeError: If an argument is of the wrong kind.

@@ -5,21 +5,24 @@ Sums are taken in float32 at least.
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from dynconv_torch.functional.numerics import at_least_float32
 
 
-def spatial_mean(x: Tensor, *dtypes: torch.dtype) -> Tensor:
-    """Returns the mean of `x` (B, C, *S) over *S.
+def spatial_mean(
+    x: Shaped[Tensor, "batch channels *spatial"], *dtypes: torch.dtype
+) -> Float[Tensor, "batch channels"]:
+    """Returns the mean over the pixels.
 
     Args:
-        x: Shape (B, C, *S).
+        x: The features of each pixel.
         dtypes: Of what the result meets: it has a dtype that holds these, that of `x`
             and float32.
 
     Returns:
-        Shape (B, C).
+        The mean of each feature.
 
     Example:
         >>> spatial_mean(torch.arange(6.0).reshape(1, 1, 2, 3)).tolist()
@@ -30,18 +33,20 @@ def spatial_mean(x: Tensor, *dtypes: torch.dtype) -> Tensor:
     return x.mean(axes, dtype=dtype) if axes else x.to(dtype)
 
 
-def adaptive_avg_pool(x: Tensor, bins: int, *dtypes: torch.dtype) -> Tensor:
+def adaptive_avg_pool(
+    x: Shaped[Tensor, "batch channels *spatial"], bins: int, *dtypes: torch.dtype
+) -> Float[Tensor, "batch channels *bins"]:
     """Averages `x` over `bins` bins along every spatial axis.
 
     As `torch.nn.AdaptiveAvgPool2d`, in as many dimensions as there are.
 
     Args:
-        x: Shape (B, C, *S), with no empty axis in S.
+        x: The features of each pixel; no spatial axis is empty.
         bins: The bins along each axis.
         dtypes: As in `spatial_mean`.
 
     Returns:
-        Shape (B, C, bins, ...), with as many spatial axes.
+        The mean of each bin, with as many spatial axes, of `bins` each.
 
     Example:
         >>> adaptive_avg_pool(torch.arange(3.0).reshape(1, 1, 3), 2).tolist()

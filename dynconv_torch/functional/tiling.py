@@ -15,6 +15,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+from jaxtyping import Float
 from torch import Tensor
 
 from dynconv_torch.functional.dynamic import mix_kernels
@@ -190,17 +191,21 @@ def _check_shareable(geometries: Sequence[Geometry], spatial_partition: bool) ->
             )
 
 
-def assemble_weights(mixture: Tensor, cells: Tensor, share: Share) -> Tensor:
+def assemble_weights(
+    mixture: Float[Tensor, "batch tiles cells"],
+    cells: Float[Tensor, "cells out_of_cell in_of_cell *cell"],
+    share: Share,
+) -> Float[Tensor, "batch out_channels in_per_group *window"]:
     """Mixes cells into the tiles of a kernel, for every sample.
 
     Args:
-        mixture: Shape (B, M, n), the weight of each cell in each tile. It is cast to
-            the dtype of `cells`.
-        cells: Shape (n, co, ci, *cell).
+        mixture: The weight of each cell in each tile. It is cast to the dtype of
+            `cells`.
+        cells: The cells.
         share: The layer's share of them.
 
     Returns:
-        Shape (B, O, C/g, *k), in the dtype of `cells`, or that of autocast.
+        The kernel of each sample, in the dtype of `cells`, or that of autocast.
 
     Example:
         >>> import torch

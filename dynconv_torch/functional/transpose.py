@@ -9,6 +9,7 @@ convolution in the place of its convolution.
 from collections.abc import Sequence
 
 import torch.nn.functional as F
+from jaxtyping import Float, Num, Real
 from torch import Tensor
 
 from dynconv_torch.functional.checks import check_tensors
@@ -62,9 +63,11 @@ def conv_transpose(
 
 
 def conv_transpose_by_patches(
-    input: Tensor, weight: Tensor, geometry: TransposeGeometry
-) -> Tensor:
-    """Convolves samples (B, C, *S) with kernels (B, C, O/g, *k), as one product.
+    input: Num[Tensor, "batch in_channels *spatial"],
+    weight: Num[Tensor, "batch in_channels out_per_group *window"],
+    geometry: TransposeGeometry,
+) -> Num[Tensor, "batch out_channels *out_spatial"]:
+    """Convolves samples with kernels of their own, as one product.
 
     It is the convolution of the input, spread by the stride, with the kernel turned
     over. The zeros between the pixels are gathered and multiplied too.
@@ -113,9 +116,9 @@ def _merge_experts(weight: Tensor) -> Tensor:
 
 
 def per_sample_conv_transpose(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
+    input: Num[Tensor, "batch in_channels *spatial"],
+    weight: Num[Tensor, "batch in_channels out_per_group *window"],
+    bias: Num[Tensor, "batch out_channels"] | None = None,
     *,
     stride: int | Sequence[int] = 1,
     padding: PaddingLike = 0,
@@ -123,25 +126,25 @@ def per_sample_conv_transpose(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
     implementation: str = "auto",
-) -> Tensor:
+) -> Num[Tensor, "batch out_channels *out_spatial"]:
     """Applies to every sample the transposed convolution with its own kernel.
 
     Args:
-        input: Shape (B, C, *S), with 1, 2 or 3 spatial dimensions.
-        weight: Shape (B, C, O/g, *k), of the same dtype.
-        bias: Shape (B, O), or None.
+        input: The samples, with 1, 2 or 3 spatial dimensions.
+        weight: The kernel of each sample, of the same dtype.
+        bias: The bias of each sample, or None.
         stride: An int, or one per spatial dimension.
         padding: What is cropped from the full output: an int, or one int or (low, high)
             pair per spatial dimension. A negative number appends zeros.
         output_padding: How much larger the output is at the high end: an int, or one
             per spatial dimension, smaller than the stride or the dilation.
         dilation: An int, or one per spatial dimension.
-        groups: g; it must divide C and O.
+        groups: It must divide the channels of the input and of the output.
         implementation: `"auto"`, `"loop"`, `"grouped"` or `"patches"`, as in
             `per_sample_conv`. All compute the same.
 
     Returns:
-        Shape (B, O, *S_out).
+        The outputs.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
@@ -178,10 +181,10 @@ def per_sample_conv_transpose(
 
 
 def dynamic_conv_transpose(
-    input: Tensor,
-    attention: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
+    input: Float[Tensor, "batch in_channels *spatial"],
+    attention: Real[Tensor, "batch experts"],
+    weight: Float[Tensor, "experts in_channels out_per_group *window"],
+    bias: Float[Tensor, "experts out_channels"] | None = None,
     *,
     stride: int | Sequence[int] = 1,
     padding: PaddingLike = 0,
@@ -189,26 +192,26 @@ def dynamic_conv_transpose(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
     implementation: str = "auto",
-) -> Tensor:
-    """Applies the transposed convolution with a sample's own mixture of K experts.
+) -> Float[Tensor, "batch out_channels *out_spatial"]:
+    """Applies the transposed convolution with a sample's own mixture of experts.
 
     Args:
-        input: Shape (B, C, *S), with 1, 2 or 3 spatial dimensions.
-        attention: Shape (B, K), the weight of each expert for each sample. The rows
-            need not sum to 1.
-        weight: Shape (K, C, O/g, *k), of the dtype of `input`.
-        bias: Shape (K, O), or None.
+        input: The samples, with 1, 2 or 3 spatial dimensions.
+        attention: The weight of each expert for each sample. The rows need not sum to
+            1.
+        weight: The experts, of the dtype of `input`.
+        bias: The bias of each expert, or None.
         stride: An int, or one per spatial dimension.
         padding: What is cropped from the full output, as in
             `per_sample_conv_transpose`.
         output_padding: As in `per_sample_conv_transpose`.
         dilation: An int, or one per spatial dimension.
-        groups: g; it must divide C and O.
+        groups: It must divide the channels of the input and of the output.
         implementation: `"auto"`, `"loop"`, `"grouped"`, `"patches"` or `"experts"`, as
             in `dynamic_conv`. All compute the same.
 
     Returns:
-        Shape (B, O, *S_out).
+        The outputs.
 
     Raises:
         TypeError: If an argument is of the wrong kind.

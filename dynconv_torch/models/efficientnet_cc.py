@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from dynconv_torch.functional.checks import check_rate
@@ -294,14 +295,16 @@ class EfficientNet(nn.Module):
         nn.init.zeros_(self.classifier.bias)
         make.check_used()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(
+        self, x: Float[Tensor, "batch in_channels height width"]
+    ) -> Float[Tensor, "batch classes"]:
         """Classifies images.
 
         Args:
-            x: Shape (B, in_channels, H, W).
+            x: The images.
 
         Returns:
-            Logits, shape (B, num_classes).
+            The logits.
 
         Raises:
             ValueError: If the input does not fit the network.

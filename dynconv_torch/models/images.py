@@ -1,5 +1,6 @@
 """What the classifiers of images share: the check of their input, and pooling."""
 
+from jaxtyping import Float
 from torch import Tensor
 
 from dynconv_torch.functional.checks import check_tensors
@@ -20,14 +21,16 @@ def check_images(x: Tensor, in_channels: int) -> None:
         )
 
 
-def global_average_pool(x: Tensor) -> Tensor:
+def global_average_pool(
+    x: Float[Tensor, "batch channels height width"],
+) -> Float[Tensor, "batch channels"]:
     """Returns the mean over all pixels, summed in float32 at least.
 
     Args:
-        x: Shape (B, C, H, W).
+        x: The features of each pixel.
 
     Returns:
-        Shape (B, C).
+        The mean of each feature.
 
     Example:
         >>> import torch

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from dynconv_torch.functional.checks import check_rate
@@ -185,14 +186,16 @@ class MobileNetV2(nn.Module):
         nn.init.zeros_(linear.bias)
         self.classifier = nn.Sequential(nn.Dropout(dropout), linear)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(
+        self, x: Float[Tensor, "batch in_channels height width"]
+    ) -> Float[Tensor, "batch classes"]:
         """Classifies images.
 
         Args:
-            x: Shape (B, in_channels, H, W).
+            x: The images.
 
         Returns:
-            Logits, shape (B, num_classes).
+            The logits.
 
         Raises:
             ValueError: If the input does not fit the network.

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from dynconv_torch.layers import CondConv2d, DecomposedConv2d, DynamicConv2d, ODConv2d
+from dynconv_torch.models.description import attach, describe
 from dynconv_torch.models.dynamic_net import DynamicNet
 from dynconv_torch.models.efficientnet_cc import (
     efficientnet_cc_b0_4e,
@@ -81,6 +82,8 @@ def create_model(
 ) -> nn.Module:
     """Builds a model by name.
 
+    The model keeps the arguments, for `save_pretrained`.
+
     Args:
         name: One of `list_models()`.
         num_classes: The number of logits; None leaves it to the model.
@@ -111,6 +114,7 @@ def create_model(
     check_options(options, build)
     if num_classes is not None:
         options["num_classes"] = num_classes
+    given = dict(options)
     if conv == "static":
         options["conv"] = None  # also where the model has others by default
     layer: Callable[..., Any] | None = (
@@ -139,13 +143,18 @@ def create_model(
             given=_given_to(layer),
         )
         if layer is with_warehouses:
-            build = functools.partial(build, **options)
-            return with_warehouses(build, **conv_options or {})
-        # A partial of no options would only hide which layer it is.
-        options["conv"] = (
-            functools.partial(layer, **conv_options) if conv_options else layer
-        )
-    return build(**options)
+            build = functools.partial(
+                with_warehouses, functools.partial(build, **options)
+            )
+            options = dict(conv_options or {})
+        else:
+            # A partial of no options would only hide which layer it is.
+            options["conv"] = (
+                functools.partial(layer, **conv_options) if conv_options else layer
+            )
+    model = build(**options)
+    attach(model, describe(name, conv, conv_options or {}, given, CONVOLUTIONS))
+    return model
 
 
 def _given_to(layer: Callable[..., Any]) -> tuple[str, ...]:

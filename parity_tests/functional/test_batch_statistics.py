@@ -44,6 +44,17 @@ def test_statistics_are_those_of_two_passes(way, shape, rng):
     assert_close(named(actual), named(expected), dtype="float64")
 
 
+@pytest.mark.parametrize("shards", [1, 2, 4])
+@pytest.mark.parametrize("shape", [(4, 5, 3), (12, 3)], ids=str)
+def test_statistics_are_the_same_over_however_many_shards(
+    shape, shards, rng, monkeypatch
+):
+    monkeypatch.setattr(module, "batch_shards", lambda x: shards)
+    x, axes = jnp.asarray(3 + rng.normal(size=shape)), tuple(range(len(shape) - 1))
+    actual = module._of_many_devices(x, axes)
+    assert_close(named(actual), named(plain(x, axes)), dtype="float64")
+
+
 @each_way
 @pytest.mark.parametrize("shape", [(48, 3, 2, 5), (128, 5)], ids=str)
 @pytest.mark.parametrize("mean", [0.0, 1e2, 1e4, -1e5])

@@ -61,6 +61,19 @@ def test_a_program_over_a_mesh_is_for_the_chip_of_the_mesh():
         assert chip_for("gpu").is_default
 
 
+@pytest.mark.parametrize(("names", "expected"), [("xy", "x"), (("", "y"), "y")])
+def test_without_proc_the_processor_is_what_the_system_calls_it(
+    names, expected, monkeypatch
+):
+    def no_file(path):
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(chips.Path, "read_text", no_file)
+    monkeypatch.setattr(chips.host, "processor", lambda: names[0])
+    monkeypatch.setattr(chips.host, "machine", lambda: names[1])
+    assert chips.processor.__wrapped__() == expected
+
+
 DAMAGED = {
     "a field that is missing": (ZEN4.replace("cache = 0.032", ""), "cache must be"),
     "a field of another type": (ZEN4.replace("= true", '= "yes"'), "is_default must"),

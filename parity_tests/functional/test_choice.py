@@ -14,6 +14,7 @@ import dynconv_torch
 from dynconv_jax import DynamicConv, dynamic_conv, explain, per_sample_conv
 from dynconv_jax.functional import cost
 from dynconv_jax.functional.chips import chips
+from dynconv_jax.functional.forms import FORMS
 from dynconv_torch.functional import Geometry
 from dynconv_torch.functional import choice as torch_choice
 from parity_tests.tools.cases import EXTREMES
@@ -131,6 +132,18 @@ def test_loops_over_samples_are_for_cpus(implementation, platform):
         assert each.plan.chunk is None
         assert each.plan.form != "looped taps"
     assert "only a CPU" in found.reason
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+@pytest.mark.parametrize("implementation", EXTREMES)
+def test_kernels_are_mixed_by_sums_on_a_tpu_alone(implementation, platform):
+    inputs, kernel, options = EXTREMES[implementation]
+    found = explain(inputs, kernel, platform=platform, device_count=1, **options)
+    mixing = [each.plan for each in found.estimates if each.plan.form in FORMS]
+    assert {"patches", "rows"} <= {plan.form for plan in mixing}
+    assert {plan.by_sums for plan in mixing} == {platform == "tpu"}
+    others = [each.plan for each in found.estimates if each.plan not in mixing]
+    assert not any(plan.by_sums for plan in others)  # which mix no kernels
 
 
 REFUSED = {

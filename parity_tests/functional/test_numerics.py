@@ -6,10 +6,28 @@ import numpy as np
 import pytest
 
 from dynconv_jax import dynamic_conv
-from dynconv_jax.functional.numerics import contract_rounded
+from dynconv_jax.functional.numerics import contract_rounded, is_widened
 from parity_tests.tolerances import assert_close
 
 MIX = "bk,kn->bn"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "narrow", "expected"),
+    [
+        ("float32", "bfloat16", True),
+        ("float32", "float16", True),
+        ("float32", "float32", False),
+        ("float64", "float64", False),
+        ("float64", "float32", False),
+        ("float64", "bfloat16", False),
+        ("bfloat16", "float32", False),
+        ("bfloat16", "bfloat16", False),
+        ("float32", "int8", False),
+    ],
+)
+def test_only_float32_beside_narrower_floats_is_widened(dtype, narrow, expected):
+    assert is_widened(jnp.dtype(dtype), jnp.dtype(narrow)) == expected
 
 
 def operands(rng):

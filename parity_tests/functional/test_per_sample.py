@@ -62,7 +62,8 @@ OTHER_FORMS = [
     for name in ("2d uneven", "3d")
     for form in ("rows", "scan", "row_conv")
 ]
-OTHER_FORMS += [("2d grouped", "rows"), ("2d depthwise, multiplied", "taps")]
+OTHER_FORMS += [("2d grouped", form) for form in ("rows", "row_conv")]
+OTHER_FORMS += [("2d depthwise, multiplied", "taps")]
 
 
 @pytest.mark.parametrize(("name", "form"), OTHER_FORMS)

@@ -1,12 +1,16 @@
-"""Programs over a sharded batch: devices add up gradients and exchange nothing else."""
+"""Arrays over a mesh, and programs: devices add up gradients and exchange no more."""
 
 import json
 import os
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import pytest
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
+from dynconv_jax.functional import sharding as of_arrays
 from parity_tests.tools import compiled_programs
 from parity_tests.tools.checkout import ROOT
 
@@ -21,6 +25,66 @@ PROGRAMS += [
     for shape in shapes
     if form != "vmap"
 ]
+
+
+MESH = AbstractMesh((4, 3), ("data", "model"))
+
+# How the axes of an array are sharded; over how many devices the first is, and whether
+# another is.
+SPECS = [
+    ((), 1, False),
+    (("data",), 4, False),
+    ((None, "model"), 1, True),
+    ((("data", "model"),), 12, False),
+    (("model", None, "data"), 3, True),
+]
+
+
+@pytest.mark.parametrize(("spec", "shards", "is_inside"), SPECS)
+def test_explicit_axes_say_over_how_many_devices_an_array_lies(spec, shards, is_inside):
+    explicit = MESH.update(axis_types=(AxisType.Explicit,) * 2)
+    for mesh, expected in ((explicit, (shards, is_inside)), (MESH, (1, False))):
+        found = []
+
+        def ask(array, found=found):
+            of_batch = of_arrays.batch_shards(array)
+            found.append((of_batch, of_arrays.is_sharded_inside(array)))
+
+        sharding = NamedSharding(mesh, PartitionSpec(*spec))
+        with jax.sharding.use_abstract_mesh(mesh):
+            jax.eval_shape(
+                ask, jax.ShapeDtypeStruct((24, 12, 12), float, sharding=sharding)
+            )
+        assert found == [expected]
+
+
+def test_arrays_are_made_to_vary_over_the_axes_that_any_of_them_varies_over():
+    seen = []
+
+    def product(*arrays):
+        alike = of_arrays.vary_alike(*arrays)
+        seen.append([of_arrays.manual_axes(array).varying for array in alike])
+        return jnp.prod(jnp.stack(alike), axis=0)
+
+    specs = PartitionSpec("data"), PartitionSpec("model"), PartitionSpec()
+    shared = jax.shard_map(
+        product, in_specs=specs, out_specs=PartitionSpec(("data", "model"))
+    )
+    with jax.sharding.use_abstract_mesh(MESH):
+        gradient = jax.grad(lambda *arrays: shared(*arrays).sum(), argnums=(0, 1, 2))
+        program = str(jax.make_jaxpr(gradient)(jnp.ones(8), jnp.ones(6), jnp.ones(2)))
+    assert seen == [[{"data", "model"}] * 3]
+    # Each is the same on some devices, and its gradient a sum over those.
+    for axes in ("'model',", "'data',", "'data', 'model'"):
+        assert program.count(f"psum_invariant[axes=({axes})]") == 1
+
+
+def test_outside_of_shard_map_arrays_stay_as_they_are():
+    arrays = [jnp.ones(2), jnp.ones(3)]
+    assert of_arrays.manual_axes(arrays[0]) is None
+    assert list(map(jax.typeof, of_arrays.vary_alike(*arrays))) == list(
+        map(jax.typeof, arrays)
+    )
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import pytest
 import torch
 from flax import nnx
 
+import dynconv_jax
 import dynconv_torch
 from dynconv_jax import DynamicConvBlock
 from parity_tests.parity import assert_parity
@@ -61,3 +62,15 @@ def test_routing_is_that_of_the_convolution(rng):
     block = DynamicConvBlock(4, 6, rngs=nnx.Rngs(0))
     x = jnp.asarray(rng.normal(size=(2, 5, 6, 4)), jnp.float32)
     assert (block.routing(x) == block.dyn.routing(x)).all()
+    twin = dynconv_torch.DynamicConvBlock(4, 6)
+    x = torch.from_numpy(rng.normal(size=(2, 4, 5, 6))).float()
+    assert torch.equal(twin.routing(x), twin.dyn.routing(x))
+
+
+def test_routing_is_that_of_the_block_where_the_convolution_has_none(rng):
+    block = DynamicConvBlock(4, 6, conv=dynconv_jax.CondConv, rngs=nnx.Rngs(0))
+    x = rng.normal(size=(2, 5, 6, 4)).astype("float32")
+    assert (block.routing(jnp.asarray(x)) == block.routing_fn(jnp.asarray(x))).all()
+    twin = dynconv_torch.DynamicConvBlock(4, 6, conv=dynconv_torch.CondConv2d)
+    theirs = torch.from_numpy(x).movedim(-1, 1)
+    assert torch.equal(twin.routing(theirs), twin.routing_fn(theirs))

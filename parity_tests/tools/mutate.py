@@ -31,8 +31,12 @@ from parity_tests.tools.nearest_tests import LIBRARIES, nearest_tests
 PLACES = "functional", "layers", "routing.py", "weights"
 NOT_COPIED = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "runs")
 
+# What runs the examples of a module.
+EXAMPLES = "parity_tests/test_docstrings.py::test_examples_of_module_run"
+
 # Tests that compile for machines of many devices, or in processes of their own, take
-# minutes for a fault, and see none that the others do not.
+# minutes for a fault, and see none that the others do not, but in what they are named
+# after.
 LEFT_OUT = "train/", "benchmarks/", "sharding", "compiled_for_tpu", "test_imports"
 
 
@@ -53,7 +57,8 @@ class Config:
     """At least how many files of tests to run first."""
 
     wide: int = 12
-    """How many files of tests to run in all before a fault has survived."""
+    """How many files of tests to run in all, beside the module's own examples, before a
+    fault has survived."""
 
     seconds: int = 300
     """After how long tests are ended; the fault then counts as neither."""
@@ -179,16 +184,17 @@ class Record:
 
 
 def concerned(mutation: Mutation, config: Config) -> tuple[list[str], list[str]]:
-    """Returns the files of tests to run first, and those to run then."""
+    """Returns the tests to run first, files, and those to run then: examples, files."""
     files = [
         (distance, file)
         for distance, file in nearest_tests(mutation.path)
-        if not any(part in file for part in LEFT_OUT)
+        if distance == 0 or not any(part in file for part in LEFT_OUT)
     ]
     named = sum(distance == 0 for distance, _ in files)
     names = [file for _, file in files][: config.wide]
     near = named or config.near
-    return names[:near], names[near:]
+    module = ".".join(Path(mutation.path).with_suffix("").parts)
+    return names[:near], [f"{EXAMPLES}[{module}]", *names[near:]]
 
 
 def plant(mutation: Mutation, checkout: Checkout, record: Record, config: Config):

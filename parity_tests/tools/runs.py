@@ -84,6 +84,7 @@ def write_run(
     is_finished: bool = True,
     dataset: Dataset | None = None,
     metrics: Mapping[str, float] = MappingProxyType({}),
+    summary: Mapping[str, float] = MappingProxyType({}),
     **flags: Any,
 ) -> Config:
     """Writes flags, metrics and, if it is finished, the summary of a run.
@@ -93,6 +94,7 @@ def write_run(
         is_finished: Whether it is.
         dataset: What it was trained on.
         metrics: Further metrics of each training step.
+        summary: Further figures of the summary.
         **flags: The flags.
     """
     config = Config(out=path, steps=40, **flags)
@@ -120,7 +122,7 @@ def write_run(
                     }
                 )
         if is_finished:
-            run.finish(SUMMARY)
+            run.finish({**SUMMARY, **summary})
     return config
 
 

@@ -145,7 +145,23 @@ def test_file_of_torch_save_needs_pytorch(format, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     message = file_refusal(jax_block(), path)
     assert "needs PyTorch, which is not installed" in message
+    assert "pip install 'dynconv[torch]'" in message
     assert "safetensors.torch.save_file(torch.load(path" in message
+
+
+@pytest.mark.parametrize("name", ["block.safetensors", "block.pth"])
+def test_part_of_a_file_can_be_ignored(name, rng, tmp_path):
+    source, module = randomise(torch_block("float32"), rng), jax_block("float32")
+    save = torch.save if name.endswith("pth") else safetensors.torch.save_file
+    save(source.state_dict(), tmp_path / name)
+    bias = to_torch_state_dict(module)["bn.bias"]
+    load_weights(module, tmp_path / name, ignore=("bn.bias",))
+    expected = {**torch_state(source), "bn.bias": bias}
+    assert bits(to_torch_state_dict(module)) == bits(expected)
+    with pytest.raises(ValueError, match=r"`path` .*`ignore` \(='fc'\) names nothing"):
+        load_weights(module, tmp_path / name, ignore=("fc",))
+    with pytest.raises(TypeError, match="^`ignore`"):
+        load_weights(module, tmp_path / name, ignore="bn")
 
 
 class Malicious:

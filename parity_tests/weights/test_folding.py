@@ -43,6 +43,15 @@ def test_folded_batch_norms_leave_the_function_as_it_was(conv, rng):
     )
 
 
+def test_a_folded_copy_of_a_model_in_training_is_for_evaluation(rng):
+    images = jnp.asarray(rng.normal(size=(2, 9, 8, 6)))
+    block = block_of(DynamicConv, reduction=1, router_dropout=0.5)
+    assert not jnp.array_equal(block(images), block(images))
+    expected = evaluated(block)(images)
+    folded: Any = fold_batch_norm(block, images)
+    assert_close({"output": folded(images)}, {"output": expected}, dtype="float64")
+
+
 def test_a_folded_copy_shares_nothing_with_the_model(rng):
     images = jnp.asarray(rng.normal(size=(2, 9, 8, 6)))
     block = block_of(DynamicConv)

@@ -322,3 +322,76 @@ def test_a_temperature_that_cannot_divide_is_refused(value):
     with pytest.raises(ValueError, match="wrong value: temperature.*positive"):
         load_torch_state_dict(layer, state_dict)
     assert float(layer.router.temperature[...]) == 1.0
+
+
+# What is ignored
+
+
+def test_what_is_ignored_stays_and_all_else_is_loaded(rng):
+    module = jax_block("float32")
+    before = to_torch_state_dict(module)
+    given = to_torch_state_dict(jax_block("float32", seed=1))
+    given["bn.weight"] = np.full_like(given["bn.weight"], 3.0)
+    given["dyn.weight"] = given["dyn.weight"][:, :2]  # another shape
+    del given["dyn.fc1.bias"]
+    given["aux.weight"] = np.zeros(3)
+    load_torch_state_dict(
+        module, given, ignore=("dyn.weight", "dyn.fc1", "aux", "*.running_var")
+    )
+    after = to_torch_state_dict(module)
+    kept = {"dyn.weight", "dyn.fc1.weight", "dyn.fc1.bias", "bn.running_var"}
+    for key, value in after.items():
+        np.testing.assert_array_equal(value, (before if key in kept else given)[key])
+
+
+def test_what_is_not_ignored_is_as_strict_as_ever():
+    given = to_torch_state_dict(jax_block("float32", seed=1))
+    del given["bn.bias"], given["dyn.weight"]
+    module = jax_block("float32")
+    before = module_bits(module)
+    with pytest.raises(ValueError, match="1 missing key") as caught:
+        load_torch_state_dict(module, given, ignore=("dyn",))
+    assert "bn.bias" in str(caught.value) and "dyn.weight" not in str(caught.value)
+    assert module_bits(module) == before
+
+
+def test_ignored_part_of_another_layout_does_not_hinder_the_rest():
+    module = jax_block("float32")
+    given = to_torch_state_dict(jax_block("float32", seed=1))
+    given["dyn.attention.fc1.weight"] = given.pop("dyn.fc1.weight")
+    del given["bn.bias"]
+    with pytest.raises(ValueError, match="1 missing key: .*\n  missing key: bn.bias"):
+        load_torch_state_dict(module, given, ignore=("dyn",))
+
+
+def test_name_that_means_nothing_is_refused():
+    given = to_torch_state_dict(jax_block("float32", seed=1))
+    module = jax_block("float32")
+    before = module_bits(module)
+    with pytest.raises(ValueError, match=r"`ignore` \(='bm'\) names nothing; did .*bn"):
+        load_torch_state_dict(module, given, ignore=("dyn", "bm"))
+    with pytest.raises(TypeError, match=r"`ignore` \(='bn'\) must be .*\('bn',\)"):
+        load_torch_state_dict(module, given, ignore="bn")
+    assert module_bits(module) == before
+
+
+def test_nothing_of_an_abstract_module_can_be_ignored():
+    given = to_torch_state_dict(jax_block("float32", seed=1))
+    abstract = nnx.eval_shape(lambda: jax_block("float32"))
+    with pytest.raises(ValueError, match=r"leaves bn.\w+ as it is, .* abstract"):
+        load_torch_state_dict(abstract, given, ignore=("bn",))
+
+
+def test_one_array_of_two_names_is_ignored_by_both():
+    class Tied(nnx.Module):
+        def __init__(self, seed: int):
+            self.first = nnx.Linear(3, 4, rngs=nnx.Rngs(seed))
+            self.second = self.first
+
+    given = to_torch_state_dict(Tied(1))
+    with pytest.raises(ValueError, match="one array with .*; name both or neither"):
+        load_torch_state_dict(Tied(0), given, ignore=("first",))
+    tied = Tied(0)
+    before = module_bits(tied)
+    load_torch_state_dict(tied, given, ignore=("first", "second"))
+    assert module_bits(tied) == before

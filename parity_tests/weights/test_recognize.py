@@ -80,6 +80,13 @@ def test_a_member_of_the_family_is_known_by_its_keys(key, shape, layer, prefix):
     assert len(found) == 1 and layer in found[0]
 
 
+def test_layers_of_the_family_are_named_in_whatever_network():
+    shapes = {"net.0.routing_fn.weight": (4, 3), "net.1.fc_phi.weight": (16, 4)}
+    expected = "a network or layer with Dynamic Convolution Decomposition and CondConv"
+    assert describe(zeros(shapes)) == expected
+    assert describe(zeros({"net.0.weight": (4, 3)})) == ""
+
+
 def test_keys_that_only_resemble_are_not_recognised():
     shapes = {
         "attention.fc1.weight": (8, 4),  # two axes: a linear layer

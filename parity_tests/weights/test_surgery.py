@@ -1,6 +1,6 @@
 """From a static model to a dynamic one that computes the same, and trains on."""
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from dynconv_jax import (
     create_model,
     init_from_static,
     list_convolutions,
+    to_torch_state_dict,
 )
 from parity_tests.tolerances import assert_close
 from parity_tests.tools.trained import GEOMETRY, evaluated, layer_of, warmed
@@ -168,6 +169,58 @@ def test_a_network_starts_as_the_trained_one(member, trained):
     init_from_static(model, static)
     actual = jax.jit(evaluated(model))(images)
     assert_close({"logits": actual}, {"logits": expected}, dtype="float64")
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+def test_what_is_ignored_stays_as_it_is_and_all_else_starts(member, trained):
+    static, _, _ = trained
+    own: dict[str, Any] = dict(param_dtype="float64", rngs=nnx.Rngs(0))
+    model: Any = create_model("dynamic_net", num_classes=5, conv=member, **own)
+    before, given = to_torch_state_dict(model), to_torch_state_dict(static)
+    with pytest.raises(ValueError, match="fc.kernel"):  # of three classes
+        init_from_static(model, static)
+    init_from_static(model, static, ignore=("fc", "stage2", "stem.1.bias"))
+    after = to_torch_state_dict(model)
+    routers_of_sigmoids = {key for key in after if "routing_fn" in key}
+    moved = {key for key in after if not np.array_equal(after[key], before[key])}
+    assert not any(key.startswith(("fc.", "stage2.")) for key in moved)
+    assert "stem.1.bias" not in moved
+    for key in ("stem.0.weight", "stem.1.weight", "stage3.bn.running_var"):
+        np.testing.assert_array_equal(after[key], given[key])
+    # Of the warehouses, one a stage, that of the ignored layer stays too.
+    experts = {
+        "decomposed": ("stage{}.dyn.conv.weight",),
+        "kernel_warehouse": ("warehouses.{}.cells",),
+    }.get(member, ("stage{}.dyn.weight",))
+    first = 0 if member == "kernel_warehouse" else 1
+    keys = [experts[0].format(first + stage) for stage in range(3)]
+    assert [key in moved for key in keys] == [True, False, True]
+    assert (member == "condconv") == bool(moved & routers_of_sigmoids)
+
+
+def test_part_that_only_the_static_model_has_can_be_ignored():
+    class Holder(nnx.Module):
+        def __init__(self, conv: Any):
+            self.conv = conv(**GEOMETRY, use_bias=False, **OPTIONS)
+
+    model, static = Holder(DynamicConv), cast(Any, Holder(nnx.Conv))
+    static.aux = nnx.Linear(3, 2, **OPTIONS)
+    with pytest.raises(ValueError, match="aux.kernel: only in the static model"):
+        init_from_static(model, static)
+    init_from_static(model, static, ignore=("aux",))
+    assert (model.conv.kernel[...] == static.conv.kernel[...]).all()
+
+
+def test_name_that_neither_model_has_is_refused(trained):
+    static, _, _ = trained
+    model = create_model("dynamic_net", num_classes=3, **OPTIONS)
+    before = to_torch_state_dict(model)
+    with pytest.raises(ValueError, match=r"`ignore` \(='classifier'\) names nothing"):
+        init_from_static(model, static, ignore=("classifier",))
+    with pytest.raises(TypeError, match="`ignore`"):
+        init_from_static(model, static, ignore="fc")
+    for key, value in to_torch_state_dict(model).items():
+        np.testing.assert_array_equal(value, before[key])
 
 
 @pytest.mark.parametrize("member", ["condconv", "dynamic", "odconv"])

@@ -155,6 +155,7 @@ FIGURES = {
     "best_step": "{:,}",
     "ema_test_accuracy": "{:.4f}",
     "ema_val_accuracy": "{:.4f}",
+    "twin_test_accuracy": "{:.4f}",
     "images_per_second": "{:,.0f}",
     "compile_seconds": "{:,.1f}",
     "wall_seconds": "{:,.1f}",

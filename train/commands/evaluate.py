@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import jax
 import tyro
@@ -26,16 +26,13 @@ from train.machines import devices
 from train.showing.console import open_console, say, show_table
 from train.storage.finished import read_run
 from train.storage.run_files import (
-    BEST_WEIGHTS,
-    EMA_WEIGHTS,
-    WEIGHTS,
+    WEIGHT_FILES,
+    Weights,
     read_domain,
     refuse_other_images,
 )
 
-Weights = Literal["final", "best", "ema"]
 OptionalPart = Annotated[Part | None, tyro.conf.arg(metavar="{test,val}")]
-FILES = {"final": WEIGHTS, "best": BEST_WEIGHTS, "ema": EMA_WEIGHTS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,9 +161,13 @@ def load_trained(
         run.config,
         **dict.fromkeys(("coordinator", "num_processes", "process_id")),
         **dict.fromkeys(("init_from", "ema_decay")),
+        **dict.fromkeys(("head_learning_rate", "router_learning_rate")),
         init_noise=0.0,
+        new_head=False,
+        freeze=(),
+        layer_decay=1.0,
     )
-    file = path / FILES[weights]
+    file = path / WEIGHT_FILES[weights]
     if not file.exists():
         remedy = "choose others, or give the run's command again to go on with it"
         if weights == "ema" and run.config.ema_decay is None:

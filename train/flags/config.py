@@ -17,6 +17,7 @@ import tyro
 from train.errors import TrainError
 from train.flags.checks import flag_of
 from train.flags.data import DataFlags
+from train.flags.fine_tuning import FineTuningFlags
 from train.flags.foreign import hint_for
 from train.flags.model import ModelFlags
 from train.flags.recipe import RecipeFlags
@@ -24,7 +25,7 @@ from train.flags.run import RunFlags
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(RunFlags, RecipeFlags, ModelFlags, DataFlags):
+class Config(RunFlags, RecipeFlags, FineTuningFlags, ModelFlags, DataFlags):
     """Trains a network; without arguments, DynamicNet on digits in under a minute.
 
     The results are written to --out. The same command again goes on where a run was
@@ -40,6 +41,7 @@ class Config(RunFlags, RecipeFlags, ModelFlags, DataFlags):
         """
         self.check_data()
         self.check_model()
+        self.check_fine_tuning()
         self.check_recipe()
         self.check_run()
 

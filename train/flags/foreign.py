@@ -21,6 +21,8 @@ _BN = "batch norms see the batch of all devices and processes"
 _WANDB = "metrics.jsonl and tensorboard/ in --out have all that is measured"
 _PRESET = "--preset has the mean and the deviation of its images"
 _PRETRAINED = "--init-from starts from a file of weights; nothing is downloaded"
+_HEAD = "and --new-head draws a head for other classes"
+_PROBE = "backbone and routers are what is frozen then"
 _EMA = "it is on where it is given, such as 0.999"
 _LAST = "the schedule ends with the last of --steps"
 _SPLITS = "folder reads train/ and val/ of --data"
@@ -74,7 +76,10 @@ FOREIGN: dict[str, tuple[str, str]] = {
     "--max-grad-norm": ("--clip-norm", ""),
     "--gradient-clip-val": ("--clip-norm", ""),
     "--clip-mode": ("--clip-norm", "gradients are clipped by their global norm only"),
-    "--layer-decay": ("", "all layers have the same --learning-rate"),
+    "--lr-scale": ("--layer-decay", ""),
+    "--layer-decay-min-scale": ("--layer-decay", "it has no lower end"),
+    "--head-lr": ("--head-learning-rate", ""),
+    "--lr-head": ("--head-learning-rate", ""),
     # Its schedule
     "--sched": ("--schedule", ""),
     "--scheduler": ("--schedule", ""),
@@ -168,7 +173,12 @@ FOREIGN: dict[str, tuple[str, str]] = {
     "--pretrained": ("--init-from", _PRETRAINED),
     "--initial-checkpoint": ("--init-from", ""),
     "--weights": ("--init-from", ""),
-    "--finetune": ("--init-from", ""),
+    "--finetune": ("--init-from", _HEAD),
+    "--reset-head": ("--new-head", ""),
+    "--reset-classifier": ("--new-head", ""),
+    "--freeze-layers": ("--freeze", ""),
+    "--freeze-backbone": ("--freeze", "it takes names, of which backbone is one"),
+    "--linear-probe": ("--freeze", _PROBE),
     "--drop": ("", _DROP),
     "--drop-rate": ("", _DROP),
     "--dropout": ("", _DROP),

@@ -3,7 +3,13 @@
 import dataclasses
 from typing import Literal
 
-from train.flags.checks import Flags, OptionalInt, OptionalPath, OptionalStr
+from train.flags.checks import (
+    Flags,
+    OptionalInt,
+    OptionalPath,
+    OptionalStr,
+    Switch,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,9 +38,14 @@ class ModelFlags(Flags):
         init_from: A file to start from, in PyTorch's layout: safetensors, or of
             `torch.save` where PyTorch is installed; of the same model, or of the same
             model with static convolutions, whose function the dynamic one then starts
-            with.
+            with. Of the directory of a run it is the weights after its last step.
+        new_head: Draw the head, the last layer, anew, as it must be where --init-from
+            is of other classes; everything else must fit.
         init_noise: The standard deviation of what is added to each expert that starts
             as a static kernel, as a share of that of the kernel.
+        twin: Train the static twin too, the same model with static convolutions, with
+            the same data, recipe and seed: before the model itself, as a run of its
+            own in --out/twin. The report has both.
     """
 
     model: str = "dynamic_net"
@@ -48,7 +59,9 @@ class ModelFlags(Flags):
     model_options: tuple[str, ...] = ()
     dtype: Literal["float32", "bfloat16"] = "float32"
     init_from: OptionalPath = None
+    new_head: Switch = False
     init_noise: float = 0.0
+    twin: Switch = False
 
     def check_model(self) -> None:
         """Refuses what no run could use; what only the model knows, it refuses itself.
@@ -66,6 +79,8 @@ class ModelFlags(Flags):
                 is_pair = "=" in each and each.partition("=")[0].isidentifier()
                 self.require(name, is_pair, "be of the form NAME=VALUE")
         self.require_weight("router_noise", "init_noise")
+        rule = "be left out without --init-from: all is drawn anew then"
+        self.require("new_head", not self.new_head or self.init_from is not None, rule)
         if self.init_noise:
             rule = "be 0 without --init-from, whose kernels it is added to"
             self.require("init_noise", self.init_from is not None, rule)

@@ -3,26 +3,19 @@
 import ast
 import dataclasses
 import re
-import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 import jax.numpy as jnp
 from flax import nnx
 
-from dynconv_jax import (
-    Router,
-    SigmoidRouter,
-    create_model,
-    init_from_static,
-    list_models,
-    load_weights,
-)
+from dynconv_jax import Router, SigmoidRouter, create_model, list_models
 from dynconv_jax.layers.od_conv import ODAttention
-from train.errors import TrainError, warn
+from train.errors import TrainError
 from train.flags.checks import flag_of
 from train.flags.config import Config
+from train.learning.fine_tuning import prepare_fine_tuning
+from train.learning.start import start_from_file
 
 # What models are made of where `--conv` does not say, if not static.
 DEFAULT_CONVOLUTIONS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -56,7 +49,7 @@ SET_ELSEWHERE = {
 def create(
     config: Config, num_classes: int, in_features: int, rngs: nnx.Rngs
 ) -> nnx.Module:
-    """Builds the model, and loads what it is to start from.
+    """Builds the model, marks what of it is frozen, and loads what it starts from.
 
     Args:
         config: The flags.
@@ -66,7 +59,8 @@ def create(
 
     Raises:
         TrainError: If there is no such model or convolution, an option is refused, or
-            the file of `--init-from` does not fit.
+            the file of `--init-from` does not fit; or if a flag of fine-tuning is of
+            nothing that there is.
     """
     model = _build(config, num_classes, in_features, rngs)
     parts = [part for _, part in nnx.iter_modules(model)]
@@ -80,8 +74,15 @@ def create(
                 f"{flag_of(name)} (={weight}) must be 0 with {_describe(config)}, "
                 f"which has {what}"
             )
+    if config.twin:
+        _require_twin(model, config, num_classes, in_features)
+    what = _describe(config)
+    prepare_fine_tuning(model, config, what)
     if config.init_from is not None:
-        _start_from_file(model, config, num_classes, in_features, rngs)
+        start_from_file(
+            *(model, lambda: static_twin(config, num_classes, in_features, rngs)),
+            *(config, what, rngs),
+        )
     return model
 
 
@@ -99,18 +100,48 @@ def static_twin(
     Raises:
         TrainError: If there is no such model, or an option of it is refused.
     """
-    twin = dataclasses.replace(
+    return _build(twin_of(config), num_classes, in_features, rngs)
+
+
+def twin_of(config: Config) -> Config:
+    """Returns the flags of the static twin, without those of what it has not."""
+    return dataclasses.replace(
         config,
         conv="static",
         conv_options=(),
         model_options=tuple(
             pair for pair in config.model_options if pair.partition("=")[0] != FORM
         ),
-        router_dropout=0.0,
-        router_noise=0.0,
+        twin=False,
+        router_learning_rate=None,
+        freeze=tuple(name for name in config.freeze if name != "routers"),
         **dict.fromkeys(("num_experts", "reduction", "top_k")),
+        **dict.fromkeys(("router_dropout", "router_noise", "init_noise"), 0.0),
+        **dict.fromkeys(("load_balance", "router_z_loss"), 0.0),
     )
-    return _build(twin, num_classes, in_features, rngs)
+
+
+def _require_twin(
+    model: nnx.Module, config: Config, num_classes: int, in_features: int
+) -> None:
+    """Refuses `--twin` for a model that is its own static twin."""
+    outline = nnx.eval_shape(
+        lambda: static_twin(config, num_classes, in_features, nnx.Rngs(0))
+    )
+    own, static = (
+        {path: param.shape for path, param in nnx.to_flat_state(nnx.state(each))}
+        for each in (model, outline)
+    )
+    rule = (
+        f"be left out with {_describe(config)}, whose convolutions are static already; "
+        "choose others by --conv"
+    )
+    config.require("twin", own != static, rule)
+    twin = twin_of(config)
+    try:
+        prepare_fine_tuning(outline, twin, _describe(twin))
+    except TrainError as error:
+        raise TrainError(f"the static twin: {error}") from error
 
 
 def _has_experts(part: Any) -> bool:
@@ -225,49 +256,3 @@ def _refuse(error: TypeError | ValueError, config: Config) -> NoReturn:
         )
         raise TrainError(f"{_written(named[1], config)} {rest}") from error
     raise TrainError(f"{_describe(config)} cannot be built: {message}") from error
-
-
-def _load(model: nnx.Module, path: Path) -> None:
-    """Loads a file of weights; what the library warns of, the program says."""
-    with warnings.catch_warnings(record=True) as notes:
-        warnings.simplefilter("always")
-        load_weights(model, path)
-    for note in notes:
-        warn(str(note.message))
-
-
-def _start_from_file(
-    model: nnx.Module,
-    config: Config,
-    num_classes: int,
-    in_features: int,
-    rngs: nnx.Rngs,
-) -> None:
-    """Loads `--init-from`, of the same model or of its static twin."""
-    where = f"--init-from (={config.init_from})"
-    assert config.init_from is not None
-    try:
-        _load(model, config.init_from)
-    except OSError as error:
-        raise TrainError(f"{where} cannot be read: {error.strerror}") from error
-    except ValueError as misfit:
-        twin = static_twin(config, num_classes, in_features, rngs)
-        try:
-            _load(twin, config.init_from)
-        except ValueError:
-            raise TrainError(
-                f"{where} is neither of {_describe(config)} nor of the same model with "
-                f"static convolutions: {' '.join(str(misfit).split())}"
-            ) from misfit
-    else:
-        if config.init_noise:
-            raise TrainError(
-                f"--init-noise (={config.init_noise}) must be 0 with {where}, whose "
-                "experts are trained; it is added to those that start as a static "
-                "kernel"
-            )
-        return
-    try:
-        init_from_static(model, twin, noise=config.init_noise, rngs=rngs)
-    except ValueError as error:
-        raise TrainError(f"{where}: {' '.join(str(error).split())}") from error

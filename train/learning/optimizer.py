@@ -5,14 +5,15 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from dynconv_jax import DecomposedConv, Router, SigmoidRouter
-from dynconv_jax.layers.cell_attention import CellAttention
-from dynconv_jax.layers.od_conv import ODAttention
 from train.flags.config import Config
+from train.learning.parameters import (
+    TRAINABLE,
+    depths_of,
+    keys_of,
+    parameters_by_key,
+    routing_parameters,
+)
 from train.learning.schedules import learning_rate_schedule
-
-# What answers, from an input, how a kernel is made for it.
-ROUTERS = Router, SigmoidRouter, ODAttention, CellAttention
 
 # The names of what decays; others are biases and the scales of norms.
 KERNELS = "kernel", "cells"
@@ -28,31 +29,66 @@ def decayed_parameters(model: nnx.Module) -> tuple[nnx.State, nnx.State]:
         model: The model.
 
     Returns:
-        Two masks in the form of the model's parameters: true for the kernels outside of
-        routers, and true for those inside.
+        Two masks in the form of the parameters that are trained: true for the kernels
+        outside of routers, and true for those inside.
     """
-    routing = {
-        id(variable)
-        for router in _routers(model)
-        for _, variable in nnx.iter_graph(router)
-        if isinstance(variable, nnx.Param)
-    }
+    routing = routing_parameters(model)
     own, of_routers = {}, {}
-    for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+    for path, variable in nnx.to_flat_state(nnx.state(model, TRAINABLE)):
         is_kernel = path[-1] in KERNELS
         own[path] = is_kernel and id(variable) not in routing
         of_routers[path] = is_kernel and id(variable) in routing
     return nnx.from_flat_state(own), nnx.from_flat_state(of_routers)
 
 
-def _routers(model: nnx.Module) -> list[nnx.Module]:
-    routers = []
-    for _, part in nnx.iter_modules(model):
-        if isinstance(part, ROUTERS):
-            routers.append(part)
-        elif isinstance(part, DecomposedConv):
-            routers.extend((part.fc, part.fc_phi, part.fc_scale))
-    return routers
+def learning_rate_factors(model: nnx.Module, config: Config) -> nnx.State | None:
+    """Tells by what the learning rate is multiplied, where it is not one for all.
+
+    By `--layer-decay` once for each layer between a parameter and the head (Clark et
+    al., "ELECTRA", ICLR 2020, section 3.1; Bao et al., "BEiT", ICLR 2022), and by the
+    share that a rate of the head or of the routers has of `--learning-rate`.
+
+    Args:
+        model: The model.
+        config: The flags.
+
+    Returns:
+        The factors in the form of the parameters that are trained; None if all are 1.
+    """
+    own = {"head": config.head_learning_rate, "routers": config.router_learning_rate}
+    if config.layer_decay == 1 and set(own.values()) == {None}:
+        return None
+    factors = dict.fromkeys(parameters_by_key(model), 1.0)
+    if config.layer_decay != 1:
+        for key, depth in depths_of(model).items():
+            factors[key] = config.layer_decay**depth
+    for group, rate in own.items():
+        if rate is not None:
+            for key in keys_of(group, model):
+                factors[key] *= rate / config.learning_rate
+    by_id = {
+        id(variable): factors[key]
+        for key, variables in parameters_by_key(model).items()
+        for variable in variables
+    }
+    trained = nnx.to_flat_state(nnx.state(model, TRAINABLE))
+    return nnx.from_flat_state({path: by_id[id(each)] for path, each in trained})
+
+
+def scale_each(factors: nnx.State) -> optax.GradientTransformation:
+    """Returns the multiplication of each update with its factor.
+
+    Args:
+        factors: Numbers in the form of the parameters.
+    """
+
+    def scale(updates, params=None):
+        return jax.tree.map(
+            lambda factor, each: jax.tree.map(lambda leaf: leaf * factor, each),
+            *(factors, updates),
+        )
+
+    return optax.stateless(scale)
 
 
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
@@ -80,7 +116,8 @@ def make_optimizer(model: nnx.Module, config: Config) -> nnx.Optimizer:
     they are.
 
     Args:
-        model: The model whose parameters it is to move.
+        model: The model whose parameters it is to move, but for those that are frozen,
+            of which it knows nothing.
         config: The flags.
     """
     own, of_routers = decayed_parameters(model)
@@ -100,5 +137,8 @@ def make_optimizer(model: nnx.Module, config: Config) -> nnx.Optimizer:
     if config.optimizer == "lamb":
         kernels = jax.tree.map(lambda *each: any(each), own, of_routers)
         parts.append(optax.masked(optax.scale_by_trust_ratio(), kernels))
+    factors = learning_rate_factors(model, config)
+    if factors is not None:
+        parts.append(scale_each(factors))
     parts.append(optax.scale_by_learning_rate(learning_rate_schedule(config)))
-    return nnx.Optimizer(model, optax.chain(*parts), wrt=nnx.Param)
+    return nnx.Optimizer(model, optax.chain(*parts), wrt=TRAINABLE)

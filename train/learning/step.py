@@ -10,6 +10,7 @@ import optax
 from flax import nnx
 from jax.scipy.special import entr
 from jax.sharding import Sharding
+from jax.typing import ArrayLike
 
 from dynconv_jax import (
     Assignment,
@@ -20,11 +21,12 @@ from dynconv_jax import (
 )
 from dynconv_jax.diagnostics import capture_routers, capture_routing
 from dynconv_jax.functional.numerics import at_least_float32
-from dynconv_jax.scheduled import set_scheduled
+from dynconv_jax.scheduled import Scheduled, iter_scheduled, set_scheduled
 from dynconv_jax.weights import to_torch_state_dict
 from train.flags.config import Config
 from train.learning.augment import Augmentation, augment, normalize
 from train.learning.optimizer import make_optimizer
+from train.learning.parameters import TRAINABLE, is_frozen
 from train.learning.schedules import (
     assignment_schedule,
     learning_rate_schedule,
@@ -123,7 +125,7 @@ def make_train_step(
         index = optimizer.step[...]
         metrics = {"learning_rate": learning_rate(index)}
         for name, kind, schedule in scheduled:
-            if set_scheduled(model, kind, schedule(index)):
+            if _set_scheduled(model, kind, schedule(index)):
                 metrics[name] = schedule(index)
 
         images, targets = augment(
@@ -143,6 +145,19 @@ def make_train_step(
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, everywhere))
 
 
+def _set_scheduled(model: nnx.Module, kind: type[Scheduled], value: ArrayLike) -> bool:
+    """Writes what a schedule moves, but for what is frozen; returns if there is any."""
+    frozen = [
+        (variable, variable[...])
+        for path, variable in iter_scheduled(model, kind)
+        if is_frozen(path, variable)
+    ]
+    count = set_scheduled(model, kind, value)
+    for variable, held in frozen:
+        variable[...] = held
+    return count > len(frozen)
+
+
 def _differentiate(
     model: nnx.Module,
     images: jax.Array,
@@ -154,12 +169,12 @@ def _differentiate(
 
     Batch statistics and random state of the model move on with each part.
     """
-    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    graphdef, params, frozen, rest = nnx.split(model, TRAINABLE, nnx.Param, ...)
 
     def loss_of(params, rest, images, targets):
         # Parameters that are sharded come to the images, not the images to them.
-        params = jax.lax.with_sharding_constraint(params, everywhere)
-        merged = nnx.merge(graphdef, params, rest, copy=True)
+        held = jax.lax.with_sharding_constraint((params, frozen), everywhere)
+        merged = nnx.merge(graphdef, *held, rest, copy=True)
         logits, routers = capture_routers(merged, images)
         logits = logits.astype(at_least_float32(logits.dtype))
         loss = LOSSES[config.loss](logits, targets).mean()
@@ -230,12 +245,12 @@ def _mean_over_parts(of_part: Callable, rest: Any, parts: Any) -> tuple[Any, Any
 def _follow(
     average: nnx.Module, model: nnx.Module, index: jax.Array, decay: float
 ) -> None:
-    """Moves the averages towards the model, and copies whatever has no mean.
+    """Moves the averages towards the model, and copies what has no mean, or one value.
 
     A young average follows faster: after n earlier steps it keeps n / (n + 9) at the
     most, so that the first step copies the model and the initial weights are forgotten.
     """
-    kinds = nnx.Param, nnx.BatchStat
+    moving = nnx.All(nnx.Any(nnx.Param, nnx.BatchStat), nnx.Not(is_frozen))
     taken = index.astype(float)
     kept = jnp.minimum(decay, taken / (taken + 9))
 
@@ -244,9 +259,9 @@ def _follow(
             return new
         return optax.incremental_update(new, old, (1 - kept).astype(new.dtype))
 
-    old, new = nnx.state(average, kinds), nnx.state(model, kinds)
+    old, new = nnx.state(average, moving), nnx.state(model, moving)
     nnx.update(average, jax.tree.map(mix, old, new))
-    nnx.update(average, nnx.state(model, nnx.Not(nnx.Any(*kinds))))
+    nnx.update(average, nnx.state(model, nnx.Not(moving)))
 
 
 def make_eval_step(

@@ -18,6 +18,7 @@ class StopSignals:
 
     def __init__(self):
         self._is_asked = False
+        self._steps = 0
         self._former: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
@@ -35,17 +36,17 @@ class StopSignals:
         for number, handler in self._former.items():
             signal.signal(number, handler)
 
-    def stop_after(self, step: int) -> bool:
+    def stop_after_step(self) -> bool:
         """Tells whether to save and stop after this step; the same in all processes.
 
         To be called after every step, by every process: it costs some microseconds.
-
-        Args:
-            step: The number of the step, which all processes count alike.
         """
+        # Of this program, not of the run: a process may train two, one after the other,
+        # and one that is asked at the end of the first stops in the second.
+        self._steps += 1
         if jax.process_count() == 1:
             return self._is_asked
-        return multihost_utils.reached_preemption_sync_point(step)
+        return multihost_utils.reached_preemption_sync_point(self._steps)
 
     def _asked(self, number: int, frame: Any) -> None:
         self._is_asked = True

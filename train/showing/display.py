@@ -103,7 +103,7 @@ class Display:
         part = part_of(record)
         text = (
             f"step {record['step']}/{self.steps}  "
-            f"{PARTS[part]} loss {record[f'{part}_loss']:.4f}  {accuracy_of(record)}"
+            f"{PARTS[part]} loss {record[f'{part}_loss']:.4f}  {accuracies(record)}"
         )
         if f"ema_{part}_accuracy" in record:
             text += f"  of the averages {record[f'ema_{part}_accuracy']:.4f}"
@@ -122,15 +122,18 @@ def part_of(record: Mapping[str, Any]) -> Part:
     return next(part for part in PARTS if f"{part}_accuracy" in record)
 
 
-def accuracy_of(record: Mapping[str, Any]) -> str:
-    """Returns the accuracy of a record or a summary in words.
+def accuracies(record: Mapping[str, Any]) -> str:
+    """Returns the accuracy of a record or a summary in words, and that of its twin.
 
     Example:
-        >>> accuracy_of({"val_accuracy": 0.5})
-        'validation accuracy 0.5000'
+        >>> accuracies({"val_accuracy": 0.95, "twin_val_accuracy": 0.94})
+        'validation accuracy 0.9500 (its static twin: 0.9400)'
     """
     part = part_of(record)
-    return f"{PARTS[part]} accuracy {record[f'{part}_accuracy']:.4f}"
+    words = f"{PARTS[part]} accuracy {record[f'{part}_accuracy']:.4f}"
+    if f"twin_{part}_accuracy" in record:
+        words += f" (its static twin: {record[f'twin_{part}_accuracy']:.4f})"
+    return words
 
 
 def _columns(steps: int, width: int) -> list[ProgressColumn]:

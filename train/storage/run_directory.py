@@ -30,6 +30,7 @@ from train.storage.run_files import (
     METRICS,
     RUN_ID,
     SUMMARY,
+    has_twin,
     read_config,
     read_identity,
     read_length,
@@ -43,16 +44,9 @@ from train.storage.run_files import (
 # depend on them.
 FREE = frozenset(
     {
-        *(
-            "config",
-            "out",
-            "overwrite",
-            "data",
-            "workers",
-            "on_bad_image",
-            "max_image_pixels",
-        ),
-        *("checkpoint_every", "keep_checkpoints"),
+        *("config", "out", "overwrite", "data"),
+        *("workers", "on_bad_image", "max_image_pixels"),
+        *("checkpoint_every", "keep_checkpoints", "twin"),
         "epochs",  # which are steps by now
         *("coordinator", "num_processes", "process_id", "fsdp"),
     }
@@ -251,12 +245,13 @@ class RunDirectory:
                 half.unlink()
         is_new = CONFIG not in names or self._config.overwrite
         self.run_id = uuid.uuid4().hex if is_new else read_run_id(self.path)
-        if not _is_over(read_summary(self.path), self._config):
+        if _finished_summary(self.path, self._config) is None:
             flags = self._config.to_json() | {"out": str(self.path)}
             name = {} if self.run_id is None else {RUN_ID: self.run_id}
             self.write_json(CONFIG, flags | name)
-            with self.writing():  # After the flags: a run may die between the two.
-                (self.path / SUMMARY).unlink(missing_ok=True)
+            if _is_shorter(read_summary(self.path), self._config):
+                with self.writing():  # After the flags: a run may die between the two.
+                    (self.path / SUMMARY).unlink()
         self._is_claimed = True
         if dataset is not None and not (self.path / DOMAIN).exists():
             self.write_json(DOMAIN, dataset.identity())
@@ -270,8 +265,7 @@ def find_finished(config: Config) -> dict[str, Any] | None:
     """
     if config.out is None or config.overwrite:
         return None
-    summary = read_summary(config.out)
-    if summary is None:
+    if read_summary(config.out) is None:
         return None
     # What the network is used with may have been lost; then it is written anew.
     known = read_identity(config.out) if (config.out / DOMAIN).exists() else {}
@@ -282,7 +276,7 @@ def find_finished(config: Config) -> dict[str, Any] | None:
         return None
     counted = with_restarts(counted)
     _refuse_other_flags(config.out, counted)
-    return summary if known and _is_over(summary, counted) else None
+    return _finished_summary(config.out, counted) if known else None
 
 
 def with_restarts(config: Config) -> Config:
@@ -308,16 +302,28 @@ def with_restarts(config: Config) -> Config:
     return dataclasses.replace(config, restarts=restarts)
 
 
-def _is_over(summary: Mapping[str, Any] | None, config: Config) -> bool:
-    """Tells whether a run has as many steps behind it as are asked for."""
-    if summary is None:
-        return False
-    return summary.get("steps", config.total_steps) >= config.total_steps
-
-
 def _fingerprint(config: Config) -> str:
     flags = json.dumps(decisive_flags(config), sort_keys=True)
     return hashlib.sha256(flags.encode()).hexdigest()
+
+
+def _finished_summary(path: Path, config: Config) -> dict[str, Any] | None:
+    """Returns the summary of a run that has all that the flags ask for.
+
+    One that was finished without its static twin goes on where that is asked for, and
+    so does one with fewer steps.
+    """
+    summary = read_summary(path)
+    if summary is None or _is_shorter(summary, config):
+        return None
+    return summary if has_twin(summary) or not config.twin else None
+
+
+def _is_shorter(summary: Mapping[str, Any] | None, config: Config) -> bool:
+    """Tells whether a finished run has fewer steps behind it than are asked for."""
+    if summary is None:
+        return False
+    return summary.get("steps", config.total_steps) < config.total_steps
 
 
 def decisive_flags(config: Config) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, NoReturn, Required, TypedDict
 
 from msgspec import Meta
 
-from train.data.dataset import Domain
+from train.data.dataset import PARTS, Domain
 from train.errors import TrainError
 from train.flags.data import LARGEST_SIDE
 from train.storage.read_json import Unreadable, convert, parse, read_file, read_json
@@ -18,6 +18,9 @@ SUMMARY = "summary.json"
 WEIGHTS = "model.safetensors"
 BEST_WEIGHTS = "best.safetensors"
 EMA_WEIGHTS = "ema.safetensors"
+# The weights of a run by what they are called on a command line; the first is usual.
+Weights = Literal["final", "best", "ema"]
+WEIGHT_FILES = {"final": WEIGHTS, "best": BEST_WEIGHTS, "ema": EMA_WEIGHTS}
 PICTURE = "routing.png"
 REPORT = "report.html"
 FILES = (
@@ -27,6 +30,14 @@ FILES = (
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
 FOLDERS = (CHECKPOINTS, TENSORBOARD)
+# A run of its own, and which of its figures the summary has too, as twin_...; those of
+# its size are there as static_... in any case.
+TWIN = "twin"
+TWIN_FIGURES = (
+    *("test_accuracy", "test_loss", "ema_test_accuracy", "ema_test_loss"),
+    *("val_accuracy", "val_loss", "ema_val_accuracy", "ema_val_loss"),
+    "images_per_second",
+)
 LOCK = ".lock"
 
 # Beside the flags in config.json: a name that no other run has.
@@ -88,6 +99,15 @@ class Summary(TypedDict, total=False):
     multiply_adds: Positive
     static_parameters: Positive
     static_multiply_adds: Positive
+    twin_test_accuracy: Share
+    twin_test_loss: Figure
+    twin_ema_test_accuracy: Share
+    twin_ema_test_loss: Figure
+    twin_val_accuracy: Share
+    twin_val_loss: Figure
+    twin_ema_val_accuracy: Share
+    twin_ema_val_loss: Figure
+    twin_images_per_second: Rate
     params_sha256: str
 
 
@@ -109,6 +129,32 @@ class Length(TypedDict, total=False):
 
     steps: Positive
     restarts: tuple[Positive, ...]
+
+
+def weights_to_start_from(path: Path | None) -> Path | None:
+    """Returns the file that `--init-from` means.
+
+    Args:
+        path: A file, or the directory of a run, of which it is what `evaluate` and
+            `predict` load if they are not told otherwise; or None.
+
+    Raises:
+        TrainError: If it is a directory that has no such file.
+    """
+    if path is None or not path.is_dir():
+        return path
+    if not (path / WEIGHTS).is_file():
+        others = [
+            str(path / name)
+            for name in WEIGHT_FILES.values()
+            if (path / name).is_file()
+        ]
+        remedy = f"give {' or '.join(others)}" if others else "give a file of weights"
+        raise TrainError(
+            f"--init-from (={path}) must be a file or a run that is finished, and has "
+            f"no {WEIGHTS}; {remedy}"
+        )
+    return path / WEIGHTS
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -225,6 +271,11 @@ def read_summary(path: Path, *needed: str) -> dict[str, Any] | None:
             f"{path / SUMMARY} cannot be read ({error}); remove it and give the run's "
             "command again to finish it anew"
         ) from error
+
+
+def has_twin(summary: Mapping[str, Any]) -> bool:
+    """Tells whether a static twin was trained with the run of a summary."""
+    return any(f"twin_{part}_accuracy" in summary for part in PARTS)
 
 
 def read_metrics(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:

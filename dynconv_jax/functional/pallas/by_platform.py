@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+from jaxtyping import Float, Real
 
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.numerics import Numerics
@@ -79,26 +80,26 @@ def pallas_cycles(
 
 def conv_by_pallas(
     form: str,
-    inputs: jax.Array,
-    attention: jax.Array | None,
-    kernel: jax.Array,
+    inputs: Float[jax.Array, "batch *spatial in_features"],
+    attention: Real[jax.Array, "batch experts"] | None,
+    kernel: Float[jax.Array, "experts *window in_per_group out_features"],
     geometry: Geometry,
     numerics: Numerics,
-    spatial_attention: jax.Array | None = None,
-) -> jax.Array:
+    spatial_attention: Real[jax.Array, "batch *window"] | None = None,
+) -> Float[jax.Array, "batch *out_spatial out_features"]:
     """Convolves every sample with its own mixture of experts.
 
     Args:
         form: From `form_for`.
-        inputs: Shape (B, *S, C).
-        attention: Shape (B, K), or None for a single expert with the weight 1.
-        kernel: Shape (K, *k, C/g, O), as wide as the inputs or wider.
+        inputs: The samples.
+        attention: The weights, or None for a single expert with the weight 1.
+        kernel: The experts, as wide as the inputs or wider.
         geometry: The convolution.
         numerics: Its numerical options.
-        spatial_attention: Shape (B, *k), or None.
+        spatial_attention: The weights of the taps, or None.
 
     Returns:
-        Shape (B, *S_out, O).
+        The outputs.
 
     Raises:
         ValueError: If the program is lowered for a platform without such kernels, or

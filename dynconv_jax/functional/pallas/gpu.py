@@ -24,6 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+from jaxtyping import Float, Real
 
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.numerics import Numerics, multiply_wide
@@ -107,15 +108,15 @@ def arrange(kernel: jax.Array, geometry: Geometry) -> jax.Array:
 
 
 def convolve(
-    inputs: jax.Array,
-    attention: jax.Array | None,
-    arranged: jax.Array,
+    inputs: Float[jax.Array, "batch height width in_features"],
+    attention: Real[jax.Array, "batch experts"] | None,
+    arranged: Float[jax.Array, "experts taps in_per_group out_features"],
     geometry: Geometry,
     numerics: Numerics,
     *,
-    spatial_attention: jax.Array | None = None,
+    spatial_attention: Real[jax.Array, "batch rows columns"] | None = None,
     interpret: bool = False,
-) -> jax.Array:
+) -> Float[jax.Array, "batch out_height out_width out_features"]:
     """Convolves every sample with its own mixture of experts, mixed on the chip.
 
     Sums are taken in float32, and experts mixed in float32 with weights that are not
@@ -123,17 +124,17 @@ def convolve(
     It can be differentiated any number of times in reverse mode, and mapped.
 
     Args:
-        inputs: Shape (B, H, W, C), bfloat16 or float32.
-        attention: Shape (B, K), or None for a single expert with the weight 1.
-        arranged: The experts from `arrange`, (K, taps, C/g, O).
+        inputs: The samples, bfloat16 or float32.
+        attention: The weights, or None for a single expert with the weight 1.
+        arranged: The experts from `arrange`.
         geometry: The convolution, one that `pallas_refuses` does not refuse.
         numerics: Its numerical options. Without a precision, float32 is multiplied as
             XLA does it on a GPU, in TF32.
-        spatial_attention: Shape (B, kh, kw), or None.
+        spatial_attention: The weights of the taps, or None.
         interpret: Whether to run on the host in place of a GPU, slowly, for tests.
 
     Returns:
-        Shape (B, H_out, W_out, O).
+        The outputs.
 
     Raises:
         ValueError: If the form cannot compute this; the message says why.

@@ -143,7 +143,7 @@ def pull_experts(
     of_experts, of_weights = (
         each.reshape(result.shape) for each, result in zip(flat, results, strict=True)
     )
-    of_experts = of_experts[0] if splits == 1 else of_experts.sum(axis=0)
+    of_experts = of_experts.squeeze(0) if splits == 1 else of_experts.sum(axis=0)
     if weights.shape[1] == 1:  # one for all taps
         of_weights = of_weights.sum(axis=(0, 1))[:, None]
     else:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
+from jaxtyping import Float, Real
 
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.numerics import Numerics
@@ -182,14 +183,14 @@ def _pad_end(array: jax.Array, *missing: int) -> jax.Array:
 
 
 def convolve(
-    inputs: jax.Array,
-    attention: jax.Array,
-    arranged: jax.Array,
+    inputs: Float[jax.Array, "batch height width in_features"],
+    attention: Real[jax.Array, "batch experts"],
+    arranged: Float[jax.Array, "experts rows columns in_per_group out_features"],
     geometry: Geometry,
     numerics: Numerics,
     *,
     interpret: bool = False,
-) -> jax.Array:
+) -> Float[jax.Array, "batch out_height out_width out_features"]:
     """Convolves every sample with its own mixture of experts, mixed on the chip.
 
     It has a gradient rule of its own, for reverse mode, and for one derivative. Mixed
@@ -197,15 +198,15 @@ def convolve(
     too, are float32.
 
     Args:
-        inputs: Shape (B, H, W, C), bfloat16 or float32.
-        attention: Shape (B, K).
+        inputs: The samples, bfloat16 or float32.
+        attention: The weights of the experts.
         arranged: From `arrange`, in the dtype of the inputs.
         geometry: The convolution, one that `pallas_refuses` does not refuse.
         numerics: Its numerical options.
         interpret: Whether to run on the host in place of a TPU, slowly, for tests.
 
     Returns:
-        Shape (B, H_out, W_out, O).
+        The outputs.
 
     Raises:
         ValueError: If the form cannot compute this; the message says why.

@@ -4,6 +4,7 @@ What they compute is tested beside each platform's own, interpreted.
 """
 
 import contextlib
+import types
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,9 @@ from dynconv_jax import (
     explain,
     per_sample_conv,
 )
+from dynconv_jax.functional.geometry import Geometry
+from dynconv_jax.functional.numerics import Numerics
+from dynconv_jax.functional.pallas import by_platform
 from parity_tests.tools.chips import an_h100
 
 # What a kernel of Pallas is in a lowered program.
@@ -92,6 +96,28 @@ def test_a_second_gradient_is_that_of_another_form():
 
     program = lowered(jax.grad(length, argnums=(0, 1, 2)), "tpu")
     assert "stablehlo.dot_general" in program
+
+
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_a_single_expert_without_attention_has_the_weight_1(platform, monkeypatch):
+    seen = []
+    kernels = types.SimpleNamespace(
+        pallas_refuses=lambda *_, **__: None,
+        arrange=lambda kernel, geometry: kernel,
+        convolve=lambda inputs, attention, *_, **__: seen.append(attention),
+    )
+    monkeypatch.setitem(by_platform._KERNELS, platform, kernels)
+    by_platform.conv_by_pallas(
+        by_platform.form_for(platform),
+        jnp.ones((2, 5, 4, 3), "bfloat16"),
+        None,
+        jnp.ones((1, 3, 3, 3, 2)),
+        Geometry.create(3, 2, (3, 3)),
+        Numerics(),
+    )
+    (attention,) = seen
+    assert attention.dtype == "bfloat16"
+    assert attention.tolist() == [[1.0], [1.0]]
 
 
 def test_a_cpu_refuses_by_name():

@@ -48,6 +48,16 @@ def test_figures_of_the_summary_are_shown(rows):
     assert rows["wall seconds"][0] == "75.0"
 
 
+def test_run_is_compared_with_its_twin(tmp_path, capsys):
+    write_run(tmp_path / "run", twin=True, summary={"twin_test_accuracy": 0.625})
+    write_run(tmp_path / "run" / "twin", conv="static")
+    picture = tmp_path / "curves.png"
+    main([str(tmp_path / "run"), str(tmp_path / "run/twin"), f"--out={picture}"])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["--conv", "│", "–", "│", "static"] in lines
+    assert ["twin", "test", "accuracy", "│", "0.6250", "│", "–"] in lines
+
+
 def test_unfinished_run_is_shown_as_far_as_it_is(rows):
     assert rows["steps"] == ["40", "40", "20 of 40"]
     assert rows["test accuracy"][2] == "0.3333"

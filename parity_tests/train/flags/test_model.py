@@ -15,7 +15,7 @@ from dynconv_jax.weights import save_weights, to_torch_state_dict
 from parity_tests.tolerances import assert_close
 from train.errors import TrainError
 from train.flags.config import Config
-from train.learning.model import create, static_twin
+from train.learning.model import create, static_twin, twin_of
 
 # The program is run as a user runs it.
 DEFAULT_NUMERICS = True
@@ -144,6 +144,10 @@ def test_flags_and_named_options_reach_the_convolutions():
             dict(conv="odconv", router_noise=0.1),
             ["--router-noise (=0.1)", "--conv odconv"],
         ),
+        (
+            dict(model="resnet18", twin=True),
+            ["--twin (=True)", "--model resnet18", "static already", "--conv"],
+        ),
     ],
 )
 def test_what_a_model_cannot_take_is_refused_in_one_line(flags, words):
@@ -190,6 +194,17 @@ def test_twin_leaves_out_how_dynamic_convolutions_are_computed():
     assert twin.fc.kernel.shape == (128, CLASSES)
 
 
+def test_flags_of_the_twin_are_without_those_of_routers():
+    config = Config(
+        **dict(num_experts=3, reduction=2, top_k=2, conv_options=("use_bias=True",)),
+        **dict(router_dropout=0.1, router_noise=0.1, load_balance=0.1),
+        **dict(router_z_loss=0.1, steps=7, seed=3, label_smoothing=0.1, twin=True),
+    )
+    assert twin_of(config) == Config(
+        conv="static", steps=7, seed=3, label_smoothing=0.1
+    )
+
+
 def test_dynamic_model_starts_with_the_function_of_a_static_one(static, images):
     model, path = static
     config = Config(init_from=path, **SMALL)
@@ -219,6 +234,17 @@ def test_model_starts_from_a_file_of_its_own(tmp_path):
         np.testing.assert_array_equal(actual[name], array)
     with pytest.raises(TrainError, match=r"--init-noise \(=0.1\) must be 0"):
         create(Config(init_from=path, init_noise=0.1, **SMALL), CLASSES, 1, nnx.Rngs(0))
+    with pytest.raises(TrainError, match=r"--twin \(=True\) must be left out with --i"):
+        create(Config(init_from=path, twin=True, **SMALL), CLASSES, 1, nnx.Rngs(0))
+
+
+def test_twin_starts_from_the_file_of_a_static_model(static):
+    model, path = static
+    config = Config(init_from=path, init_noise=0.1, twin=True, **SMALL)
+    started = create(twin_of(config), CLASSES, 1, nnx.Rngs(0))
+    actual, expected = map(to_torch_state_dict, (started, model))
+    for name, array in expected.items():
+        np.testing.assert_array_equal(actual[name], array)
 
 
 def test_checkpoint_of_a_wrapped_torch_module_starts_a_run_and_says_so(

@@ -1,5 +1,6 @@
-"""The optimizer: what decays, by how much; clipping; LAMB."""
+"""The optimizer: what decays, by how much; learning rates; clipping; LAMB."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from train.flags.config import Config
 from train.learning.optimizer import (
     clip_by_global_norm,
     decayed_parameters,
+    learning_rate_factors,
     make_optimizer,
 )
 
@@ -109,6 +111,113 @@ def test_decay_shrinks_each_group_by_its_own_rate(optimizer, block):
             for each in (block, model)
         )
         assert_close({"": after}, {"": kept * before}, dtype="float64")
+
+
+# Learning rates
+
+
+RATES = Config(
+    steps=9,
+    warmup_steps=1,
+    learning_rate=0.5,
+    layer_decay=0.5,
+    head_learning_rate=1.0,
+    router_learning_rate=0.125,
+    weight_decay=0.1,
+    router_weight_decay=0.4,
+)
+# By the module and whether it is a router's: what 0.5 is multiplied with.
+FACTORS: dict[Any, float] = {
+    ("stem", False): 1 / 16,
+    ("stage1", False): 1 / 8,
+    ("stage1", True): 1 / 32,
+    ("stage2", False): 1 / 4,
+    ("stage2", True): 1 / 16,
+    ("stage3", False): 1 / 2,
+    ("stage3", True): 1 / 8,
+    ("fc", False): 2.0,
+}
+
+
+def small_net() -> nnx.Module:
+    return create_model(
+        "dynamic_net", 3, width_mult=0.1, param_dtype=jnp.float64, rngs=nnx.Rngs(0)
+    )
+
+
+def after_steps(config: Config, count: int = 2) -> dict[tuple, Any]:
+    """The parameters of a net after steps with some gradients."""
+    rng = np.random.default_rng(0)
+    model = small_net()
+    optimizer = make_optimizer(model, config)
+    for _ in range(count):
+        gradients = jax.tree.map(
+            lambda each: jnp.asarray(rng.normal(size=each.shape)),
+            nnx.state(model, nnx.Param),
+        )
+        optimizer.update(model, gradients)
+    return dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
+
+
+def test_each_parameter_moves_as_if_its_rate_were_that_of_all():
+    config = dataclasses.replace(RATES, optimizer="sgd")
+    actual = after_steps(config)
+    one_rate = dict.fromkeys(("head_learning_rate", "router_learning_rate"))
+    for factor in {*FACTORS.values()}:
+        rate = 0.5 * factor
+        alone = after_steps(
+            dataclasses.replace(config, learning_rate=rate, layer_decay=1.0, **one_rate)
+        )
+        of_factor = [
+            path for path in actual if FACTORS[path[0], "router" in path] == factor
+        ]
+        assert of_factor
+        for path in of_factor:
+            assert_close(
+                {"": actual[path][...]}, {"": alone[path][...]}, dtype="float64"
+            )
+
+
+def test_layer_decay_and_own_rates_are_those_of_plain_optax():
+    """Written out with one optimizer for each rate, as one would by hand."""
+    config = dataclasses.replace(RATES, router_weight_decay=0.1, schedule="constant")
+    rng = np.random.default_rng(0)
+    model = small_net()
+    flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
+    params: Any = {path: variable[...] for path, variable in flat}
+
+    def kernels(tree: Any) -> Any:
+        return {path: path[-1] == "kernel" for path in tree}
+
+    by_hand = optax.multi_transform(
+        {
+            factor: optax.adamw(
+                lambda step, rate=0.5 * factor: jnp.where(step == 0, rate / 2, rate),
+                weight_decay=0.1,
+                mask=kernels,
+            )
+            for factor in {*FACTORS.values()}
+        },
+        {path: FACTORS[path[0], "router" in path] for path in params},
+    )
+    state = by_hand.init(params)
+    for _ in range(2):
+        gradients = {
+            path: jnp.asarray(rng.normal(size=each.shape))
+            for path, each in params.items()
+        }
+        updates, state = by_hand.update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+    actual = after_steps(config)
+    assert_close(
+        {".".join(map(str, path)): each[...] for path, each in actual.items()},
+        {".".join(map(str, path)): each for path, each in params.items()},
+        dtype="float64",
+    )
+
+
+def test_with_one_rate_there_are_no_factors(block):
+    assert learning_rate_factors(block, Config()) is None
 
 
 # Clipping

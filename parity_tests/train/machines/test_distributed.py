@@ -169,10 +169,13 @@ np.savez(sys.argv[1], **answers)
 """
 
 
-def test_in_float64_the_number_of_devices_changes_only_roundings(cache, tmp_path):
+@pytest.mark.parametrize("flags", [(), ("--freeze", "backbone")], ids=["all", "frozen"])
+def test_in_float64_the_number_of_devices_changes_only_roundings(
+    flags, cache, tmp_path
+):
     answers = tmp_path / "answers.npz"
     run = subprocess.run(
-        [sys.executable, "-c", IN_FLOAT64, str(answers), *FLAGS, "--steps", "8"],
+        [sys.executable, "-c", IN_FLOAT64, str(answers), *FLAGS, "--steps=8", *flags],
         capture_output=True,
         text=True,
         cwd=ROOT,

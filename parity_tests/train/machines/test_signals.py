@@ -3,21 +3,35 @@
 import os
 import signal
 
+import jax
 import pytest
+from jax.experimental import multihost_utils
 
 from train.machines.signals import StopSignals
 
 
 def test_run_goes_on_until_told_to_stop():
     with StopSignals() as signals:
-        assert not signals.stop_after(1)
+        assert not signals.stop_after_step()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_is_noted(number):
     with StopSignals() as signals:
         os.kill(os.getpid(), number)
-        assert signals.stop_after(1)
+        assert signals.stop_after_step()
+
+
+def test_steps_of_all_runs_of_a_program_are_counted_on(monkeypatch):
+    counted = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(
+        multihost_utils, "reached_preemption_sync_point", lambda n: counted.append(n)
+    )
+    signals = StopSignals()
+    for _ in range(3):
+        signals.stop_after_step()
+    assert counted == [1, 2, 3]
 
 
 @pytest.fixture

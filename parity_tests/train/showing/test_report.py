@@ -186,6 +186,40 @@ def test_curve_of_validation_is_named_so(tmp_path):
     assert "validation" in shown and "test" not in shown
 
 
+def read_page_of_two(path, evaluation, dataset, **figures) -> Page:
+    """Reads the page of a run whose static twin was trained too."""
+    write_run(path, twin=True)
+    write_run(path / "twin", conv="static")
+    write_report(path, dataset, evaluation, SUMMARY | figures)
+    return Page((path / "report.html").read_text("utf-8"))
+
+
+def test_page_shows_the_twin_beside_the_model(tmp_path):
+    dataset = make_dataset()
+    page = read_page_of_two(
+        *(tmp_path / "run", make_evaluation(dataset), dataset),
+        **dict(test_accuracy=11 / 12, twin_test_accuracy=0.75),
+        twin_images_per_second=2469.0,
+    )
+    assert "1 of 12 images wrong; its static twin: 75.00 %" in page.text
+    told = page.text.partition("Speed and cost")[2]
+    assert "91.67 %75.00 %+2 of 12 images" in told
+    assert "1,2342,4690.50 x" in told
+    assert "its own page is twin/report.html" in told
+    # Beside the curves of a run without a twin: its loss and its accuracy.
+    assert page.tags.count("polyline") == 2 + 2 + 4 + 1 + 2
+
+
+def test_page_of_averaged_weights_shows_those_of_the_twin(tmp_path):
+    dataset = make_dataset()
+    page = read_page_of_two(
+        *(tmp_path / "run", make_evaluation(dataset), dataset),
+        **dict(ema_test_accuracy=0.75, twin_ema_test_accuracy=0.8333),
+        **dict(twin_test_accuracy=0.5, twin_images_per_second=9.0),
+    )
+    assert "75.00 %83.33 %-1 of 12 images" in page.text
+
+
 def test_long_curves_are_thinned_and_skip_what_is_not_finite():
     steps = np.arange(1, 10_001)
     values = np.where(steps == 5, np.nan, 1 / steps)

@@ -306,6 +306,19 @@ def test_finished_run_is_known_and_left_alone(tmp_path):
     assert contents(tmp_path) == before
 
 
+def test_run_without_its_twin_is_not_finished_where_one_is_asked_for(tmp_path):
+    flags = Config(out=tmp_path, twin=True)
+    start(tmp_path)
+    (tmp_path / DOMAIN).write_text("{}")
+    for summary, is_finished in (
+        ({"test_accuracy": 0.5}, False),
+        ({"test_accuracy": 0.5, "twin_test_accuracy": 0.25}, True),
+    ):
+        (tmp_path / SUMMARY).write_text(json.dumps(summary))
+        assert find_finished(flags) == (summary if is_finished else None)
+    assert find_finished(dataclasses.replace(flags, twin=False)) == summary
+
+
 def test_overwrite_starts_anew_and_leaves_other_files(tmp_path):
     start(tmp_path)
     for name in (METRICS, SUMMARY, "notes.txt"):

@@ -19,6 +19,7 @@ from train.storage.run_files import (
     SUMMARY,
     read_domain,
     read_summary,
+    weights_to_start_from,
 )
 
 DEFAULT_NUMERICS = True  # of a run
@@ -202,3 +203,27 @@ def test_figure_that_is_needed_is_asked_for(run):
     assert read_summary(run) == summary
     with pytest.raises(TrainError, match="it has no parameters"):
         read_summary(run, "steps", "parameters")
+
+
+# The weights that another run starts from
+
+
+def test_of_a_run_it_is_the_weights_that_evaluate_loads(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    (tmp_path / "best.safetensors").write_bytes(b"")
+    assert weights_to_start_from(tmp_path) == tmp_path / "model.safetensors"
+    best = tmp_path / "best.safetensors"
+    assert weights_to_start_from(best) == best
+    assert weights_to_start_from(None) is None
+
+
+def test_directory_without_weights_is_refused_with_what_it_has(tmp_path):
+    with pytest.raises(TrainError, match="has no model.safetensors; give a file of"):
+        weights_to_start_from(tmp_path)
+    best = tmp_path / "best.safetensors"
+    best.write_bytes(b"")
+    with pytest.raises(TrainError) as caught:
+        weights_to_start_from(tmp_path)
+    message = str(caught.value)
+    assert message.startswith(f"--init-from (={tmp_path}) must be")
+    assert message.endswith(f"; give {best}")

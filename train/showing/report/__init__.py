@@ -13,7 +13,7 @@ from train.machines.description import describe, describe_code
 from train.showing.report import sections
 from train.showing.report.markup import text
 from train.storage.finished import read_run
-from train.storage.run_files import REPORT
+from train.storage.run_files import REPORT, TWIN, has_twin
 
 STYLE = Path(__file__).with_name("style.css")
 
@@ -43,16 +43,17 @@ def write_report(
         OSError: If the page cannot be written.
     """
     run = read_run(path)
+    twin = read_run(path / TWIN) if has_twin(summary) else None
     flags = run.config
     title = f"{flags.model} on {flags.preset}"
     convolutions = f", {flags.conv} convolutions" if flags.conv else ""
     body = "".join(
         (
             sections.headline(summary, evaluation),
-            sections.curves(run),
+            sections.curves(run, twin),
             sections.routing(run, evaluation, dataset),
             sections.mistakes(evaluation, dataset),
-            sections.cost(summary),
+            sections.cost(summary, evaluation),
             sections.configuration(run),
             sections.environment(_machine()),
         )

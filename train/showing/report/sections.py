@@ -16,6 +16,7 @@ from train.showing.report.markup import duration, number, percent, section, tabl
 from train.showing.report.matrices import attention_map, confusion_map
 from train.showing.routing_words import in_words, router_name
 from train.storage.finished import Row, Run
+from train.storage.run_files import REPORT, TWIN
 
 Summary = Mapping[str, Any]
 
@@ -33,6 +34,10 @@ def headline(summary: Summary, evaluation: Evaluation) -> str:
     wrong = int(read.sum() - np.trace(evaluation.confusion))
     part, chosen_on = evaluation.part, _chosen_on(summary)
     what = PARTS[part]
+    note = f"{wrong:,} of {read.sum():,} images wrong"
+    if f"twin_{part}_accuracy" in summary:
+        twin = percent(summary[f"twin_{part}_accuracy"], 2)
+        note += f"; its static twin: {twin}"
     if f"ema_{part}_accuracy" in summary:
         accuracy = percent(summary[f"ema_{part}_accuracy"], 2)
         last = ("averaged weights", accuracy, f"{what} accuracy")
@@ -41,11 +46,7 @@ def headline(summary: Summary, evaluation: Evaluation) -> str:
         averaged = ""
         last = ("compilation", duration(summary["compile_seconds"]), "of the time")
     figures = [
-        (
-            f"{what} accuracy",
-            percent(evaluation.accuracy, 2),
-            f"{wrong:,} of {read.sum():,} images wrong",
-        ),
+        (f"{what} accuracy", percent(evaluation.accuracy, 2), note),
         (f"{what} loss", number(evaluation.loss), "cross-entropy"),
         (
             f"best {PARTS[chosen_on]} accuracy",
@@ -66,12 +67,12 @@ def headline(summary: Summary, evaluation: Evaluation) -> str:
     return f'<dl class="figures">{cells}</dl>'
 
 
-def curves(run: Run) -> str:
-    """Shows how the run went, step by step."""
+def curves(run: Run, twin: Run | None = None) -> str:
+    """Shows how the run went, step by step, and beside it how its static twin did."""
     training = run.training
     charts = [
-        chart("Loss", _present(_learning(run, "loss")), may_be_logarithmic=True),
-        chart("Accuracy", _present(_learning(run, "accuracy"))),
+        chart("Loss", _present(_learning(run, twin, "loss")), may_be_logarithmic=True),
+        chart("Accuracy", _present(_learning(run, twin, "accuracy"))),
         *(
             chart(title, _present([_line(title, training, name, 0)]), low=0)
             for title, name in (
@@ -93,13 +94,15 @@ def _chosen_on(values: Summary) -> Part:
     return "val" if "best_val_accuracy" in values else "test"
 
 
-def _learning(run: Run, what: str) -> list[Line]:
+def _learning(run: Run, twin: Run | None, what: str) -> list[Line]:
     """Returns the lines of the loss or the accuracy; a run is evaluated on one part."""
     lines = [_line("training", run.training, what, 0, is_faint=True)]
     for part, name in PARTS.items():
         averaged = f"{name}, averaged weights"
         lines.append(_line(name, run.tests, f"{part}_{what}", 1))
         lines.append(_line(averaged, run.tests, f"ema_{part}_{what}", 2))
+        of_twin = twin.tests if twin else []
+        lines.append(_line(f"{name}, static twin", of_twin, f"{part}_{what}", 3))
     return lines
 
 
@@ -108,7 +111,7 @@ def _line(
 ) -> Line:
     rows = [row for row in rows if row.get(key) is not None]
     steps, values = ([row[each] for row in rows] for each in ("step", key))
-    return Line(name, steps, values, palette(color, 3), is_faint)
+    return Line(name, steps, values, palette(color, 4), is_faint)
 
 
 def _present(lines: list[Line]) -> list[Line]:
@@ -285,8 +288,11 @@ def _worst(evaluation: Evaluation, dataset: Dataset, names: list[str]) -> str:
     )
 
 
-def cost(summary: Summary) -> str:
-    """Shows what the run cost, and what the model costs beside a static twin."""
+def cost(summary: Summary, evaluation: Evaluation) -> str:
+    """Shows what the run cost, and what the model costs beside a static twin.
+
+    Of a twin that was trained too, it shows how well it does.
+    """
     rows = [
         _cost_row(name, summary[key], summary[f"static_{key}"])
         for name, key in (
@@ -294,7 +300,28 @@ def cost(summary: Summary) -> str:
             ("multiply-adds an image", "multiply_adds"),
         )
     ]
-    beside = table(("", "this model", "static twin", "ratio"), rows, "plain")
+    note = (
+        "The static twin is the same network with a plain convolution in the place of "
+        "each dynamic one."
+    )
+    part = evaluation.part
+    if f"twin_{part}_accuracy" in summary:
+        speeds = summary["images_per_second"], summary["twin_images_per_second"]
+        rows.append(_cost_row("images per second, in training", *speeds))
+        images = int((evaluation.predictions >= 0).sum())
+        for name, key in (
+            (f"{PARTS[part]} accuracy", f"{part}_accuracy"),
+            ("of the averaged weights", f"ema_{part}_accuracy"),
+        ):
+            if key in summary:
+                pair = summary[key], summary[f"twin_{key}"]
+                rows.append(_accuracy_row(name, *pair, images))
+        note += (
+            " It was trained too, on the same images in the same order, with the same "
+            f"recipe and seed; its own page is {TWIN}/{REPORT}. One seed tells little: "
+            "another one moves both accuracies."
+        )
+    beside = table(("", "this model", "static twin", "in comparison"), rows, "plain")
     seconds = summary["wall_seconds"]
     speed = table(
         ("", ""),
@@ -308,8 +335,7 @@ def cost(summary: Summary) -> str:
     return section(
         "Speed and cost",
         _beside(beside, speed),
-        note="The static twin is the same network with a plain convolution in the "
-        "place of each dynamic one.",
+        note=note,
     )
 
 
@@ -319,6 +345,11 @@ def _beside(left: str, right: str) -> str:
 
 def _cost_row(name: str, own: float, static: float) -> tuple[str, ...]:
     return name, f"{own:,.0f}", f"{static:,.0f}", f"{own / static:.2f} x"
+
+
+def _accuracy_row(name: str, own: float, static: float, images: int) -> tuple[str, ...]:
+    more = f"{round((own - static) * images):+,} of {images:,} images"
+    return name, percent(own, 2), percent(static, 2), more
 
 
 def configuration(run: Run) -> str:

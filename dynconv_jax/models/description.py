@@ -1,0 +1,109 @@
+"""What `create_model` was called with, which a model keeps so that it can be saved."""
+
+import dataclasses
+import functools
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+# Of no matter once there are weights: how they were drawn, and what is noted on them.
+LEFT_OUT = ("kernel_init", "bias_init", "kernel_metadata", "bias_metadata")
+DTYPES = ("dtype", "param_dtype", "preferred_element_type")
+
+# Where a model has it: static, so that it goes where the structure of the model goes.
+_ATTRIBUTE = "_description"
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """The arguments of `create_model`, as text, or why there can be none.
+
+    Text, so that it is compared and hashed with the rest of a model's structure.
+
+    Attributes:
+        text: JSON of the arguments by name, without `rngs`.
+        problem: What cannot be written, in words; empty if all can.
+    """
+
+    text: str = ""
+    problem: str = ""
+
+
+def describe(
+    name: str,
+    conv: str | Callable[..., Any] | None,
+    conv_options: Mapping[str, Any],
+    options: Mapping[str, Any],
+    convolutions: Mapping[str, Any],
+) -> Description:
+    """Describes a model by the arguments of `create_model`.
+
+    Args:
+        name: The name of the model.
+        conv: As given to `create_model`.
+        conv_options: As given to `create_model`.
+        options: The options of the model, the number of classes among them.
+        convolutions: The convolutions by name.
+
+    Example:
+        >>> describe("resnet18", None, {}, {"num_classes": 10}, {}).text
+        '{"name": "resnet18", "num_classes": 10}'
+        >>> describe("resnet18", print, {}, {}, {}).problem
+        "`conv` (=print) is none of the library's"
+    """
+    arguments: dict[str, Any] = {"name": name}
+    if isinstance(conv, functools.partial) and not conv.args:
+        conv, conv_options = conv.func, conv.keywords | dict(conv_options)
+    if conv is not None:
+        names = [each for each in convolutions if conv in (each, convolutions[each])]
+        if not names:
+            shown = getattr(conv, "__name__", repr(conv))
+            return Description(problem=f"`conv` (={shown}) is none of the library's")
+        arguments["conv"] = names[0]
+    try:
+        if conv_options:
+            arguments["conv_options"] = _plain("conv_options", conv_options)
+        arguments |= _plain("", options)
+    except ValueError as error:
+        return Description(problem=str(error))
+    return Description(json.dumps(arguments, sort_keys=True))
+
+
+def attach(model: Any, description: Description) -> None:
+    """Notes on a model how it was made."""
+    setattr(model, _ATTRIBUTE, description)
+
+
+def description_of(model: Any) -> Description | None:
+    """Returns what a model was made with; None if `create_model` did not make it."""
+    return getattr(model, _ATTRIBUTE, None)
+
+
+def _plain(where: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns options as JSON has them.
+
+    Raises:
+        ValueError: If one is nothing that JSON has.
+    """
+    found = {}
+    for name, value in options.items():
+        if name in LEFT_OUT:
+            continue
+        if name in DTYPES and value is not None:
+            value = jnp.dtype(value).name
+        if not _is_plain(value):
+            argument = f"`{name}` in `{where}`" if where else f"`{name}`"
+            raise ValueError(f"{argument} (={value!r}) is no number, word or list")
+        found[name] = value
+    return found
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return value is None or isinstance(value, (bool, int, str))

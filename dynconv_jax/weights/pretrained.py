@@ -1,0 +1,297 @@
+"""A model as a directory: its name, its options and its weights, for both frameworks.
+
+The files are those of a model on the Hugging Face hub. What is in `config.json` has the
+words of PyTorch, as the weights have its layout.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from dynconv_jax.checks import check_module, check_rngs
+from dynconv_jax.models.abstract import abstract_module
+from dynconv_jax.models.description import DTYPES, description_of
+from dynconv_jax.models.registry import create_model
+from dynconv_jax.weights.directories import new_directory
+from dynconv_jax.weights.files import load_weights, save_weights, write_file
+from dynconv_jax.weights.pretrained_config import (
+    CONFIG,
+    OWN,
+    README,
+    WEIGHTS,
+    Config,
+    check_place,
+    read_config,
+)
+from dynconv_jax.weights.torch_layout import leaves_of
+
+# What the file calls an option as PyTorch does.
+_IN_PYTORCH = {
+    "in_features": "in_channels",
+    "stem_features": "stem_channels",
+    "head_features": "head_channels",
+    "router_hidden_features": "router_hidden_channels",
+    "router_use_hidden_bias": "router_hidden_bias",
+    "kernel_dilation": "dilation",
+    "feature_group_count": "groups",
+}
+_IN_FLAX = {theirs: ours for ours, theirs in _IN_PYTORCH.items()}
+
+# What training and evaluation differ in.
+_MODES = ("deterministic", "use_running_average")
+
+_CARD = """\
+---
+library_name: dynconv
+pipeline_tag: image-classification
+tags:
+- dynamic-convolution
+---
+
+# {model}
+
+A model of dynconv: its name and options are in `config.json`, its weights in
+`model.safetensors`, in PyTorch's layout. Either framework opens this directory:
+
+    net = dynconv_jax.from_pretrained(directory)
+    net = dynconv_torch.from_pretrained(directory)
+"""
+
+
+def save_pretrained(
+    model: nnx.Module, path: str | os.PathLike, *, card: str | None = None
+) -> None:
+    """Writes a model to a directory, from which `from_pretrained` builds it again.
+
+    The directory is that of a model on the Hugging Face hub: `config.json` (the name of
+    the model and its options), `model.safetensors` (as of `save_weights`) and
+    `README.md`. It is written beside and renamed. `dynconv_torch.from_pretrained` opens
+    it, too.
+
+    Args:
+        model: What `create_model` made. Initialisers and metadata of its parameters are
+            not kept.
+        path: The directory; one that holds a model saved before is replaced.
+        card: The text of `README.md`, in Markdown; None writes a short one.
+
+    Raises:
+        TypeError: If `model` is no module, or `card` no text.
+        ValueError: If `create_model` did not make the model, or with options that no
+            file can hold; or if the model was changed since, so that these would build
+            another. Nothing is then written.
+        FileExistsError: If the directory holds files of others.
+        OSError: If it cannot be written; an existing one is then untouched.
+
+    Example:
+        >>> import tempfile
+        >>> from dynconv_jax import create_model
+        >>> net = create_model("dynamic_net", 7, width_mult=0.25, rngs=nnx.Rngs(0))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_pretrained(net, f"{folder}/net")
+        ...     again = from_pretrained(f"{folder}/net")
+        >>> bool((again.fc.kernel[...] == net.fc.kernel[...]).all())
+        True
+    """
+    check_module("model", model)
+    if card is not None and not isinstance(card, str):
+        raise TypeError(f"`card` (a {type(card).__name__}) must be text, or None")
+    arguments = _arguments_of(model)
+    if changes := _changes(model, abstract_module(_builder(arguments))):
+        raise ValueError(
+            f"`model` (a {type(model).__name__}) was changed since `create_model` made "
+            f"it: {changes[0]}{_more(changes)}; make it as it is now by "
+            "`create_model`, or save the weights alone by `save_weights`"
+        )
+    path = Path(path)
+    check_place(path)
+    config = _to_config(arguments)
+    with new_directory(path) as place:
+        write_file(place / CONFIG, config.to_json())
+        save_weights(model, place / WEIGHTS)
+        text = _CARD.format(model=config.model) if card is None else card
+        write_file(place / README, text.encode())
+
+
+def from_pretrained(
+    path: str | os.PathLike,
+    *,
+    conv_options: Mapping[str, Any] | None = None,
+    rngs: nnx.Rngs | None = None,
+    **options,
+) -> Any:
+    """Builds the model that `save_pretrained` wrote, and loads its weights.
+
+    A directory of `dynconv_torch.save_pretrained` will do as well; how something is
+    computed (`implementation`) is then left to this library.
+
+    Args:
+        path: The directory. Nothing is fetched: what is on the Hugging Face hub comes
+            by `huggingface_hub.snapshot_download(name)`, which answers a directory.
+        conv_options: Options of the convolutions in the place of those saved.
+        rngs: Where dropout and noise draw from; None is `nnx.Rngs(0)`.
+        **options: Options of the model in the place of those saved, such as `dtype`.
+
+    Returns:
+        The model, as `create_model` makes it: ready to be trained, and to be evaluated
+        after `.eval()`.
+
+    Raises:
+        TypeError: If `path` is no path, or an option is unknown.
+        FileNotFoundError: If the directory or a file of it is not there.
+        ValueError: If a file is damaged, of another library or a newer version; if the
+            model or an option in it is unknown; or if the weights do not fit.
+
+    Example:
+        >>> from_pretrained("nowhere")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        FileNotFoundError: `path` (='nowhere') is no directory; ...
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"`path` (a {type(path).__name__}) must be a path")
+    rngs = nnx.Rngs(0) if rngs is None else rngs
+    check_rngs(rngs)
+    path = Path(path)
+    arguments = _to_arguments(read_config(path)) | options
+    if conv_options is not None:
+        is_by_name = isinstance(conv_options, Mapping)  # `create_model` says if not
+        saved = arguments.get("conv_options", {}) if is_by_name else conv_options
+        arguments["conv_options"] = {**saved, **conv_options} if is_by_name else saved
+    try:
+        model = abstract_module(_builder(arguments))
+    except (TypeError, ValueError) as error:
+        if options or conv_options:  # perhaps a fault of those
+            raise
+        raise ValueError(f"`path`: {os.fspath(path / CONFIG)!r}: {error}") from error
+    load_weights(model, path / WEIGHTS)
+    for _, stream in nnx.iter_graph(model):
+        if isinstance(stream, nnx.RngStream):
+            stream.key.set_value(getattr(rngs, stream.tag)())
+            stream.count.set_value(jnp.zeros((), jnp.uint32))
+    return model
+
+
+def _arguments_of(model: nnx.Module) -> dict[str, Any]:
+    """Returns the arguments of `create_model` that made a model, but for `rngs`."""
+    description = description_of(model)
+    name = type(model).__name__
+    if description is None:
+        raise ValueError(
+            f"`model` (a {name}) was not made by `create_model`, so nothing says how "
+            "to build it again; make one by that and give it the weights, "
+            "`load_torch_state_dict(made, to_torch_state_dict(model))`, or save them "
+            "alone by `save_weights`"
+        )
+    if description.problem:
+        raise ValueError(
+            f"`model` (a {name}) was made with what no file can hold: "
+            f"{description.problem}; save the weights alone by `save_weights`"
+        )
+    return json.loads(description.text)
+
+
+def _builder(arguments: Mapping[str, Any]) -> Any:
+    """Returns what builds a model by random numbers."""
+    return lambda rngs: create_model(**arguments, rngs=rngs)
+
+
+def _changes(model: nnx.Module, made: nnx.Module) -> list[str]:
+    """Says in what a model differs from one as it was made, its values apart."""
+    changes = []
+    ours, theirs = dict(nnx.iter_modules(model)), dict(nnx.iter_modules(made))
+    for path in ours | theirs:
+        name = ".".join(map(str, path)) or "it"
+        kinds = [type(each[path]) for each in (ours, theirs) if path in each]
+        if len(kinds) == 1:
+            state = "was not there" if path in ours else "is gone"
+            changes.append(f"{name} (a {kinds[0].__name__}) {state}")
+            continue
+        if kinds[0] is not kinds[1]:
+            now, before = (f"{each.__module__}.{each.__name__}" for each in kinds)
+            changes.append(f"{name} is a {now}, and was a {before}")
+            continue
+        now, before = (_settings(each[path]) for each in (ours, theirs))
+        changes += [
+            f"`{key}` of {name} is {now.get(key)!r}, and was {before.get(key)!r}"
+            for key in now | before
+            if now.get(key) != before.get(key)
+        ]
+    if changes:  # which the arrays would tell again
+        return changes
+    now, before = _arrays(model), _arrays(made)
+    return [
+        f"{key} is {now.get(key, 'gone')}, and was {before.get(key, 'not there')}"
+        for key in now | before
+        if now.get(key) != before.get(key)
+    ]
+
+
+def _settings(part: Any) -> dict[str, Any]:
+    """Returns what a module was told in numbers and words."""
+    return {
+        name: value
+        for name, value in vars(part).items()
+        if isinstance(value, (bool, int, float, str))
+        and not name.startswith("_")
+        and name not in (*_MODES, *DTYPES)
+    }
+
+
+def _arrays(model: nnx.Module) -> dict[str, str]:
+    """Returns shapes and dtypes as PyTorch would have them, by key, in words."""
+    return {
+        key: f"{leaf.torch_shape}"
+        + ("" if leaf.is_scheduled else f" in {leaf.dtype.name}")
+        for key, leaf in leaves_of(model)
+    }
+
+
+def _more(changes: list[str]) -> str:
+    count = len(changes) - 1
+    return f" ({count} more)" if count else ""
+
+
+def _to_config(arguments: Mapping[str, Any]) -> Config:
+    """Returns arguments of `create_model` as the file has them."""
+    options = dict(arguments)
+    return Config(
+        written_by="dynconv_jax",
+        model=options.pop("name"),
+        conv=options.pop("conv", None),
+        conv_options=_renamed(options.pop("conv_options", {}), _IN_PYTORCH),
+        param_dtype=options.pop("param_dtype", None) or "float32",
+        dtype=options.pop("dtype", None),
+        options=_renamed(options, _IN_PYTORCH),
+    )
+
+
+def _to_arguments(config: Config) -> dict[str, Any]:
+    """Returns what a file has as arguments of `create_model`."""
+    arguments: dict[str, Any] = {"name": config.model}
+    if config.conv is not None:
+        arguments["conv"] = config.conv
+    is_own = config.written_by == "dynconv_jax"
+    conv_options = _renamed(config.conv_options, _IN_FLAX, keeps_own=is_own)
+    if conv_options:
+        arguments["conv_options"] = conv_options
+    arguments |= _renamed(config.options, _IN_FLAX, keeps_own=is_own)
+    if config.param_dtype != "float32":
+        arguments["param_dtype"] = jnp.dtype(config.param_dtype)
+    if config.dtype is not None:
+        arguments["dtype"] = jnp.dtype(config.dtype)
+    return arguments
+
+
+def _renamed(
+    options: Mapping[str, Any], names: Mapping[str, str], *, keeps_own: bool = True
+) -> dict[str, Any]:
+    """Returns options under other names, with or without those of a framework."""
+    return {
+        names.get(name, name): value
+        for name, value in options.items()
+        if keeps_own or name not in OWN
+    }

@@ -1,0 +1,155 @@
+"""What `config.json` of a saved model holds, written and held against its schema."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any, NoReturn
+
+from _dynconv_version import __version__
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+README = "README.md"
+FILES = (CONFIG, WEIGHTS, README)
+
+LIBRARY = "dynconv"
+FORMAT = 1
+# How something is computed, which is each framework's own.
+OWN = ("implementation", "precision", "preferred_element_type")
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+# Of each field the types that JSON may have for it.
+_KINDS: dict[str, tuple[type, ...]] = {
+    "written_by": (str,),
+    "model": (str,),
+    "conv": (str, type(None)),
+    "conv_options": (dict,),
+    "options": (dict,),
+    "param_dtype": (str,),
+    "dtype": (str, type(None)),
+}
+_WORDS = {str: "a word", dict: "options by name", type(None): "null"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A model, in the words of PyTorch.
+
+    Attributes:
+        written_by: The package that wrote it.
+        model: The name of the model.
+        conv: The name of its convolutions; None leaves them to the model.
+        conv_options: Their options.
+        options: Those of the model.
+        param_dtype: The dtype of the parameters.
+        dtype: The dtype of the computation, which in PyTorch is that of the parameters;
+            None infers it.
+    """
+
+    written_by: str
+    model: str
+    conv: str | None
+    conv_options: dict[str, Any]
+    options: dict[str, Any]
+    param_dtype: str
+    dtype: str | None
+
+    def to_json(self) -> bytes:
+        """Returns what the file holds.
+
+        Example:
+            >>> kinds = "float32", None
+            >>> config = Config("dynconv_torch", "resnet18", None, {}, {}, *kinds)
+            >>> b'"model": "resnet18"' in config.to_json()
+            True
+        """
+        head = {"library": LIBRARY, "format_version": FORMAT, "version": __version__}
+        content = json.dumps(head | dataclasses.asdict(self), indent=2)
+        return f"{content}\n".encode()
+
+
+def read_config(path: Path) -> Config:
+    """Reads the `config.json` in a directory.
+
+    Raises:
+        FileNotFoundError: If the directory or the file is not there.
+        ValueError: If the file is none of this library, of a newer version, or holds
+            something else than it must.
+    """
+    if not path.is_dir():
+        raise FileNotFoundError(
+            f"`path` (={os.fspath(path)!r}) is no directory; a model of the Hugging "
+            "Face hub is fetched first, by `huggingface_hub.snapshot_download(name)`, "
+            "which answers its directory"
+        )
+    for name in (CONFIG, WEIGHTS):
+        if not (path / name).is_file():
+            raise FileNotFoundError(
+                f"`path` (={os.fspath(path)!r}) has no {name}; give a directory that "
+                "`save_pretrained` has written"
+            )
+    file = path / CONFIG
+    try:
+        found = json.loads(file.read_bytes().decode(), parse_constant=_refuse_number)
+    except RecursionError:
+        _refuse(file, "it is nested too deeply")
+    except ValueError as error:  # of JSON, and of what is no UTF-8
+        _refuse(file, f"it is no JSON: {error}")
+    if not isinstance(found, dict) or found.get("library") != LIBRARY:
+        _refuse(file, f"it is of another library, without `library` (='{LIBRARY}')")
+    version = found.get("format_version")
+    if type(version) is not int or version < 1:
+        _refuse(file, f"`format_version` (={version!r}) must be a number from 1")
+    if version > FORMAT:
+        _refuse(
+            file,
+            f"`format_version` (={version}) is newer than this dynconv "
+            f"({__version__}), which knows those up to {FORMAT}; install a newer one",
+        )
+    for name, kinds in _KINDS.items():
+        if name not in found:
+            _refuse(file, f"it has no `{name}`")
+        if not isinstance(found[name], kinds):
+            words = " or ".join(_WORDS[kind] for kind in kinds)
+            _refuse(file, f"`{name}` (={found[name]!r}) must be {words}")
+    for name in ("param_dtype", "dtype"):
+        if found[name] is not None and found[name] not in DTYPES:
+            known = ", ".join(DTYPES)
+            _refuse(file, f"`{name}` (={found[name]!r}) must be one of: {known}")
+    return Config(**{name: found[name] for name in _KINDS})
+
+
+def check_place(path: Path) -> None:
+    """Refuses a directory that holds anything but a model saved before.
+
+    Raises:
+        FileExistsError: If it does; or if it is a file.
+    """
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise FileExistsError(
+            f"`path` (={os.fspath(path)!r}) is a file; choose another name"
+        )
+    names = {each.name for each in path.iterdir()}
+    others = sorted(names - set(FILES))
+    if names and not others:
+        try:
+            read_config(path)
+        except (OSError, ValueError):
+            others = sorted(names)
+    if others:
+        raise FileExistsError(
+            f"`path` (={os.fspath(path)!r}) holds files of others, such as "
+            f"{others[0]!r}; choose a directory that is new, empty or holds a model "
+            "that `save_pretrained` wrote"
+        )
+
+
+def _refuse_number(word: str) -> NoReturn:
+    raise ValueError(f"{word} is no number")
+
+
+def _refuse(file: Path, reason: str) -> NoReturn:
+    raise ValueError(f"`path`: {os.fspath(file)!r} cannot be read: {reason}")

@@ -1,0 +1,53 @@
+"""The parts of the networks by depth: all of a network is in one, the head is last."""
+
+from collections import Counter
+
+import pytest
+from flax import nnx
+
+from dynconv_jax import create_model, list_models
+from dynconv_jax.models import head_of, layer_groups
+from dynconv_jax.models.abstract import abstract_module
+from dynconv_jax.weights.names import match_keys
+from dynconv_jax.weights.torch_layout import torch_shapes
+
+# Of the networks that have no router outside of their convolutions, and of those that
+# have one everywhere.
+CONVOLUTIONS = "static", "condconv"
+
+
+@pytest.mark.parametrize("conv", CONVOLUTIONS)
+@pytest.mark.parametrize("name", list_models())
+def test_each_key_of_a_network_is_at_one_depth(name, conv):
+    options = {} if conv == "static" or name == "dynamic_net" else {"dynamic": "all"}
+    net = abstract_module(
+        lambda rngs: create_model(name, 7, conv=conv, rngs=rngs, **options)
+    )
+    keys = torch_shapes(net)
+    found: Counter[str] = Counter()
+    for names in layer_groups(net):
+        found.update(set().union(*match_keys(names, keys).values()))
+    assert found == dict.fromkeys(keys, 1)
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_the_head_is_what_has_a_size_for_the_classes(name):
+    net = abstract_module(lambda rngs: create_model(name, 7, rngs=rngs))
+    other = abstract_module(lambda rngs: create_model(name, 5, rngs=rngs))
+    of_seven, of_five = torch_shapes(net), torch_shapes(other)
+    differing = {key for key in of_seven if of_seven[key] != of_five[key]}
+    assert set().union(*match_keys(head_of(net), of_seven).values()) == differing
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("dynamic_net", 5), ("resnet18", 10), ("resnet50", 18), ("mobilenet_v2", 19)],
+)
+def test_depths_are_the_stem_each_block_and_the_head(name, count):
+    net = abstract_module(lambda rngs: create_model(name, rngs=rngs))
+    assert len(layer_groups(net)) == count
+
+
+def test_module_that_does_not_say_its_layers_is_refused():
+    with pytest.raises(TypeError, match=r"`model` \(a Linear\) does not say"):
+        head_of(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
