@@ -105,15 +105,13 @@ def _checked(function: Callable[..., Any], hints: dict[str, Any]) -> Any:
                     f"{_shown(found[name])}, not {hint}; beside it, {beside}"
                 )
 
+    @functools.wraps(function)
     def call(*args, **kwargs):
         result = function(*args, **kwargs)
         compare(result, args, kwargs)
         return result
 
-    # With the globals of the function, by which doctest knows of which module it is.
-    its_globals = inspect.unwrap(function).__globals__
-    call = types.FunctionType(call.__code__, its_globals, None, None, call.__closure__)
-    return functools.update_wrapper(call, function)
+    return call
 
 
 def _says_shapes(hint: Any) -> bool:
