@@ -115,9 +115,9 @@ def twin_of(config: Config) -> Config:
         twin=False,
         router_learning_rate=None,
         freeze=tuple(name for name in config.freeze if name != "routers"),
-        **dict.fromkeys(("num_experts", "reduction", "top_k")),
+        **dict.fromkeys(("num_experts", "reduction", "top_k", "load_balance")),
         **dict.fromkeys(("router_dropout", "router_noise", "init_noise"), 0.0),
-        **dict.fromkeys(("load_balance", "router_z_loss"), 0.0),
+        router_z_loss=0.0,
     )
 
 
