@@ -48,8 +48,11 @@ class Config(RunFlags, RecipeFlags, FineTuningFlags, ModelFlags, DataFlags):
     def recipe(self, name: str) -> float:
         """Returns a flag of `train.flags.recipe.USUAL`, given or of the preset."""
         given = getattr(self, name)
-        usual = USUAL | OF_PRESETS.get(self.preset, {})
-        return usual[name] if given is None else given
+        return self.of_preset(name) if given is None else given
+
+    def of_preset(self, name: str) -> float:
+        """Returns what such a flag is where it is left out."""
+        return (USUAL | OF_PRESETS.get(self.preset, {}))[name]
 
     def to_json(self) -> dict[str, Any]:
         """Returns the flags as JSON has them, with those derived filled in."""
