@@ -20,7 +20,7 @@ from train.flags.data import DataFlags
 from train.flags.fine_tuning import FineTuningFlags
 from train.flags.foreign import hint_for
 from train.flags.model import ModelFlags
-from train.flags.recipe import RecipeFlags
+from train.flags.recipe import OF_PRESETS, USUAL, RecipeFlags
 from train.flags.run import RunFlags
 
 
@@ -45,6 +45,15 @@ class Config(RunFlags, RecipeFlags, FineTuningFlags, ModelFlags, DataFlags):
         self.check_recipe()
         self.check_run()
 
+    def recipe(self, name: str) -> float:
+        """Returns a flag of `train.flags.recipe.USUAL`, given or of the preset."""
+        given = getattr(self, name)
+        return self.of_preset(name) if given is None else given
+
+    def of_preset(self, name: str) -> float:
+        """Returns what such a flag is where it is left out."""
+        return (USUAL | OF_PRESETS.get(self.preset, {}))[name]
+
     def to_json(self) -> dict[str, Any]:
         """Returns the flags as JSON has them, with those derived filled in."""
         values = dataclasses.asdict(self) | {
@@ -52,6 +61,7 @@ class Config(RunFlags, RecipeFlags, FineTuningFlags, ModelFlags, DataFlags):
             "decay_every": self.decaying,
             "temperature_steps": self.annealing,
             "assignment_steps": self.assigning,
+            **{name: self.recipe(name) for name in USUAL},
         }
         return {
             name: str(value) if isinstance(value, Path) else value
