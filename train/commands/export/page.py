@@ -52,7 +52,8 @@ The weights in PyTorch's layout, batch norms not folded, for `dynconv_torch` and
 ```python
 import dynconv_torch, json, safetensors.torch
 
-made = json.load(open("model.json"))["create_model"]
+with open("model.json") as file:
+    made = json.load(file)["create_model"]
 net = dynconv_torch.create_model(**made)
 net.load_state_dict(safetensors.torch.load_file("weights.safetensors"))
 net.eval()

@@ -7,13 +7,22 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dynconv_jax import capture_attention, collapse
+from dynconv_jax import (
+    DecomposedConv,
+    DynamicConv,
+    WarehouseConv,
+    capture_attention,
+    collapse,
+)
+from dynconv_jax.layers.expert_conv import ExpertConv
 from train.commands.export.programs import evaluated
 from train.data.dataset import Dataset
 from train.errors import TrainError
 from train.flags.config import Config
 from train.learning.augment import normalize
 from train.learning.model import static_twin
+
+DYNAMIC = (ExpertConv, DecomposedConv, WarehouseConv)
 
 IMAGES = 512  # whose attention is averaged, evenly spaced over the training images
 
@@ -27,23 +36,21 @@ def collapsed(model: nnx.Module, config: Config, dataset: Dataset) -> nnx.Module
         dataset: Its training images say how much of each expert is mixed.
 
     Raises:
-        TrainError: If the network is static already, or a layer of it is no single
-            convolution at any attention.
+        TrainError: If the network is static already, or has layers of another member
+            than `DynamicConv`.
     """
+    layers = [part for _, part in nnx.iter_modules(model) if isinstance(part, DYNAMIC)]
+    others = {type(each).__name__ for each in layers} - {DynamicConv.__name__}
+    if others or not layers:
+        has = f"has {', '.join(sorted(others))}" if others else "has none"
+        raise TrainError(
+            f"--static needs a network with routers of DynamicConv, and that of the "
+            f"run {has}; leave it out"
+        )
     twin = static_twin(
         config, dataset.num_classes, dataset.image_shape[-1], nnx.Rngs(0)
     )
-    attention = _mean_attention(evaluated(model), dataset)
-    if not attention:
-        raise TrainError(
-            "--static needs a network with routers, and the network of the run has "
-            "none; leave it out"
-        )
-    try:
-        collapse(model, twin, attention)
-    except ValueError as error:
-        message = " ".join(str(error).split())
-        raise TrainError(f"--static: {message}") from error
+    collapse(model, twin, _mean_attention(evaluated(model), dataset))
     return twin
 
 
