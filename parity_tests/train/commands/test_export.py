@@ -130,6 +130,20 @@ def test_program_of_another_network_is_refused_and_nothing_written(
     assert not list(tmp_path.iterdir())
 
 
+def test_program_with_its_size_open_serves_other_pictures(trained, tmp_path):
+    path, dataset, model = trained
+    out = tmp_path / "open"
+    main([str(path), *ALONE, "--open-size", f"--out={out}"])
+    assert read(out, "model.json")["has_open_size"] is True
+    assert "any height and width" in (out / "README.md").read_text()
+    pictures = np.tile(dataset.test.images[:2], (1, 2, 1, 1))[:, :, :7]
+    assert_close(
+        {"probabilities": np.asarray(program_of(out).call(pictures))},
+        {"probabilities": np.asarray(classifier(model, dataset)(pictures))},
+        dtype="float32",
+    )
+
+
 def test_network_in_bfloat16(trained, tmp_path):
     out = tmp_path / "narrow"
     main([str(trained[0]), *ALONE, "--dtype=bfloat16", f"--out={out}"])

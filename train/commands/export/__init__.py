@@ -86,6 +86,7 @@ class ExportFlags(TrainedFlags):
         static: Fix each router at its mean attention over training images, so that the
             network is static; what that costs in accuracy is told.
         fold: Fold batch norms into the convolutions of model.stablehlo.
+        open_size: Have model.stablehlo take pictures of any height and width.
         data: Where the files of the preset are, if elsewhere than in training.
         run: The directory of the run.
     """
@@ -95,13 +96,14 @@ class ExportFlags(TrainedFlags):
     dtype: OptionalDtype = None
     static: Switch = False
     fold: bool = True
+    open_size: Switch = False
     data: OptionalPath = None
     run: Annotated[
         tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN")
     ] = ()
 
     def __post_init__(self):
-        """Refuses more or fewer than one run, and no format.
+        """Refuses more or fewer than one run, and formats that do not fit.
 
         Raises:
             TrainError: If there are.
@@ -113,6 +115,8 @@ class ExportFlags(TrainedFlags):
             )
         if not self.formats:
             raise TrainError("--formats needs a value: stablehlo, onnx or pt2")
+        if self.open_size and "stablehlo" not in self.formats:
+            raise TrainError("--open-size is for stablehlo, which --formats leaves out")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,9 +240,16 @@ def _write(
         if flags.fold:
             model, is_folded = fold(model, dataset)
         folded = classifier(model, dataset)
-        (folder / STABLEHLO).write_bytes(to_stablehlo(folded, dataset))
+        program = to_stablehlo(folded, dataset, open_size=flags.open_size)
+        (folder / STABLEHLO).write_bytes(program)
+        larger = np.pad(pictures, ((0, 0), (0, 3), (0, 1), (0, 0)), "edge")
+        others = np.asarray(function(larger)) if flags.open_size else None
         function = load_stablehlo(folder / STABLEHLO)
         found[STABLEHLO] = answers(function, pictures)
+        if others is not None:
+            at_others = f"{STABLEHLO}, at another size,"
+            allowed = AGREEMENT[config.dtype]
+            _held_against(others, np.asarray(function(larger)), allowed, at_others)
         files[STABLEHLO] = (folder / STABLEHLO).read_bytes()
     if set(flags.formats) & {"onnx", "pt2"}:
         written = twin.write(folder, dataset, pictures)
@@ -267,6 +278,7 @@ def _write(
         "dtype": config.dtype,
         "is_static": flags.static,
         "is_folded": is_folded,
+        "has_open_size": flags.open_size,
         "platforms": PLATFORMS,
         "versions": versions,
         "accuracy": figures["accuracy"],

@@ -6,7 +6,7 @@ from typing import Any
 STABLEHLO = """\
 ## model.stablehlo, with JAX
 
-For {platforms}. JAX and flatbuffers are enough.
+For {platforms}{size}. JAX and flatbuffers are enough.
 
 ```python
 from jax import export
@@ -81,8 +81,9 @@ def page(description: dict[str, Any], formats: Collection[str]) -> str:
     """
     versions = description["versions"]
     platforms = ", ".join(description["platforms"])
+    size = ", and any height and width" if description["has_open_size"] else ""
     sections = [
-        text.format(platforms=platforms, **versions)
+        text.format(platforms=platforms, size=size, **versions)
         for name, text in (("stablehlo", STABLEHLO), ("onnx", ONNX), ("pt2", PT2))
         if name in formats
     ]

@@ -56,16 +56,23 @@ def classifier(model: nnx.Module, domain: Domain) -> Any:
     return probabilities
 
 
-def to_stablehlo(function: Any, domain: Domain) -> bytes:
+def to_stablehlo(function: Any, domain: Domain, *, open_size: bool) -> bytes:
     """Returns a function of `classifier` as a program that serves every batch.
+
+    Args:
+        function: The function.
+        domain: What its pictures are like.
+        open_size: Whether the program serves every height and width, too.
 
     Raises:
         TrainError: If it cannot be exported; the error names what in it.
     """
     from jax import export  # which needs flatbuffers
 
-    (batch,) = export.symbolic_shape("batch")
-    images = jax.ShapeDtypeStruct((batch, *domain.image_shape), jnp.uint8)
+    height, width, channels = domain.image_shape
+    size = "height, width" if open_size else f"{height}, {width}"
+    shape = export.symbolic_shape(f"batch, {size}, {channels}")
+    images = jax.ShapeDtypeStruct(shape, jnp.uint8)
     try:
         program = export.export(function, platforms=PLATFORMS)(images)
         return bytes(program.serialize())
