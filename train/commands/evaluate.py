@@ -129,7 +129,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def load_trained(
-    path: Path, weights: Weights = "final"
+    path: Path, weights: Weights = "final", **changes: Any
 ) -> tuple[Config, Domain, nnx.Module]:
     """Loads what a run trained; its data need not be there.
 
@@ -137,6 +137,7 @@ def load_trained(
         path: The directory of the run.
         weights: Which to load: those after the last step, those with the best test
             accuracy, or the moving average.
+        **changes: Flags of the model to have otherwise than the run had them.
 
     Returns:
         Its flags, without those of where it started from and who shared it; what its
@@ -155,6 +156,7 @@ def load_trained(
         new_head=False,
         freeze=(),
         layer_decay=1.0,
+        **changes,
     )
     file = path / WEIGHT_FILES[weights]
     if not file.exists():

@@ -30,7 +30,7 @@ class Config(RunFlags, RecipeFlags, FineTuningFlags, ModelFlags, DataFlags):
 
     The results are written to --out. The same command again goes on where a run was
     stopped. Other commands, each with a --help of its own: compare RUN RUN ...,
-    evaluate RUN, predict RUN IMAGE ..., study.
+    evaluate RUN, export RUN, predict RUN IMAGE ..., study.
     """
 
     def __post_init__(self):
@@ -72,7 +72,7 @@ class Config(RunFlags, RecipeFlags, FineTuningFlags, ModelFlags, DataFlags):
 FlagsT = typing.TypeVar("FlagsT")
 
 # What the program does beside training. Each is the module of its name, with a `main`.
-COMMANDS = ("compare", "evaluate", "predict", "study")
+COMMANDS = ("compare", "evaluate", "export", "predict", "study")
 
 NARROWEST = 60  # columns of the help
 

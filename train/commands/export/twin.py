@@ -1,0 +1,70 @@
+"""What PyTorch writes of a network: in a process of its own, from files alone."""
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from train.data.dataset import Domain
+from train.errors import TrainingFailed
+from train.storage.read_json import read_json
+
+PROGRAM = "dynconv_torch.export"
+# The checkout, from which the process is started: the library may not be installed.
+ROOT = Path(__file__).parents[3]
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """What came out.
+
+    Attributes:
+        files: By format, `onnx` and `pt2`, where the file lies.
+        answers: By format the probabilities of the pictures, (N, classes).
+        versions: Of what wrote and ran them; `opset` among them.
+    """
+
+    files: dict[str, Path]
+    answers: dict[str, np.ndarray]
+    versions: dict[str, Any]
+
+
+def write(folder: Path, domain: Domain, pictures: np.ndarray) -> Written:
+    """Has PyTorch write a network.
+
+    Args:
+        folder: Where to. It holds `net`, the network as of `save_pretrained`.
+        domain: What its images are like.
+        pictures: Shape (N, H, W, C), uint8, to try the files on.
+
+    Raises:
+        TrainingFailed: If PyTorch, or what writes ONNX, fails; with its last word.
+    """
+    (folder / "domain.json").write_text(json.dumps(domain.to_json()))
+    np.save(folder / "pictures.npy", pictures)
+    done = subprocess.run(
+        [sys.executable, "-m", PROGRAM, str(folder.resolve())],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines() or [f"exit {done.returncode}"]
+        # An error may go on for lines after its name.
+        named = [line for line in lines if re.match(r"[\w.]+(Error|Exception)\b", line)]
+        raise TrainingFailed(
+            f"--formats onnx pt2 cannot be written: {(named or lines)[-1].strip()}; "
+            "mend PyTorch or ONNX here, or give --formats stablehlo"
+        )
+    with np.load(folder / "answers.npz") as found:
+        answers = dict(found)
+    return Written(
+        {name: folder / f"model.{name}" for name in answers},
+        answers,
+        read_json(folder / "versions.json", dict[str, Any]),
+    )
