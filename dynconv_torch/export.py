@@ -6,13 +6,16 @@ FOLDER holds `net`, a directory of `save_pretrained`; `domain.json` with the `me
 `std` of each channel, white being 1; and `pictures.npy`, (N, H, W, C) uint8, to try the
 results on. What comes out lies beside them: `model.onnx` and `model.pt2`, which take
 pictures (B, H, W, C) in uint8, whatever B is, and answer probabilities (B, classes);
-`answers.npz`, the probabilities of the pictures by each; and `versions.json`.
+`answers.npz`, the probabilities of the pictures by each; and `versions.json`. With
+`trial.npy`, more pictures, there is also `model.int8.onnx`, whose weights have 8 bits,
+and `trial.npz`, the classes that it and `model.onnx` give to them.
 """
 
 import json
 import sys
+import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +26,7 @@ from dynconv_torch.weights import from_pretrained
 
 # In three batches: one picture, a few, and the rest.
 SPLITS = (1, 4)
+TRIAL_BATCH = 64
 
 
 class Classifier(nn.Module):
@@ -73,15 +77,12 @@ def export(folder: Path) -> None:
     )
     assert written is not None
     written.save(folder / "model.onnx", external_data=False)
-    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    by_onnx = _runner(folder / "model.onnx")
     loaded = torch.export.load(folder / "model.pt2").module()
 
     def by_torch(images: np.ndarray) -> np.ndarray:
         with torch.no_grad():
             return loaded(torch.from_numpy(images)).numpy()
-
-    def by_onnx(images: np.ndarray) -> np.ndarray:
-        return np.asarray(session.run(None, {"images": images})[0])
 
     batches = [batch for batch in np.split(pictures, SPLITS) if len(batch)]
     np.savez(
@@ -89,6 +90,16 @@ def export(folder: Path) -> None:
         pt2=np.concatenate([*map(by_torch, batches)]),
         onnx=np.concatenate([*map(by_onnx, batches)]),
     )
+    if (folder / "trial.npy").exists():
+        _quantize(folder / "model.onnx", folder / "model.int8.onnx")
+        by_int8 = _runner(folder / "model.int8.onnx")
+        trial = np.load(folder / "trial.npy")
+        parts = np.array_split(trial, -(-len(trial) // TRIAL_BATCH))
+        np.savez(
+            folder / "trial.npz",
+            onnx=np.concatenate([by_onnx(part).argmax(-1) for part in parts]),
+            int8=np.concatenate([by_int8(part).argmax(-1) for part in parts]),
+        )
     versions = {
         "torch": torch.__version__,
         "onnx": onnx.__version__,
@@ -96,6 +107,28 @@ def export(folder: Path) -> None:
         "opset": written.model.opset_imports[""],
     }
     (folder / "versions.json").write_text(json.dumps(versions))
+
+
+def _runner(file: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns the function from pictures to probabilities in an ONNX file."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(file)
+    return lambda images: np.asarray(session.run(None, {"images": images})[0])
+
+
+def _quantize(source: Path, target: Path) -> None:
+    """Writes a file whose products are of whole numbers of 8 bits."""
+    from onnxruntime import quantization
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    with tempfile.TemporaryDirectory() as folder:
+        # The experts are weights to the quantizer once they are reshaped beforehand.
+        prepared = Path(folder) / "prepared.onnx"
+        quant_pre_process(source, prepared, skip_symbolic_shape=True)
+        quantization.quantize_dynamic(
+            prepared, target, weight_type=quantization.QuantType.QUInt8
+        )
 
 
 if __name__ == "__main__":

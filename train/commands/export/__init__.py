@@ -38,7 +38,7 @@ from train.showing.console import open_console, say
 from train.storage.read_json import read_json
 from train.storage.run_files import refuse_other_images
 
-Format = Literal["stablehlo", "onnx", "pt2"]
+Format = Literal["stablehlo", "onnx", "int8", "pt2"]
 OptionalDtype = Annotated[
     Literal["float32", "bfloat16"] | None,
     tyro.conf.arg(metavar="{float32,bfloat16}"),
@@ -48,7 +48,7 @@ STABLEHLO = "model.stablehlo"
 MODEL, FIGURES = "model.json", "export.json"
 WEIGHTS, README = "weights.safetensors", "README.md"
 FILES = {
-    *(STABLEHLO, "model.onnx", "model.pt2"),
+    *(STABLEHLO, "model.onnx", "model.int8.onnx", "model.pt2"),
     *(WEIGHTS, MODEL, FIGURES, README),
 }
 
@@ -56,11 +56,14 @@ FILES = {
 NEEDED: dict[str, tuple[str, ...]] = {
     "stablehlo": ("flatbuffers",),
     "onnx": ("torch", "onnx", "onnxscript", "onnxruntime"),
+    "int8": ("torch", "onnx", "onnxscript", "onnxruntime"),
     "pt2": ("torch", "onnx", "onnxscript", "onnxruntime"),
 }
 
 # Test pictures that all files are tried on: in batches of 1, 3 and 17.
 PICTURES = 21
+# Those on which it is seen what weights of 8 bits cost.
+TRIAL = 2000
 BATCH = 256  # of the test images, for the accuracy
 
 # How far probabilities may be apart, as a share of the largest one: rounding, in
@@ -79,9 +82,10 @@ class ExportFlags(TrainedFlags):
     Attributes:
         out: The directory to write, by default export in that of the run. An earlier
             export there is replaced.
-        formats: stablehlo is for JAX on CPUs, GPUs and TPUs, onnx for onnxruntime, pt2
-            for PyTorch alone; the weights and a description are written in any case.
-            The last two need PyTorch and ONNX.
+        formats: stablehlo is for JAX on CPUs, GPUs and TPUs, onnx for onnxruntime, int8
+            the same with weights of 8 bits, whose accuracy is told, and pt2 for PyTorch
+            alone; the weights and a description are written in any case. The last three
+            need PyTorch and ONNX.
         dtype: What the network computes in; without it, what it was trained in.
         static: Fix each router at its mean attention over training images, so that the
             network is static; what that costs in accuracy is told.
@@ -114,7 +118,7 @@ class ExportFlags(TrainedFlags):
                 f"{len(self.run)}: give RUN"
             )
         if not self.formats:
-            raise TrainError("--formats needs a value: stablehlo, onnx or pt2")
+            raise TrainError("--formats needs a value: stablehlo, onnx, int8 or pt2")
         if self.open_size and "stablehlo" not in self.formats:
             raise TrainError("--open-size is for stablehlo, which --formats leaves out")
 
@@ -227,7 +231,7 @@ def _write(
 ) -> tuple[dict[str, bytes], dict[str, Any]]:
     """Makes and tries the files; returns what is to be in them, and the figures."""
     dataset, config = network.dataset, network.config
-    pictures = _pictures(dataset, config)
+    pictures, _ = _pictures(dataset, config, PICTURES)
     function = classifier(network.model, dataset)
     expected = np.asarray(function(pictures))
     save_pretrained(network.model, folder / "net")
@@ -251,12 +255,27 @@ def _write(
             allowed = AGREEMENT[config.dtype]
             _held_against(others, np.asarray(function(larger)), allowed, at_others)
         files[STABLEHLO] = (folder / STABLEHLO).read_bytes()
-    if set(flags.formats) & {"onnx", "pt2"}:
-        written = twin.write(folder, dataset, pictures)
+    quantized: dict[str, Any] = {}
+    if set(flags.formats) - {"stablehlo"}:
+        trial, labels = None, np.zeros(0)
+        if "int8" in flags.formats:
+            trial, labels = _pictures(dataset, config, TRIAL)
+        written = twin.write(folder, dataset, pictures, trial)
         versions |= written.versions
         for name in [name for name in written.files if name in flags.formats]:
-            found[written.files[name].name] = written.answers[name]
-            files[written.files[name].name] = written.files[name].read_bytes()
+            file = written.files[name]
+            files[file.name] = file.read_bytes()
+            if name in written.answers:
+                found[file.name] = written.answers[name]
+            else:
+                quantized[file.name] = {
+                    "bytes": len(files[file.name]),
+                    "images": len(labels),
+                    **{
+                        f"test_accuracy_of_{other}": float((each == labels).mean())
+                        for other, each in written.trial.items()
+                    },
+                }
     figures: dict[str, Any] = {
         "pictures": len(pictures),
         "allowed": AGREEMENT[config.dtype],
@@ -265,6 +284,7 @@ def _write(
             | _held_against(expected, each, AGREEMENT[config.dtype], name)
             for name, each in found.items()
         },
+        "quantized": quantized,
     }
     accuracy, images = _accuracy(function, dataset, config)
     figures["accuracy"] = network.accuracy | {
@@ -322,17 +342,19 @@ def _held_against(
     return {"relative_difference": difference, "same_class": float(same)}
 
 
-def _pictures(dataset: Dataset, config: Config) -> np.ndarray:
-    """Returns test pictures from all over the set, (N, H, W, C) uint8."""
-    count = min(PICTURES, len(dataset.test))
+def _pictures(
+    dataset: Dataset, config: Config, most: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns test pictures from all over the set, (N, H, W, C) uint8, and labels."""
+    count = min(most, len(dataset.test))
     chosen = np.linspace(0, len(dataset.test) - 1, count).astype(int)
     pictures, unread = dataset.test.gather(chosen)
     for reason in unread.values():
         put_up_with(reason, config.on_bad_image)
-    pictures = np.delete(pictures, [*unread], axis=0)
-    if not len(pictures):
+    if len(unread) == len(chosen):
         raise TrainError("none of the test images can be read")
-    return pictures
+    labels = dataset.test.labels[chosen]
+    return np.delete(pictures, [*unread], axis=0), np.delete(labels, [*unread])
 
 
 def _accuracy(
@@ -362,6 +384,13 @@ def _show(out: Path, figures: dict[str, Any]) -> None:
             console,
             f"{name}: {each['bytes'] / 1e6:.2f} MB, apart from the network by "
             f"{each['relative_difference']:.0e} of the largest probability",
+        )
+    for name, each in figures["quantized"].items():
+        say(
+            console,
+            f"{name}: {each['bytes'] / 1e6:.2f} MB, accuracy "
+            f"{each['test_accuracy_of_int8']:.4f} (model.onnx "
+            f"{each['test_accuracy_of_onnx']:.4f}) on {each['images']:,} test images",
         )
     accuracy = figures["accuracy"]
     told = f"accuracy {accuracy['test_accuracy']:.4f}"

@@ -30,6 +30,12 @@ session = onnxruntime.InferenceSession("model.onnx")
 ```
 """
 
+# The same lines, for the file whose weights were rounded.
+INT8 = ONNX.replace("model.onnx", "model.int8.onnx").replace(
+    "it ran here",
+    "weights of 8 bits, whose cost in accuracy is in `export.json`; it ran here",
+)
+
 PT2 = """\
 ## model.pt2, with PyTorch
 
@@ -77,14 +83,19 @@ def page(description: dict[str, Any], formats: Collection[str]) -> str:
 
     Args:
         description: What `model.json` holds.
-        formats: Of `stablehlo`, `onnx` and `pt2` those that were written.
+        formats: Of `stablehlo`, `onnx`, `int8` and `pt2` those that were written.
     """
     versions = description["versions"]
     platforms = ", ".join(description["platforms"])
     size = ", and any height and width" if description["has_open_size"] else ""
     sections = [
         text.format(platforms=platforms, size=size, **versions)
-        for name, text in (("stablehlo", STABLEHLO), ("onnx", ONNX), ("pt2", PT2))
+        for name, text in (
+            ("stablehlo", STABLEHLO),
+            ("onnx", ONNX),
+            ("int8", INT8),
+            ("pt2", PT2),
+        )
         if name in formats
     ]
     return PAGE.format(

@@ -1,5 +1,6 @@
 """What PyTorch writes of a run serves every batch, with nothing but its runtime."""
 
+import json
 import re
 import sys
 
@@ -13,7 +14,9 @@ from parity_tests.tools import environments
 from parity_tests.tools.lively import write_lively
 from train.commands.export import main
 from train.commands.export.programs import classifier
+from train.data import presets
 from train.errors import TrainingFailed
+from train.flags.config import Config
 
 DEFAULT_NUMERICS = True
 
@@ -44,7 +47,7 @@ def exported(tmp_path_factory):
     """A directory of all formats; the pictures and what the network says of them."""
     path = tmp_path_factory.mktemp("runs") / "run"
     dataset, model = write_lively(path)
-    main([str(path)])
+    main([str(path), "--formats", "stablehlo", "onnx", "int8", "pt2"])
     pictures, _ = dataset.test.gather(np.arange(max(BATCHES)))
     return path / "export", pictures, np.asarray(classifier(model, dataset)(pictures))
 
@@ -64,6 +67,26 @@ def test_onnx_serves_every_batch(exported, batch):
     probabilities = np.asarray(session.run(None, {"images": pictures[:batch]})[0])
     assert len(probabilities) == batch
     assert_answers(probabilities, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "file"), [("int8", "model.int8.onnx"), ("onnx", "model.onnx")]
+)
+def test_accuracy_of_weights_of_eight_bits_is_told(exported, name, file):
+    folder, _, _ = exported
+    (figures,) = json.loads((folder / "export.json").read_text())["quantized"].values()
+    session = onnxruntime.InferenceSession(folder / file)
+    source = presets.load(Config()).test
+    right = []
+    # In the batches of the program, of which the quantizer takes the range.
+    for chosen in np.array_split(np.arange(len(source)), 6):
+        pictures, _ = source.gather(chosen)
+        found = np.asarray(session.run(None, {"images": pictures})[0]).argmax(-1)
+        right.append(found == source.labels[chosen])
+    assert figures[f"test_accuracy_of_{name}"] == np.concatenate(right).mean()
+    assert figures["images"] == len(source)
+    whole = (folder / "model.onnx").stat().st_size
+    assert figures["bytes"] == (folder / "model.int8.onnx").stat().st_size < whole / 2
 
 
 @pytest.mark.parametrize("batch", BATCHES)
