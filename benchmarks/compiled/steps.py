@@ -43,6 +43,7 @@ def lower_step(job: Job, chips: list[Any]) -> Step:
         conv=conv,
         dtype="bfloat16",
         batch_size=STEP_BATCH,
+        **dict.fromkeys(("label_smoothing", "load_balance"), 0.0),  # not as for digits
         model_options=() if job.form in (STATIC, AUTO) else (f"{FORM}={job.form}",),
     )
     mesh = Mesh(np.array(chips), (devices.AXIS,), axis_types=(AxisType.Auto,))

@@ -22,7 +22,7 @@ def check_images(inputs: jax.Array, in_features: int) -> None:
 
 def max_pool(
     inputs: Float[jax.Array, "batch height width channels"],
-) -> Float[jax.Array, "batch (height+1)//2 (width+1)//2 channels"]:
+) -> Float[jax.Array, "batch (height-1)//2+1 (width-1)//2+1 channels"]:
     """Returns the largest of every 3×3 window, at a stride of 2 and padded by 1.
 
     As `torch.nn.MaxPool2d(3, 2, 1)`: nothing of the border is ever the largest, and

@@ -48,7 +48,10 @@ class Config:
     checkpoint_every: int = 20
     """Every how many of them to save a checkpoint."""
 
-    flags: tuple[str, ...] = ("--preset=digits", "--seed=3")
+    flags: tuple[str, ...] = (
+        *("--preset=digits", "--seed=3", "--label-smoothing=0", "--load-balance=0"),
+        *("--temperature-start=4", "--temperature-end=0.1"),
+    )
     """Its other flags."""
 
     seed: int = 0

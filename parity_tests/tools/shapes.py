@@ -85,25 +85,30 @@ def _checked(function: Callable[..., Any], hints: dict[str, Any]) -> Any:
     signature = inspect.signature(function)
     torch = sys.modules.get("torch")
 
+    def compare(result, args, kwargs):
+        # A trace would keep the comparisons.
+        if torch and (torch.compiler.is_compiling() or torch.jit.is_tracing()):
+            return
+        arguments = signature.bind(*args, **kwargs).arguments
+        found = {**arguments, "return": result}
+        with jaxtyped("context"):
+            for name, hint in hints.items():
+                if name not in found or _fits(found[name], hint):
+                    continue
+                beside = {
+                    each: _shown(found[each])
+                    for each in hints
+                    if each in found and each != name
+                }
+                raise ShapeError(
+                    f"{function.__module__}.{function.__qualname__}: {name} is "
+                    f"{_shown(found[name])}, not {hint}; beside it, {beside}"
+                )
+
     @functools.wraps(function)
     def call(*args, **kwargs):
         result = function(*args, **kwargs)
-        # A trace would keep the comparisons.
-        if torch and (torch.compiler.is_compiling() or torch.jit.is_tracing()):
-            return result
-        found = {**signature.bind(*args, **kwargs).arguments, "return": result}
-        with jaxtyped("context"):
-            for name, hint in hints.items():
-                if name in found and not _fits(found[name], hint):
-                    raise ShapeError(
-                        f"{function.__module__}.{function.__qualname__}: {name} "
-                        f"({_shown(found[name])}) is not {hint}, given "
-                        + ", ".join(
-                            f"{each} ({_shown(found[each])})"
-                            for each in hints
-                            if each in found and each != name
-                        )
-                    )
+        compare(result, args, kwargs)
         return result
 
     return call

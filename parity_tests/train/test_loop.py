@@ -125,6 +125,7 @@ def test_metrics_have_a_line_for_each_logged_step(finished):
             "accuracy",
             "gradient_norm",
             "learning_rate",
+            "load_balance",
             "temperature",
             "images_per_second",
         }

@@ -140,7 +140,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def load_trained(
-    path: Path, weights: Weights = "final"
+    path: Path, weights: Weights = "final", **changes: Any
 ) -> tuple[Config, Domain, nnx.Module]:
     """Loads what a run trained; its data need not be there.
 
@@ -148,6 +148,7 @@ def load_trained(
         path: The directory of the run.
         weights: Which to load: those after the last step, those with the best accuracy
             in evaluation, or the moving average.
+        **changes: Flags of the model to have otherwise than the run had them.
 
     Returns:
         Its flags, without those of where it started from and who shared it; what its
@@ -166,6 +167,7 @@ def load_trained(
         new_head=False,
         freeze=(),
         layer_decay=1.0,
+        **changes,
     )
     file = path / WEIGHT_FILES[weights]
     if not file.exists():

@@ -20,7 +20,7 @@ from train.flags.data import DataFlags
 from train.flags.fine_tuning import FineTuningFlags
 from train.flags.foreign import hint_for
 from train.flags.model import ModelFlags
-from train.flags.recipe import RecipeFlags
+from train.flags.recipe import OF_PRESETS, USUAL, RecipeFlags
 from train.flags.run import RunFlags
 
 
@@ -30,7 +30,7 @@ class Config(RunFlags, RecipeFlags, FineTuningFlags, ModelFlags, DataFlags):
 
     The results are written to --out. The same command again goes on where a run was
     stopped. Other commands, each with a --help of its own: compare RUN RUN ...,
-    evaluate RUN, predict RUN IMAGE ..., study.
+    evaluate RUN, export RUN, predict RUN IMAGE ..., study.
     """
 
     def __post_init__(self):
@@ -45,6 +45,15 @@ class Config(RunFlags, RecipeFlags, FineTuningFlags, ModelFlags, DataFlags):
         self.check_recipe()
         self.check_run()
 
+    def recipe(self, name: str) -> float:
+        """Returns a flag of `train.flags.recipe.USUAL`, given or of the preset."""
+        given = getattr(self, name)
+        return self.of_preset(name) if given is None else given
+
+    def of_preset(self, name: str) -> float:
+        """Returns what such a flag is where it is left out."""
+        return (USUAL | OF_PRESETS.get(self.preset, {}))[name]
+
     def to_json(self) -> dict[str, Any]:
         """Returns the flags as JSON has them, with those derived filled in.
 
@@ -52,6 +61,7 @@ class Config(RunFlags, RecipeFlags, FineTuningFlags, ModelFlags, DataFlags):
         that is told in epochs, and the images have not been counted.
         """
         values = dataclasses.asdict(self)
+        values |= {name: self.recipe(name) for name in USUAL}
         if self.has_length:
             values |= {
                 "steps": self.total_steps,
@@ -69,7 +79,7 @@ class Config(RunFlags, RecipeFlags, FineTuningFlags, ModelFlags, DataFlags):
 FlagsT = typing.TypeVar("FlagsT")
 
 # What the program does beside training. Each is the module of its name, with a `main`.
-COMMANDS = ("compare", "evaluate", "predict", "study")
+COMMANDS = ("compare", "evaluate", "export", "predict", "study")
 
 NARROWEST = 60  # columns of the help
 

@@ -22,6 +22,25 @@ USES = {
     },
 }
 
+# Flags that have defaults of the preset: what they usually are, and where else.
+USUAL = {
+    "label_smoothing": 0.0,
+    "load_balance": 0.0,
+    "temperature_start": 4.0,
+    "temperature_end": 0.1,
+}
+OF_PRESETS = {
+    # Digits are learned within some 40 steps; from then on the loss has next to nothing
+    # to tell a router. So routers choose while there is something to choose by, smooth
+    # labels go on asking for more, and balance keeps them from settling on one expert.
+    "digits": {
+        "label_smoothing": 0.1,
+        "load_balance": 0.03,
+        "temperature_start": 0.5,
+        "temperature_end": 0.03,
+    },
+}
+
 
 # Of a run that is told neither steps nor epochs.
 STEPS = 400
@@ -69,7 +88,9 @@ class RecipeFlags(Flags):
         loss: What is made small: the cross-entropy of the softmax, or, by bce, the mean
             over images and classes of the binary cross-entropies, as in ResNet strikes
             back. Evaluation tells the cross-entropy of either.
-        label_smoothing: The share of the target that is spread over all classes.
+        label_smoothing: The share of the target that is spread over all classes. This,
+            --load-balance, --temperature-start and --temperature-end have defaults of
+            the preset: for digits 0.1, 0.03, 0.5 and 0.03, else 0, 0, 4 and 0.1.
         ema_decay: How slowly a moving average of the parameters and batch statistics
             follows them, which keeps this share of itself, and after n steps n / (n +
             9) at the most; it is evaluated and saved too. Without it, there is none.
@@ -110,12 +131,12 @@ class RecipeFlags(Flags):
     router_weight_decay: float = 0.0
     clip_norm: OptionalFloat = None
     loss: Literal["cross_entropy", "bce"] = "cross_entropy"
-    label_smoothing: float = 0.0
+    label_smoothing: OptionalFloat = None
     ema_decay: OptionalFloat = None
-    load_balance: float = 0.0
+    load_balance: OptionalFloat = None
     router_z_loss: float = 0.0
-    temperature_start: float = 4.0
-    temperature_end: float = 0.1
+    temperature_start: OptionalFloat = None
+    temperature_end: OptionalFloat = None
     temperature_steps: OptionalInt = None
     temperature_schedule: Literal["linear", "exponential"] = "linear"
     assignment_steps: OptionalInt = None

@@ -14,6 +14,7 @@ from dynconv_jax.layers.od_conv import ODAttention
 from train.errors import TrainError
 from train.flags.checks import flag_of
 from train.flags.config import Config
+from train.flags.recipe import USUAL
 from train.learning.fine_tuning import prepare_fine_tuning
 from train.learning.start import start_from_file
 
@@ -69,6 +70,8 @@ def create(
         ("router_z_loss", _has_softmax, "no softmax over several experts"),
     ):
         weight = getattr(config, name)
+        if name in USUAL and weight == config.of_preset(name):
+            continue  # as where it is left out: without routers it weighs nothing
         if weight and not any(map(applies, parts)):
             raise TrainError(
                 f"{flag_of(name)} (={weight}) must be 0 with {_describe(config)}, "
@@ -115,9 +118,9 @@ def twin_of(config: Config) -> Config:
         twin=False,
         router_learning_rate=None,
         freeze=tuple(name for name in config.freeze if name != "routers"),
-        **dict.fromkeys(("num_experts", "reduction", "top_k")),
+        **dict.fromkeys(("num_experts", "reduction", "top_k", "load_balance")),
         **dict.fromkeys(("router_dropout", "router_noise", "init_noise"), 0.0),
-        **dict.fromkeys(("load_balance", "router_z_loss"), 0.0),
+        router_z_loss=0.0,
     )
 
 

@@ -80,7 +80,7 @@ def temperature_schedule(config: Config) -> optax.Schedule:
         >>> [float(schedule(step)) for step in (0, 2, 4, 8)]
         [30.0, 15.5, 1.0, 1.0]
     """
-    start, end = config.temperature_start, config.temperature_end
+    start, end = map(config.recipe, ("temperature_start", "temperature_end"))
     if config.temperature_schedule == "linear":
         return _in_floats(optax.linear_schedule(start, end, config.annealing))
     falling = optax.exponential_decay(

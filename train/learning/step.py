@@ -1,7 +1,7 @@
 """What is compiled: the training step and the evaluation step, and their state."""
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -134,7 +134,7 @@ def make_train_step(
             jax.nn.one_hot(labels, class_count),
             augmentation,
         )
-        targets = optax.smooth_labels(targets, config.label_smoothing)
+        targets = optax.smooth_labels(targets, config.recipe("label_smoothing"))
         gradients, means = _differentiate(model, images, targets, config, everywhere)
         optimizer.update(model, gradients)
         if config.ema_decay is not None:
@@ -178,9 +178,13 @@ def _differentiate(
         logits, routers = capture_routers(merged, images)
         logits = logits.astype(at_least_float32(logits.dtype))
         loss = LOSSES[config.loss](logits, targets).mean()
-        terms = _router_losses(routers.values(), config)
+        weights = {
+            "load_balance": config.recipe("load_balance"),
+            "router_z_loss": config.router_z_loss,
+        }
+        terms = _router_losses(routers.values(), weights)
         for name, term in terms.items():
-            loss += getattr(config, name) * term
+            loss += weights[name] * term
         is_right = logits.argmax(-1) == targets.argmax(-1)
         metrics = {"loss": loss, "accuracy": is_right.mean(), **terms}
         return loss, (metrics, nnx.state(merged, nnx.Not(nnx.Param)))
@@ -200,18 +204,18 @@ def _differentiate(
 
 
 def _router_losses(
-    routers: Iterable[RouterOutput], config: Config
+    routers: Iterable[RouterOutput], weights: Mapping[str, float]
 ) -> dict[str, jax.Array]:
-    """Returns the losses on the routers that the flags weigh, by the flag's name.
+    """Returns the losses on the routers that have a weight, by the flag's name.
 
     Each is the mean over the routers that have what it is computed from.
     """
     values: dict[str, list[jax.Array]] = {}
     for attention, probabilities, logits in routers:
-        if config.load_balance:
+        if weights["load_balance"]:
             balance = load_balance_loss(attention, probabilities)
             values.setdefault("load_balance", []).append(balance)
-        if config.router_z_loss and logits is not None:
+        if weights["router_z_loss"] and logits is not None:
             values.setdefault("router_z_loss", []).append(router_z_loss(logits))
     return {name: jnp.stack(each).mean() for name, each in values.items()}
 

@@ -1,10 +1,14 @@
 """What the routers of a run do, in sentences."""
 
+import numpy as np
+
 from dynconv_jax.diagnostics import COLLAPSE_SHARE
 from train.learning.evaluation import Evaluation
 
 # A share that differs by less between any two images does not tell them apart.
 LEAST_SPREAD = 0.01
+# From this mean distance of classes' attention from that of all, it shows in a picture.
+LEAST_DIFFERENCE = 0.1
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -55,6 +59,8 @@ def _fault(path: str, evaluation: Evaluation) -> str | None:
 def in_words(evaluation: Evaluation) -> list[str]:
     """Returns `faults`, and what is to be said of the other routers, if any choose.
 
+    The last sentence is on classes, which one sees in the pictures.
+
     Args:
         evaluation: What the routers did with the test images.
     """
@@ -69,7 +75,32 @@ def in_words(evaluation: Evaluation) -> list[str]:
             else "routers use their experts and tell"
         )
         sentences.append(f"{which} {does} images apart")
+    between = {path: between_classes(evaluation.attention[path]) for path in choosing}
+    telling = [path for path, each in between.items() if each >= LEAST_DIFFERENCE]
+    if telling:
+        most = router_name(max(telling, key=between.__getitem__))
+        by = f"{_word(len(telling))} of {_word(len(choosing))} routers, most by {most}"
+        by = f"the router {most}" if len(choosing) == 1 else by
+        sentences.append(f"classes are routed differently by {by}")
+    elif sound:
+        sentences.append("all classes are routed much alike")
     return sentences
+
+
+def between_classes(attention: np.ndarray) -> float:
+    """Returns the mean distance of a class's attention from that of all classes.
+
+    Half the sum of absolute differences: 0 where classes are treated alike, and nearly
+    1 where each of many has an expert of its own.
+
+    Args:
+        attention: The mean attention by class, (classes, K).
+
+    Example:
+        >>> between_classes(np.array([[1.0, 0.0], [0.0, 1.0]]))
+        0.5
+    """
+    return float(np.abs(attention - attention.mean(0)).sum(1).mean() / 2)
 
 
 def _word(number: int) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from train.errors import TrainError
 from train.flags.config import Config
+from train.flags.recipe import USUAL
 from train.storage.read_json import Unreadable, convert
 from train.storage.run_files import CONFIG, read_config, read_metrics
 
@@ -15,7 +16,10 @@ Row = dict[str, Any]
 NEEDED = ("preset", "model", "steps", "batch_size", "seed")
 
 # Flags that `Config.to_json` fills in where they were left out.
-DERIVED = ("warmup_steps", "decay_every", "temperature_steps", "assignment_steps")
+DERIVED = (
+    *("warmup_steps", "decay_every", "temperature_steps", "assignment_steps"),
+    *USUAL,
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -263,20 +263,19 @@ def find_finished(config: Config) -> dict[str, Any] | None:
     Raises:
         TrainError: If a run with other flags is, or its summary cannot be read.
     """
-    if config.out is None or config.overwrite:
-        return None
-    if read_summary(config.out) is None:
+    path = config.out
+    if path is None or config.overwrite or read_summary(path) is None:
         return None
     # What the network is used with may have been lost; then it is written anew.
-    known = read_identity(config.out) if (config.out / DOMAIN).exists() else {}
-    counted = config
-    if "train_images" in known:
-        counted = config.for_images(known["train_images"])
-    if not counted.has_length:
+    has_domain = (path / DOMAIN).exists()
+    if config.epochs is not None and has_domain:
+        images = read_identity(path).get("train_images")
+        config = config if images is None else config.for_images(images)
+    if not config.has_length:
         return None
-    counted = with_restarts(counted)
-    _refuse_other_flags(config.out, counted)
-    return _finished_summary(config.out, counted) if known else None
+    config = with_restarts(config)
+    _refuse_other_flags(path, config)
+    return _finished_summary(path, config) if has_domain else None
 
 
 def with_restarts(config: Config) -> Config:

@@ -13,6 +13,7 @@ import pytest
 from dynconv_jax.functional.dynamic import dynamic_conv
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.numerics import Numerics
+from dynconv_jax.functional.pallas import gpu, gpu_experts, gpu_product
 from dynconv_jax.functional.pallas.gpu import arrange, convolve, pallas_refuses
 from dynconv_jax.functional.pallas.gpu_tiles import Layer, gradient_tile, product_tile
 from parity_tests.tolerances import assert_close
@@ -155,25 +156,54 @@ def test_the_kernels_compute_other_convolutions(name, rng):
     check(MORE_CASES[name], rng)
 
 
+def bent(function, operands) -> dict[str, jax.Array]:
+    """The slope of a function of all gradients, in all operands."""
+    every = tuple(range(len(operands)))
+
+    def slopes(*operands):
+        def loss(*operands):
+            return jnp.sum(jnp.sin(function(*operands)))
+
+        gradients = jax.grad(loss, argnums=every)(*operands)
+        return sum(jnp.sum(jnp.cos(each)) for each in gradients)
+
+    found = jax.jit(jax.grad(slopes, argnums=every))(*operands)
+    return {str(index): each for index, each in enumerate(found)}
+
+
 @pytest.mark.slow
 def test_second_derivatives_are_those_of_patches(rng):
     case = Small((2, 3, 4, 3), 2, kernel=(2, 2))
     operands = case.operands(rng)
+    ours, theirs = (bent(each, operands) for each in (case.by_kernel, case.by_patches))
+    assert_close(ours, theirs, dtype="float32")
 
-    def bent(function) -> dict[str, jax.Array]:
-        """The slope of a function of all gradients, in all operands."""
 
-        def slopes(*operands):
-            def loss(*operands):
-                return jnp.sum(jnp.sin(function(*operands)))
+def test_rules_of_second_derivatives_are_those_of_a_product(rng, monkeypatch):
+    """With plain products in the place of kernels, which take a minute."""
 
-            gradients = jax.grad(loss, argnums=(0, 1, 2))(*operands)
-            return sum(jnp.sum(jnp.cos(each)) for each in gradients)
+    def multiply(weights, experts, inputs):
+        return jnp.einsum("bk,kco,bhwc->bhwo", weights[:, 0], experts[:, 0], inputs)
 
-        found = jax.jit(jax.grad(slopes, argnums=(0, 1, 2)))(*operands)
-        return dict(zip(NAMES[1:], found, strict=False))
+    def apply_mixed(call, dtype, weights, experts, source, mirrored=False):
+        if mirrored:
+            experts = experts.swapaxes(2, 3)
+        return multiply(weights, experts, source)
 
-    assert_close(bent(case.by_kernel), bent(case.by_patches), dtype="float32")
+    def pull_experts(call, weights, experts, inputs, cotangent):
+        pull = jax.vjp(lambda *each: multiply(*each, inputs), weights, experts)[1]
+        return pull(cotangent)
+
+    monkeypatch.setattr(gpu_product, "apply_mixed", apply_mixed)
+    monkeypatch.setattr(gpu_experts, "pull_experts", pull_experts)
+    shapes = (2, 1, 3), (3, 1, 4, 5), (2, 3, 2, 4)
+    operands = [jnp.asarray(rng.normal(size=shape)) for shape in shapes]
+
+    def by_rules(*operands):
+        return gpu._outputs(None, jnp.dtype("float64"), *operands)
+
+    expected = bent(multiply, operands)
+    assert_close(bent(by_rules, operands), expected, dtype="float64")
 
 
 def test_the_kernels_are_mapped(rng):

@@ -1,8 +1,9 @@
-"""What kernels say that they take of a core's memory, beside what their calls ask for.
+"""What kernels take of a core's memory: what is said, and what their calls ask for.
 
 A call holds each block twice, one in use and one on its way, and what it works in once.
 """
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -43,9 +44,27 @@ def calls(jaxpr: Any) -> Iterator[Any]:
             yield from calls(inner)
 
 
+def assert_blocks_lie_inside(call: Any) -> None:
+    """Asserts that each step takes blocks that begin in their arrays.
+
+    An interpreted kernel would be given the last block in the place of one beyond.
+    """
+    for mapping in call.block_mappings:
+        place = jax.extend.core.jaxpr_as_fun(mapping.index_map_jaxpr)
+        for step in itertools.product(*map(range, call.grid)):
+            for index, block, size in zip(
+                place(*map(jnp.int32, step)),
+                mapping.block_shape,
+                mapping.array_aval.shape,
+                strict=True,
+            ):
+                assert 0 <= int(index) * block.block_size < size
+
+
 def held(function: Any, *shapes: Any, without: Any = ()) -> int:
     """Returns the bytes that a call holds; a few numbers a sample are not counted."""
     (call,) = calls(jax.make_jaxpr(function)(*shapes).jaxpr)
+    assert_blocks_lie_inside(call)
     blocks = [
         (tuple(each.block_size for each in mapping.block_shape), mapping.array_aval)
         for mapping in call.block_mappings

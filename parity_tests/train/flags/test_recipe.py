@@ -1,4 +1,4 @@
-"""The length of a run, in steps or in epochs, and what follows from it."""
+"""The flags of the recipe: the length of a run, and what is left out."""
 
 import dataclasses
 from typing import Any
@@ -10,6 +10,7 @@ from parity_tests.tools.runs import SUMMARY, make_dataset
 from train.data.batches import batch_indices
 from train.errors import TrainError
 from train.flags.config import Config, parse
+from train.flags.recipe import OF_PRESETS, USUAL
 from train.storage.finished import read_run
 from train.storage.run_directory import RunDirectory, find_finished
 from train.storage.run_files import read_config
@@ -99,3 +100,20 @@ def test_steps_of_epochs_are_no_flag_that_was_changed(tmp_path):
     with RunDirectory(told):
         changed, _ = read_run(tmp_path).split_flags()
     assert changed == TOLD
+
+
+# What the preset says
+
+
+@pytest.mark.parametrize("name", USUAL)
+def test_flag_is_that_of_the_preset_unless_it_is_given(name):
+    own = OF_PRESETS["digits"][name]
+    assert own != USUAL[name]
+    assert Config().recipe(name) == Config().to_json()[name] == own
+    assert Config(preset="fashion").recipe(name) == USUAL[name]
+    given: dict[str, Any] = {name: 0.7}
+    assert Config(**given).recipe(name) == 0.7
+
+
+def test_flag_that_is_given_as_nothing_is_not_that_of_the_preset():
+    assert Config(load_balance=0.0).recipe("load_balance") == 0

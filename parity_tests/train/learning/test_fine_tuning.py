@@ -31,6 +31,9 @@ CONFIG = Config(
     learning_rate=0.05,
     warmup_steps=0,
     router_weight_decay=0.1,
+    label_smoothing=0.0,
+    load_balance=0.0,
+    temperature_start=4.0,
     num_experts=2,
     model_options=("width_mult=0.25",),
 )
@@ -117,7 +120,7 @@ def test_trained_parameters_move_as_if_the_others_were_constants(batch):
     images, labels = batch
     model: Any = build(freeze=config.freeze)
     for stage in (model.stage1, model.stage3):  # not of stage2, which is frozen
-        stage.dyn.router.temperature[...] = config.temperature_start
+        stage.dyn.router.temperature[...] = config.recipe("temperature_start")
     graphdef, params, rest = nnx.split(model, TRAINABLE, ...)
 
     def loss_of(params):

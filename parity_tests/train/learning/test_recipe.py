@@ -33,10 +33,14 @@ STEPS = 10
 EXPERTS = 2
 CLASSES = 7
 COMMON: dict[str, Any] = dict(
-    steps=STEPS, batch_size=8, label_smoothing=0.1, ema_decay=0.4, weight_decay=0.05
+    **dict(steps=STEPS, batch_size=8, label_smoothing=0.1, ema_decay=0.4),
+    **dict(weight_decay=0.05, load_balance=0.0),
 )
+COOLING: dict[str, Any] = dict(temperature_start=4.0, temperature_end=0.1)
 RECIPES = {
-    "sgd": Config(optimizer="sgd", learning_rate=0.02, clip_norm=1.0, **COMMON),
+    "sgd": Config(
+        optimizer="sgd", learning_rate=0.02, clip_norm=1.0, **COOLING, **COMMON
+    ),
     "sgd, nesterov": Config(
         optimizer="sgd",
         learning_rate=0.02,
@@ -45,6 +49,7 @@ RECIPES = {
         clip_norm=1.0,
         accumulate=2,
         temperature_schedule="exponential",
+        **COOLING,
         **COMMON,
     ),
     "adamw": Config(
@@ -101,7 +106,7 @@ def rate(config: Config, step: int) -> float:
 
 def temperature(config: Config, step: int) -> float:
     """The temperature, once more in plain Python."""
-    start, end = config.temperature_start, config.temperature_end
+    start, end = map(config.recipe, ("temperature_start", "temperature_end"))
     progress = min(1.0, step / config.annealing)
     if config.temperature_schedule == "linear":
         return start + (end - start) * progress
@@ -150,7 +155,7 @@ def train_torch(
             part_loss = torch.nn.functional.cross_entropy(
                 net(as_torch(channels_first(images[step][chosen]))),
                 torch.from_numpy(labels[step][chosen]),
-                label_smoothing=config.label_smoothing,
+                label_smoothing=config.recipe("label_smoothing"),
             )
             (part_loss / config.accumulate).backward()
             loss += part_loss.item() / config.accumulate

@@ -40,7 +40,16 @@ from train.learning.step import (
 DEFAULT_NUMERICS = True
 
 CLASSES = 5
-CONFIG = Config(steps=10, batch_size=8, optimizer="sgd", learning_rate=0.1)
+CONFIG = Config(
+    steps=10,
+    batch_size=8,
+    optimizer="sgd",
+    learning_rate=0.1,
+    label_smoothing=0.0,
+    load_balance=0.0,
+    temperature_start=4.0,
+    temperature_end=0.1,
+)
 
 
 class Net(nnx.Module):
@@ -245,8 +254,8 @@ def test_batch_norm_sees_every_second_image_of_two_parts(images, labels):
     state, _ = step(state, images, labels)
     actual = values(nnx.merge(graphdef, state).model, nnx.BatchStat)
     model = Net()
-    nnx.state(model, Temperature)["conv"]["router"]["temperature"][...] = (
-        config.temperature_start
+    nnx.state(model, Temperature)["conv"]["router"]["temperature"][...] = config.recipe(
+        "temperature_start"
     )
     for part in (images[::2], images[1::2]):
         model(part)
@@ -255,7 +264,7 @@ def test_batch_norm_sees_every_second_image_of_two_parts(images, labels):
 
 def test_loss_is_smoothed_and_balanced(images, labels):
     config = dataclasses.replace(CONFIG, load_balance=0.3, label_smoothing=0.2)
-    _, state, step = build(Net(temperature=config.temperature_start), config)
+    _, state, step = build(Net(temperature=config.recipe("temperature_start")), config)
     _, metrics = step(state, images, labels)
     logits, attention = capture_attention(Net(temperature=4.0), images)
     targets = 0.8 * jax.nn.one_hot(labels, CLASSES) + 0.2 / CLASSES

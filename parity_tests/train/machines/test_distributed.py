@@ -25,6 +25,8 @@ EIGHT_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
 FLAGS = (
     *("--preset", "digits", "--steps", "30", "--log-every", "5", "--seed", "5"),
     *("--learning-rate", "5e-4", "--model-options", "width_mult=0.25"),
+    *("--label-smoothing", "0", "--load-balance", "0"),
+    *("--temperature-start", "4", "--temperature-end", "0.1"),
 )
 WITHIN = TOLERANCES["curve"].relative
 

@@ -10,7 +10,13 @@ from parity_tests.tools.runs import make_dataset, make_evaluation
 from train.learning.evaluation import Evaluation
 from train.showing.routing_words import faults, in_words
 
-SOUND: dict[str, Any] = dict(shares=(0.25,) * 4, usage=(0.25,) * 4, dead=(), spread=0.5)
+ALIKE = np.full((3, 4), 0.25)
+APART = np.array([[0.7, 0.1, 0.1, 0.1], [0.1, 0.7, 0.1, 0.1], [0.1, 0.1, 0.1, 0.7]])
+SOUND: dict[str, Any] = dict(
+    **dict(shares=(0.25,) * 4, usage=(0.25,) * 4, dead=(), spread=0.5),
+    attention=ALIKE,
+)
+CLASSES_ALIKE = "all classes are routed much alike"
 
 
 def evaluation_of(**routers: dict[str, Any]) -> Evaluation:
@@ -22,6 +28,7 @@ def evaluation_of(**routers: dict[str, Any]) -> Evaluation:
         usage={path: np.array(each["usage"]) for path, each in found.items()},
         dead={path: each["dead"] for path, each in found.items()},
         spread={path: each["spread"] for path, each in found.items()},
+        attention={path: each["attention"] for path, each in found.items()},
     )
 
 
@@ -56,10 +63,29 @@ def test_sound_routers_are_told_together():
     assert found == [
         "three treats all images alike",
         "the other routers use their experts and tell images apart",
+        CLASSES_ALIKE,
     ]
     assert in_words(evaluation_of(one={})) == [
-        "the router uses its experts and tells images apart"
+        "the router uses its experts and tells images apart",
+        CLASSES_ALIKE,
     ]
+
+
+def test_routers_that_tell_classes_apart_are_counted_and_the_strongest_is_named():
+    some = dict(attention=ALIKE + 0.2 * (APART - ALIKE))
+    much = dict(attention=APART)
+    by = "classes are routed differently by"
+    found = in_words(evaluation_of(one={}, two=much, three=some))
+    assert found[-1] == f"{by} one of three routers, most by two"
+    some = dict(attention=ALIKE + 0.5 * (APART - ALIKE))
+    found = in_words(evaluation_of(one={}, two=some, three=much))
+    assert found[-1] == f"{by} two of three routers, most by three"
+    found = in_words(evaluation_of(one=much))
+    assert found[-1] == f"{by} the router one"
+
+
+def test_routers_at_fault_are_not_said_once_more_to_treat_classes_alike():
+    assert len(in_words(evaluation_of(one=dict(spread=0.0)))) == 1
 
 
 def test_router_of_one_expert_has_no_sentence():

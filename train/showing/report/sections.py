@@ -14,7 +14,7 @@ from train.showing.report import markup
 from train.showing.report.charts import Line, chart, palette
 from train.showing.report.markup import duration, number, percent, section, table, text
 from train.showing.report.matrices import attention_map, confusion_map
-from train.showing.routing_words import in_words, router_name
+from train.showing.routing_words import between_classes, in_words, router_name
 from train.storage.finished import Row, Run
 from train.storage.run_files import REPORT, TWIN
 
@@ -189,7 +189,6 @@ def routing(run: Run, evaluation: Evaluation, dataset: Dataset) -> str:
 def _router_row(name: str, path: str, evaluation: Evaluation) -> tuple[str, ...]:
     attention, usage = evaluation.attention[path], evaluation.usage[path]
     entropy = evaluation.entropy[path] / _most_entropy(attention)
-    spread = np.abs(attention - attention.mean(0)).sum(1).mean() / 2
     shown = sorted(usage, reverse=True)[:MOST_SHARES]
     shares = "".join(
         f'<i style="flex:{share:.4f};opacity:{max(0.25, 0.85**place):.2f}" '
@@ -202,7 +201,7 @@ def _router_row(name: str, path: str, evaluation: Evaluation) -> tuple[str, ...]
         text(name),
         str(len(usage)),
         _measure(entropy),
-        _measure(spread),
+        _measure(between_classes(attention)),
         f'<div class="bar" title="{used} of {len(usage)} in use">{shares}</div>',
     )
 
