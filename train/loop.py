@@ -236,15 +236,20 @@ def train_one(
     clock = Clock(config.batch_size, done, seconds)
     pending: list[dict[str, jax.Array]] = []  # read together, to wait only once
     evaluations: dict[str, Evaluation] = {}
+    taken = done
+    gives_up = best is not None and config.gives_up_at(done, best["step"])
     display.start(done)
     clock.start()
     for step in range(done + 1, config.total_steps + 1):
+        if gives_up:
+            break
+        taken = step
         state, metrics = train_step(state, *upcoming.pop())
         pending.append(metrics)
         is_last = step == config.total_steps
-        is_end = is_last or step in config.restarts  # where it may have ended
+        is_end = config.ends_at(step)
         is_logged = is_end or step % config.log_every == 0
-        is_evaluated = is_end or step % config.eval_every == 0
+        is_evaluated = config.evaluates_at(step)
         is_told_to_stop = shared.stop_signals.stop_after_step() and not is_last
         is_saved = is_end or is_told_to_stop or step % config.checkpoint_every == 0
         if not is_last:  # The step is still under way, and the host has time.
@@ -279,7 +284,8 @@ def train_one(
                 best = {"step": step, "accuracy": accuracy}
                 whole = nnx.merge(graphdef, devices.gather(state))
                 run.write_weights(BEST_WEIGHTS, whole.average or whole.model)
-        if is_saved or is_best:
+            gives_up = best is not None and config.gives_up_at(step, best["step"])
+        if is_saved or is_best or gives_up:
             record = {
                 "best": best,
                 "seconds": clock.seconds,
@@ -295,14 +301,21 @@ def train_one(
         clock.start()
 
     # Results.
-    evaluations = evaluations or evaluate_all(config.total_steps, dataset.judged_on)
+    stopped_early = taken < config.total_steps
+    if stopped_early:
+        display.say(
+            f"stopped early, after step {taken}: {config.early_stopping} evaluations "
+            "without a better accuracy"
+        )
+    evaluations = evaluations or evaluate_all(taken, dataset.judged_on)
     found = [evaluations]
     if dataset.judged_on != "test" and dataset.has("test"):
-        found.append(evaluate_all(config.total_steps, "test"))
+        found.append(evaluate_all(taken, "test"))
     checkpoints.wait()
     whole = nnx.merge(graphdef, devices.gather(state))
     summary = {
-        "steps": config.total_steps,
+        "steps": taken,
+        "stopped_early": stopped_early,
         f"best_{dataset.judged_on}_accuracy": best["accuracy"] if best else None,
         "best_step": best["step"] if best else None,
         "images_per_second": clock.rate(),

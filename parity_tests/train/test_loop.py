@@ -153,6 +153,7 @@ def test_summary_has_the_figures_of_the_run(finished):
         "test_accuracy",
         "test_loss",
         "steps",
+        "stopped_early",
         "images_per_second",
         "compile_seconds",
         "wall_seconds",

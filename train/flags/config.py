@@ -54,6 +54,26 @@ class Config(RunFlags, RecipeFlags, FineTuningFlags, ModelFlags, DataFlags):
         """Returns what such a flag is where it is left out."""
         return (USUAL | OF_PRESETS.get(self.preset, {}))[name]
 
+    def ends_at(self, step: int) -> bool:
+        """Tells whether the run ends with a step, or could have."""
+        return step == self.total_steps or step in self.restarts
+
+    def evaluates_at(self, step: int) -> bool:
+        """Tells whether the run is evaluated after a step."""
+        return self.ends_at(step) or step % self.eval_every == 0
+
+    def gives_up_at(self, step: int, best_step: int) -> bool:
+        """Tells whether nothing got better for as long as `early_stopping` waits.
+
+        Args:
+            step: The last step.
+            best_step: The step after which the accuracy was best.
+        """
+        if self.early_stopping is None:
+            return False
+        since = sum(map(self.evaluates_at, range(best_step + 1, step + 1)))
+        return since >= self.early_stopping
+
     def to_json(self) -> dict[str, Any]:
         """Returns the flags as JSON has them, with those derived filled in.
 

@@ -108,7 +108,8 @@ FOREIGN: dict[str, tuple[str, str]] = {
     "--lr-gamma": ("--decay-factor", ""),
     "--cooldown-epochs": ("", _LAST),
     "--patience-epochs": ("", _LAST),
-    "--patience": ("", _LAST),
+    "--patience": ("--early-stopping", ""),
+    "--early-stopping-patience": ("--early-stopping", ""),
     # What the images are
     "--data-dir": ("--data", ""),
     "--data-path": ("--data", ""),

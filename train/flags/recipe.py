@@ -55,6 +55,8 @@ class RecipeFlags(Flags):
         epochs: How often to go through the training images, in the place of --steps. An
             epoch has as many steps as --batch-size goes into their number; the rest,
             which is another one in each epoch, is left out.
+        early_stopping: After how many evaluations without a better accuracy the run
+            ends before its last step; without it, it does not.
         restarts: After which steps the learning rate of a cosine or a line starts anew;
             it then warms up again, over a tenth of what comes at the most. A run that
             is finished gets one where it ended, if --steps or --epochs is raised. What
@@ -113,6 +115,7 @@ class RecipeFlags(Flags):
 
     steps: OptionalInt = None
     epochs: OptionalInt = None
+    early_stopping: OptionalInt = None
     restarts: tuple[int, ...] = ()
     batch_size: int = 64
     accumulate: int = 1
@@ -148,7 +151,7 @@ class RecipeFlags(Flags):
             TrainError: If a value is out of range or does not fit another.
         """
         self.require_at_least_one(
-            *("steps", "epochs", "accumulate", "decay_every"),
+            *("steps", "epochs", "early_stopping", "accumulate", "decay_every"),
             *("temperature_steps", "assignment_steps"),
         )
         rule = "be at least 2: batch norm needs more than one image"

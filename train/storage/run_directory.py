@@ -319,8 +319,11 @@ def _finished_summary(path: Path, config: Config) -> dict[str, Any] | None:
 
 
 def _is_shorter(summary: Mapping[str, Any] | None, config: Config) -> bool:
-    """Tells whether a finished run has fewer steps behind it than are asked for."""
-    if summary is None:
+    """Tells whether a finished run has fewer steps behind it than are asked for.
+
+    One that stopped early has all: told to be longer, it would stop there again.
+    """
+    if summary is None or summary.get("stopped_early"):
         return False
     return summary.get("steps", config.total_steps) < config.total_steps
 

@@ -92,6 +92,7 @@ class Summary(TypedDict, total=False):
     best_val_accuracy: Share | None
     best_step: Count | None
     steps: Count
+    stopped_early: bool
     images_per_second: Rate
     compile_seconds: Seconds
     wall_seconds: Seconds
