@@ -18,7 +18,7 @@ from flax import nnx
 from flax.typing import Initializer
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
-from jaxtyping import Float, Real
+from jaxtyping import Float, Shaped
 
 from dynconv_jax.checks import check_rngs
 from dynconv_jax.functional.checks import check_arrays, check_dtypes, check_rate
@@ -140,7 +140,7 @@ class Router(HoldsScheduled):
         self.temperature = Temperature.create(temperature)
 
     def logits(
-        self, inputs: Real[jax.Array, "batch *spatial in_features"]
+        self, inputs: Shaped[jax.Array, "batch *spatial in_features"]
     ) -> Float[jax.Array, "batch experts"]:
         """Returns the logits z of inputs, before the temperature.
 
@@ -150,7 +150,7 @@ class Router(HoldsScheduled):
         return self.noise(self.fc2(self.dropout(jax.nn.relu(self.fc1(pooled)))))
 
     def __call__(
-        self, inputs: Real[jax.Array, "batch *spatial in_features"]
+        self, inputs: Shaped[jax.Array, "batch *spatial in_features"]
     ) -> Float[jax.Array, "batch experts"]:
         """Returns the attention over the experts.
 
@@ -234,7 +234,7 @@ class SigmoidRouter(nnx.Linear):
         )
 
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, inputs: Real[jax.Array, "batch *spatial in_features"]
+        self, inputs: Shaped[jax.Array, "batch *spatial in_features"]
     ) -> Float[jax.Array, "batch experts"]:
         """Returns the attention over the experts.
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Real
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from dynconv_torch.functional.checks import check_dtype, check_rate, check_tensors
@@ -118,7 +118,7 @@ class Router(HoldsScheduled):
         self.hold_scheduled(Temperature, temperature, self.fc1.weight.device)
 
     def logits(
-        self, x: Real[Tensor, "batch in_channels *spatial"]
+        self, x: Shaped[Tensor, "batch in_channels *spatial"]
     ) -> Float[Tensor, "batch experts"]:
         """Returns the logits z of `x`, before the temperature.
 
@@ -131,7 +131,7 @@ class Router(HoldsScheduled):
             return self.noise(call_wide(self.fc2, hidden))
 
     def forward(
-        self, x: Real[Tensor, "batch in_channels *spatial"]
+        self, x: Shaped[Tensor, "batch in_channels *spatial"]
     ) -> Float[Tensor, "batch experts"]:
         """Returns the attention over the experts.
 
@@ -206,7 +206,7 @@ class SigmoidRouter(nn.Linear):
         return self.out_features
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, x: Real[Tensor, "batch in_channels *spatial"]
+        self, x: Shaped[Tensor, "batch in_channels *spatial"]
     ) -> Float[Tensor, "batch experts"]:
         """Returns the attention over the experts.
 

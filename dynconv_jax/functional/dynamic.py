@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import jax
 from jax import lax
 from jax.typing import DTypeLike
-from jaxtyping import Float, Real
+from jaxtyping import Float, Shaped
 
 from dynconv_jax.functional.checks import check_arrays
 from dynconv_jax.functional.chips import Target
@@ -35,11 +35,11 @@ from dynconv_jax.functional.static import conv_by_one_kernel
 def dynamic_conv_by_plan(
     plan: Plan,
     inputs: Float[jax.Array, "batch *spatial in_features"],
-    attention: Real[jax.Array, "batch experts"] | None,
+    attention: Shaped[jax.Array, "batch experts"] | None,
     kernel: Float[jax.Array, "experts *window in_per_group out_features"],
     geometry: Geometry,
     numerics: Numerics,
-    spatial_attention: Real[jax.Array, "batch *window"] | None = None,
+    spatial_attention: Shaped[jax.Array, "batch *window"] | None = None,
 ) -> Float[jax.Array, "batch *out_spatial out_features"]:
     """Computes a dynamic convolution as a plan says.
 
@@ -221,11 +221,11 @@ class _PlacedDynamicConv(PlacedConv):
 
 def dynamic_conv(
     inputs: Float[jax.Array, "batch *spatial in_features"],
-    attention: Real[jax.Array, "batch experts"] | None,
+    attention: Shaped[jax.Array, "batch experts"] | None,
     kernel: Float[jax.Array, "experts *window in_per_group out_features"],
     bias: Float[jax.Array, "experts out_features"] | None = None,
     *,
-    spatial_attention: Real[jax.Array, "batch *window"] | None = None,
+    spatial_attention: Shaped[jax.Array, "batch *window"] | None = None,
     strides: int | Sequence[int] | None = 1,
     padding: PaddingLike = "SAME",
     kernel_dilation: int | Sequence[int] | None = 1,

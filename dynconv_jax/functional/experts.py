@@ -14,7 +14,7 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Real
+from jaxtyping import Float, Shaped
 
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.numerics import Numerics, at_least_float32, multiply_wide
@@ -28,11 +28,11 @@ from dynconv_jax.functional.static import conv_by_one_kernel
 
 def conv_by_experts(
     inputs: Float[jax.Array, "batch *spatial in_features"],
-    attention: Real[jax.Array, "batch experts"] | None,
+    attention: Shaped[jax.Array, "batch experts"] | None,
     kernel: Float[jax.Array, "experts *window in_per_group out_features"],
     geometry: Geometry,
     numerics: Numerics,
-    spatial_attention: Real[jax.Array, "batch *window"] | None = None,
+    spatial_attention: Shaped[jax.Array, "batch *window"] | None = None,
 ) -> Float[jax.Array, "batch *out_spatial out_features"]:
     """Convolves with all experts and sums their outputs by attention.
 
@@ -70,7 +70,7 @@ def conv_by_experts(
 
 def conv_by_all_experts(
     inputs: Float[jax.Array, "batch *spatial in_features"],
-    attention: Real[jax.Array, "batch experts"] | None,
+    attention: Shaped[jax.Array, "batch experts"] | None,
     kernel: Float[jax.Array, "experts *window in_features out_features"],
     geometry: Geometry,
     numerics: Numerics,

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
-from jaxtyping import Float, Real
+from jaxtyping import Float, Shaped
 
 from dynconv_jax.functional.checks import check_arrays
 from dynconv_jax.functional.numerics import (
@@ -23,7 +23,7 @@ from dynconv_jax.functional.sharding import leave_to_partitioner
 
 
 def mix_kernels(
-    attention: Real[jax.Array, "batch experts"],
+    attention: Shaped[jax.Array, "batch experts"],
     kernel: Float[jax.Array, "experts *kernel"],
     *,
     precision: lax.PrecisionLike = None,

@@ -4,15 +4,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Real
+from jaxtyping import Float, Shaped
 
 from dynconv_jax.functional.checks import check_arrays
 from dynconv_jax.functional.numerics import at_least_float32
 
 
 def load_balance_loss(
-    attention: Real[jax.Array, "*samples experts"],
-    probabilities: Real[jax.Array, "*samples experts"] | None = None,
+    attention: Shaped[jax.Array, "*samples experts"],
+    probabilities: Shaped[jax.Array, "*samples experts"] | None = None,
 ) -> Float[jax.Array, ""]:
     """Measures how unevenly a batch uses the experts, so that training evens it out.
 
@@ -67,7 +67,7 @@ def load_balance_loss(
 
 
 def router_z_loss(
-    logits: Real[jax.Array, "*samples experts"],
+    logits: Shaped[jax.Array, "*samples experts"],
 ) -> Float[jax.Array, ""]:
     """Measures how large the logits of a router are, so that its softmax stays soft.
 

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
-from jaxtyping import Float, Real
+from jaxtyping import Float, Shaped
 
 from dynconv_jax.functional.checks import check_arrays
 from dynconv_jax.functional.chips import Target, chip_for
@@ -326,7 +326,7 @@ def per_sample_conv_transpose(
 
 def dynamic_conv_transpose(
     inputs: Float[jax.Array, "batch *spatial in_features"],
-    attention: Real[jax.Array, "batch experts"],
+    attention: Shaped[jax.Array, "batch experts"],
     kernel: Float[jax.Array, "experts *window in_per_group out_features"],
     bias: Float[jax.Array, "experts out_features"] | None = None,
     *,

@@ -31,8 +31,9 @@ def match_keys(names: Iterable[str], keys: Collection[str]) -> dict[str, set[str
         keys: PyTorch's keys.
 
     Example:
-        >>> match_keys(["fc", "*.bias"], ["conv.bias", "fc.bias", "fc2.weight"])
-        {'fc': {'fc.bias'}, '*.bias': {'conv.bias', 'fc.bias'}}
+        >>> found = match_keys(["fc", "*.bias"], ["conv.bias", "fc.bias", "fc2.weight"])
+        >>> found["fc"], sorted(found["*.bias"])
+        ({'fc.bias'}, ['conv.bias', 'fc.bias'])
     """
     return {
         name: {key for key in keys if any(_means(name, each) for each in _parts(key))}

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Real
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from dynconv_torch.functional.checks import check_tensors
@@ -30,7 +30,7 @@ from dynconv_torch.functional.tracing import sizes_of
 
 
 def mix_kernels(
-    attention: Real[Tensor, "batch experts"],
+    attention: Shaped[Tensor, "batch experts"],
     weight: Float[Tensor, "experts *kernel"],
 ) -> Float[Tensor, "batch *kernel"]:
     """Mixes stacked experts into one tensor per sample, Σ_k a_ik W_k.
@@ -75,7 +75,7 @@ def _merge_experts(weight: Tensor, groups: int) -> Tensor:
 
 def conv_by_experts(
     input: Float[Tensor, "batch in_channels *spatial"],
-    attention: Real[Tensor, "batch experts"],
+    attention: Shaped[Tensor, "batch experts"],
     merged: Tensor,
     geometry: Geometry,
     convolve: Convolve = conv,
@@ -110,11 +110,11 @@ def check_attention(attention: Tensor, batch: int, num_experts: int) -> None:
 
 def dynamic_conv(
     input: Float[Tensor, "batch in_channels *spatial"],
-    attention: Real[Tensor, "batch experts"] | None,
+    attention: Shaped[Tensor, "batch experts"] | None,
     weight: Float[Tensor, "experts out_channels in_per_group *window"],
     bias: Float[Tensor, "experts out_channels"] | None = None,
     *,
-    spatial_attention: Real[Tensor, "batch *window"] | None = None,
+    spatial_attention: Shaped[Tensor, "batch *window"] | None = None,
     stride: int | Sequence[int] = 1,
     padding: PaddingLike = 0,
     dilation: int | Sequence[int] = 1,

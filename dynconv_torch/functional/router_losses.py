@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from jaxtyping import Float, Real
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from dynconv_torch.functional.checks import check_tensors
@@ -11,8 +11,8 @@ from dynconv_torch.functional.numerics import at_least_float32
 
 
 def load_balance_loss(
-    attention: Real[Tensor, "*samples experts"],
-    probabilities: Real[Tensor, "*samples experts"] | None = None,
+    attention: Shaped[Tensor, "*samples experts"],
+    probabilities: Shaped[Tensor, "*samples experts"] | None = None,
 ) -> Float[Tensor, ""]:
     """Measures how unevenly a batch uses the experts, so that training evens it out.
 
@@ -65,7 +65,7 @@ def load_balance_loss(
     return num_experts * torch.sum(chosen_shares * shares)
 
 
-def router_z_loss(logits: Real[Tensor, "*samples experts"]) -> Float[Tensor, ""]:
+def router_z_loss(logits: Shaped[Tensor, "*samples experts"]) -> Float[Tensor, ""]:
     """Measures how large the logits of a router are, so that its softmax stays soft.
 
     The mean of logsumexp(logits)². Add it to the loss with a small weight; the source

@@ -9,7 +9,7 @@ convolution in the place of its convolution.
 from collections.abc import Sequence
 
 import torch.nn.functional as F
-from jaxtyping import Float, Num, Real
+from jaxtyping import Float, Num, Shaped
 from torch import Tensor
 
 from dynconv_torch.functional.checks import check_tensors
@@ -182,7 +182,7 @@ def per_sample_conv_transpose(
 
 def dynamic_conv_transpose(
     input: Float[Tensor, "batch in_channels *spatial"],
-    attention: Real[Tensor, "batch experts"],
+    attention: Shaped[Tensor, "batch experts"],
     weight: Float[Tensor, "experts in_channels out_per_group *window"],
     bias: Float[Tensor, "experts out_channels"] | None = None,
     *,

@@ -1,6 +1,7 @@
 """What code knows of sizes while PyTorch traces it."""
 
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -65,5 +66,5 @@ def test_sizes_are_read_and_constants_made_without_a_warning():
 
     with warnings.catch_warnings():
         warnings.simplefilter("error", TracerWarning)
-        program = torch.jit.trace(read, torch.ones(5, 3))
+        program: Any = torch.jit.trace(read, torch.ones(5, 3))
     assert torch.equal(program(torch.zeros(2, 3)), torch.tensor([[2.0, 0, 1]] * 2))

@@ -1,6 +1,7 @@
 """The parts of the networks by depth: all of a network is in one, the head is last."""
 
 from collections import Counter
+from typing import Any
 
 import pytest
 from flax import nnx
@@ -19,7 +20,9 @@ CONVOLUTIONS = "static", "condconv"
 @pytest.mark.parametrize("conv", CONVOLUTIONS)
 @pytest.mark.parametrize("name", list_models())
 def test_each_key_of_a_network_is_at_one_depth(name, conv):
-    options = {} if conv == "static" or name == "dynamic_net" else {"dynamic": "all"}
+    options: dict[str, Any] = (
+        {} if conv == "static" or name == "dynamic_net" else {"dynamic": "all"}
+    )
     net = abstract_module(
         lambda rngs: create_model(name, 7, conv=conv, rngs=rngs, **options)
     )

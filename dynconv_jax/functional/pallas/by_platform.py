@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Float, Real
+from jaxtyping import Float, Shaped
 
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.numerics import Numerics
@@ -81,11 +81,11 @@ def pallas_cycles(
 def conv_by_pallas(
     form: str,
     inputs: Float[jax.Array, "batch *spatial in_features"],
-    attention: Real[jax.Array, "batch experts"] | None,
+    attention: Shaped[jax.Array, "batch experts"] | None,
     kernel: Float[jax.Array, "experts *window in_per_group out_features"],
     geometry: Geometry,
     numerics: Numerics,
-    spatial_attention: Real[jax.Array, "batch *window"] | None = None,
+    spatial_attention: Shaped[jax.Array, "batch *window"] | None = None,
 ) -> Float[jax.Array, "batch *out_spatial out_features"]:
     """Convolves every sample with its own mixture of experts.
 

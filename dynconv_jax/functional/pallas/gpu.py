@@ -24,7 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Float, Real
+from jaxtyping import Float, Shaped
 
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.numerics import Numerics, multiply_wide
@@ -109,12 +109,12 @@ def arrange(kernel: jax.Array, geometry: Geometry) -> jax.Array:
 
 def convolve(
     inputs: Float[jax.Array, "batch height width in_features"],
-    attention: Real[jax.Array, "batch experts"] | None,
+    attention: Shaped[jax.Array, "batch experts"] | None,
     arranged: Float[jax.Array, "experts taps in_per_group out_features"],
     geometry: Geometry,
     numerics: Numerics,
     *,
-    spatial_attention: Real[jax.Array, "batch rows columns"] | None = None,
+    spatial_attention: Shaped[jax.Array, "batch rows columns"] | None = None,
     interpret: bool = False,
 ) -> Float[jax.Array, "batch out_height out_width out_features"]:
     """Convolves every sample with its own mixture of experts, mixed on the chip.

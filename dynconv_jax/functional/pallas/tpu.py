@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
-from jaxtyping import Float, Real
+from jaxtyping import Float, Shaped
 
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.numerics import Numerics
@@ -184,7 +184,7 @@ def _pad_end(array: jax.Array, *missing: int) -> jax.Array:
 
 def convolve(
     inputs: Float[jax.Array, "batch height width in_features"],
-    attention: Real[jax.Array, "batch experts"],
+    attention: Shaped[jax.Array, "batch experts"],
     arranged: Float[jax.Array, "experts rows columns in_per_group out_features"],
     geometry: Geometry,
     numerics: Numerics,

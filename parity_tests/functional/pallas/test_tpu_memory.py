@@ -80,7 +80,7 @@ def held(function: Any, *shapes: Any, without: Any = ()) -> int:
 
 def layer_of(window, stride, inputs, low=1) -> Layer:
     outputs = tuple(-(-size // stride) for size in inputs)
-    return Layer(window, (stride,) * 2, (1, 1), (low,) * 2, inputs, outputs)
+    return Layer(window, (stride,) * 2, (1, 1), (low, low), inputs, outputs)
 
 
 def shaped(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
