@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import math
 import time
 from typing import Any
 
@@ -13,14 +12,12 @@ from jax.sharding import Mesh
 
 from train.data import presets
 from train.data.batches import (
-    batch_indices,
     check_batch_size,
     to_devices,
     training_batches,
 )
-from train.data.dataset import Dataset, Part, Source
-from train.data.split import original_numbers
-from train.errors import TrainError, TrainingFailed, TrainingStopped
+from train.data.dataset import Dataset, Part
+from train.errors import TrainError, TrainingStopped
 from train.flags.config import Config
 from train.learning.augment import Augmentation
 from train.learning.costs import costs_of
@@ -42,6 +39,7 @@ from train.showing.report import write_report
 from train.showing.routing_words import faults
 from train.showing.tensorboard import TensorBoard
 from train.storage.checkpoint import Checkpoints
+from train.storage.finite import check_finite
 from train.storage.run_directory import RunDirectory, find_finished, with_restarts
 from train.storage.run_files import (
     BEST_WEIGHTS,
@@ -385,43 +383,3 @@ def train_twin(
         own.close()
         display.say("and now the model itself")
     return {f"twin_{name}": summary[name] for name in TWIN_FIGURES if name in summary}
-
-
-def check_finite(
-    values: dict[str, Any],
-    step: int,
-    config: Config,
-    checkpoints: Checkpoints,
-    source: Source | None = None,
-) -> None:
-    """Raises a TrainingFailed unless the values of a step are finite numbers.
-
-    Args:
-        values: The metrics of the step, by name.
-        step: The step, from 1.
-        config: The flags.
-        checkpoints: Those of the run; the last good one is named.
-        source: The training images; None if the values are not those of a batch. It
-            tells which images the batch had.
-    """
-    wrong = [name for name, value in values.items() if not math.isfinite(value)]
-    if not wrong:
-        return
-    name = wrong[0] if "loss" not in wrong else "loss"
-    checkpoints.wait()
-    latest = checkpoints.latest_step
-    good = (
-        "there is no checkpoint yet"
-        if latest is None
-        else (f"the last good checkpoint is that of step {latest}")
-    )
-    batch = ""
-    if source is not None:
-        indices = batch_indices(len(source), config.batch_size, config.seed, step - 1)
-        indices = original_numbers(source, indices)
-        batch = f"; the training images of its batch are {', '.join(map(str, indices))}"
-    what = f"the {name.replace('_', ' ')} is {float(values[name])} at step {step}"
-    raise TrainingFailed(
-        f"{what}; {good}; start anew with a lower --learning-rate or --clip-norm, or a "
-        f"higher --warmup-steps or --temperature-end{batch}"
-    )
