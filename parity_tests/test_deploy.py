@@ -11,9 +11,9 @@ import torch  # noqa: F401 -- what the page exports with
 
 from parity_tests.tools import environments
 from parity_tests.tools.checkout import ROOT
-from parity_tests.tools.pages import FENCE
 
 PAGE = ROOT / "docs" / "deploy.md"
+PROGRAM = re.compile(r'^```python title="(.*?)"\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 
 # What each program of the page is to find installed.
 INSTALLED = {
@@ -25,11 +25,7 @@ INSTALLED = {
 
 def programs() -> dict[str, str]:
     """Returns the programs of the page by the names of their files."""
-    return {
-        title[1]: fence[2]
-        for fence in FENCE.finditer(PAGE.read_text())
-        if (title := re.fullmatch(r'python title="(.*)"', fence[1]))
-    }
+    return dict(PROGRAM.findall(PAGE.read_text()))
 
 
 def type_command(command: str, cwd) -> None:
@@ -51,7 +47,8 @@ def test_page_leads_from_a_run_to_three_runtimes_that_agree(tmp_path):
     for command in re.findall(r"^ {4}(python .*)$", PAGE.read_text(), re.MULTILINE):
         type_command(command, tmp_path)
     folder = tmp_path / "runs" / "digits" / "export"
-    table = set(re.findall(r"^\| `([\w.]+)` \|", PAGE.read_text(), re.MULTILINE))
+    listed = PAGE.read_text().partition("## Pictures")[0]
+    table = set(re.findall(r"^\| `([\w.]+)` \|", listed, re.MULTILINE))
     assert {path.name for path in folder.iterdir()} == table
     code = programs()
     exec(code.pop("pictures.py").replace("pictures.npy", f"{folder}/pictures.npy"), {})
