@@ -15,7 +15,7 @@ from flax import nnx
 
 from dynconv_jax.checks import check_module, check_rngs
 from dynconv_jax.models.abstract import abstract_module
-from dynconv_jax.models.description import DTYPES, description_of
+from dynconv_jax.models.description import DTYPES, description_of, is_plain, plain
 from dynconv_jax.models.registry import create_model
 from dynconv_jax.weights.directories import new_directory
 from dynconv_jax.weights.files import load_weights, save_weights, write_file
@@ -231,11 +231,11 @@ def _changes(model: nnx.Module, made: nnx.Module) -> list[str]:
 
 
 def _settings(part: Any) -> dict[str, Any]:
-    """Returns what a module was told in numbers and words."""
+    """Returns what a module was told in numbers and words, and in tuples of them."""
     return {
         name: value
-        for name, value in vars(part).items()
-        if isinstance(value, (bool, int, float, str))
+        for name, given in vars(part).items()
+        if is_plain(value := plain(given))
         and not name.startswith("_")
         and name not in (*_MODES, *DTYPES)
     }

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dynconv_torch.checks import check_module
-from dynconv_torch.models.description import description_of
+from dynconv_torch.models.description import description_of, is_plain, plain
 from dynconv_torch.models.registry import create_model
 from dynconv_torch.weights.directories import new_directory
 from dynconv_torch.weights.pretrained_config import (
@@ -226,11 +226,11 @@ def _changes(model: nn.Module, made: nn.Module) -> list[str]:
 
 
 def _settings(part: nn.Module) -> dict[str, Any]:
-    """Returns what a module was told in numbers and words."""
+    """Returns what a module was told in numbers and words, and in tuples of them."""
     return {
         name: value
-        for name, value in vars(part).items()
-        if isinstance(value, (bool, int, float, str))
+        for name, given in vars(part).items()
+        if is_plain(value := plain(given))
         and not name.startswith("_")
         and name != "training"
     }

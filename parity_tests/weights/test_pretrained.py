@@ -354,6 +354,19 @@ def test_an_option_that_no_file_can_hold_is_refused_by_its_name(
         package.save_pretrained(net, tmp_path / "net")
 
 
+@BOTH
+def test_numbers_of_numpy_and_tuples_are_options(package, make, tmp_path):
+    dilation = "kernel_dilation" if package is dynconv_jax else "dilation"
+    net = make(
+        num_classes=np.int64(7),
+        width_mult=np.float32(0.25),
+        conv="dynamic",
+        conv_options={dilation: (1, 2), "num_experts": np.int32(2)},
+    )
+    package.save_pretrained(net, tmp_path / "net")
+    assert_equal_states(package.from_pretrained(tmp_path / "net"), net)
+
+
 def other_head(net: Any):
     if isinstance(net, torch.nn.Module):
         net.fc = torch.nn.Linear(64, 5)
@@ -374,6 +387,13 @@ def other_form(net: Any):
     net.stage2.dyn.implementation = "experts"
 
 
+def other_stride(net: Any):
+    if isinstance(net, torch.nn.Module):
+        net.stem[0].stride = (2, 1)
+    else:
+        net.stem.layers[0].strides = (2, 1)
+
+
 def one_layer_more(net: Any):
     if isinstance(net, torch.nn.Module):
         net.more = torch.nn.Linear(2, 3)
@@ -388,6 +408,7 @@ def one_layer_more(net: Any):
         (other_head, "`out_features` of fc is 5, and was 7"),
         (other_kind, r"stem.*1 is a .*, and was a [\w.]+\.BatchNorm"),
         (other_form, "`implementation` of stage2.dyn is 'experts', and was 'auto'"),
+        (other_stride, r"`strides?` of stem.*0 is \(2, 1\), and was (1|\(1, 1\)),?"),
         (one_layer_more, r"more \(a Linear\) was not there"),
     ],
 )
