@@ -152,14 +152,28 @@ def from_pretrained(
         is_by_name = isinstance(conv_options, Mapping)  # `create_model` says if not
         saved = arguments.get("conv_options", {}) if is_by_name else conv_options
         arguments["conv_options"] = {**saved, **conv_options} if is_by_name else saved
+    tensors = _read_weights(path / WEIGHTS)
     try:
-        model = create_model(**arguments)
-    except (TypeError, ValueError) as error:
+        # Without memory: the file may tell of a model that is larger than any.
+        made = create_model(**{**arguments, "device": "meta"})
+    except (TypeError, ValueError, RuntimeError) as error:
         if options or conv_options:  # perhaps a fault of those
             raise
-        raise ValueError(f"`path`: {os.fspath(path / CONFIG)!r}: {error}") from error
-    _load(model, path / WEIGHTS)
-    return model
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"`path`: {os.fspath(path / CONFIG)!r}: {reason}") from error
+    problems = _misfits(made, tensors)
+    if not problems:
+        model = create_model(**arguments)
+        try:
+            model.load_state_dict(tensors, strict=True)
+            return model
+        except RuntimeError as error:  # of a value that a schedule could not write
+            problems = str(error).strip().splitlines()[-1:]
+    raise ValueError(
+        f"`path`: {os.fspath(path / WEIGHTS)!r} does not fit the "
+        f"{type(made).__name__} that {CONFIG} tells of: {problems[0].strip()}"
+        f"{_more(problems)}"
+    )
 
 
 def _arguments_of(model: nn.Module) -> dict[str, Any]:
@@ -260,29 +274,18 @@ def _to_arguments(config: Config) -> dict[str, Any]:
     return arguments | {"dtype": getattr(torch, config.param_dtype)}
 
 
-def _load(model: nn.Module, file: Path) -> None:
-    """Loads a file of weights, strictly.
+def _read_weights(file: Path) -> dict[str, Tensor]:
+    """Returns what a file of weights holds.
 
     Raises:
-        ValueError: If it is damaged, or does not fit.
+        ValueError: If it is damaged.
     """
     try:
-        tensors = safetensors.torch.load_file(file)
+        return safetensors.torch.load_file(file)
     except safetensors.SafetensorError as error:
         raise ValueError(
             f"`path`: {os.fspath(file)!r} is truncated or no safetensors file: {error}"
         ) from error
-    problems = _misfits(model, tensors)
-    if not problems:
-        try:
-            model.load_state_dict(tensors, strict=True)
-        except RuntimeError as error:  # of a value that a schedule could not write
-            problems = str(error).strip().splitlines()[-1:]
-    if problems:
-        raise ValueError(
-            f"`path`: {os.fspath(file)!r} does not fit the {type(model).__name__} that "
-            f"{CONFIG} tells of: {problems[0].strip()}{_more(problems)}"
-        )
 
 
 def _misfits(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:

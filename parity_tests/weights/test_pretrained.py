@@ -514,6 +514,7 @@ def test_a_configuration_of_another_kind_is_refused(
         (dict(conv="dynamik"), "'dynamik'. is not known; did you mean 'dynamic'"),
         (dict(options=dict(width_mult=-1)), "`width_mult` .=-1. must be positive"),
         (dict(options=dict(width=1)), "'width'; did you mean 'width_mult'"),
+        (dict(options=dict(device="cuda")), "`options` must not have `device`"),
         (dict(conv_options=dict(top_k=1)), "`conv_options` .* choose one by `conv`"),
     ],
 )
@@ -524,6 +525,14 @@ def test_a_wrong_configuration_is_refused_by_the_field(
     with pytest.raises(ValueError, match=f"^`path`: .*config.json'.*{words}") as caught:
         package.from_pretrained(saved)
     assert "\n" not in str(caught.value)
+
+
+@BOTH
+@pytest.mark.parametrize("count", [10**13, 10**30])
+def test_a_model_larger_than_any_memory_is_refused(package, make, count, saved):
+    edit(saved, options=dict(num_classes=count, width_mult=0.25))
+    with pytest.raises(ValueError, match="^`path`"):
+        package.from_pretrained(saved)
 
 
 @BOTH
