@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -161,6 +162,13 @@ def from_pretrained(
         is_by_name = isinstance(conv_options, Mapping)  # `create_model` says if not
         saved = arguments.get("conv_options", {}) if is_by_name else conv_options
         arguments["conv_options"] = {**saved, **conv_options} if is_by_name else saved
+    for name in ("param_dtype", "dtype"):
+        if arguments.get(name) == jnp.float64 and not jax.config.read("jax_enable_x64"):
+            raise ValueError(
+                f"`path` (={os.fspath(path)!r}): `{name}` is float64, which JAX has "
+                'only after `jax.config.update("jax_enable_x64", True)`; set that, or '
+                "save the model in float32"
+            )
     try:
         model = abstract_module(_builder(arguments))
     except (TypeError, ValueError) as error:

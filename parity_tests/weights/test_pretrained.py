@@ -8,6 +8,7 @@ import re
 import shutil
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -525,6 +526,15 @@ def test_a_wrong_configuration_is_refused_by_the_field(
     with pytest.raises(ValueError, match=f"^`path`: .*config.json'.*{words}") as caught:
         package.from_pretrained(saved)
     assert "\n" not in str(caught.value)
+
+
+def test_float64_is_refused_with_what_has_jax_take_it(tmp_path):
+    net = torch_net(dtype=torch.float64)
+    dynconv_torch.save_pretrained(net, tmp_path / "net")
+    with jax.enable_x64(False), pytest.raises(ValueError, match="`param_dtype` is flo"):
+        dynconv_jax.from_pretrained(tmp_path / "net")
+    with jax.enable_x64(True):
+        assert_equal_states(dynconv_jax.from_pretrained(tmp_path / "net"), net)
 
 
 @BOTH

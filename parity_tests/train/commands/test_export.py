@@ -1,6 +1,7 @@
 """`export` writes files that compute what the network of a run does, or nothing."""
 
 import json
+import os
 import shutil
 
 import jax
@@ -179,6 +180,19 @@ def test_a_file_in_the_place_of_the_directory_is_refused(trained, tmp_path):
     (tmp_path / "export").write_text("mine")
     with pytest.raises(TrainError, match=r"--out \(=.*export\) is a file"):
         main([str(trained[0]), f"--out={tmp_path / 'export'}"])
+
+
+def test_a_place_below_a_file_is_refused_at_once(tmp_path):
+    (tmp_path / "notes").write_text("mine")
+    out = tmp_path / "notes" / "more" / "export"
+    with pytest.raises(TrainError, match=r"--out \(=.*export\): .*notes is a file"):
+        main([str(tmp_path / "no run"), f"--out={out}"])
+
+
+def test_a_place_that_cannot_be_written_is_refused_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    with pytest.raises(TrainError, match=f"{tmp_path} cannot be written"):
+        main([str(tmp_path / "no run"), f"--out={tmp_path / 'more' / 'export'}"])
 
 
 def test_a_run_without_its_weights_is_refused(trained, tmp_path):

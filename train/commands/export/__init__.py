@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -189,7 +190,14 @@ def _check_installed(formats: Sequence[Format]) -> None:
 
 
 def _check_place(out: Path) -> None:
-    """Refuses to replace anything but an earlier export."""
+    """Refuses to replace anything but an earlier export, and what cannot be written."""
+    place = out.resolve().parent
+    while not os.path.lexists(place):
+        place = place.parent
+    if not place.is_dir():
+        raise TrainError(f"--out (={out}): {place} is a file; choose another place")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise TrainError(f"--out (={out}): {place} cannot be written; choose another")
     if not out.exists():
         return
     if not out.is_dir():
