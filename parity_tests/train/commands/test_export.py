@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import tempfile
 
 import jax
 import numpy as np
@@ -193,6 +194,15 @@ def test_a_place_that_cannot_be_written_is_refused_at_once(tmp_path, monkeypatch
     monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
     with pytest.raises(TrainError, match=f"{tmp_path} cannot be written"):
         main([str(tmp_path / "no run"), f"--out={tmp_path / 'more' / 'export'}"])
+
+
+def test_temporary_files_that_cannot_be_written_are_told_of(
+    trained, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(TrainError, match="^temporary files .* set TMPDIR to"):
+        main([str(trained[0]), *ALONE, f"--out={tmp_path / 'export'}"])
+    assert not (tmp_path / "export").exists()
 
 
 def test_a_run_without_its_weights_is_refused(trained, tmp_path):

@@ -158,18 +158,24 @@ def main(argv: Sequence[str]) -> None:
     _check_place(out)
     _check_installed(flags.formats)
     network = _network(path, flags)
-    with tempfile.TemporaryDirectory() as folder:
-        files, figures = _write(Path(folder), network, flags)
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            with new_directory(out) as place:
-                for name, content in files.items():
-                    (place / name).write_bytes(content)
-        except OSError as error:
-            raise TrainingFailed(
-                f"--out (={out}) could not be written: {error.strerror or error}; free "
-                "the space or choose another directory"
-            ) from error
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            files, figures = _write(Path(folder), network, flags)
+    except OSError as error:
+        raise TrainingFailed(
+            f"temporary files could not be written: {error.strerror or error}; free "
+            "the space, or set TMPDIR to a directory that has it"
+        ) from error
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with new_directory(out) as place:
+            for name, content in files.items():
+                (place / name).write_bytes(content)
+    except OSError as error:
+        raise TrainingFailed(
+            f"--out (={out}) could not be written: {error.strerror or error}; free "
+            "the space or choose another directory"
+        ) from error
     if flags.json:
         print(json.dumps({"run": str(path), "out": str(out)} | figures, indent=2))
     else:
