@@ -205,6 +205,16 @@ def test_temporary_files_that_cannot_be_written_are_told_of(
     assert not (tmp_path / "export").exists()
 
 
+def test_a_network_that_answers_no_numbers_is_refused(trained, tmp_path):
+    run = shutil.copytree(trained[0], tmp_path / "run")
+    weights = safetensors.numpy.load_file(run / "model.safetensors")
+    weights["fc.bias"][0] = np.nan
+    safetensors.numpy.save_file(weights, run / "model.safetensors")
+    with pytest.raises(TrainError, match=r"answers nan .* --weights \(=final\)"):
+        main([str(run), *ALONE])
+    assert not (run / "export").exists()
+
+
 def test_a_run_without_its_weights_is_refused(trained, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(trained[0], run, ignore=shutil.ignore_patterns("*.safetensors"))

@@ -248,6 +248,12 @@ def _write(
     pictures, _ = _pictures(dataset, config, PICTURES)
     function = classifier(network.model, dataset)
     expected = np.asarray(function(pictures))
+    if not np.isfinite(expected).all():
+        raise TrainError(
+            f"the network answers {expected[~np.isfinite(expected)][0]} where it is to "
+            f"answer probabilities: the weights of --weights (={flags.weights}) have "
+            "diverged or are damaged; choose others"
+        )
     save_pretrained(network.model, folder / "net")
     files: dict[str, bytes] = {}
     found: dict[str, np.ndarray] = {}
