@@ -7,7 +7,6 @@ words of PyTorch, as the weights have its layout.
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,6 +25,7 @@ from dynconv_jax.weights.pretrained_config import (
     README,
     WEIGHTS,
     Config,
+    as_path,
     check_place,
     read_config,
 )
@@ -81,7 +81,7 @@ def save_pretrained(
         card: The text of `README.md`, in Markdown; None writes a short one.
 
     Raises:
-        TypeError: If `model` is no module, or `card` no text.
+        TypeError: If `model` is no module, `path` no path, or `card` no text.
         ValueError: If `create_model` did not make the model, or with options that no
             file can hold; or if the model was changed since, so that these would build
             another. Nothing is then written.
@@ -99,6 +99,7 @@ def save_pretrained(
         True
     """
     check_module("model", model)
+    path = as_path(path)
     if card is not None and not isinstance(card, str):
         raise TypeError(f"`card` (a {type(card).__name__}) must be text, or None")
     arguments = _arguments_of(model)
@@ -108,7 +109,6 @@ def save_pretrained(
             f"it: {changes[0]}{_more(changes)}; make it as it is now by "
             "`create_model`, or save the weights alone by `save_weights`"
         )
-    path = Path(path)
     check_place(path)
     config = _to_config(arguments)
     with new_directory(path) as place:
@@ -152,11 +152,9 @@ def from_pretrained(
         Traceback (most recent call last):
         FileNotFoundError: `path` (='nowhere') is no directory; ...
     """
-    if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f"`path` (a {type(path).__name__}) must be a path")
+    path = as_path(path)
     rngs = nnx.Rngs(0) if rngs is None else rngs
     check_rngs(rngs)
-    path = Path(path)
     arguments = _to_arguments(read_config(path)) | options
     if conv_options is not None:
         is_by_name = isinstance(conv_options, Mapping)  # `create_model` says if not

@@ -128,6 +128,18 @@ def read_config(path: Path) -> Config:
     return Config(**{name: found[name] for name in _KINDS})
 
 
+def as_path(path: Any) -> Path:
+    """Returns a path as one, and raises a TypeError for what is none.
+
+    Example:
+        >>> as_path("models/net").name
+        'net'
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"`path` (a {type(path).__name__}) must be a path")
+    return Path(path)
+
+
 def check_place(path: Path) -> None:
     """Refuses a directory that holds anything but a model saved before.
 

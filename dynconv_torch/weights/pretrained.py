@@ -24,6 +24,7 @@ from dynconv_torch.weights.pretrained_config import (
     README,
     WEIGHTS,
     Config,
+    as_path,
     check_place,
     read_config,
 )
@@ -61,7 +62,7 @@ def save_pretrained(
         card: The text of `README.md`, in Markdown; None writes a short one.
 
     Raises:
-        TypeError: If `model` is no module, or `card` no text.
+        TypeError: If `model` is no module, `path` no path, or `card` no text.
         ValueError: If `create_model` did not make the model, or with options that no
             file can hold; if the model was changed since, so that these would build
             another; or if its parameters have several dtypes. Nothing is then written.
@@ -78,6 +79,7 @@ def save_pretrained(
         True
     """
     check_module("model", model)
+    path = as_path(path)
     if card is not None and not isinstance(card, str):
         raise TypeError(f"`card` (a {type(card).__name__}) must be text, or None")
     arguments, dtype = _arguments_of(model), _dtype_of(model)
@@ -89,7 +91,6 @@ def save_pretrained(
             "`create_model`, or save the weights alone by "
             "`safetensors.torch.save_file(model.state_dict(), file)`"
         )
-    path = Path(path)
     check_place(path)
     config = Config(
         written_by="dynconv_torch",
@@ -144,9 +145,7 @@ def from_pretrained(
         Traceback (most recent call last):
         FileNotFoundError: `path` (='nowhere') is no directory; ...
     """
-    if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f"`path` (a {type(path).__name__}) must be a path")
-    path = Path(path)
+    path = as_path(path)
     arguments = _to_arguments(read_config(path)) | options
     if conv_options is not None:
         is_by_name = isinstance(conv_options, Mapping)  # `create_model` says if not

@@ -456,9 +456,11 @@ def test_a_card_that_is_no_text_is_refused(package, make, tmp_path):
 
 
 @BOTH
-def test_what_is_no_module_is_refused(package, make, tmp_path):
+def test_what_is_no_module_or_no_path_is_refused(package, make, tmp_path):
     with pytest.raises(TypeError, match="`model` must be"):
         package.save_pretrained("net", tmp_path / "net")
+    with pytest.raises(TypeError, match="`path` .a NoneType. must be a path"):
+        package.save_pretrained(make(), None)
 
 
 # Opening

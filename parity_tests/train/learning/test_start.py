@@ -149,10 +149,6 @@ def test_weights_that_are_no_numbers_are_refused_by_key(conv, trained, tmp_path)
     assert "holds what is no finite number in stage2.bn.bias" in message
 
 
-def test_what_is_no_regular_file_is_refused_with_a_reason():
-    assert not refusal(Path("/dev/null")).endswith("None")
-
-
 def test_file_that_holds_no_state_dict_is_refused(tmp_path):
     path = tmp_path / "list.pth"
     torch.save([torch.zeros(3)], path)
