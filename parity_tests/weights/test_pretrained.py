@@ -389,10 +389,11 @@ def other_form(net: Any):
 
 
 def other_stride(net: Any):
+    stem = net.stem
     if isinstance(net, torch.nn.Module):
-        net.stem[0].stride = (2, 1)
+        stem[0].stride = (2, 1)
     else:
-        net.stem.layers[0].strides = (2, 1)
+        stem.layers[0].strides = (2, 1)
 
 
 def one_layer_more(net: Any):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import tempfile
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -20,6 +19,14 @@ from dynconv_jax.weights import new_directory
 from train.commands.evaluate import TrainedFlags, load_trained
 from train.commands.export import twin
 from train.commands.export.page import page
+from train.commands.export.place import (
+    FIGURES,
+    MODEL,
+    README,
+    STABLEHLO,
+    WEIGHTS,
+    check_place,
+)
 from train.commands.export.programs import (
     PLATFORMS,
     answers,
@@ -44,14 +51,6 @@ OptionalDtype = Annotated[
     Literal["float32", "bfloat16"] | None,
     tyro.conf.arg(metavar="{float32,bfloat16}"),
 ]
-
-STABLEHLO = "model.stablehlo"
-MODEL, FIGURES = "model.json", "export.json"
-WEIGHTS, README = "weights.safetensors", "README.md"
-FILES = {
-    *(STABLEHLO, "model.onnx", "model.int8.onnx", "model.pt2"),
-    *(WEIGHTS, MODEL, FIGURES, README),
-}
 
 # The modules that a format needs beside those of the program.
 NEEDED: dict[str, tuple[str, ...]] = {
@@ -155,7 +154,7 @@ def main(argv: Sequence[str]) -> None:
     flags = parse_flags(argv, ExportFlags, "python -m train export")
     path = flags.run[0]
     out = flags.out or path / "export"
-    _check_place(out)
+    check_place(out)
     _check_installed(flags.formats)
     network = _network(path, flags)
     try:
@@ -193,28 +192,6 @@ def _check_installed(formats: Sequence[Format]) -> None:
                 f'give: pip install -c constraints.txt -e ".[{extra}]", or other '
                 "--formats"
             )
-
-
-def _check_place(out: Path) -> None:
-    """Refuses to replace anything but an earlier export, and what cannot be written."""
-    place = out.resolve().parent
-    while not os.path.lexists(place):
-        place = place.parent
-    if not place.is_dir():
-        raise TrainError(f"--out (={out}): {place} is a file; choose another place")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise TrainError(f"--out (={out}): {place} cannot be written; choose another")
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise TrainError(f"--out (={out}) is a file; choose another name")
-    names = {each.name for each in out.iterdir()}
-    if names and not (names <= FILES and {MODEL, FIGURES} <= names):
-        other = min(names - FILES, default=min(names))
-        raise TrainError(
-            f"--out (={out}) holds other files, such as {other}; choose a directory "
-            "that is new, empty or an earlier export"
-        )
 
 
 def _network(path: Path, flags: ExportFlags) -> _Network:
