@@ -211,8 +211,8 @@ def test_a_network_that_answers_no_numbers_is_refused(trained, tmp_path):
     weights["fc.bias"][0] = np.nan
     safetensors.numpy.save_file(weights, run / "model.safetensors")
     with pytest.raises(TrainError, match=r"answers nan .* --weights \(=final\)"):
-        main([str(run), *ALONE])
-    assert not (run / "export").exists()
+        main([str(run), *ALONE, f"--out={tmp_path / 'export'}"])
+    assert not (tmp_path / "export").exists()
 
 
 def test_a_run_without_its_weights_is_refused(trained, tmp_path):
