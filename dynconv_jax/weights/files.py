@@ -155,6 +155,11 @@ def read_weights(path: str | os.PathLike) -> tuple[Any, bool]:
             else "the module comes first, `load_weights(module, path)`"
         )
         raise TypeError(f"`path` (a {type(path).__name__}) must be a path; {instead}")
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        raise ValueError(  # of a pipe, too, which would be waited for
+            f"`path` (={os.fspath(path)!r}): the file is no regular one; copy what it "
+            "gives to one"
+        )
     with open(path, "rb") as file:  # for its errors, which name the path
         start = file.read(512)
     try:

@@ -7,15 +7,15 @@ words of PyTorch, as the weights have its layout.
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from dynconv_jax.checks import check_module, check_rngs
 from dynconv_jax.models.abstract import abstract_module
-from dynconv_jax.models.description import DTYPES, description_of
+from dynconv_jax.models.description import DTYPES, description_of, is_plain, plain
 from dynconv_jax.models.registry import create_model
 from dynconv_jax.weights.directories import new_directory
 from dynconv_jax.weights.files import load_weights, save_weights, write_file
@@ -25,6 +25,7 @@ from dynconv_jax.weights.pretrained_config import (
     README,
     WEIGHTS,
     Config,
+    as_path,
     check_place,
     read_config,
 )
@@ -80,7 +81,7 @@ def save_pretrained(
         card: The text of `README.md`, in Markdown; None writes a short one.
 
     Raises:
-        TypeError: If `model` is no module, or `card` no text.
+        TypeError: If `model` is no module, `path` no path, or `card` no text.
         ValueError: If `create_model` did not make the model, or with options that no
             file can hold; or if the model was changed since, so that these would build
             another. Nothing is then written.
@@ -98,6 +99,7 @@ def save_pretrained(
         True
     """
     check_module("model", model)
+    path = as_path(path)
     if card is not None and not isinstance(card, str):
         raise TypeError(f"`card` (a {type(card).__name__}) must be text, or None")
     arguments = _arguments_of(model)
@@ -107,7 +109,6 @@ def save_pretrained(
             f"it: {changes[0]}{_more(changes)}; make it as it is now by "
             "`create_model`, or save the weights alone by `save_weights`"
         )
-    path = Path(path)
     check_place(path)
     config = _to_config(arguments)
     with new_directory(path) as place:
@@ -151,16 +152,21 @@ def from_pretrained(
         Traceback (most recent call last):
         FileNotFoundError: `path` (='nowhere') is no directory; ...
     """
-    if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f"`path` (a {type(path).__name__}) must be a path")
+    path = as_path(path)
     rngs = nnx.Rngs(0) if rngs is None else rngs
     check_rngs(rngs)
-    path = Path(path)
     arguments = _to_arguments(read_config(path)) | options
     if conv_options is not None:
         is_by_name = isinstance(conv_options, Mapping)  # `create_model` says if not
         saved = arguments.get("conv_options", {}) if is_by_name else conv_options
         arguments["conv_options"] = {**saved, **conv_options} if is_by_name else saved
+    for name in ("param_dtype", "dtype"):
+        if arguments.get(name) == jnp.float64 and not jax.config.read("jax_enable_x64"):
+            raise ValueError(
+                f"`path` (={os.fspath(path)!r}): `{name}` is float64, which JAX has "
+                'only after `jax.config.update("jax_enable_x64", True)`; set that, or '
+                "save the model in float32"
+            )
     try:
         model = abstract_module(_builder(arguments))
     except (TypeError, ValueError) as error:
@@ -231,11 +237,11 @@ def _changes(model: nnx.Module, made: nnx.Module) -> list[str]:
 
 
 def _settings(part: Any) -> dict[str, Any]:
-    """Returns what a module was told in numbers and words."""
+    """Returns what a module was told in numbers and words, and in tuples of them."""
     return {
         name: value
-        for name, value in vars(part).items()
-        if isinstance(value, (bool, int, float, str))
+        for name, given in vars(part).items()
+        if is_plain(value := plain(given))
         and not name.startswith("_")
         and name not in (*_MODES, *DTYPES)
     }

@@ -19,6 +19,11 @@ FORMAT = 1
 OWN = ("implementation", "precision", "preferred_element_type")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
+# What has a field of its own, or is for the one who opens it to say.
+NO_OPTIONS = (
+    *("name", "conv", "conv_options", "rngs", "device", "dtype", "param_dtype"),
+)
+
 # Of each field the types that JSON may have for it.
 _KINDS: dict[str, tuple[type, ...]] = {
     "written_by": (str,),
@@ -117,7 +122,22 @@ def read_config(path: Path) -> Config:
         if found[name] is not None and found[name] not in DTYPES:
             known = ", ".join(DTYPES)
             _refuse(file, f"`{name}` (={found[name]!r}) must be one of: {known}")
+    for name in NO_OPTIONS:
+        if name in found["options"]:
+            _refuse(file, f"`options` must not have `{name}`")
     return Config(**{name: found[name] for name in _KINDS})
+
+
+def as_path(path: Any) -> Path:
+    """Returns a path as one, and raises a TypeError for what is none.
+
+    Example:
+        >>> as_path("models/net").name
+        'net'
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"`path` (a {type(path).__name__}) must be a path")
+    return Path(path)
 
 
 def check_place(path: Path) -> None:

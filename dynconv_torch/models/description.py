@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import math
+import numbers
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -78,7 +79,7 @@ def description_of(model: Any) -> Description | None:
 
 
 def _plain(where: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns options as JSON has them.
+    """Returns options as JSON has them; numbers of NumPy are those of Python.
 
     Raises:
         ValueError: If one is nothing that JSON has.
@@ -87,16 +88,40 @@ def _plain(where: str, options: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in options.items():
         if name in LEFT_OUT:
             continue
-        if not _is_plain(value):
+        value = plain(value)
+        if not is_plain(value):
             argument = f"`{name}` in `{where}`" if where else f"`{name}`"
-            raise ValueError(f"{argument} (={value!r}) is no number, word or list")
+            raise ValueError(
+                f"{argument} (={value!r}) is no plain number, word or list"
+            )
         found[name] = value
     return found
 
 
-def _is_plain(value: Any) -> bool:
+def plain(value: Any) -> Any:
+    """Returns numbers, as of NumPy, as those of Python, and lists as tuples.
+
+    Example:
+        >>> from fractions import Fraction
+        >>> plain(["same", Fraction(1, 2)])
+        ('same', 0.5)
+    """
     if isinstance(value, (list, tuple)):
-        return all(map(_is_plain, value))
+        return tuple(map(plain, value))
+    if isinstance(value, (int, float)) or not isinstance(value, numbers.Real):
+        return value
+    return int(value) if isinstance(value, numbers.Integral) else float(value)
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value is one that JSON has, objects apart.
+
+    Example:
+        >>> is_plain(("same", 3)), is_plain(print)
+        (True, False)
+    """
+    if isinstance(value, (list, tuple)):
+        return all(map(is_plain, value))
     if isinstance(value, float):
         return math.isfinite(value)
     return value is None or isinstance(value, (bool, int, str))

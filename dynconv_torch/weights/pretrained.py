@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dynconv_torch.checks import check_module
-from dynconv_torch.models.description import description_of
+from dynconv_torch.models.description import description_of, is_plain, plain
 from dynconv_torch.models.registry import create_model
 from dynconv_torch.weights.directories import new_directory
 from dynconv_torch.weights.pretrained_config import (
@@ -24,6 +24,7 @@ from dynconv_torch.weights.pretrained_config import (
     README,
     WEIGHTS,
     Config,
+    as_path,
     check_place,
     read_config,
 )
@@ -61,7 +62,7 @@ def save_pretrained(
         card: The text of `README.md`, in Markdown; None writes a short one.
 
     Raises:
-        TypeError: If `model` is no module, or `card` no text.
+        TypeError: If `model` is no module, `path` no path, or `card` no text.
         ValueError: If `create_model` did not make the model, or with options that no
             file can hold; if the model was changed since, so that these would build
             another; or if its parameters have several dtypes. Nothing is then written.
@@ -78,6 +79,7 @@ def save_pretrained(
         True
     """
     check_module("model", model)
+    path = as_path(path)
     if card is not None and not isinstance(card, str):
         raise TypeError(f"`card` (a {type(card).__name__}) must be text, or None")
     arguments, dtype = _arguments_of(model), _dtype_of(model)
@@ -89,7 +91,6 @@ def save_pretrained(
             "`create_model`, or save the weights alone by "
             "`safetensors.torch.save_file(model.state_dict(), file)`"
         )
-    path = Path(path)
     check_place(path)
     config = Config(
         written_by="dynconv_torch",
@@ -144,22 +145,34 @@ def from_pretrained(
         Traceback (most recent call last):
         FileNotFoundError: `path` (='nowhere') is no directory; ...
     """
-    if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f"`path` (a {type(path).__name__}) must be a path")
-    path = Path(path)
+    path = as_path(path)
     arguments = _to_arguments(read_config(path)) | options
     if conv_options is not None:
         is_by_name = isinstance(conv_options, Mapping)  # `create_model` says if not
         saved = arguments.get("conv_options", {}) if is_by_name else conv_options
         arguments["conv_options"] = {**saved, **conv_options} if is_by_name else saved
+    tensors = _read_weights(path / WEIGHTS)
     try:
-        model = create_model(**arguments)
-    except (TypeError, ValueError) as error:
+        # Without memory: the file may tell of a model that is larger than any.
+        made = create_model(**{**arguments, "device": "meta"})
+    except (TypeError, ValueError, RuntimeError) as error:
         if options or conv_options:  # perhaps a fault of those
             raise
-        raise ValueError(f"`path`: {os.fspath(path / CONFIG)!r}: {error}") from error
-    _load(model, path / WEIGHTS)
-    return model
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"`path`: {os.fspath(path / CONFIG)!r}: {reason}") from error
+    problems = _misfits(made, tensors)
+    if not problems:
+        model = create_model(**arguments)
+        try:
+            model.load_state_dict(tensors, strict=True)
+            return model
+        except RuntimeError as error:  # of a value that a schedule could not write
+            problems = str(error).strip().splitlines()[-1:]
+    raise ValueError(
+        f"`path`: {os.fspath(path / WEIGHTS)!r} does not fit the "
+        f"{type(made).__name__} that {CONFIG} tells of: {problems[0].strip()}"
+        f"{_more(problems)}"
+    )
 
 
 def _arguments_of(model: nn.Module) -> dict[str, Any]:
@@ -226,11 +239,11 @@ def _changes(model: nn.Module, made: nn.Module) -> list[str]:
 
 
 def _settings(part: nn.Module) -> dict[str, Any]:
-    """Returns what a module was told in numbers and words."""
+    """Returns what a module was told in numbers and words, and in tuples of them."""
     return {
         name: value
-        for name, value in vars(part).items()
-        if isinstance(value, (bool, int, float, str))
+        for name, given in vars(part).items()
+        if is_plain(value := plain(given))
         and not name.startswith("_")
         and name != "training"
     }
@@ -260,29 +273,18 @@ def _to_arguments(config: Config) -> dict[str, Any]:
     return arguments | {"dtype": getattr(torch, config.param_dtype)}
 
 
-def _load(model: nn.Module, file: Path) -> None:
-    """Loads a file of weights, strictly.
+def _read_weights(file: Path) -> dict[str, Tensor]:
+    """Returns what a file of weights holds.
 
     Raises:
-        ValueError: If it is damaged, or does not fit.
+        ValueError: If it is damaged.
     """
     try:
-        tensors = safetensors.torch.load_file(file)
+        return safetensors.torch.load_file(file)
     except safetensors.SafetensorError as error:
         raise ValueError(
             f"`path`: {os.fspath(file)!r} is truncated or no safetensors file: {error}"
         ) from error
-    problems = _misfits(model, tensors)
-    if not problems:
-        try:
-            model.load_state_dict(tensors, strict=True)
-        except RuntimeError as error:  # of a value that a schedule could not write
-            problems = str(error).strip().splitlines()[-1:]
-    if problems:
-        raise ValueError(
-            f"`path`: {os.fspath(file)!r} does not fit the {type(model).__name__} that "
-            f"{CONFIG} tells of: {problems[0].strip()}{_more(problems)}"
-        )
 
 
 def _misfits(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:

@@ -309,6 +309,12 @@ def test_folder_in_place_of_a_file_is_refused(tmp_path):
     file_refusal(jax_block(), tmp_path, IsADirectoryError)
 
 
+def test_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="pipe'.: the file is no regular one; copy"):
+        load_weights(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), tmp_path / "pipe")
+
+
 def test_file_that_does_not_fit_is_refused_by_path_and_key(tmp_path):
     path = tmp_path / "layer.safetensors"
     save_weights(jax_conv(2), path)

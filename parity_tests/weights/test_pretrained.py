@@ -8,6 +8,7 @@ import re
 import shutil
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -354,6 +355,19 @@ def test_an_option_that_no_file_can_hold_is_refused_by_its_name(
         package.save_pretrained(net, tmp_path / "net")
 
 
+@BOTH
+def test_numbers_of_numpy_and_tuples_are_options(package, make, tmp_path):
+    dilation = "kernel_dilation" if package is dynconv_jax else "dilation"
+    net = make(
+        num_classes=np.int64(7),
+        width_mult=np.float32(0.25),
+        conv="dynamic",
+        conv_options={dilation: (1, 2), "num_experts": np.int32(2)},
+    )
+    package.save_pretrained(net, tmp_path / "net")
+    assert_equal_states(package.from_pretrained(tmp_path / "net"), net)
+
+
 def other_head(net: Any):
     if isinstance(net, torch.nn.Module):
         net.fc = torch.nn.Linear(64, 5)
@@ -374,6 +388,14 @@ def other_form(net: Any):
     net.stage2.dyn.implementation = "experts"
 
 
+def other_stride(net: Any):
+    stem = net.stem
+    if isinstance(net, torch.nn.Module):
+        stem[0].stride = (2, 1)
+    else:
+        stem.layers[0].strides = (2, 1)
+
+
 def one_layer_more(net: Any):
     if isinstance(net, torch.nn.Module):
         net.more = torch.nn.Linear(2, 3)
@@ -388,6 +410,7 @@ def one_layer_more(net: Any):
         (other_head, "`out_features` of fc is 5, and was 7"),
         (other_kind, r"stem.*1 is a .*, and was a [\w.]+\.BatchNorm"),
         (other_form, "`implementation` of stage2.dyn is 'experts', and was 'auto'"),
+        (other_stride, r"`strides?` of stem.*0 is \(2, 1\), and was (1|\(1, 1\)),?"),
         (one_layer_more, r"more \(a Linear\) was not there"),
     ],
 )
@@ -434,9 +457,11 @@ def test_a_card_that_is_no_text_is_refused(package, make, tmp_path):
 
 
 @BOTH
-def test_what_is_no_module_is_refused(package, make, tmp_path):
+def test_what_is_no_module_or_no_path_is_refused(package, make, tmp_path):
     with pytest.raises(TypeError, match="`model` must be"):
         package.save_pretrained("net", tmp_path / "net")
+    with pytest.raises(TypeError, match="`path` .a NoneType. must be a path"):
+        package.save_pretrained(make(), None)
 
 
 # Opening
@@ -493,6 +518,7 @@ def test_a_configuration_of_another_kind_is_refused(
         (dict(conv="dynamik"), "'dynamik'. is not known; did you mean 'dynamic'"),
         (dict(options=dict(width_mult=-1)), "`width_mult` .=-1. must be positive"),
         (dict(options=dict(width=1)), "'width'; did you mean 'width_mult'"),
+        (dict(options=dict(device="cuda")), "`options` must not have `device`"),
         (dict(conv_options=dict(top_k=1)), "`conv_options` .* choose one by `conv`"),
     ],
 )
@@ -503,6 +529,23 @@ def test_a_wrong_configuration_is_refused_by_the_field(
     with pytest.raises(ValueError, match=f"^`path`: .*config.json'.*{words}") as caught:
         package.from_pretrained(saved)
     assert "\n" not in str(caught.value)
+
+
+def test_float64_is_refused_with_what_has_jax_take_it(tmp_path):
+    net = torch_net(dtype=torch.float64)
+    dynconv_torch.save_pretrained(net, tmp_path / "net")
+    with jax.enable_x64(False), pytest.raises(ValueError, match="`param_dtype` is flo"):
+        dynconv_jax.from_pretrained(tmp_path / "net")
+    with jax.enable_x64(True):
+        assert_equal_states(dynconv_jax.from_pretrained(tmp_path / "net"), net)
+
+
+@BOTH
+@pytest.mark.parametrize("count", [10**13, 10**30])
+def test_a_model_larger_than_any_memory_is_refused(package, make, count, saved):
+    edit(saved, options=dict(num_classes=count, width_mult=0.25))
+    with pytest.raises(ValueError, match="^`path`"):
+        package.from_pretrained(saved)
 
 
 @BOTH

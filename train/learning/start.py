@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from flax import nnx
 
-from dynconv_jax import init_from_static
+from dynconv_jax import init_from_static, to_torch_state_dict
 from dynconv_jax.models import head_of
 from dynconv_jax.weights.files import read_weights
 from dynconv_jax.weights.loading import DoesNotFit, Loading, prepare
@@ -69,6 +70,12 @@ def start_from_file(
         loading.carry_out()
     for note in notes:
         warn(str(note.message))
+    for key, value in to_torch_state_dict(source).items():
+        if not np.isfinite(value).all():
+            raise TrainError(
+                f"{where} holds what is no finite number in {key}: its training has "
+                "diverged, or the file is damaged; choose another"
+            )
     if source is not model:
         try:
             init_from_static(
@@ -84,7 +91,8 @@ def _read(path: Path | None, where: str) -> tuple[Any, bool]:
     try:
         return read_weights(path)
     except OSError as error:
-        raise TrainError(f"{where} cannot be read: {error.strerror}") from error
+        reason = error.strerror or _in_one_line(error)
+        raise TrainError(f"{where} cannot be read: {reason}") from error
     except ValueError as error:
         reason = _in_one_line(error).removeprefix(f"`path` (={os.fspath(path)!r}): ")
         raise TrainError(f"{where} cannot be loaded: {reason}") from error

@@ -1,7 +1,9 @@
 """`export` writes files that compute what the network of a run does, or nothing."""
 
 import json
+import os
 import shutil
+import tempfile
 
 import jax
 import numpy as np
@@ -179,6 +181,38 @@ def test_a_file_in_the_place_of_the_directory_is_refused(trained, tmp_path):
     (tmp_path / "export").write_text("mine")
     with pytest.raises(TrainError, match=r"--out \(=.*export\) is a file"):
         main([str(trained[0]), f"--out={tmp_path / 'export'}"])
+
+
+def test_a_place_below_a_file_is_refused_at_once(tmp_path):
+    (tmp_path / "notes").write_text("mine")
+    out = tmp_path / "notes" / "more" / "export"
+    with pytest.raises(TrainError, match=r"--out \(=.*export\): .*notes is a file"):
+        main([str(tmp_path / "no run"), f"--out={out}"])
+
+
+def test_a_place_that_cannot_be_written_is_refused_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    with pytest.raises(TrainError, match=f"{tmp_path} cannot be written"):
+        main([str(tmp_path / "no run"), f"--out={tmp_path / 'more' / 'export'}"])
+
+
+def test_temporary_files_that_cannot_be_written_are_told_of(
+    trained, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(TrainError, match="^temporary files .* set TMPDIR to"):
+        main([str(trained[0]), *ALONE, f"--out={tmp_path / 'export'}"])
+    assert not (tmp_path / "export").exists()
+
+
+def test_a_network_that_answers_no_numbers_is_refused(trained, tmp_path):
+    run = shutil.copytree(trained[0], tmp_path / "run")
+    weights = safetensors.numpy.load_file(run / "model.safetensors")
+    weights["fc.bias"][0] = np.nan
+    safetensors.numpy.save_file(weights, run / "model.safetensors")
+    with pytest.raises(TrainError, match=r"answers nan .* --weights \(=final\)"):
+        main([str(run), *ALONE, f"--out={tmp_path / 'export'}"])
+    assert not (tmp_path / "export").exists()
 
 
 def test_a_run_without_its_weights_is_refused(trained, tmp_path):

@@ -140,6 +140,15 @@ def test_all_but_the_head_is_as_strict_as_ever(conv, trained, tmp_path):
 # Files that hold no weights
 
 
+@pytest.mark.parametrize("conv", ["static", "dynamic"])
+def test_weights_that_are_no_numbers_are_refused_by_key(conv, trained, tmp_path):
+    bias = np.full_like(trained[conv]["stage2.bn.bias"], np.inf)
+    arrays = {**trained[conv], "stage2.bn.bias": bias}
+    path = write(tmp_path / "w.safetensors", arrays)
+    message = refusal(path, new_head=True)
+    assert "holds what is no finite number in stage2.bn.bias" in message
+
+
 def test_file_that_holds_no_state_dict_is_refused(tmp_path):
     path = tmp_path / "list.pth"
     torch.save([torch.zeros(3)], path)

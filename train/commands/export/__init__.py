@@ -19,6 +19,14 @@ from dynconv_jax.weights import new_directory
 from train.commands.evaluate import TrainedFlags, load_trained
 from train.commands.export import twin
 from train.commands.export.page import page
+from train.commands.export.place import (
+    FIGURES,
+    MODEL,
+    README,
+    STABLEHLO,
+    WEIGHTS,
+    check_place,
+)
 from train.commands.export.programs import (
     PLATFORMS,
     answers,
@@ -43,14 +51,6 @@ OptionalDtype = Annotated[
     Literal["float32", "bfloat16"] | None,
     tyro.conf.arg(metavar="{float32,bfloat16}"),
 ]
-
-STABLEHLO = "model.stablehlo"
-MODEL, FIGURES = "model.json", "export.json"
-WEIGHTS, README = "weights.safetensors", "README.md"
-FILES = {
-    *(STABLEHLO, "model.onnx", "model.int8.onnx", "model.pt2"),
-    *(WEIGHTS, MODEL, FIGURES, README),
-}
 
 # The modules that a format needs beside those of the program.
 NEEDED: dict[str, tuple[str, ...]] = {
@@ -154,21 +154,27 @@ def main(argv: Sequence[str]) -> None:
     flags = parse_flags(argv, ExportFlags, "python -m train export")
     path = flags.run[0]
     out = flags.out or path / "export"
-    _check_place(out)
+    check_place(out)
     _check_installed(flags.formats)
     network = _network(path, flags)
-    with tempfile.TemporaryDirectory() as folder:
-        files, figures = _write(Path(folder), network, flags)
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            with new_directory(out) as place:
-                for name, content in files.items():
-                    (place / name).write_bytes(content)
-        except OSError as error:
-            raise TrainingFailed(
-                f"--out (={out}) could not be written: {error.strerror or error}; free "
-                "the space or choose another directory"
-            ) from error
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            files, figures = _write(Path(folder), network, flags)
+    except OSError as error:
+        raise TrainingFailed(
+            f"temporary files could not be written: {error.strerror or error}; free "
+            "the space, or set TMPDIR to a directory that has it"
+        ) from error
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with new_directory(out) as place:
+            for name, content in files.items():
+                (place / name).write_bytes(content)
+    except OSError as error:
+        raise TrainingFailed(
+            f"--out (={out}) could not be written: {error.strerror or error}; free "
+            "the space or choose another directory"
+        ) from error
     if flags.json:
         print(json.dumps({"run": str(path), "out": str(out)} | figures, indent=2))
     else:
@@ -186,21 +192,6 @@ def _check_installed(formats: Sequence[Format]) -> None:
                 f'give: pip install -c constraints.txt -e ".[{extra}]", or other '
                 "--formats"
             )
-
-
-def _check_place(out: Path) -> None:
-    """Refuses to replace anything but an earlier export."""
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise TrainError(f"--out (={out}) is a file; choose another name")
-    names = {each.name for each in out.iterdir()}
-    if names and not (names <= FILES and {MODEL, FIGURES} <= names):
-        other = min(names - FILES, default=min(names))
-        raise TrainError(
-            f"--out (={out}) holds other files, such as {other}; choose a directory "
-            "that is new, empty or an earlier export"
-        )
 
 
 def _network(path: Path, flags: ExportFlags) -> _Network:
@@ -239,6 +230,12 @@ def _write(
     pictures, _ = _pictures(dataset, config, PICTURES)
     function = classifier(network.model, dataset)
     expected = np.asarray(function(pictures))
+    if not np.isfinite(expected).all():
+        raise TrainError(
+            f"the network answers {expected[~np.isfinite(expected)][0]} where it is to "
+            f"answer probabilities: the weights of --weights (={flags.weights}) have "
+            "diverged or are damaged; choose others"
+        )
     save_pretrained(network.model, folder / "net")
     files: dict[str, bytes] = {}
     found: dict[str, np.ndarray] = {}
