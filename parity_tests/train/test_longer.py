@@ -72,7 +72,10 @@ def test_run_told_its_restart_at_first_is_the_longer_one(longer, tmp_path):
     assert_equal_runs(at_once, longer)
 
 
-@pytest.mark.parametrize("last", [8, 4, 2])
+@pytest.mark.parametrize(
+    "last",
+    [4, *(pytest.param(last, marks=pytest.mark.slow) for last in (8, 2))],
+)
 def test_longer_run_that_died_goes_on_to_the_same_end(last, longer, tmp_path):
     out = shutil.copytree(longer, tmp_path / "died")
     (out / SUMMARY).unlink()

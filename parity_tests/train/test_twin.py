@@ -96,8 +96,10 @@ def test_finished_run_is_given_a_twin_that_is_asked_for_later(alone, both, tmp_p
 
 @pytest.mark.parametrize(
     ("steps", "last"),
-    [(2, ["2", None]), (3, ["3", "1"])],
-    ids=["in the twin", "at its end"],
+    [
+        pytest.param(2, ["2", None], id="in the twin"),
+        pytest.param(3, ["3", "1"], id="at its end", marks=pytest.mark.slow),
+    ],
 )
 def test_stopped_run_goes_on_to_the_same_end(
     steps, last, both, tmp_path, monkeypatch, capsys

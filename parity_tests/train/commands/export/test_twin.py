@@ -98,6 +98,7 @@ def test_program_of_pytorch_serves_every_batch(exported, batch):
     assert_answers(probabilities, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNTIMES)
 def test_lines_of_the_readme_run_with_nothing_but_the_runtime(exported, name, tmp_path):
     folder, pictures, expected = exported
