@@ -62,7 +62,7 @@ def files(*packages: str) -> set[str]:
 
 def test_the_wheel_holds_the_libraries_and_the_instrument(wheel):
     names = {name for name in zipfile.ZipFile(wheel).namelist() if "-info/" not in name}
-    instrument = ("__init__", "parity", "tolerances")
+    instrument = ("__init__", "parity", "passes", "tolerances")
     assert names == {
         *files("dynconv_jax", "dynconv_torch"),
         "_dynconv_version.py",
