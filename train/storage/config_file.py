@@ -1,6 +1,7 @@
 """Flags from a file: TOML that was written by hand, or the flags of an earlier run."""
 
 import dataclasses
+import itertools
 import tomllib
 import typing
 from collections.abc import Sequence
@@ -54,7 +55,7 @@ def with_file(argv: Sequence[str]) -> list[str]:
 def _path_in(argv: Sequence[str]) -> Path | None:
     """Returns the file that a command line names; the last one, as with all flags."""
     found = None
-    for word, following in zip(argv, [*argv[1:], None], strict=True):
+    for word, following in itertools.zip_longest(argv, argv[1:]):
         if word.startswith(f"{FLAG}="):
             found = word.partition("=")[2]
         elif word == FLAG:

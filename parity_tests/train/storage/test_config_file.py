@@ -68,6 +68,7 @@ def test_length_that_is_typed_wins_however_it_is_told(recipe):
 
 def test_command_line_without_a_file_is_left_alone():
     assert with_file(["--seed", "1", "--flip=0.5"]) == ["--seed", "1", "--flip=0.5"]
+    assert with_file([]) == []  # the first command of the README
 
 
 @pytest.mark.parametrize("place", ["", CONFIG])
