@@ -109,6 +109,7 @@ class DataFlags(Flags):
             value = getattr(self, name)
             self.require(name, value is None or 0 <= value <= 1, "be from 0 to 1")
         self.require_share("color_jitter", "val_split")
+        self.require_weight("mixup", "cutmix")
         self._check_crop()
 
     def _check_crop(self) -> None:
@@ -125,4 +126,3 @@ class DataFlags(Flags):
         low, high = self.crop_ratio
         rule = "be two ratios, above 0 and finite, the smaller one first"
         self.require("crop_ratio", 0 < low <= high < math.inf, rule)
-        self.require_weight("mixup", "cutmix")
