@@ -16,6 +16,7 @@ from train.commands.evaluate import Weights, load_trained
 from train.data.dataset import Domain
 from train.errors import TrainError
 from train.learning.augment import normalize
+from train.learning.step import evaluated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,10 +72,4 @@ def load_run(path: Path | str, weights: Weights = "final") -> TrainedRun:
         TrainError: If there is no such run, or it has no such weights (yet).
     """
     _, domain, model = load_trained(Path(path), weights)
-    evaluated = nnx.view(
-        model,
-        use_running_average=True,
-        deterministic=True,
-        raise_if_not_found=False,
-    )
-    return TrainedRun(evaluated, domain)
+    return TrainedRun(evaluated(model), domain)

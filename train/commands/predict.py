@@ -28,6 +28,7 @@ from train.flags.checks import Flags, OptionalPath
 from train.flags.config import parse_flags
 from train.flags.data import OnBadImage
 from train.learning.augment import normalize
+from train.learning.step import evaluated
 from train.printable import printable
 from train.showing.console import open_console, say
 
@@ -166,13 +167,7 @@ def predict(
     Raises:
         TrainingFailed: If a picture cannot be read, and `on_bad_image` is "stop".
     """
-    view = nnx.view(
-        model,
-        use_running_average=True,
-        deterministic=True,
-        raise_if_not_found=False,
-    )
-    graphdef, state = nnx.split(view)
+    graphdef, state = nnx.split(evaluated(model))
 
     @jax.jit
     def forward(state, pictures):

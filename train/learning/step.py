@@ -268,6 +268,13 @@ def _follow(
     nnx.update(average, nnx.state(model, nnx.Not(moving)))
 
 
+def evaluated(model: nnx.Module) -> nnx.Module:
+    """Returns a model as it is in evaluation."""
+    return nnx.view(
+        model, use_running_average=True, deterministic=True, raise_if_not_found=False
+    )
+
+
 def make_eval_step(
     graphdef: nnx.GraphDef,
     class_count: int,
@@ -299,12 +306,7 @@ def make_eval_step(
     def step(state, images, labels, mask):
         state = jax.lax.with_sharding_constraint(state, everywhere)  # as in training
         whole = nnx.merge(graphdef, state)
-        model = nnx.view(
-            whole.average if average else whole.model,
-            use_running_average=True,
-            deterministic=True,
-            raise_if_not_found=False,
-        )
+        model = evaluated(whole.average if average else whole.model)
         images = normalize(images, *normalisation)
         logits, routing = capture_routing(model, images)
         logits = logits.astype(at_least_float32(logits.dtype))

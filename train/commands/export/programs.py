@@ -13,15 +13,9 @@ from dynconv_jax import fold_batch_norm
 from train.data.dataset import Domain
 from train.errors import TrainError
 from train.learning.augment import normalize
+from train.learning.step import evaluated
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-
-
-def evaluated(model: nnx.Module) -> nnx.Module:
-    """Returns a model as it is in evaluation."""
-    return nnx.view(
-        model, use_running_average=True, deterministic=True, raise_if_not_found=False
-    )
 
 
 def fold(model: nnx.Module, domain: Domain) -> tuple[nnx.Module, bool]:

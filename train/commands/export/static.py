@@ -15,12 +15,12 @@ from dynconv_jax import (
     collapse,
 )
 from dynconv_jax.layers.expert_conv import ExpertConv
-from train.commands.export.programs import evaluated
 from train.data.dataset import Dataset
 from train.errors import TrainError
 from train.flags.config import Config
 from train.learning.augment import normalize
 from train.learning.model import static_twin
+from train.learning.step import evaluated
 
 DYNAMIC = (ExpertConv, DecomposedConv, WarehouseConv)
 
