@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import jax
 import tyro
@@ -68,17 +68,16 @@ class TrainedFlags:
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluateFlags(TrainedFlags):
-    """Evaluates the network of a run on the test images of its preset.
+class OneRunFlags(TrainedFlags):
+    """What a command is told about one run and the images of it.
 
     Attributes:
-        part: On which images: test, or val for those that --val-split kept for
-            validation; without it, on those of the test, where there are any.
         data: Where the files of the preset are, if elsewhere than in training.
         run: The directory of the run.
     """
 
-    part: OptionalPart = None
+    COMMAND: ClassVar[str]
+
     data: OptionalPath = None
     run: Annotated[
         tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN")
@@ -92,9 +91,37 @@ class EvaluateFlags(TrainedFlags):
         """
         if len(self.run) != 1:
             raise TrainError(
-                f"evaluate needs the directory of one run, and was given "
+                f"{self.COMMAND} needs the directory of one run, and was given "
                 f"{len(self.run)}: give RUN"
             )
+
+    def load_images(self, config: Config, domain: Domain) -> tuple[Config, Dataset]:
+        """Returns the flags of the run with those given anew, and its images.
+
+        Raises:
+            TrainError: If they cannot be read, or are not like those of the run.
+        """
+        config = self.adapt(config)
+        if self.data is not None:
+            config = dataclasses.replace(config, data=self.data)
+        dataset = presets.load(config)
+        # They may be others, if they are alike.
+        refuse_other_images(dataset.to_json(), domain.to_json(), self.run[0])
+        return config, dataset
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateFlags(OneRunFlags):
+    """Evaluates the network of a run on the test images of its preset.
+
+    Attributes:
+        part: On which images: test, or val for those that --val-split kept for
+            validation; without it, on those of the test, where there are any.
+    """
+
+    COMMAND = "evaluate"
+
+    part: OptionalPart = None
 
 
 def main(argv: Sequence[str]) -> None:
@@ -111,12 +138,7 @@ def main(argv: Sequence[str]) -> None:
     flags = parse_flags(argv, EvaluateFlags, "python -m train evaluate")
     path = flags.run[0]
     config, domain, model = load_trained(path, flags.weights)
-    config = flags.adapt(config)
-    if flags.data is not None:
-        config = dataclasses.replace(config, data=flags.data)
-    dataset = presets.load(config)
-    # They may be others, if they are alike.
-    refuse_other_images(dataset.to_json(), domain.to_json(), path)
+    config, dataset = flags.load_images(config, domain)
     part = flags.part or ("test" if dataset.has("test") else "val")
     if not dataset.has(part):
         raise TrainError(

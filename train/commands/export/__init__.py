@@ -16,7 +16,7 @@ from flax import nnx
 from _dynconv_version import __version__
 from dynconv_jax import save_pretrained
 from dynconv_jax.weights import new_directory
-from train.commands.evaluate import TrainedFlags, load_trained
+from train.commands.evaluate import OneRunFlags, load_trained
 from train.commands.export import twin
 from train.commands.export.page import page
 from train.commands.export.place import (
@@ -36,7 +36,6 @@ from train.commands.export.programs import (
     to_stablehlo,
 )
 from train.commands.export.static import collapsed
-from train.data import presets
 from train.data.dataset import Dataset
 from train.data.pictures import put_up_with
 from train.errors import TrainError, TrainingFailed
@@ -44,7 +43,6 @@ from train.flags.checks import OptionalPath, Switch
 from train.flags.config import Config, parse_flags
 from train.showing.console import open_console, say
 from train.storage.read_json import read_json
-from train.storage.run_files import refuse_other_images
 
 Format = Literal["stablehlo", "onnx", "int8", "pt2"]
 OptionalDtype = Annotated[
@@ -72,7 +70,7 @@ AGREEMENT = {"float32": 1e-4, "bfloat16": 5e-2}
 
 
 @dataclasses.dataclass(frozen=True)
-class ExportFlags(TrainedFlags):
+class ExportFlags(OneRunFlags):
     """Writes the network of a run as files that need nothing of this program.
 
     They take pictures of uint8, in any number, and answer probabilities; the
@@ -91,9 +89,9 @@ class ExportFlags(TrainedFlags):
             network is static; what that costs in accuracy is told.
         fold: Fold batch norms into the convolutions of model.stablehlo.
         open_size: Have model.stablehlo take pictures of any height and width.
-        data: Where the files of the preset are, if elsewhere than in training.
-        run: The directory of the run.
     """
+
+    COMMAND = "export"
 
     out: OptionalPath = None
     formats: tuple[Format, ...] = ("stablehlo", "onnx", "pt2")
@@ -101,10 +99,6 @@ class ExportFlags(TrainedFlags):
     static: Switch = False
     fold: bool = True
     open_size: Switch = False
-    data: OptionalPath = None
-    run: Annotated[
-        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN")
-    ] = ()
 
     def __post_init__(self):
         """Refuses more or fewer than one run, and formats that do not fit.
@@ -112,11 +106,7 @@ class ExportFlags(TrainedFlags):
         Raises:
             TrainError: If there are.
         """
-        if len(self.run) != 1:
-            raise TrainError(
-                f"export needs the directory of one run, and was given "
-                f"{len(self.run)}: give RUN"
-            )
+        super().__post_init__()
         if not self.formats:
             raise TrainError("--formats needs a value: stablehlo, onnx, int8 or pt2")
         if self.open_size and "stablehlo" not in self.formats:
@@ -204,11 +194,7 @@ def _network(path: Path, flags: ExportFlags) -> _Network:
             f"--dtype (={config.dtype}) is for stablehlo alone, not for "
             f"{' and '.join(of_torch)}; give --formats stablehlo, or --dtype float32"
         )
-    config = flags.adapt(config)
-    if flags.data is not None:
-        config = dataclasses.replace(config, data=flags.data)
-    dataset = presets.load(config)
-    refuse_other_images(dataset.to_json(), domain.to_json(), path)
+    config, dataset = flags.load_images(config, domain)
     if not dataset.has("test"):
         raise TrainError(
             f"the run in {path} has no test images, by which an export is judged; put "
