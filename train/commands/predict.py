@@ -4,7 +4,7 @@ import csv
 import dataclasses
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +18,7 @@ from flax import nnx
 from dynconv_jax.diagnostics import capture_attention
 from dynconv_jax.weights import write_file
 from train.commands.evaluate import TrainedFlags, load_trained
+from train.commands.export.exported import Artifact, is_export, read_export
 from train.data.batches import evaluation_batches
 from train.data.dataset import Domain
 from train.data.folder import FolderSource
@@ -25,7 +26,7 @@ from train.data.pictures import SUFFIXES
 from train.data.walk import find_pictures, say_left_out
 from train.errors import TrainError, TrainingFailed
 from train.flags.checks import Flags, OptionalPath
-from train.flags.config import parse_flags
+from train.flags.config import Config, parse_flags
 from train.flags.data import OnBadImage
 from train.learning.augment import normalize
 from train.learning.step import evaluated
@@ -35,6 +36,12 @@ from train.showing.console import open_console, say
 MOST_EXPERTS = 8  # of whose routers the attention is printed whole
 
 Prediction = dict[str, Any]
+# From pictures (b, H, W, C), uint8, to probabilities (b, classes) and the attention of
+# each router, (b, K), by its path.
+Predictor = Callable[[np.ndarray], tuple[np.ndarray, Mapping[str, np.ndarray]]]
+OptionalArtifact = Annotated[
+    Artifact | None, tyro.conf.arg(metavar="{stablehlo,onnx,int8}")
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +49,8 @@ class PredictFlags(TrainedFlags, Flags):
     """Tells what the network of a run sees in image files, and how it routes them.
 
     Images are brought to the size and the channels of those that it was trained on,
-    which need not be there.
+    which need not be there. A directory of `export` stands for its run, but for the
+    routing, which no program of it answers.
 
     Attributes:
         out: The file to write the predictions to in the place of the screen: .csv, with
@@ -50,12 +58,16 @@ class PredictFlags(TrainedFlags, Flags):
             attention of the routers too.
         top: How many classes to tell for an image, the most probable ones.
         batch_size: How many images are computed at a time.
-        arguments: The directory of the run, and image files, or folders of such.
+        artifact: Which program of an exported directory to use; without it,
+            model.stablehlo or, where that or flatbuffers is missing, model.onnx.
+        arguments: The directory of the run, or of its export, and image files, or
+            folders of such.
     """
 
     out: OptionalPath = None
     top: int = 5
     batch_size: int = 32
+    artifact: OptionalArtifact = None
     arguments: Annotated[
         tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN IMAGE ...")
     ] = ()
@@ -68,8 +80,8 @@ class PredictFlags(TrainedFlags, Flags):
         """
         if len(self.arguments) < 2:
             raise TrainError(
-                "predict needs the directory of a run and image files: give RUN IMAGE "
-                "..."
+                "predict needs the directory of a run, or of its export, and image "
+                "files: give RUN IMAGE ..."
             )
         self.require_at_least_one("top", "batch_size")
         if self.out is not None:
@@ -92,21 +104,20 @@ def main(argv: Sequence[str]) -> None:
         SystemExit: With 0, after `--help`.
     """
     flags = parse_flags(argv, PredictFlags, "python -m train predict")
-    run, *given = flags.arguments
-    config, domain, model = load_trained(run, flags.weights)
-    config = flags.adapt(config)
+    path, *given = flags.arguments
+    config, domain, predictor = _load(path, flags)
     paths = tuple(chain.from_iterable(map(_files, given)))
     labels = np.zeros(len(paths), np.int32)  # of which nobody asks
     shape, most = domain.image_shape, config.max_image_pixels
     predictions = predict(
-        *(model, FolderSource(paths, labels, shape, most), domain),
+        *(predictor, FolderSource(paths, labels, shape, most), domain),
         top=flags.top,
         batch_size=flags.batch_size,
         on_bad_image=config.on_bad_image,
     )
     first = next(predictions, None)
     if first is None:
-        raise TrainError("none of the images can be read")
+        raise TrainingFailed("none of the images can be read")
     predictions = chain([first], predictions)
     console = open_console()
     if flags.out is not None:
@@ -117,6 +128,28 @@ def main(argv: Sequence[str]) -> None:
     else:
         for each in predictions:
             say(console, _text(each))
+
+
+def _load(path: Path, flags: PredictFlags) -> tuple[Config, Domain, Predictor]:
+    """Loads a run or an export; returns the flags that say how pictures are read too.
+
+    Raises:
+        TrainError: If it cannot be loaded, or a flag is not for such.
+    """
+    if not is_export(path):
+        rule = f"be left out: {path} is no exported directory"
+        flags.require("artifact", flags.artifact is None, rule)
+        config, domain, model = load_trained(path, flags.weights)
+        return flags.adapt(config), domain, predictor_of(model, domain)
+    exported = read_export(path, flags.artifact)
+    rule = f"be left out: {path} has only those that it was exported with"
+    flags.require("weights", flags.weights == "final", rule)
+    no_routing: dict[str, np.ndarray] = {}
+    return (
+        flags.adapt(Config()),
+        exported.domain,
+        lambda pictures: (exported.call(pictures), no_routing),
+    )
 
 
 def _write(path: Path, content: str) -> None:
@@ -141,8 +174,26 @@ def _files(path: Path) -> list[Path]:
     return found.pictures
 
 
+def predictor_of(model: nnx.Module, domain: Domain) -> Predictor:
+    """Returns what a model answers to pictures, as a function.
+
+    Args:
+        model: The model.
+        domain: What the images are like that it was trained on.
+    """
+    graphdef, state = nnx.split(evaluated(model))
+
+    @jax.jit
+    def forward(state, pictures):
+        images = normalize(pictures, domain.mean, domain.std)
+        logits, attention = capture_attention(nnx.merge(graphdef, state), images)
+        return jax.nn.softmax(logits.astype(jnp.float32)), attention
+
+    return lambda pictures: jax.device_get(forward(state, pictures))
+
+
 def predict(
-    model: nnx.Module,
+    predictor: Predictor,
     source: FolderSource,
     domain: Domain,
     *,
@@ -150,10 +201,10 @@ def predict(
     batch_size: int = 32,
     on_bad_image: OnBadImage = "stop",
 ) -> Iterator[Prediction]:
-    """Yields what a model sees in pictures, batch by batch.
+    """Yields what is seen in pictures, batch by batch.
 
     Args:
-        model: The model.
+        predictor: What sees it.
         source: The pictures.
         domain: What the images are like that it was trained on.
         top: How many classes to tell.
@@ -167,17 +218,9 @@ def predict(
     Raises:
         TrainingFailed: If a picture cannot be read, and `on_bad_image` is "stop".
     """
-    graphdef, state = nnx.split(evaluated(model))
-
-    @jax.jit
-    def forward(state, pictures):
-        images = normalize(pictures, domain.mean, domain.std)
-        logits, attention = capture_attention(nnx.merge(graphdef, state), images)
-        return jax.nn.softmax(logits.astype(jnp.float32)), attention
-
     size = min(batch_size, len(source))
     for batch, mask in evaluation_batches(source, size, on_bad_image=on_bad_image):
-        probabilities, attention = jax.device_get(forward(state, batch.images))
+        probabilities, attention = predictor(batch.images)
         for row in np.flatnonzero(mask):
             own = {path: each[row] for path, each in attention.items()}
             yield {

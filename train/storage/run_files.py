@@ -230,13 +230,7 @@ def read_identity(path: Path) -> dict[str, Any]:
     """
     try:
         images = read_json(path / DOMAIN, Images)
-        channels = images["image_shape"][-1]
-        for name in ("mean", "std"):
-            if len(images[name]) != channels:
-                raise Unreadable(
-                    f"{name} has {len(images[name])} numbers, and the images have "
-                    f"{channels} channel(s)"
-                )
+        check_channels(images)
         return images
     except (FileNotFoundError, Unreadable) as error:
         reason = error.strerror if isinstance(error, FileNotFoundError) else error
@@ -244,6 +238,24 @@ def read_identity(path: Path) -> dict[str, Any]:
             f"{path / DOMAIN} cannot be read ({reason}); remove it and give the run's "
             "command again to write it anew"
         ) from error
+
+
+def check_channels(images: Mapping[str, Any]) -> None:
+    """Refuses images with other numbers of means and deviations than of channels.
+
+    Args:
+        images: What they are like, as `Images`.
+
+    Raises:
+        Unreadable: If a number is another.
+    """
+    channels = images["image_shape"][-1]
+    for name in ("mean", "std"):
+        if len(images[name]) != channels:
+            raise Unreadable(
+                f"{name} has {len(images[name])} numbers, and the images have "
+                f"{channels} channel(s)"
+            )
 
 
 def read_summary(path: Path, *needed: str) -> dict[str, Any] | None:

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,7 +18,9 @@ from dynconv_jax import save_pretrained
 from dynconv_jax.weights import new_directory
 from train.commands.evaluate import OneRunFlags, load_trained
 from train.commands.export import twin
+from train.commands.export.exported import digest
 from train.commands.export.page import page
+from train.commands.export.pictures import accuracy_of, spread_pictures
 from train.commands.export.place import (
     FIGURES,
     MODEL,
@@ -37,7 +39,6 @@ from train.commands.export.programs import (
 )
 from train.commands.export.static import collapsed
 from train.data.dataset import Dataset
-from train.data.pictures import put_up_with
 from train.errors import TrainError, TrainingFailed
 from train.flags.checks import OptionalPath, Switch
 from train.flags.config import Config, parse_flags
@@ -62,7 +63,6 @@ NEEDED: dict[str, tuple[str, ...]] = {
 PICTURES = 21
 # Those on which it is seen what weights of 8 bits cost.
 TRIAL = 2000
-BATCH = 256  # of the test images, for the accuracy
 
 # How far probabilities may be apart, as a share of the largest one: rounding, in
 # another order. In bfloat16 the folding of batch norms rounds each weight anew.
@@ -202,7 +202,8 @@ def _network(path: Path, flags: ExportFlags) -> _Network:
         )
     accuracy: dict[str, Any] = {"weights": flags.weights}
     if flags.static:
-        before, _ = _accuracy(classifier(model, dataset), dataset, config)
+        function = classifier(model, dataset)
+        before, _ = accuracy_of(function, dataset, config.on_bad_image)
         accuracy["test_accuracy_before_static"] = before
         model = collapsed(model, config, dataset)
     return _Network(config, dataset, model, accuracy)
@@ -213,7 +214,7 @@ def _write(
 ) -> tuple[dict[str, bytes], dict[str, Any]]:
     """Makes and tries the files; returns what is to be in them, and the figures."""
     dataset, config = network.dataset, network.config
-    pictures, _ = _pictures(dataset, config, PICTURES)
+    pictures, _ = spread_pictures(dataset.test, PICTURES, config.on_bad_image)
     function = classifier(network.model, dataset)
     expected = np.asarray(function(pictures))
     if not np.isfinite(expected).all():
@@ -233,21 +234,21 @@ def _write(
             model, is_folded = fold(model, dataset)
         folded = classifier(model, dataset)
         program = to_stablehlo(folded, dataset, open_size=flags.open_size)
-        (folder / STABLEHLO).write_bytes(program)
         larger = np.pad(pictures, ((0, 0), (0, 3), (0, 1), (0, 0)), "edge")
         others = np.asarray(function(larger)) if flags.open_size else None
-        function = load_stablehlo(folder / STABLEHLO)
+        function = load_stablehlo(program).call
         found[STABLEHLO] = answers(function, pictures)
         if others is not None:
             at_others = f"{STABLEHLO}, at another size,"
             allowed = AGREEMENT[config.dtype]
             _held_against(others, np.asarray(function(larger)), allowed, at_others)
-        files[STABLEHLO] = (folder / STABLEHLO).read_bytes()
+        files[STABLEHLO] = program
     quantized: dict[str, Any] = {}
     if set(flags.formats) - {"stablehlo"}:
         trial, labels = None, np.zeros(0)
         if "int8" in flags.formats:
-            trial, labels = _pictures(dataset, config, TRIAL)
+            told = config.on_bad_image
+            trial, labels = spread_pictures(dataset.test, TRIAL, told)
         written = twin.write(folder, dataset, pictures, trial)
         versions |= written.versions
         for name in [name for name in written.files if name in flags.formats]:
@@ -274,12 +275,13 @@ def _write(
         },
         "quantized": quantized,
     }
-    accuracy, images = _accuracy(function, dataset, config)
+    accuracy, images = accuracy_of(function, dataset, config.on_bad_image)
     figures["accuracy"] = network.accuracy | {
         "of": STABLEHLO if STABLEHLO in files else "the network",
         "test_accuracy": accuracy,
         "images": images,
     }
+    files[WEIGHTS] = (folder / "net" / "model.safetensors").read_bytes()
     description = {
         **dataset.to_json(),
         "create_model": _in_pytorch(folder / "net" / "config.json"),
@@ -290,8 +292,8 @@ def _write(
         "platforms": PLATFORMS,
         "versions": versions,
         "accuracy": figures["accuracy"],
+        "files": {name: {"sha256": digest(each)} for name, each in files.items()},
     }
-    files[WEIGHTS] = (folder / "net" / "model.safetensors").read_bytes()
     for name, content in ((MODEL, description), (FIGURES, figures)):
         files[name] = (json.dumps(content, indent=2) + "\n").encode()
     files[README] = page(description, flags.formats).encode()
@@ -328,41 +330,6 @@ def _held_against(
         )
     same = (found.argmax(-1) == expected.argmax(-1)).mean()
     return {"relative_difference": difference, "same_class": float(same)}
-
-
-def _pictures(
-    dataset: Dataset, config: Config, most: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns test pictures from all over the set, (N, H, W, C) uint8, and labels."""
-    count = min(most, len(dataset.test))
-    chosen = np.linspace(0, len(dataset.test) - 1, count).astype(int)
-    pictures, unread = dataset.test.gather(chosen)
-    for reason in unread.values():
-        put_up_with(reason, config.on_bad_image)
-    if len(unread) == len(chosen):
-        raise TrainError("none of the test images can be read")
-    labels = dataset.test.labels[chosen]
-    return np.delete(pictures, [*unread], axis=0), np.delete(labels, [*unread])
-
-
-def _accuracy(
-    function: Callable[[Any], Any], dataset: Dataset, config: Config
-) -> tuple[float, int]:
-    """Returns the accuracy on the test images, and how many there are to be read."""
-    size = min(BATCH, len(dataset.test))
-    right = count = 0
-    for start in range(0, len(dataset.test), size):
-        chosen = np.arange(start, min(start + size, len(dataset.test)))
-        pictures, unread = dataset.test.gather(chosen)
-        for reason in unread.values():
-            put_up_with(reason, config.on_bad_image)
-        is_read = ~np.isin(np.arange(len(chosen)), [*unread])
-        # Full batches, so that one program serves them all.
-        padded = np.resize(pictures, (size, *pictures.shape[1:]))
-        found = np.asarray(function(padded)).argmax(-1)[: len(chosen)]
-        right += int((found == dataset.test.labels[chosen])[is_read].sum())
-        count += int(is_read.sum())
-    return right / max(1, count), count
 
 
 def _show(out: Path, figures: dict[str, Any]) -> None:

@@ -6,12 +6,11 @@ from pathlib import Path
 from train.errors import TrainError
 
 STABLEHLO = "model.stablehlo"
+ONNX, INT8, PT2 = "model.onnx", "model.int8.onnx", "model.pt2"
+PROGRAMS = (STABLEHLO, ONNX, INT8, PT2)
 MODEL, FIGURES = "model.json", "export.json"
 WEIGHTS, README = "weights.safetensors", "README.md"
-FILES = {
-    *(STABLEHLO, "model.onnx", "model.int8.onnx", "model.pt2"),
-    *(WEIGHTS, MODEL, FIGURES, README),
-}
+FILES = {*PROGRAMS, WEIGHTS, MODEL, FIGURES, README}
 
 
 def check_place(out: Path) -> None:

@@ -1,7 +1,6 @@
 """A network as one function from pictures to probabilities, and as StableHLO."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -81,8 +80,12 @@ def answers(function: Callable[[Any], Any], pictures: np.ndarray) -> np.ndarray:
     return np.concatenate([np.asarray(function(batch)) for batch in batches])
 
 
-def load_stablehlo(file: Path) -> Callable[[Any], jax.Array]:
-    """Returns the function in a file of `to_stablehlo`."""
+def load_stablehlo(content: bytes) -> Any:
+    """Returns the program of `to_stablehlo`, whose `call` takes pictures.
+
+    Raises:
+        ValueError: If it is no program, or one that this JAX does not read.
+    """
     from jax import export
 
-    return export.deserialize(bytearray(file.read_bytes())).call
+    return export.deserialize(bytearray(content))

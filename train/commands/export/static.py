@@ -15,7 +15,8 @@ from dynconv_jax import (
     collapse,
 )
 from dynconv_jax.layers.expert_conv import ExpertConv
-from train.data.dataset import Dataset
+from train.commands.export.pictures import spread_pictures
+from train.data.dataset import Dataset, Domain
 from train.errors import TrainError
 from train.flags.config import Config
 from train.learning.augment import normalize
@@ -37,7 +38,8 @@ def collapsed(model: nnx.Module, config: Config, dataset: Dataset) -> nnx.Module
 
     Raises:
         TrainError: If the network is static already, or has layers of another member
-            than `DynamicConv`.
+            than `DynamicConv`, or a training image cannot be read and is not to be
+            skipped.
     """
     layers = [part for _, part in nnx.iter_modules(model) if isinstance(part, DYNAMIC)]
     others = {type(each).__name__ for each in layers} - {DynamicConv.__name__}
@@ -47,23 +49,20 @@ def collapsed(model: nnx.Module, config: Config, dataset: Dataset) -> nnx.Module
             f"--static needs a network with routers of DynamicConv, and that of the "
             f"run {has}; leave it out"
         )
+    pictures, _ = spread_pictures(dataset.train, IMAGES, config.on_bad_image)
     twin = static_twin(
         config, dataset.num_classes, dataset.image_shape[-1], nnx.Rngs(0)
     )
-    collapse(model, twin, _mean_attention(evaluated(model), dataset))
+    collapse(model, twin, _mean_attention(evaluated(model), pictures, dataset))
     return twin
 
 
-def _mean_attention(model: Any, dataset: Dataset) -> dict[str, Any]:
-    count = min(IMAGES, len(dataset.train))
-    chosen = np.linspace(0, len(dataset.train) - 1, count).astype(int)
-    pictures, unread = dataset.train.gather(chosen)
-    pictures = np.delete(pictures, [*unread], axis=0)
+def _mean_attention(model: Any, pictures: np.ndarray, domain: Domain) -> dict[str, Any]:
     graphdef, state = nnx.split(model)
 
     @jax.jit
     def attention(state: Any, images: jax.Array) -> Any:
-        inputs = normalize(images, dataset.mean, dataset.std)
+        inputs = normalize(images, domain.mean, domain.std)
         _, found = capture_attention(nnx.merge(graphdef, state), inputs)
         return {path: jnp.sum(each, 0) for path, each in found.items()}
 

@@ -1,5 +1,6 @@
 """A network that is made static mixes its experts as it did on average."""
 
+import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,7 +14,8 @@ from parity_tests.tools.jax_modules import build
 from parity_tests.tools.runs import make_dataset
 from train.commands.export.programs import evaluated
 from train.commands.export.static import collapsed
-from train.errors import TrainError
+from train.data.folder import FolderSource
+from train.errors import TrainError, TrainingFailed
 from train.flags.config import Config
 from train.learning.augment import normalize
 from train.learning.model import create
@@ -54,3 +56,11 @@ def test_a_network_without_routers_of_its_layers_is_refused_by_what_it_has(conv,
     words = f"--static needs a network with routers of DynamicConv, .* has {has}; leave"
     with pytest.raises(TrainError, match=words):
         collapsed(model, config, make_dataset())
+
+
+def test_a_training_image_that_cannot_be_read_is_put_up_with_as_told(tmp_path):
+    config, model = network()
+    torn = FolderSource((tmp_path / "gone.png",), np.zeros(1, np.int32), (5, 5, 3))
+    dataset = dataclasses.replace(make_dataset(), train=torn)
+    with pytest.raises(TrainingFailed, match="gone.png .*pass --on-bad-image skip"):
+        collapsed(model, config, dataset)

@@ -9,10 +9,12 @@ import onnxruntime
 import pytest
 import torch
 
-from parity_tests.tolerances import assert_close
+from parity_tests.tolerances import TOLERANCES, assert_close
 from parity_tests.tools import environments
 from parity_tests.tools.lively import write_lively
+from train.commands.export import exported as reading
 from train.commands.export import main
+from train.commands.export.exported import read_export
 from train.commands.export.programs import classifier
 from train.data import presets
 from train.errors import TrainingFailed
@@ -67,6 +69,25 @@ def test_onnx_serves_every_batch(exported, batch):
     probabilities = np.asarray(session.run(None, {"images": pictures[:batch]})[0])
     assert len(probabilities) == batch
     assert_answers(probabilities, expected)
+
+
+def test_predict_takes_onnx_where_nothing_reads_the_program_of_jax(
+    exported, monkeypatch
+):
+    folder, pictures, expected = exported
+    monkeypatch.setattr(
+        reading, "find_spec", lambda name: None if name == "flatbuffers" else name
+    )
+    monkeypatch.setattr(reading, "load_stablehlo", None)
+    assert_answers(read_export(folder).call(pictures), expected)
+
+
+def test_predict_takes_weights_of_eight_bits_by_name(exported):
+    folder, pictures, expected = exported
+    found = read_export(folder, "int8").call(pictures)
+    session = onnxruntime.InferenceSession(folder / "model.int8.onnx")
+    assert_answers(found, np.asarray(session.run(None, {"images": pictures})[0]))
+    assert np.abs(found - expected).max() > TOLERANCES["float32"].relative
 
 
 @pytest.mark.parametrize(
