@@ -19,8 +19,9 @@ class RunFlags(Flags):
         out: The directory for the results, created if missing. The same command again
             goes on where the run in it was stopped. Without it, a fresh one below
             runs/, named by preset and time. Several processes must be given one.
-        overwrite: Start the run in --out anew, or accept a directory with other files,
-            which are left alone.
+        overwrite: Start the run in --out anew, which removes the old one with its twin
+            and its export, or accept a directory with other files, which are left
+            alone.
         log_every: Every how many steps to log the metrics; the last step is always
             logged.
         eval_every: Every how many steps to evaluate on the test images, or on those

@@ -6,7 +6,6 @@ import datetime
 import hashlib
 import json
 import os
-import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,13 +18,12 @@ from train.data.dataset import Dataset
 from train.errors import TrainError, TrainingFailed
 from train.flags.checks import flag_of
 from train.flags.config import Config
+from train.storage.clear import clear_run, halves_in
 from train.storage.lock import Lock
 from train.storage.run_files import (
     CHECKPOINTS,
     CONFIG,
     DOMAIN,
-    FILES,
-    FOLDERS,
     LOCK,
     METRICS,
     RUN_ID,
@@ -222,14 +220,11 @@ class RunDirectory:
     def _claim(self, dataset: Dataset | None) -> None:
         """Makes the directory that of this run."""
         with self.writing():
-            halves = _halves(self.path)
+            halves = halves_in(self.path)
             names = {each.name for each in self.path.iterdir()} - {LOCK}
             names -= {each.name for each in halves}
             if self._config.overwrite:
-                for name in names.intersection(FOLDERS):
-                    _empty(self.path / name)
-                for name in FILES:
-                    (self.path / name).unlink(missing_ok=True)
+                clear_run(self.path)
             elif CONFIG in names:
                 _refuse_other_flags(self.path, self._config)
                 if dataset is not None and DOMAIN in names:
@@ -352,22 +347,6 @@ def _refuse_other_flags(path: Path, config: Config) -> None:
             "give the same ones to go on with it (--steps may be raised when it is "
             "finished), choose another directory, or --overwrite it to start anew"
         )
-
-
-def _halves(path: Path) -> list[Path]:
-    """Returns what a killed process left of files that it wrote beside their place."""
-    return [half for name in FILES for half in path.glob(f".{name}." + "?" * 8)]
-
-
-def _empty(folder: Path) -> None:
-    """Removes what is in a folder, which may be a link to one on another disk."""
-    for each in folder.iterdir():
-        if each.is_dir() and not each.is_symlink():
-            shutil.rmtree(each)
-        else:
-            each.unlink()
-    if not folder.is_symlink():
-        folder.rmdir()
 
 
 def _fresh_directory(preset: str) -> Path:

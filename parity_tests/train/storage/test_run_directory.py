@@ -332,15 +332,6 @@ def test_overwrite_starts_anew_and_leaves_other_files(tmp_path):
     assert read_config(tmp_path)["seed"] == 1
 
 
-def test_overwrite_empties_a_folder_on_another_disk(tmp_path):
-    start(tmp_path / "run")
-    (tmp_path / "disk" / "20").mkdir(parents=True)
-    (tmp_path / "run" / CHECKPOINTS).symlink_to(tmp_path / "disk")
-    start(tmp_path / "run", overwrite=True)
-    assert (tmp_path / "run" / CHECKPOINTS).is_symlink()
-    assert list((tmp_path / "disk").iterdir()) == []
-
-
 def test_halves_that_a_killed_process_left_are_removed(tmp_path):
     (tmp_path / f".{CONFIG}.a1b2c3d4").write_text("{")
     (tmp_path / f".{SUMMARY}.x_0y1z2w").write_text("{")

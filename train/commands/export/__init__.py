@@ -21,14 +21,6 @@ from train.commands.export import twin
 from train.commands.export.exported import digest
 from train.commands.export.page import page
 from train.commands.export.pictures import accuracy_of, spread_pictures
-from train.commands.export.place import (
-    FIGURES,
-    MODEL,
-    README,
-    STABLEHLO,
-    WEIGHTS,
-    check_place,
-)
 from train.commands.export.programs import (
     PLATFORMS,
     answers,
@@ -43,6 +35,15 @@ from train.errors import TrainError, TrainingFailed
 from train.flags.checks import OptionalPath, Switch
 from train.flags.config import Config, parse_flags
 from train.showing.console import open_console, say
+from train.storage.export_files import (
+    EXPORT,
+    FIGURES,
+    MODEL,
+    README,
+    STABLEHLO,
+    WEIGHTS,
+    check_place,
+)
 from train.storage.read_json import read_json
 
 Format = Literal["stablehlo", "onnx", "int8", "pt2"]
@@ -143,7 +144,7 @@ def main(argv: Sequence[str]) -> None:
     """
     flags = parse_flags(argv, ExportFlags, "python -m train export")
     path = flags.run[0]
-    out = flags.out or path / "export"
+    out = flags.out or path / EXPORT
     check_place(out)
     _check_installed(flags.formats)
     network = _network(path, flags)

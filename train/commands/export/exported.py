@@ -11,10 +11,10 @@ import jax
 import numpy as np
 from msgspec import Meta
 
-from train.commands.export.place import INT8, MODEL, ONNX, PROGRAMS, STABLEHLO
 from train.commands.export.programs import load_stablehlo
 from train.data.dataset import Domain
 from train.errors import TrainError
+from train.storage.export_files import INT8, MODEL, ONNX, PROGRAMS, STABLEHLO
 from train.storage.read_json import Unreadable, read_file, read_json
 from train.storage.run_files import CONFIG, Images, check_channels
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from train.errors import TrainError
 
+EXPORT = "export"  # in the directory of its run, where no other is given
 STABLEHLO = "model.stablehlo"
 ONNX, INT8, PT2 = "model.onnx", "model.int8.onnx", "model.pt2"
 PROGRAMS = (STABLEHLO, ONNX, INT8, PT2)
