@@ -4,33 +4,35 @@ import contextlib
 import dataclasses
 import difflib
 import io
-import os
 import re
-import shutil
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import tyro
 
 from train.errors import TrainError
+from train.flags.augmentation import AugmentationFlags
 from train.flags.checks import flag_of
 from train.flags.data import DataFlags
 from train.flags.fine_tuning import FineTuningFlags
 from train.flags.foreign import hint_for
+from train.flags.help import COMMANDS, LONG, SHORT, show_help
 from train.flags.model import ModelFlags
 from train.flags.recipe import OF_PRESETS, USUAL, RecipeFlags
 from train.flags.run import RunFlags
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(RunFlags, RecipeFlags, FineTuningFlags, ModelFlags, DataFlags):
+class Config(
+    RunFlags, RecipeFlags, FineTuningFlags, ModelFlags, AugmentationFlags, DataFlags
+):
     """Trains a network; without arguments, DynamicNet on digits in under a minute.
 
     The results are written to --out. The same command again goes on where a run was
-    stopped. Other commands, each with a --help of its own: compare RUN RUN ...,
-    evaluate RUN, export RUN, predict RUN IMAGE ..., study.
+    stopped. --help-verbose (-H) tells more of each flag, and each of the commands has
+    a --help of its own.
     """
 
     def __post_init__(self):
@@ -40,6 +42,7 @@ class Config(RunFlags, RecipeFlags, FineTuningFlags, ModelFlags, DataFlags):
             TrainError: If a value is out of range or does not fit another.
         """
         self.check_data()
+        self.check_augmentation()
         self.check_model()
         self.check_fine_tuning()
         self.check_recipe()
@@ -98,11 +101,6 @@ class Config(RunFlags, RecipeFlags, FineTuningFlags, ModelFlags, DataFlags):
 
 FlagsT = typing.TypeVar("FlagsT")
 
-# What the program does beside training. Each is the module of its name, with a `main`.
-COMMANDS = ("compare", "evaluate", "export", "predict", "study")
-
-NARROWEST = 60  # columns of the help
-
 # The first that fits: a tuple of words is read word by word.
 KINDS: dict[type, str] = {
     bool: "True or False",
@@ -147,9 +145,9 @@ def parse_flags(argv: Sequence[str], kind: type[FlagsT], program: str) -> FlagsT
         TrainError: If a flag is unknown or a value is refused.
         SystemExit: With 0, after `--help`.
     """
-    if "-h" in argv or "--help" in argv:
-        with _wide_enough():
-            tyro.cli(kind, prog=program, args=["--help"])
+    for words in (LONG, SHORT):
+        if not set(words).isdisjoint(argv):
+            show_help(kind, program, is_long=words is LONG)
     unknown = _unknown_flags(argv, kind)
     if unknown:
         raise TrainError(explain_unknown(unknown[0], kind))
@@ -160,20 +158,6 @@ def parse_flags(argv: Sequence[str], kind: type[FlagsT], program: str) -> FlagsT
     if unknown:
         raise TrainError(explain_unknown(unknown[0], kind))
     return config
-
-
-@contextlib.contextmanager
-def _wide_enough() -> Iterator[None]:
-    """Has the help written for a screen on which a word has room in its box."""
-    columns = os.environ.get("COLUMNS")
-    if shutil.get_terminal_size().columns < NARROWEST:
-        os.environ["COLUMNS"] = str(NARROWEST)
-    try:
-        yield
-    finally:
-        os.environ.pop("COLUMNS", None)
-        if columns is not None:
-            os.environ["COLUMNS"] = columns
 
 
 def _read(argv: Sequence[str], kind: type[Any]) -> tuple[Any, list[str]]:
