@@ -151,6 +151,7 @@ def parse_flags(argv: Sequence[str], kind: type[FlagsT], program: str) -> FlagsT
     unknown = _unknown_flags(argv, kind)
     if unknown:
         raise TrainError(explain_unknown(unknown[0], kind))
+    _refuse_empty_lists(argv, kind)
     try:
         config, unknown = _read(argv, kind)
     except SystemExit:
@@ -213,21 +214,14 @@ def _explain(argv: Sequence[str], kind: type[Any]) -> str:
     tyro explains it in a box of several lines; so each flag is read on its own, and the
     first that cannot be read is named.
     """
-    groups: list[list[str]] = []
-    for token in argv:
-        if token.startswith("--"):
-            groups.append(token.split("=", 1))
-        elif groups:
-            groups[-1].append(token)
     hints = typing.get_type_hints(kind)
-    for group in groups:
+    for group in _by_flag(argv):
         try:
             _read(group, kind)
         except TrainError:
             continue  # Readable; out of range only without the flags around it.
         except SystemExit:
-            flag = group[0].replace("_", "-")
-            field = flag[2:].replace("-", "_")
+            flag, field = _names_of(group[0])
             if field not in hints:  # a flag of tyro's own
                 continue
             values = _values(hints[field])
@@ -235,6 +229,35 @@ def _explain(argv: Sequence[str], kind: type[Any]) -> str:
                 return f"{flag} needs a value: give {values}"
             return f"{flag} (={group[1]}) must be {values}"
     return "the arguments cannot be read; --help shows how they are written"
+
+
+def _refuse_empty_lists(argv: Sequence[str], kind: type[Any]) -> None:
+    """Refuses a flag that takes any number of values and has none.
+
+    tyro reads an empty list, which is what nearly all of them are if left out.
+    """
+    hints = typing.get_type_hints(kind)
+    for group in _by_flag(argv):
+        flag, field = _names_of(group[0])
+        if len(group) == 1 and Ellipsis in typing.get_args(hints.get(field)):
+            raise TrainError(f"{flag} needs a value: give {_values(hints[field])}")
+
+
+def _by_flag(argv: Sequence[str]) -> list[list[str]]:
+    """Returns each flag with the words up to the next one, its values among them."""
+    groups: list[list[str]] = []
+    for token in argv:
+        if token.startswith("--"):
+            groups.append(token.split("=", 1))
+        elif groups:
+            groups[-1].append(token)
+    return groups
+
+
+def _names_of(typed: str) -> tuple[str, str]:
+    """Returns a flag, which may be typed with underscores, and its field."""
+    flag = typed.replace("_", "-")
+    return flag, flag[2:].replace("-", "_")
 
 
 def _values(hint: Any) -> str:
