@@ -32,7 +32,8 @@ def main(argv: Sequence[str]) -> int:
         return 0
     try:
         check_installed()
-        from train.flags.config import COMMANDS, parse  # which needs the extra
+        from train.flags.config import parse  # which needs the extra
+        from train.flags.help import COMMANDS
 
         if argv and argv[0] in COMMANDS:
             importlib.import_module(f"train.commands.{argv[0]}").main(argv[1:])
@@ -64,7 +65,8 @@ def run(argv: Sequence[str]) -> int:
     Returns:
         What `main` does, or 1 or 141 if standard output could not be written.
     """
-    is_told = not {"-h", "--help", "--version"}.isdisjoint(argv)
+    told = {"-h", "--help", "-H", "--help-verbose", "--version"}
+    is_told = not told.isdisjoint(argv)
     streams = Streams(goes_on=not is_told and argv[:1] not in ONLY_TELL)
     try:
         status = main(argv)

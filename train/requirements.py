@@ -8,6 +8,7 @@ from train.errors import TrainError
 # library and for its extra `train`.
 MODULES = {
     "absl-py": "absl",
+    "docstring-parser": "docstring_parser",
     "etils": "etils",
     "flax": "flax",
     "grain": "grain",

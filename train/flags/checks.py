@@ -8,12 +8,20 @@ import tyro
 
 from train.errors import TrainError
 
+_OF_PRESET = "(default: of --preset)"
+
 # None stands for a value that the other flags give; it need not be typed.
 OptionalInt = Annotated[int | None, tyro.conf.arg(metavar="INT")]
 OptionalFloat = Annotated[float | None, tyro.conf.arg(metavar="FLOAT")]
 OptionalStr = Annotated[str | None, tyro.conf.arg(metavar="NAME")]
 OptionalAddress = Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")]
 OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
+PresetInt = Annotated[
+    int | None, tyro.conf.arg(metavar="INT", help_behavior_hint=_OF_PRESET)
+]
+PresetFloat = Annotated[
+    float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint=_OF_PRESET)
+]
 Switch = tyro.conf.FlagCreatePairsOff[bool]
 
 

@@ -4,33 +4,35 @@ import contextlib
 import dataclasses
 import difflib
 import io
-import os
 import re
-import shutil
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import tyro
 
 from train.errors import TrainError
+from train.flags.augmentation import AugmentationFlags
 from train.flags.checks import flag_of
 from train.flags.data import DataFlags
 from train.flags.fine_tuning import FineTuningFlags
 from train.flags.foreign import hint_for
+from train.flags.help import COMMANDS, LONG, SHORT, show_help
 from train.flags.model import ModelFlags
 from train.flags.recipe import OF_PRESETS, USUAL, RecipeFlags
 from train.flags.run import RunFlags
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(RunFlags, RecipeFlags, FineTuningFlags, ModelFlags, DataFlags):
+class Config(
+    RunFlags, RecipeFlags, FineTuningFlags, ModelFlags, AugmentationFlags, DataFlags
+):
     """Trains a network; without arguments, DynamicNet on digits in under a minute.
 
     The results are written to --out. The same command again goes on where a run was
-    stopped. Other commands, each with a --help of its own: compare RUN RUN ...,
-    evaluate RUN, export RUN, predict RUN IMAGE ..., study.
+    stopped. --help-verbose (-H) tells more of each flag, and each of the commands has
+    a --help of its own.
     """
 
     def __post_init__(self):
@@ -40,6 +42,7 @@ class Config(RunFlags, RecipeFlags, FineTuningFlags, ModelFlags, DataFlags):
             TrainError: If a value is out of range or does not fit another.
         """
         self.check_data()
+        self.check_augmentation()
         self.check_model()
         self.check_fine_tuning()
         self.check_recipe()
@@ -98,11 +101,6 @@ class Config(RunFlags, RecipeFlags, FineTuningFlags, ModelFlags, DataFlags):
 
 FlagsT = typing.TypeVar("FlagsT")
 
-# What the program does beside training. Each is the module of its name, with a `main`.
-COMMANDS = ("compare", "evaluate", "export", "predict", "study")
-
-NARROWEST = 60  # columns of the help
-
 # The first that fits: a tuple of words is read word by word.
 KINDS: dict[type, str] = {
     bool: "True or False",
@@ -147,12 +145,13 @@ def parse_flags(argv: Sequence[str], kind: type[FlagsT], program: str) -> FlagsT
         TrainError: If a flag is unknown or a value is refused.
         SystemExit: With 0, after `--help`.
     """
-    if "-h" in argv or "--help" in argv:
-        with _wide_enough():
-            tyro.cli(kind, prog=program, args=["--help"])
+    for words in (LONG, SHORT):
+        if not set(words).isdisjoint(argv):
+            show_help(kind, program, is_long=words is LONG)
     unknown = _unknown_flags(argv, kind)
     if unknown:
         raise TrainError(explain_unknown(unknown[0], kind))
+    _refuse_empty_lists(argv, kind)
     try:
         config, unknown = _read(argv, kind)
     except SystemExit:
@@ -160,20 +159,6 @@ def parse_flags(argv: Sequence[str], kind: type[FlagsT], program: str) -> FlagsT
     if unknown:
         raise TrainError(explain_unknown(unknown[0], kind))
     return config
-
-
-@contextlib.contextmanager
-def _wide_enough() -> Iterator[None]:
-    """Has the help written for a screen on which a word has room in its box."""
-    columns = os.environ.get("COLUMNS")
-    if shutil.get_terminal_size().columns < NARROWEST:
-        os.environ["COLUMNS"] = str(NARROWEST)
-    try:
-        yield
-    finally:
-        os.environ.pop("COLUMNS", None)
-        if columns is not None:
-            os.environ["COLUMNS"] = columns
 
 
 def _read(argv: Sequence[str], kind: type[Any]) -> tuple[Any, list[str]]:
@@ -229,21 +214,14 @@ def _explain(argv: Sequence[str], kind: type[Any]) -> str:
     tyro explains it in a box of several lines; so each flag is read on its own, and the
     first that cannot be read is named.
     """
-    groups: list[list[str]] = []
-    for token in argv:
-        if token.startswith("--"):
-            groups.append(token.split("=", 1))
-        elif groups:
-            groups[-1].append(token)
     hints = typing.get_type_hints(kind)
-    for group in groups:
+    for group in _by_flag(argv):
         try:
             _read(group, kind)
         except TrainError:
             continue  # Readable; out of range only without the flags around it.
         except SystemExit:
-            flag = group[0].replace("_", "-")
-            field = flag[2:].replace("-", "_")
+            flag, field = _names_of(group[0])
             if field not in hints:  # a flag of tyro's own
                 continue
             values = _values(hints[field])
@@ -251,6 +229,35 @@ def _explain(argv: Sequence[str], kind: type[Any]) -> str:
                 return f"{flag} needs a value: give {values}"
             return f"{flag} (={group[1]}) must be {values}"
     return "the arguments cannot be read; --help shows how they are written"
+
+
+def _refuse_empty_lists(argv: Sequence[str], kind: type[Any]) -> None:
+    """Refuses a flag that takes any number of values and has none.
+
+    tyro reads an empty list, which is what nearly all of them are if left out.
+    """
+    hints = typing.get_type_hints(kind)
+    for group in _by_flag(argv):
+        flag, field = _names_of(group[0])
+        if len(group) == 1 and Ellipsis in typing.get_args(hints.get(field)):
+            raise TrainError(f"{flag} needs a value: give {_values(hints[field])}")
+
+
+def _by_flag(argv: Sequence[str]) -> list[list[str]]:
+    """Returns each flag with the words up to the next one, its values among them."""
+    groups: list[list[str]] = []
+    for token in argv:
+        if token.startswith("--"):
+            groups.append(token.split("=", 1))
+        elif groups:
+            groups[-1].append(token)
+    return groups
+
+
+def _names_of(typed: str) -> tuple[str, str]:
+    """Returns a flag, which may be typed with underscores, and its field."""
+    flag = typed.replace("_", "-")
+    return flag, flag[2:].replace("-", "_")
 
 
 def _values(hint: Any) -> str:

@@ -1,12 +1,11 @@
-"""The flags of the images: where they come from and how they are varied."""
+"""The flags of the images: where they come from, and how they are read."""
 
 import dataclasses
-import math
 from typing import Annotated, Literal
 
 import tyro
 
-from train.flags.checks import Flags, OptionalFloat, OptionalInt, OptionalPath
+from train.flags.checks import Flags, OptionalInt, OptionalPath
 
 OnBadImage = Literal["stop", "skip"]
 OptionalOnBadImage = Annotated[OnBadImage | None, tyro.conf.arg(metavar="{stop,skip}")]
@@ -14,9 +13,6 @@ OptionalOnBadImage = Annotated[OnBadImage | None, tyro.conf.arg(metavar="{stop,s
 MOST_PIXELS = 178_956_970
 # Of an image. A batch of larger ones, as float32, would take gigabytes.
 LARGEST_SIDE = 4096
-# Of the width of a rectangle to its height, as torchvision has it.
-USUAL_RATIO = (3 / 4, 4 / 3)
-OptionalRange = Annotated[tuple[float, float] | None, tyro.conf.arg(metavar="FROM TO")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,24 +42,10 @@ class DataFlags(Flags):
             own thread) for presets that fit into memory, and the number of processors
             for folder.
         on_bad_image: What to do about an image that cannot be read: stop the run, or
-            skip the image, which is named and replaced by another one.
-        max_image_pixels: For folder, the pixels of the largest picture to read; a
+            skip it. An image that is skipped is named and replaced by another one.
+        max_image_pixels: For folder, the pixels of the largest picture to read. A
             larger one counts as one that cannot be read, because it may be made to
             fill the memory.
-        crop_padding: By how many pixels images are padded before a crop of the former
-            size is cut at random; this, --flip, --color-jitter, --erasing, --mixup and
-            --cutmix have defaults of the preset.
-        crop_scale: From which to which share of an image's area a rectangle is cut out
-            of it at random, which is scaled to the size of the image (a random resized
-            crop, in the place of the padded one); ImageNet has 0.08 1.
-        crop_ratio: From which to which ratio of its width to its height.
-        flip: The share of images that are flipped from left to right.
-        color_jitter: By how much, as a share, brightness, contrast and saturation
-            vary.
-        erasing: The share of images in which a random rectangle is erased.
-        mixup: The alpha of mixup's Beta distribution; 0 is none.
-        cutmix: The alpha of cutmix's Beta distribution; 0 is none. With both, each
-            batch has one of the two.
     """
 
     preset: Literal["digits", "fashion", "cifar10", "folder"] = "digits"
@@ -73,14 +55,6 @@ class DataFlags(Flags):
     workers: OptionalInt = None
     on_bad_image: OnBadImage = "stop"
     max_image_pixels: int = MOST_PIXELS
-    crop_padding: OptionalInt = None
-    crop_scale: OptionalRange = None
-    crop_ratio: tuple[float, float] = USUAL_RATIO
-    flip: OptionalFloat = None
-    color_jitter: OptionalFloat = None
-    erasing: OptionalFloat = None
-    mixup: OptionalFloat = None
-    cutmix: OptionalFloat = None
 
     def check_data(self) -> None:
         """Refuses what no run could use.
@@ -102,27 +76,6 @@ class DataFlags(Flags):
         else:
             rule = "be left out with --preset digits, which scikit-learn carries"
             self.require("data", self.preset != "digits", rule)
-        for name in ("workers", "crop_padding"):
-            value = getattr(self, name)
-            self.require(name, value is None or value >= 0, "be at least 0")
-        for name in ("flip", "erasing"):
-            value = getattr(self, name)
-            self.require(name, value is None or 0 <= value <= 1, "be from 0 to 1")
-        self.require_share("color_jitter", "val_split")
-        self.require_weight("mixup", "cutmix")
-        self._check_crop()
-
-    def _check_crop(self) -> None:
-        """Refuses rectangles that there are not."""
-        if self.crop_scale is None:
-            rule = "be left out without --crop-scale, whose rectangles have it"
-            self.require("crop_ratio", self.crop_ratio == USUAL_RATIO, rule)
-            return
-        rule = "be left out with --crop-scale, which crops in its place"
-        self.require("crop_padding", not self.crop_padding, rule)
-        low, high = self.crop_scale
-        rule = "be two shares, above 0 and up to 1, the smaller one first"
-        self.require("crop_scale", 0 < low <= high <= 1, rule)
-        low, high = self.crop_ratio
-        rule = "be two ratios, above 0 and finite, the smaller one first"
-        self.require("crop_ratio", 0 < low <= high < math.inf, rule)
+        is_met = self.workers is None or self.workers >= 0
+        self.require("workers", is_met, "be at least 0")
+        self.require_share("val_split")

@@ -1,8 +1,13 @@
 """The flags of fine-tuning: what stays as it is, what moves at a rate of its own."""
 
 import dataclasses
+from typing import Annotated
+
+import tyro
 
 from train.flags.checks import Flags, OptionalFloat
+
+Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -11,9 +16,9 @@ class FineTuningFlags(Flags):
 
     Attributes:
         freeze: What is not trained: experts, routers, head, backbone (all but routers
-            and head), or names as the files of weights have them, such as layer1 or
-            stage2.dyn.weight; an asterisk stands for anything. Batch norms in it
-            normalise as in evaluation.
+            and head), or names of weights. These are as the files of weights have
+            them, such as layer1 or stage2.dyn.weight; an asterisk stands for anything.
+            Batch norms in it normalise as in evaluation.
         layer_decay: What the learning rate is multiplied with from each layer to the
             one before it, from the head, which has it whole, to the stem. Layers are
             the blocks of the network.
@@ -22,7 +27,7 @@ class FineTuningFlags(Flags):
         router_learning_rate: The same of the routers; --layer-decay multiplies it too.
     """
 
-    freeze: tuple[str, ...] = ()
+    freeze: Names = ()
     layer_decay: float = 1.0
     head_learning_rate: OptionalFloat = None
     router_learning_rate: OptionalFloat = None

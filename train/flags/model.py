@@ -1,7 +1,9 @@
 """The flags of the model: which one, of which convolutions, and where it starts."""
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from train.flags.checks import (
     Flags,
@@ -10,6 +12,8 @@ from train.flags.checks import (
     OptionalStr,
     Switch,
 )
+
+Options = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +24,7 @@ class ModelFlags(Flags):
         model: The network, one of `dynconv_jax.list_models()`.
         conv: What its convolutions are, one of `dynconv_jax.list_convolutions()`;
             without it, what the model has by default (for dynamic_net: dynamic).
-        num_experts: How many expert kernels each dynamic convolution mixes; this and
+        num_experts: How many expert kernels each dynamic convolution mixes. This and
             the four flags below are refused by a convolution that has no such option,
             and without them it has its own defaults.
         reduction: By how much the hidden layer of a router is narrower than its input.
@@ -35,17 +39,18 @@ class ModelFlags(Flags):
             dynamic=pointwise; see its class.
         dtype: What the network computes in. Parameters, statistics and the optimizer's
             state are float32 always.
-        init_from: A file to start from, in PyTorch's layout: safetensors, or of
-            `torch.save` where PyTorch is installed; of the same model, or of the same
-            model with static convolutions, whose function the dynamic one then starts
-            with. Of the directory of a run it is the weights after its last step.
-        new_head: Draw the head, the last layer, anew, as it must be where --init-from
-            is of other classes; everything else must fit.
+        init_from: A file of weights to start from, in PyTorch's layout, or the
+            directory of a run. It is safetensors, or of `torch.save` where PyTorch is
+            installed; of the same model, or of the same model with static convolutions,
+            whose function the dynamic one then starts with. Of a run it is the weights
+            after its last step.
+        new_head: Draw the head, the last layer, anew. It must be where --init-from is
+            of other classes; everything else must fit.
         init_noise: The standard deviation of what is added to each expert that starts
             as a static kernel, as a share of that of the kernel.
-        twin: Train the static twin too, the same model with static convolutions, with
-            the same data, recipe and seed: before the model itself, as a run of its
-            own in --out/twin. The report has both.
+        twin: Train the static twin too, the same model with static convolutions. It
+            has the same data, recipe and seed, and is trained before the model itself,
+            as a run of its own in --out/twin. The report has both.
     """
 
     model: str = "dynamic_net"
@@ -55,8 +60,8 @@ class ModelFlags(Flags):
     top_k: OptionalInt = None
     router_dropout: float = 0.0
     router_noise: float = 0.0
-    conv_options: tuple[str, ...] = ()
-    model_options: tuple[str, ...] = ()
+    conv_options: Options = ()
+    model_options: Options = ()
     dtype: Literal["float32", "bfloat16"] = "float32"
     init_from: OptionalPath = None
     new_head: Switch = False

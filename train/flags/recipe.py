@@ -2,9 +2,17 @@
 
 import dataclasses
 import itertools
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from train.flags.checks import Flags, OptionalFloat, OptionalInt, flag_of
+import tyro
+
+from train.flags.checks import (
+    Flags,
+    OptionalFloat,
+    OptionalInt,
+    PresetFloat,
+    flag_of,
+)
 
 # What only some optimizers and schedules have a use for. Those that are derived where
 # they are left out are not here.
@@ -57,8 +65,8 @@ class RecipeFlags(Flags):
             which is another one in each epoch, is left out.
         early_stopping: After how many evaluations without a better accuracy the run
             ends before its last step; without it, it does not.
-        restarts: After which steps the learning rate of a cosine or a line starts anew;
-            it then warms up again, over a tenth of what comes at the most. A run that
+        restarts: After which steps the learning rate of a cosine or a line starts anew.
+            It then warms up again, over a tenth of what comes at the most. A run that
             is finished gets one where it ended, if --steps or --epochs is raised. What
             follows from the length of a run where it is left out, follows from that of
             its first part.
@@ -87,20 +95,20 @@ class RecipeFlags(Flags):
             one in its place.
         clip_norm: The largest global norm of the gradients; larger ones are scaled down
             to it. Without it, none are.
-        loss: What is made small: the cross-entropy of the softmax, or, by bce, the mean
-            over images and classes of the binary cross-entropies, as in ResNet strikes
-            back. Evaluation tells the cross-entropy of either.
+        loss: What is made small: the cross-entropy of the softmax, or binary ones. That
+            of bce is the mean over images and classes of the binary cross-entropies, as
+            in ResNet strikes back. Evaluation tells the cross-entropy of either.
         label_smoothing: The share of the target that is spread over all classes. This,
             --load-balance, --temperature-start and --temperature-end have defaults of
             the preset: for digits 0.1, 0.03, 0.5 and 0.03, else 0, 0, 4 and 0.1.
-        ema_decay: How slowly a moving average of the parameters and batch statistics
-            follows them, which keeps this share of itself, and after n steps n / (n +
-            9) at the most; it is evaluated and saved too. Without it, there is none.
-        load_balance: The weight of the load-balancing loss, the mean over all routers,
-            which asks that a batch use all experts alike; Switch Transformers have
-            0.01.
-        router_z_loss: The weight of the loss on the size of the routers' logits, the
-            mean over all routers, which keeps their softmax from settling for good;
+        ema_decay: The share that a moving average of the parameters and batch
+            statistics keeps of itself at each step. After n steps it is n / (n + 9) at
+            the most; the average is evaluated and saved too. Without it, there is none.
+        load_balance: The weight of the load-balancing loss. It is the mean over all
+            routers, and asks that a batch use all experts alike; Switch Transformers
+            have 0.01.
+        router_z_loss: The weight of the loss on the size of the routers' logits. It is
+            the mean over all routers, and keeps their softmax from settling for good;
             ST-MoE has 0.001.
         temperature_start: The temperature of the routers' softmax at the first step. A
             high one has all experts learn before the routers choose among them; Chen et
@@ -108,15 +116,15 @@ class RecipeFlags(Flags):
         temperature_end: The temperature that it falls to.
         temperature_steps: When it arrives there; without it, after half of --steps.
         temperature_schedule: How it falls: along a line, or exponentially.
-        assignment_steps: Over how many steps the fixed assignment of cells, with which
-            a kernel_warehouse starts, gives way to its attention; without it, a fifth
-            of --steps.
+        assignment_steps: Over how many steps the assignment of a kernel_warehouse
+            fades; without it, a fifth of --steps. With it, cells are fixed at the
+            start, and give way to the attention.
     """
 
     steps: OptionalInt = None
     epochs: OptionalInt = None
     early_stopping: OptionalInt = None
-    restarts: tuple[int, ...] = ()
+    restarts: Annotated[tuple[int, ...], tyro.conf.arg(metavar="STEP ...")] = ()
     batch_size: int = 64
     accumulate: int = 1
     optimizer: Literal["adamw", "sgd", "lamb"] = "adamw"
@@ -134,12 +142,12 @@ class RecipeFlags(Flags):
     router_weight_decay: float = 0.0
     clip_norm: OptionalFloat = None
     loss: Literal["cross_entropy", "bce"] = "cross_entropy"
-    label_smoothing: OptionalFloat = None
+    label_smoothing: PresetFloat = None
     ema_decay: OptionalFloat = None
-    load_balance: OptionalFloat = None
+    load_balance: PresetFloat = None
     router_z_loss: float = 0.0
-    temperature_start: OptionalFloat = None
-    temperature_end: OptionalFloat = None
+    temperature_start: PresetFloat = None
+    temperature_end: PresetFloat = None
     temperature_steps: OptionalInt = None
     temperature_schedule: Literal["linear", "exponential"] = "linear"
     assignment_steps: OptionalInt = None

@@ -10,7 +10,7 @@ class RunFlags(Flags):
     """The flags of the run itself.
 
     Attributes:
-        config: A file with flags, for those that are not typed: TOML, such as
+        config: A file with flags, for those that are not typed. It is TOML, such as
             `batch_size = 32`, or the config.json of a run or its directory, of which
             all but the place is taken. Paths in it are as if they were typed.
         seed: Where the initial parameters, the order of the images, their augmentation

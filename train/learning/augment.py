@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from train.data.dataset import Dataset
+from train.flags.augmentation import USUAL_RATIO
 from train.flags.config import Config
-from train.flags.data import USUAL_RATIO
 
 # Of random erasing, as in its paper: shares of the image's area, and aspect ratios.
 ERASED_AREA = (0.02, 0.4)

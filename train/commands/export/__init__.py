@@ -108,8 +108,6 @@ class ExportFlags(OneRunFlags):
             TrainError: If there are.
         """
         super().__post_init__()
-        if not self.formats:
-            raise TrainError("--formats needs a value: stablehlo, onnx, int8 or pt2")
         if self.open_size and "stablehlo" not in self.formats:
             raise TrainError("--open-size is for stablehlo, which --formats leaves out")
 

@@ -1,4 +1,4 @@
-"""The flags of the images are refused at the door, whichever others stand by them."""
+"""The flags of augmentation are refused at the door, whichever others stand by them."""
 
 import pytest
 
