@@ -38,8 +38,16 @@ def main(argv: Sequence[str]) -> int:
         if argv and argv[0] in COMMANDS:
             importlib.import_module(f"train.commands.{argv[0]}").main(argv[1:])
             return 0
+        from train.flags.inquiry import inquiry_in
         from train.storage.config_file import with_file
 
+        inquiry = inquiry_in(argv)
+        if inquiry is not None:
+            config = parse(with_file(inquiry.rest))
+            from train.showing.choices import answer
+
+            answer(inquiry, config)
+            return 0
         config = parse(with_file(argv))
         from train.loop import train  # which brings all that --help does not need
 

@@ -31,8 +31,7 @@ class Config(
     """Trains a network; without arguments, DynamicNet on digits in under a minute.
 
     The results are written to --out. The same command again goes on where a run was
-    stopped. --help-verbose (-H) tells more of each flag, and each of the commands has
-    a --help of its own.
+    stopped. Each of the commands has a --help of its own.
     """
 
     def __post_init__(self):

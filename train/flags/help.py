@@ -24,6 +24,7 @@ from train.flags.run import RunFlags
 
 SHORT = ("-h", "--help")
 LONG = ("-H", "--help-verbose")  # as tyro calls it
+LIST_MODELS = "--list-models"
 
 # Of the flags of training, in the order of the help.
 SUBJECTS: dict[str, type] = {
@@ -42,6 +43,26 @@ COMMANDS = {
     "export": "Writes the network of a run as files that need nothing of this project.",
     "predict": "Tells what the network of a run sees in image files.",
     "study": "Holds the family against static networks of equal cost.",
+}
+
+
+def _switch(text: str, *aliases: str) -> Any:
+    told = tyro.conf.arg(help=text, help_behavior_hint="", aliases=aliases)
+    return Annotated[bool, tyro.conf.FlagCreatePairsOff, told]
+
+
+# What is asked of the program in the place of a run.
+QUESTIONS = {
+    "help_verbose": _switch("show all that there is to say about each flag", "-H"),
+    "version": _switch("show the version"),
+    "list_models": Annotated[
+        bool | str,
+        tyro.conf.arg(
+            metavar="[PATTERN]",
+            help="list the models, or those of such a name, as resnet*",
+            help_behavior_hint="",
+        ),
+    ],
 }
 
 NARROWEST = 60  # columns of the help
@@ -82,10 +103,13 @@ def _show_by_subject(training: type, program: str, is_long: bool) -> None:
     typed_dict, not_required = cast(Any, (TypedDict, NotRequired))
     chosen = not_required[functools.reduce(operator.or_, commands)]
     tyro.cli(
-        typed_dict("Arguments", {**groups, "command": chosen}),
+        typed_dict("Arguments", {**QUESTIONS, **groups, "command": chosen}),
         prog=program,
         description=inspect.getdoc(training),
-        default={title: group() for title, group in groups.items()},
+        default={
+            **dict.fromkeys(QUESTIONS, False),
+            **{title: group() for title, group in groups.items()},
+        },
         config=(tyro.conf.OmitArgPrefixes,),
         args=["--help"],
     )
@@ -112,9 +136,9 @@ def _default(value: str) -> str:
     return "" if value in ("None", "") else f"(default: {value})"
 
 
-def descriptions(kind: type) -> dict[str, str]:
-    """Returns what the docstring of a class says about its attributes or arguments."""
-    parsed = docstring_parser.parse(inspect.getdoc(kind) or "")
+def descriptions(documented: Any) -> dict[str, str]:
+    """Returns what a docstring says about attributes or arguments, by their names."""
+    parsed = docstring_parser.parse(inspect.getdoc(documented) or "")
     return {
         each.arg_name: " ".join((each.description or "").split())
         for each in parsed.params
@@ -128,7 +152,7 @@ def first_sentence(text: str) -> str:
         >>> first_sentence("Its width, 0.5 by default. More is slower.")
         'Its width, 0.5 by default.'
     """
-    return re.split(r"(?<=[\w)`][.])\s(?=[A-Z`])", text, maxsplit=1)[0]
+    return re.split(r"(?<=[\w)`][.])(?<! al[.])\s", text, maxsplit=1)[0]
 
 
 @contextlib.contextmanager

@@ -21,9 +21,9 @@ class ModelFlags(Flags):
     """The flags of the model.
 
     Attributes:
-        model: The network, one of `dynconv_jax.list_models()`.
-        conv: What its convolutions are, one of `dynconv_jax.list_convolutions()`;
-            without it, what the model has by default (for dynamic_net: dynamic).
+        model: The network; --list-models lists them.
+        conv: What its convolutions are; --list-models lists the choices. Without it,
+            what the model has by default (for dynamic_net: dynamic).
         num_experts: How many expert kernels each dynamic convolution mixes. This and
             the four flags below are refused by a convolution that has no such option,
             and without them it has its own defaults.
@@ -33,10 +33,10 @@ class ModelFlags(Flags):
             training.
         router_noise: The standard deviation of the noise on a router's logits in
             training, which has it try experts that it would not choose.
-        conv_options: Other options of the convolution, as NAME=VALUE ...; see its
-            class.
-        model_options: Options of the model, as NAME=VALUE ..., such as
-            dynamic=pointwise; see its class.
+        conv_options: Other options of the convolution; `--conv-options help` lists
+            them.
+        model_options: Options of the model, such as dynamic=pointwise;
+            `--model-options help` lists them.
         dtype: What the network computes in. Parameters, statistics and the optimizer's
             state are float32 always.
         init_from: A file of weights to start from, in PyTorch's layout, or the

@@ -63,7 +63,7 @@ def create(
             the file of `--init-from` does not fit; or if a flag of fine-tuning is of
             nothing that there is.
     """
-    model = _build(config, num_classes, in_features, rngs)
+    model = build(config, num_classes, in_features, rngs)
     parts = [part for _, part in nnx.iter_modules(model)]
     for name, applies, what in (
         ("load_balance", _has_experts, "no router over several experts"),
@@ -74,12 +74,12 @@ def create(
             continue  # as where it is left out: without routers it weighs nothing
         if weight and not any(map(applies, parts)):
             raise TrainError(
-                f"{flag_of(name)} (={weight}) must be 0 with {_describe(config)}, "
+                f"{flag_of(name)} (={weight}) must be 0 with {describe(config)}, "
                 f"which has {what}"
             )
     if config.twin:
         _require_twin(model, config, num_classes, in_features)
-    what = _describe(config)
+    what = describe(config)
     prepare_fine_tuning(model, config, what)
     if config.init_from is not None:
         start_from_file(
@@ -103,7 +103,7 @@ def static_twin(
     Raises:
         TrainError: If there is no such model, or an option of it is refused.
     """
-    return _build(twin_of(config), num_classes, in_features, rngs)
+    return build(twin_of(config), num_classes, in_features, rngs)
 
 
 def twin_of(config: Config) -> Config:
@@ -136,13 +136,13 @@ def _require_twin(
         for each in (model, outline)
     )
     rule = (
-        f"be left out with {_describe(config)}, whose convolutions are static already; "
+        f"be left out with {describe(config)}, whose convolutions are static already; "
         "choose others by --conv"
     )
     config.require("twin", own != static, rule)
     twin = twin_of(config)
     try:
-        prepare_fine_tuning(outline, twin, _describe(twin))
+        prepare_fine_tuning(outline, twin, describe(twin))
     except TrainError as error:
         raise TrainError(f"the static twin: {error}") from error
 
@@ -158,14 +158,26 @@ def _has_softmax(part: Any) -> bool:
     return isinstance(part, Router) and part.num_experts > 1
 
 
-def _describe(config: Config) -> str:
+def describe(config: Config) -> str:
+    """Returns the flags that name the model and its convolutions."""
     conv = "" if config.conv is None else f" --conv {config.conv}"
     return f"--model {config.model}{conv}"
 
 
-def _build(
-    config: Config, num_classes: int, in_features: int, rngs: nnx.Rngs
+def build(
+    config: Config, num_classes: int | None, in_features: int, rngs: nnx.Rngs
 ) -> nnx.Module:
+    """Builds the model as it is drawn.
+
+    Args:
+        config: The flags.
+        num_classes: The number of classes; None leaves it to the model.
+        in_features: The number of channels of the images.
+        rngs: Where the initial parameters come from.
+
+    Raises:
+        TrainError: If there is no such model or convolution, or an option is refused.
+    """
     conv, conv_options = _convolution(config)
     options = _read_options("model_options", config.model_options)
     if config.dtype != "float32":
@@ -184,6 +196,11 @@ def _build(
         _refuse(error, config)
 
 
+def default_convolution(model: str) -> tuple[str, dict[str, Any]]:
+    """Returns what a model is made of where `--conv` does not say, and its options."""
+    return DEFAULT_CONVOLUTIONS.get(model, ("static", {}))
+
+
 def _convolution(config: Config) -> tuple[str | None, dict[str, Any]]:
     """Returns the name of the convolution and its options.
 
@@ -194,7 +211,7 @@ def _convolution(config: Config) -> tuple[str | None, dict[str, Any]]:
         value = getattr(config, name)
         if value:  # None and a dropout of 0 are no choice
             options[name] = value
-    default, default_options = DEFAULT_CONVOLUTIONS.get(config.model, ("static", {}))
+    default, default_options = default_convolution(config.model)
     if config.conv is None and not options:
         return None, {}
     conv = config.conv or default
@@ -202,7 +219,7 @@ def _convolution(config: Config) -> tuple[str | None, dict[str, Any]]:
         name = next(iter(options))
         raise TrainError(
             f"{_written(name, config)} is an option of dynamic convolutions, and those "
-            f"of {_describe(config)} are static; choose others by --conv, or leave it "
+            f"of {describe(config)} are static; choose others by --conv, or leave it "
             "out"
         )
     return conv, (default_options if conv == default else {}) | options
@@ -245,9 +262,11 @@ def _refuse(error: TypeError | ValueError, config: Config) -> NoReturn:
     unknown = re.search(r"unexpected keyword argument '(\w+)'", message)
     if unknown:
         written = _written(unknown[1], config)
+        flag = flag_of(
+            "conv_options" if "`conv_options`" in message else "model_options"
+        )
         raise TrainError(
-            f"{written} is not known to {_describe(config)}; leave it out, or see the "
-            "options of its class"
+            f"{written} is not known to {describe(config)}; `{flag} help` lists what is"
         ) from error
     named = re.match(r"`(\w+)` \(=[^)]*\) (.*)", message)
     if named:
@@ -258,4 +277,4 @@ def _refuse(error: TypeError | ValueError, config: Config) -> NoReturn:
             named[2],
         )
         raise TrainError(f"{_written(named[1], config)} {rest}") from error
-    raise TrainError(f"{_describe(config)} cannot be built: {message}") from error
+    raise TrainError(f"{describe(config)} cannot be built: {message}") from error

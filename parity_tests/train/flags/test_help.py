@@ -50,6 +50,12 @@ def test_choices_and_defaults_are_told(capsys, monkeypatch):
     assert "(required)" not in str(told)
 
 
+def test_questions_are_told(capsys, monkeypatch):
+    told = boxes(help_of("-h", capsys=capsys, monkeypatch=monkeypatch))["options"]
+    for flag in ("-h, --help", "-H, --help-verbose", "--version", "--list-models"):
+        assert f"{flag} " in told
+
+
 def test_verbose_help_tells_what_follows_the_first_sentence(capsys, monkeypatch):
     first = "The alpha of cutmix's Beta distribution; 0 is none."
     rest = "With both, each batch has one of the two."
@@ -73,6 +79,7 @@ def test_commands_are_told_in_a_line_each(capsys, monkeypatch):
     [
         ("Keep 0.5 of it. More is slower.", "Keep 0.5 of it."),
         ("A crop (a random one). It is scaled.", "A crop (a random one)."),
+        ("The data. digits: of scikit-learn.", "The data."),
         ("One of Chen et al. and others.", "One of Chen et al. and others."),
     ],
 )
