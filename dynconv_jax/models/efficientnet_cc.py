@@ -17,6 +17,7 @@ from dynconv_jax.functional.numerics import at_least_float32
 from dynconv_jax.layers.cond_conv import CondConv
 from dynconv_jax.layers.given_attention import apply, route
 from dynconv_jax.models.convolutions import Convolutions, fan_out_of_a_group
+from dynconv_jax.models.drop_path import DropPath
 from dynconv_jax.models.images import check_images, global_average_pool
 from dynconv_jax.models.layer_groups import LayerGroups
 from dynconv_jax.models.options import check_options
@@ -76,17 +77,6 @@ class SqueezeExcite(nnx.Module):
         logits = self.conv_expand(jax.nn.silu(self.conv_reduce(pooled)))
         gates = jax.nn.sigmoid(logits.astype(at_least_float32(logits.dtype)))
         return inputs * gates.astype(inputs.dtype)
-
-
-class DropPath(nnx.Dropout):
-    """Drops whole samples of a block's branch in training, and scales up the others.
-
-    Huang et al., "Deep Networks with Stochastic Depth", ECCV 2016.
-    """
-
-    def __init__(self, rate: float, rngs: nnx.Rngs):
-        """Builds the layer; with a rate of 0 it carries no random state."""
-        super().__init__(rate, broadcast_dims=(1, 2, 3), rngs=rngs if rate else None)
 
 
 class SeparableBlock(nnx.Module):
@@ -233,8 +223,8 @@ class EfficientNet(nnx.Module):
             head_features: The number of features before the linear head.
             dropout: The rate of the dropout before the linear head. The keys come from
                 the stream `dropout` of `rngs`, as those of the next.
-            drop_path_rate: The share of samples that skip the last block in training;
-                it grows linearly from 0 over the blocks.
+            drop_path_rate: Of n blocks, counted from 0, block i is skipped in training
+                by a share of i / n of this; one without a shortcut never is.
             dtype: The dtype of the computation; None infers it.
             param_dtype: The dtype of the parameters.
             rngs: Where the initial parameters come from.

@@ -15,6 +15,7 @@ from dynconv_jax.functional.checks import check_rate
 from dynconv_jax.functional.geometry import positive_int
 from dynconv_jax.layers.given_attention import RoutedSequential, route
 from dynconv_jax.models.convolutions import Convolutions, check_dynamic_has_conv
+from dynconv_jax.models.drop_path import DropPath
 from dynconv_jax.models.images import check_images, global_average_pool
 from dynconv_jax.models.layer_groups import LayerGroups
 from dynconv_jax.models.options import check_options
@@ -69,6 +70,7 @@ class InvertedResidual(nnx.Module):
         expansion: int,
         *,
         stage: int,
+        drop_path_rate: float,
         make: Convolutions,
     ):
         """Builds the block.
@@ -79,6 +81,7 @@ class InvertedResidual(nnx.Module):
             strides: The step of the depthwise convolution.
             expansion: How many times wider the depthwise convolution is.
             stage: The stage of the network, from 1.
+            drop_path_rate: The share of samples whose branch is dropped in training.
             make: Builds the layers.
         """
         hidden = in_features * expansion
@@ -94,12 +97,13 @@ class InvertedResidual(nnx.Module):
         layers.append(make.norm(out_features))
         self.conv = RoutedSequential(*layers)
         self.has_shortcut = strides == 1 and in_features == out_features
+        self.drop_path = DropPath(drop_path_rate, make.shared["rngs"])
         self.routing_fn = make.router(in_features, self.conv)
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Applies the block to (B, H, W, in_features)."""
         outputs = self.conv(inputs, route(self.routing_fn, inputs))
-        return inputs + outputs if self.has_shortcut else outputs
+        return inputs + self.drop_path(outputs) if self.has_shortcut else outputs
 
 
 class MobileNetV2(nnx.Module):
@@ -129,6 +133,7 @@ class MobileNetV2(nnx.Module):
         width_mult: float = 1.0,
         in_features: int = 3,
         dropout: float = 0.2,
+        drop_path_rate: float = 0.0,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -150,7 +155,9 @@ class MobileNetV2(nnx.Module):
                 the last convolution is never narrower than at 1.
             in_features: The number of channels of the images.
             dropout: The rate of the dropout before the head. The keys come from the
-                stream `dropout` of `rngs`.
+                stream `dropout` of `rngs`, as those of the next.
+            drop_path_rate: Of n blocks, counted from 0, block i is skipped in training
+                by a share of i / n of this; one without a shortcut never is.
             dtype: The dtype of the computation; None infers it.
             param_dtype: The dtype of the parameters.
             rngs: Where the initial parameters come from.
@@ -166,6 +173,7 @@ class MobileNetV2(nnx.Module):
                 f"`width_mult` (={width_mult}) must be positive and finite"
             )
         check_rate("dropout", dropout)
+        check_rate("drop_path_rate", drop_path_rate)
         make = Convolutions(
             conv,
             dynamic,
@@ -175,6 +183,7 @@ class MobileNetV2(nnx.Module):
             rngs=rngs,
         )
 
+        total = sum(depth for _, _, depth, _ in stages)
         width = make_divisible(32 * width_mult)
         features: list[Any] = [
             conv_norm_relu6(make, in_features, width, 3, 2, role="stem")
@@ -185,7 +194,13 @@ class MobileNetV2(nnx.Module):
                 strides = first if index == 0 else 1
                 features.append(
                     InvertedResidual(
-                        width, channels, strides, expansion, stage=stage, make=make
+                        width,
+                        channels,
+                        strides,
+                        expansion,
+                        stage=stage,
+                        drop_path_rate=drop_path_rate * (len(features) - 1) / total,
+                        make=make,
                     )
                 )
                 width = channels

@@ -14,6 +14,7 @@ from dynconv_jax.functional.geometry import positive_int
 from dynconv_jax.initializers import torch_linear
 from dynconv_jax.layers.given_attention import RoutedSequential, apply, route
 from dynconv_jax.models.convolutions import Convolutions, check_dynamic_has_conv
+from dynconv_jax.models.drop_path import DropPath
 from dynconv_jax.models.images import check_images, global_average_pool, max_pool
 from dynconv_jax.models.layer_groups import LayerGroups
 from dynconv_jax.models.options import check_options
@@ -31,6 +32,7 @@ class BasicBlock(nnx.Module):
         strides: int,
         *,
         stage: int,
+        drop_path_rate: float = 0.0,
         make: Convolutions,
     ):
         """Builds the block.
@@ -40,6 +42,7 @@ class BasicBlock(nnx.Module):
             features: The number of output channels.
             strides: The step of the first convolution and of the shortcut.
             stage: The stage of the network, from 1.
+            drop_path_rate: The share of samples whose branch is dropped in training.
             make: Builds the layers.
         """
         place: dict[str, Any] = dict(stage=stage, in_basic_block=True)
@@ -47,6 +50,7 @@ class BasicBlock(nnx.Module):
         self.bn1 = make.norm(features)
         self.conv2 = make(features, features, 3, **place)
         self.bn2 = make.norm(features)
+        self.drop_path = DropPath(drop_path_rate, make.shared["rngs"])
         self.downsample = _shortcut(in_features, features, strides, stage, make)
         self.routing_fn = make.router(
             in_features, self.conv1, self.conv2, self.downsample
@@ -59,7 +63,7 @@ class BasicBlock(nnx.Module):
         x = self.bn2(apply(self.conv2, x, attention))
         if self.downsample is not None:
             inputs = self.downsample(inputs, attention)
-        return jax.nn.relu(x + inputs)
+        return jax.nn.relu(self.drop_path(x) + inputs)
 
 
 class Bottleneck(nnx.Module):
@@ -78,6 +82,7 @@ class Bottleneck(nnx.Module):
         strides: int,
         *,
         stage: int,
+        drop_path_rate: float = 0.0,
         make: Convolutions,
     ):
         """Builds the block; the arguments are those of `BasicBlock`.
@@ -87,6 +92,7 @@ class Bottleneck(nnx.Module):
             features: The width of the 3×3 convolution; a quarter of the output's.
             strides: The step of the 3×3 convolution and of the shortcut.
             stage: The stage of the network, from 1.
+            drop_path_rate: The share of samples whose branch is dropped in training.
             make: Builds the layers.
         """
         out_features = features * self.expansion
@@ -96,6 +102,7 @@ class Bottleneck(nnx.Module):
         self.bn2 = make.norm(features)
         self.conv3 = make(features, out_features, 1, stage=stage)
         self.bn3 = make.norm(out_features)
+        self.drop_path = DropPath(drop_path_rate, make.shared["rngs"])
         self.downsample = _shortcut(in_features, out_features, strides, stage, make)
         self.routing_fn = make.router(
             in_features, self.conv1, self.conv2, self.conv3, self.downsample
@@ -109,7 +116,7 @@ class Bottleneck(nnx.Module):
         x = self.bn3(apply(self.conv3, x, attention))
         if self.downsample is not None:
             inputs = self.downsample(inputs, attention)
-        return jax.nn.relu(x + inputs)
+        return jax.nn.relu(self.drop_path(x) + inputs)
 
 
 def _shortcut(
@@ -150,6 +157,7 @@ class ResNet(nnx.Module):
         dynamic: str | int = "paper",
         in_features: int = 3,
         dropout: float = 0.0,
+        drop_path_rate: float = 0.0,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -169,7 +177,9 @@ class ResNet(nnx.Module):
                 or an int n, the blocks of the last n stages.
             in_features: The number of channels of the images.
             dropout: The rate of the dropout before the head. The keys come from the
-                stream `dropout` of `rngs`.
+                stream `dropout` of `rngs`, as those of the next.
+            drop_path_rate: The share of samples that skip the last block in training.
+                Block i of n, counted from 0, is skipped by i / (n - 1) of it.
             dtype: The dtype of the computation; None infers it.
             param_dtype: The dtype of the parameters.
             rngs: Where the initial parameters come from.
@@ -184,6 +194,7 @@ class ResNet(nnx.Module):
         self.in_features = positive_int("in_features", in_features)
         self.num_classes = positive_int("num_classes", num_classes)
         check_rate("dropout", dropout)
+        check_rate("drop_path_rate", drop_path_rate)
         make = Convolutions(
             conv, dynamic, stages=4, dtype=dtype, param_dtype=param_dtype, rngs=rngs
         )
@@ -192,14 +203,24 @@ class ResNet(nnx.Module):
         self.bn1 = make.norm(64)
         self.stem_routing_fn = make.router(in_features, self.conv1)
         stages = []
-        width = 64
+        width, count = 64, 0
         for stage, depth in enumerate(depths, start=1):
             features = 32 * 2**stage
             blocks = []
             for index in range(depth):
                 strides = 2 if stage > 1 and index == 0 else 1
-                blocks.append(block(width, features, strides, stage=stage, make=make))
+                blocks.append(
+                    block(
+                        width,
+                        features,
+                        strides,
+                        stage=stage,
+                        drop_path_rate=drop_path_rate * count / (sum(depths) - 1),
+                        make=make,
+                    )
+                )
                 width = features * block.expansion
+                count += 1
             stages.append(nnx.Sequential(*blocks))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         # Without dropout there is no random state to carry through every jit.

@@ -16,6 +16,7 @@ from dynconv_torch.functional.numerics import at_least_float32
 from dynconv_torch.layers.cond_conv import CondConv2d
 from dynconv_torch.layers.given_attention import apply, route
 from dynconv_torch.models.convolutions import Convolutions
+from dynconv_torch.models.drop_path import DropPath
 from dynconv_torch.models.images import check_images, global_average_pool
 from dynconv_torch.models.options import check_options
 
@@ -76,19 +77,6 @@ class SqueezeExcite(nn.Module):
         logits = self.conv_expand(F.silu(self.conv_reduce(pooled)))
         gates = torch.sigmoid(logits.to(at_least_float32(logits.dtype)))
         return x * gates.to(x.dtype)
-
-
-class DropPath(nn.Dropout):
-    """Drops whole samples of a block's branch in training, and scales up the others.
-
-    Huang et al., "Deep Networks with Stochastic Depth", ECCV 2016.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Returns the branch (B, C, H, W), some samples of it replaced by zeros."""
-        if not self.training or not self.p:
-            return input
-        return input * super().forward(input.new_ones(input.shape[0], 1, 1, 1))
 
 
 class SeparableBlock(nn.Module):
@@ -234,8 +222,8 @@ class EfficientNet(nn.Module):
             stem_channels: The number of output channels of the stem.
             head_channels: The number of features before the linear head.
             dropout: The rate of the dropout before the linear head.
-            drop_path_rate: The share of samples that skip the last block in training;
-                it grows linearly from 0 over the blocks.
+            drop_path_rate: Of n blocks, counted from 0, block i is skipped in training
+                by a share of i / n of this; one without a shortcut never is.
             device: Where the parameters are.
             dtype: The dtype of the parameters.
 

@@ -12,6 +12,7 @@ from dynconv_torch.functional.checks import check_rate
 from dynconv_torch.functional.geometry import positive_int
 from dynconv_torch.layers.given_attention import RoutedSequential, route
 from dynconv_torch.models.convolutions import Convolutions, check_dynamic_has_conv
+from dynconv_torch.models.drop_path import DropPath
 from dynconv_torch.models.images import check_images, global_average_pool
 from dynconv_torch.models.options import check_options
 
@@ -65,6 +66,7 @@ class InvertedResidual(nn.Module):
         expansion: int,
         *,
         stage: int,
+        drop_path_rate: float,
         make: Convolutions,
     ):
         """Builds the block.
@@ -75,6 +77,7 @@ class InvertedResidual(nn.Module):
             stride: The step of the depthwise convolution.
             expansion: How many times wider the depthwise convolution is.
             stage: The stage of the network, from 1.
+            drop_path_rate: The share of samples whose branch is dropped in training.
             make: Builds the layers.
         """
         super().__init__()
@@ -89,12 +92,13 @@ class InvertedResidual(nn.Module):
         layers.append(make.norm(out_channels))
         self.conv = RoutedSequential(*layers)
         self.has_shortcut = stride == 1 and in_channels == out_channels
+        self.drop_path = DropPath(drop_path_rate)
         self.routing_fn = make.router(in_channels, self.conv)
 
     def forward(self, x: Tensor) -> Tensor:
         """Applies the block to (B, in_channels, H, W)."""
         y = self.conv(x, route(self.routing_fn, x))
-        return x + y if self.has_shortcut else y
+        return x + self.drop_path(y) if self.has_shortcut else y
 
 
 class MobileNetV2(nn.Module):
@@ -123,6 +127,7 @@ class MobileNetV2(nn.Module):
         width_mult: float = 1.0,
         in_channels: int = 3,
         dropout: float = 0.2,
+        drop_path_rate: float = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
@@ -143,6 +148,8 @@ class MobileNetV2(nn.Module):
                 the last convolution is never narrower than at 1.
             in_channels: The number of channels of the images.
             dropout: The rate of the dropout before the head.
+            drop_path_rate: Of n blocks, counted from 0, block i is skipped in training
+                by a share of i / n of this; one without a shortcut never is.
             device: Where the parameters are.
             dtype: The dtype of the parameters.
 
@@ -158,10 +165,12 @@ class MobileNetV2(nn.Module):
                 f"`width_mult` (={width_mult}) must be positive and finite"
             )
         check_rate("dropout", dropout)
+        check_rate("drop_path_rate", drop_path_rate)
         make = Convolutions(
             conv, dynamic, stages=len(stages), device=device, dtype=dtype
         )
 
+        total = sum(depth for _, _, depth, _ in stages)
         width = make_divisible(32 * width_mult)
         features: list[nn.Module] = [
             conv_norm_relu6(make, in_channels, width, 3, 2, role="stem")
@@ -172,7 +181,13 @@ class MobileNetV2(nn.Module):
                 stride = first if index == 0 else 1
                 features.append(
                     InvertedResidual(
-                        width, channels, stride, expansion, stage=stage, make=make
+                        width,
+                        channels,
+                        stride,
+                        expansion,
+                        stage=stage,
+                        drop_path_rate=drop_path_rate * (len(features) - 1) / total,
+                        make=make,
                     )
                 )
                 width = channels

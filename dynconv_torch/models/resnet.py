@@ -12,6 +12,7 @@ from dynconv_torch.functional.checks import check_rate
 from dynconv_torch.functional.geometry import positive_int
 from dynconv_torch.layers.given_attention import RoutedSequential, apply, route
 from dynconv_torch.models.convolutions import Convolutions, check_dynamic_has_conv
+from dynconv_torch.models.drop_path import DropPath
 from dynconv_torch.models.images import check_images, global_average_pool
 from dynconv_torch.models.options import check_options
 
@@ -28,6 +29,7 @@ class BasicBlock(nn.Module):
         stride: int,
         *,
         stage: int,
+        drop_path_rate: float = 0.0,
         make: Convolutions,
     ):
         """Builds the block.
@@ -37,6 +39,7 @@ class BasicBlock(nn.Module):
             channels: The number of output channels.
             stride: The step of the first convolution and of the shortcut.
             stage: The stage of the network, from 1.
+            drop_path_rate: The share of samples whose branch is dropped in training.
             make: Builds the layers.
         """
         super().__init__()
@@ -45,6 +48,7 @@ class BasicBlock(nn.Module):
         self.bn1 = make.norm(channels)
         self.conv2 = make(channels, channels, 3, **place)
         self.bn2 = make.norm(channels)
+        self.drop_path = DropPath(drop_path_rate)
         self.downsample = _shortcut(in_channels, channels, stride, stage, make)
         self.routing_fn = make.router(
             in_channels, self.conv1, self.conv2, self.downsample
@@ -57,7 +61,7 @@ class BasicBlock(nn.Module):
         y = self.bn2(apply(self.conv2, y, attention))
         if self.downsample is not None:
             x = self.downsample(x, attention)
-        return F.relu(y + x)
+        return F.relu(self.drop_path(y) + x)
 
 
 class Bottleneck(nn.Module):
@@ -76,6 +80,7 @@ class Bottleneck(nn.Module):
         stride: int,
         *,
         stage: int,
+        drop_path_rate: float = 0.0,
         make: Convolutions,
     ):
         """Builds the block; the arguments are those of `BasicBlock`.
@@ -85,6 +90,7 @@ class Bottleneck(nn.Module):
             channels: The width of the 3×3 convolution; a quarter of the output's.
             stride: The step of the 3×3 convolution and of the shortcut.
             stage: The stage of the network, from 1.
+            drop_path_rate: The share of samples whose branch is dropped in training.
             make: Builds the layers.
         """
         super().__init__()
@@ -95,6 +101,7 @@ class Bottleneck(nn.Module):
         self.bn2 = make.norm(channels)
         self.conv3 = make(channels, out_channels, 1, stage=stage)
         self.bn3 = make.norm(out_channels)
+        self.drop_path = DropPath(drop_path_rate)
         self.downsample = _shortcut(in_channels, out_channels, stride, stage, make)
         self.routing_fn = make.router(
             in_channels, self.conv1, self.conv2, self.conv3, self.downsample
@@ -108,7 +115,7 @@ class Bottleneck(nn.Module):
         y = self.bn3(apply(self.conv3, y, attention))
         if self.downsample is not None:
             x = self.downsample(x, attention)
-        return F.relu(y + x)
+        return F.relu(self.drop_path(y) + x)
 
 
 def _shortcut(
@@ -148,6 +155,7 @@ class ResNet(nn.Module):
         dynamic: str | int = "paper",
         in_channels: int = 3,
         dropout: float = 0.0,
+        drop_path_rate: float = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
@@ -166,6 +174,8 @@ class ResNet(nn.Module):
                 or an int n, the blocks of the last n stages.
             in_channels: The number of channels of the images.
             dropout: The rate of the dropout before the head.
+            drop_path_rate: The share of samples that skip the last block in training.
+                Block i of n, counted from 0, is skipped by i / (n - 1) of it.
             device: Where the parameters are.
             dtype: The dtype of the parameters.
 
@@ -180,20 +190,31 @@ class ResNet(nn.Module):
         self.in_channels = positive_int("in_channels", in_channels)
         positive_int("num_classes", num_classes)
         check_rate("dropout", dropout)
+        check_rate("drop_path_rate", drop_path_rate)
         make = Convolutions(conv, dynamic, stages=4, device=device, dtype=dtype)
 
         self.conv1 = make(in_channels, 64, 7, 2, role="stem")
         self.bn1 = make.norm(64)
         self.stem_routing_fn = make.router(in_channels, self.conv1)
         stages = []
-        width = 64
+        width, count = 64, 0
         for stage, depth in enumerate(depths, start=1):
             channels = 32 * 2**stage
             blocks = []
             for index in range(depth):
                 stride = 2 if stage > 1 and index == 0 else 1
-                blocks.append(block(width, channels, stride, stage=stage, make=make))
+                blocks.append(
+                    block(
+                        width,
+                        channels,
+                        stride,
+                        stage=stage,
+                        drop_path_rate=drop_path_rate * count / (sum(depths) - 1),
+                        make=make,
+                    )
+                )
                 width = channels * block.expansion
+                count += 1
             stages.append(nn.Sequential(*blocks))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.dropout = nn.Dropout(dropout)

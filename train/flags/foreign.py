@@ -15,7 +15,6 @@ _DEVICE = "JAX takes the fastest device there is; JAX_PLATFORMS=cpu chooses anot
 _POLICY = "there are no policies; see --color-jitter, --erasing, --mixup and --cutmix"
 _CLASSES = "the classes are those of the images: of --data, one folder each"
 _DROP = "networks have no dropout here; --router-dropout is that of the routers"
-_DROP_PATH = "a model that has it takes it from --model-options drop_path_rate=0.2"
 _COMPILE = "every step is compiled"
 _BN = "batch norms see the batch of all devices and processes"
 _WANDB = "metrics.jsonl and tensorboard/ in --out have all that is measured"
@@ -183,9 +182,9 @@ FOREIGN: dict[str, tuple[str, str]] = {
     "--drop": ("", _DROP),
     "--drop-rate": ("", _DROP),
     "--dropout": ("", _DROP),
-    "--drop-path": ("", _DROP_PATH),
-    "--drop-path-rate": ("", _DROP_PATH),
-    "--drop-connect": ("", _DROP_PATH),
+    "--drop-path-rate": ("--drop-path", ""),
+    "--drop-connect": ("--drop-path", ""),
+    "--stochastic-depth-prob": ("--drop-path", ""),
     "--experts": ("--num-experts", ""),
     "--temperature": ("--temperature-start", "and --temperature-end is where it ends"),
     "--ema": ("--ema-decay", _EMA),

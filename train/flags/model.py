@@ -33,6 +33,10 @@ class ModelFlags(Flags):
             training.
         router_noise: The standard deviation of the noise on a router's logits in
             training, which has it try experts that it would not choose.
+        drop_path: The share of samples that skip a residual block in training
+            (stochastic depth): 0 for the first block, this for the last of a ResNet,
+            and in between for those between. It is refused by a network without such
+            blocks.
         conv_options: Other options of the convolution; `--conv-options help` lists
             them.
         model_options: Options of the model, such as dynamic=pointwise;
@@ -60,6 +64,7 @@ class ModelFlags(Flags):
     top_k: OptionalInt = None
     router_dropout: float = 0.0
     router_noise: float = 0.0
+    drop_path: float = 0.0
     conv_options: Options = ()
     model_options: Options = ()
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -78,7 +83,7 @@ class ModelFlags(Flags):
         if self.top_k is not None and self.num_experts is not None:
             rule = f"be from 1 to --num-experts (={self.num_experts})"
             self.require("top_k", self.top_k <= self.num_experts, rule)
-        self.require_share("router_dropout")
+        self.require_share("router_dropout", "drop_path")
         for name in ("conv_options", "model_options"):
             for each in getattr(self, name):
                 is_pair = "=" in each and each.partition("=")[0].isidentifier()

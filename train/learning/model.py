@@ -32,6 +32,9 @@ DEFAULT_CONVOLUTIONS: dict[str, tuple[str, dict[str, Any]]] = {
 # The options of convolutions that have a flag of their own.
 SHORTHANDS = "num_experts", "reduction", "top_k", "router_dropout", "router_noise"
 
+# The option of models that has one, which is called as timm's.
+DROP_PATH_RATE = "drop_path_rate"
+
 # The option of models that says how their dynamic convolutions are computed.
 FORM = "implementation"
 
@@ -180,6 +183,10 @@ def build(
     """
     conv, conv_options = _convolution(config)
     options = _read_options("model_options", config.model_options)
+    if config.drop_path:
+        rule = f"be left out with --model-options {DROP_PATH_RATE}, which is the same"
+        config.require("drop_path", DROP_PATH_RATE not in options, rule)
+        options[DROP_PATH_RATE] = config.drop_path
     if config.dtype != "float32":
         options["dtype"] = jnp.dtype(config.dtype)
     try:
@@ -251,7 +258,7 @@ def _written(name: str, config: Config) -> str:
         for pair in getattr(config, field):
             if pair.partition("=")[0] == name:
                 return f"{flag_of(field)} (={pair})"
-    field = {"name": "model"}.get(name, name)
+    field = {"name": "model", DROP_PATH_RATE: "drop_path"}.get(name, name)
     value = getattr(config, field, None)
     return f"{flag_of(field)} (={value})"
 

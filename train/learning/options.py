@@ -14,9 +14,11 @@ from dynconv_jax.models.abstract import abstract_module
 from dynconv_jax.models.options import option_names
 from dynconv_jax.models.registry import CONVOLUTIONS, GIVEN, MODELS
 from train.errors import TrainError
+from train.flags.checks import flag_of
 from train.flags.config import Config
 from train.flags.help import descriptions, first_sentence
 from train.learning.model import (
+    DROP_PATH_RATE,
     SET_ELSEWHERE,
     SHORTHANDS,
     build,
@@ -24,6 +26,11 @@ from train.learning.model import (
     describe,
 )
 
+# Of options that have a flag of their own.
+FLAGS = {
+    **{name: SET_ELSEWHERE[name] for name in SHORTHANDS},
+    DROP_PATH_RATE: flag_of("drop_path"),
+}
 COLORS = 3  # of the pictures of an outline
 # What can be typed as a value, and its name.
 TYPED = {bool: "bool", int: "int", float: "float", str: "str", NoneType: "None"}
@@ -103,13 +110,13 @@ def _options(
     for name in option_names(build) or ():
         parameter = parameters[name]
         kinds = _kinds(parameter.annotation)
-        is_set_otherwise = name in SET_ELSEWHERE and name not in SHORTHANDS
+        is_set_otherwise = name in SET_ELSEWHERE and name not in FLAGS
         if is_set_otherwise or set(kinds) <= {TYPED[NoneType]}:
             continue
         options.append(
             Option(
                 name=name,
-                flag=SET_ELSEWHERE.get(name, ""),
+                flag=FLAGS.get(name, ""),
                 kind=" or ".join(kinds),
                 default=parameter.default,
                 meaning=first_sentence(meanings[name]),

@@ -76,6 +76,7 @@ def test_flags_and_named_options_reach_the_convolutions():
         router_dropout=0.25,
         router_noise=0.5,
         conv_options=("implementation=vmap",),
+        drop_path=0.125,
         model_options=("dynamic=1", "dropout=0.5"),
     )
     layers = layers_of(model, DynamicConv)
@@ -87,6 +88,7 @@ def test_flags_and_named_options_reach_the_convolutions():
         assert (router.reduction, router.top_k, router.dropout.rate) == (8, 2, 0.25)
         assert router.noise.std == 0.5
     assert model.dropout.rate == 0.5
+    assert model.layer4.layers[-1].drop_path.rate == 0.125
 
 
 @pytest.mark.parametrize(
@@ -139,6 +141,13 @@ def test_flags_and_named_options_reach_the_convolutions():
         (
             dict(conv="condconv", router_z_loss=0.1),
             ["--router-z-loss (=0.1)", "--conv condconv", "no softmax"],
+        ),
+        (dict(drop_path=0.1), ["--drop-path (=0.1)", "--model dynamic_net"]),
+        (
+            dict(
+                model="resnet18", drop_path=0.1, model_options=("drop_path_rate=0.2",)
+            ),
+            ["--drop-path (=0.1)", "--model-options drop_path_rate"],
         ),
         (
             dict(conv="odconv", router_noise=0.1),
