@@ -1,5 +1,7 @@
 """The data sets by name: where each comes from and what is in it."""
 
+import dataclasses
+
 from train.data import cifar10, digits, fashion, folder
 from train.data.dataset import Dataset
 from train.data.split import split_off
@@ -7,19 +9,22 @@ from train.flags.config import Config
 
 
 def load(config: Config) -> Dataset:
-    """Returns the data set of `--preset`, with the validation part of `--val-split`.
+    """Returns the data set of `--preset`, as the other flags have it.
+
+    These are the validation part of `--val-split`, and what images are normalised by.
 
     Args:
         config: The flags.
 
     Raises:
-        TrainError: If files are missing, cut or something else, or too few to be split.
+        TrainError: If files are missing, cut or something else, or too few to be split,
+            or if a flag has numbers for other channels.
 
     Example:
         >>> load(Config(preset="digits")).num_classes
         10
     """
-    dataset = _load(config)
+    dataset = _normalised(_load(config), config)
     if config.val_split:
         dataset = split_off(dataset, config.val_split, config.seed)
     return dataset
@@ -41,3 +46,17 @@ def _load(config: Config) -> Dataset:
                 *(data, config.image_size, config.max_image_pixels),
                 needs_test=not config.val_split,
             )
+
+
+def _normalised(dataset: Dataset, config: Config) -> Dataset:
+    """Returns the data with what `--mean` and `--std` say of every channel."""
+    channels = dataset.image_shape[-1]
+    for name in ("mean", "std"):
+        values = getattr(config, name)
+        if values is not None:
+            counts = "" if channels == 1 else f", or {channels}, one for each channel"
+            rule = f"be one number{counts} of --preset {config.preset}"
+            config.require(name, len(values) in (1, channels), rule)
+            every = values if len(values) == channels else values * channels
+            dataset = dataclasses.replace(dataset, **{name: every})
+    return dataset

@@ -13,6 +13,7 @@ OptionalOnBadImage = Annotated[OnBadImage | None, tyro.conf.arg(metavar="{stop,s
 MOST_PIXELS = 178_956_970
 # Of an image. A batch of larger ones, as float32, would take gigabytes.
 LARGEST_SIDE = 4096
+OptionalFloats = Annotated[tuple[float, ...] | None, tyro.conf.arg(metavar="FLOAT ...")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +39,12 @@ class DataFlags(Flags):
             above train/ and val/.
         image_size: For folder, the side that images are scaled and cropped to; 224 by
             default.
+        mean: The mean of each channel, white being 1: one number, or one a channel. It
+            is taken off the images, and what is left divided by --std, in training and
+            wherever the network is used. Without it, that of the preset: for digits 0,
+            so that black stays 0, for fashion and cifar10 that of their training
+            images, and for folder that of ImageNet.
+        std: The standard deviation of each channel, in the same way; for digits 1.
         workers: How many processes read and decode images; by default 0 (the program's
             own thread) for presets that fit into memory, and the number of processors
             for folder.
@@ -52,6 +59,8 @@ class DataFlags(Flags):
     val_split: float = 0.0
     data: OptionalPath = None
     image_size: OptionalInt = None
+    mean: OptionalFloats = None
+    std: OptionalFloats = None
     workers: OptionalInt = None
     on_bad_image: OnBadImage = "stop"
     max_image_pixels: int = MOST_PIXELS
@@ -76,6 +85,12 @@ class DataFlags(Flags):
         else:
             rule = "be left out with --preset digits, which scikit-learn carries"
             self.require("data", self.preset != "digits", rule)
+        if self.mean is not None:
+            is_met = bool(self.mean) and all(0 <= each <= 1 for each in self.mean)
+            self.require("mean", is_met, "be from 0 to 1, which is white")
+        if self.std is not None:
+            is_met = bool(self.std) and all(0 < each <= 1 for each in self.std)
+            self.require("std", is_met, "be above 0 and up to 1, which is white")
         is_met = self.workers is None or self.workers >= 0
         self.require("workers", is_met, "be at least 0")
         self.require_share("val_split")

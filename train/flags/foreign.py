@@ -19,7 +19,6 @@ _DROP_PATH = "a model that has it takes it from --model-options drop_path_rate=0
 _COMPILE = "every step is compiled"
 _BN = "batch norms see the batch of all devices and processes"
 _WANDB = "metrics.jsonl and tensorboard/ in --out have all that is measured"
-_PRESET = "--preset has the mean and the deviation of its images"
 _PRETRAINED = "--init-from starts from a file of weights; nothing is downloaded"
 _HEAD = "and --new-head draws a head for other classes"
 _PROBE = "backbone and routers are what is frozen then"
@@ -137,8 +136,6 @@ FOREIGN: dict[str, tuple[str, str]] = {
     "--val-crop-size": ("--image-size", ""),
     "--val-resize-size": ("--image-size", ""),
     "--crop-pct": ("--image-size", "images are scaled to cover it"),
-    "--mean": ("", _PRESET),
-    "--std": ("", _PRESET),
     "-j": ("--workers", ""),
     "--num-workers": ("--workers", ""),
     "--pin-mem": ("--workers", "batches are laid on the devices ahead of the step"),

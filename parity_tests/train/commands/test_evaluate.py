@@ -23,7 +23,8 @@ DEFAULT_NUMERICS = True
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "run"
-    return path, *write_trained(path, conv="static", ema_decay=0.5, batch_size=64)
+    flags = {"conv": "static", "ema_decay": 0.5, "batch_size": 64, "mean": (0.25,)}
+    return path, *write_trained(path, **flags)
 
 
 def test_results_are_those_of_the_model(trained, capsys):

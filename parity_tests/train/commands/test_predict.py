@@ -25,7 +25,7 @@ DEFAULT_NUMERICS = True
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "run"
-    dataset, model = write_trained(path, num_experts=2)
+    dataset, model = write_trained(path, num_experts=2, mean=(0.25,))
     for index in range(2):
         picture = Image.fromarray(dataset.test.image(index).squeeze(-1))
         picture.save(path.parent / f"{index}.png")
