@@ -14,10 +14,9 @@ from train.data.dataset import Dataset, named
 from train.data.pictures import SUFFIXES, UnreadableImage, read_picture
 from train.data.walk import LeftOut, find_pictures, list_folder, say_left_out
 from train.errors import TrainError, warn
-from train.flags.data import MOST_PIXELS
+from train.flags.data import IMAGE_SIZE, MOST_PIXELS
 from train.printable import printable
 
-IMAGE_SIZE = 224
 # Of ImageNet, as networks for photographs have it.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -68,7 +67,7 @@ class FolderSource:
 
 def load(
     root: Path,
-    image_size: int | None = None,
+    size: tuple[int, int] = (IMAGE_SIZE, IMAGE_SIZE),
     max_pixels: int = MOST_PIXELS,
     *,
     needs_test: bool = True,
@@ -81,8 +80,7 @@ def load(
 
     Args:
         root: The directory above train/ and val/, which have one folder a class.
-        image_size: The side of the square that all pictures are brought to; without it,
-            224.
+        size: The height and the width that all pictures are brought to.
         max_pixels: The pixels of the largest picture to read.
         needs_test: Whether it is tested on val/, which must be there. Else the pictures
             to be tested on are those in test/, or in val/ if there is no test/, and
@@ -106,8 +104,7 @@ def load(
                 f"--data (={printable(root)}): train/ and {tested}/ must have the same "
                 f"classes, but only one of them has {', '.join(odd)}"
             )
-    size = image_size or IMAGE_SIZE
-    shape = (size, size, 3)
+    shape = (*size, 3)
     sources = {
         split: _find(root / split, [folders[name] for name in names], shape, max_pixels)
         for split, folders in splits.items()
@@ -120,7 +117,7 @@ def load(
         image_shape=shape,
         mean=MEAN,
         std=STD,
-        augmentation={"crop_padding": size // 8, "flip": 0.5},
+        augmentation={"crop_padding": min(size) // 8, "flip": 0.5},
     )
 
 

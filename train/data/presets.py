@@ -43,7 +43,7 @@ def _load(config: Config) -> Dataset:
         case "folder":
             assert data is not None
             return folder.load(
-                *(data, config.image_size, config.max_image_pixels),
+                *(data, config.height_and_width, config.max_image_pixels),
                 needs_test=not config.val_split,
             )
 

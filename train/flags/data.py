@@ -11,8 +11,13 @@ OnBadImage = Literal["stop", "skip"]
 OptionalOnBadImage = Annotated[OnBadImage | None, tyro.conf.arg(metavar="{stop,skip}")]
 # Where Pillow itself takes a picture for an attack: twice its MAX_IMAGE_PIXELS.
 MOST_PIXELS = 178_956_970
+# What networks for photographs mostly see.
+IMAGE_SIZE = 224
 # Of an image. A batch of larger ones, as float32, would take gigabytes.
 LARGEST_SIDE = 4096
+OptionalSize = Annotated[
+    int | tuple[int, int] | None, tyro.conf.arg(metavar="HEIGHT [WIDTH]")
+]
 OptionalFloats = Annotated[tuple[float, ...] | None, tyro.conf.arg(metavar="FLOAT ...")]
 
 
@@ -37,8 +42,8 @@ class DataFlags(Flags):
             dataset-fashion-mnist; for cifar10 the original archive (.tar.gz), python or
             binary version, or the directory it unpacks to; for folder the directory
             above train/ and val/.
-        image_size: For folder, the side that images are scaled and cropped to; 224 by
-            default.
+        image_size: For folder, the height and the width that images are scaled and
+            cropped to; one number is both. 224 by default.
         mean: The mean of each channel, white being 1: one number, or one a channel. It
             is taken off the images, and what is left divided by --std, in training and
             wherever the network is used. Without it, that of the preset: for digits 0,
@@ -58,12 +63,18 @@ class DataFlags(Flags):
     preset: Literal["digits", "fashion", "cifar10", "folder"] = "digits"
     val_split: float = 0.0
     data: OptionalPath = None
-    image_size: OptionalInt = None
+    image_size: OptionalSize = None
     mean: OptionalFloats = None
     std: OptionalFloats = None
     workers: OptionalInt = None
     on_bad_image: OnBadImage = "stop"
     max_image_pixels: int = MOST_PIXELS
+
+    @property
+    def height_and_width(self) -> tuple[int, int]:
+        """What `image_size` says of pictures, given or usual."""
+        size = IMAGE_SIZE if self.image_size is None else self.image_size
+        return size if isinstance(size, tuple) else (size, size)
 
     def check_data(self) -> None:
         """Refuses what no run could use.
@@ -71,12 +82,13 @@ class DataFlags(Flags):
         Raises:
             TrainError: If a value is out of range or does not fit another.
         """
-        self.require_at_least_one("image_size", "max_image_pixels")
+        self.require_at_least_one("max_image_pixels")
         if self.image_size is not None:
             rule = f"be left out with --preset {self.preset}, whose images have a size"
             self.require("image_size", self.preset == "folder", rule)
-            rule = f"be at most {LARGEST_SIDE}"
-            self.require("image_size", self.image_size <= LARGEST_SIDE, rule)
+            rule = f"be from 1 to {LARGEST_SIDE}"
+            is_met = all(1 <= side <= LARGEST_SIDE for side in self.height_and_width)
+            self.require("image_size", is_met, rule)
         if self.data is None:
             rule = "be the directory above train/ and val/"
             self.require("data", self.preset != "folder", rule)

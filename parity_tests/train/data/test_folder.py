@@ -50,6 +50,17 @@ def test_folders_are_classes_in_the_order_of_their_names(animals):
     assert unreadable == {}
 
 
+def test_pictures_cover_the_height_and_the_width_and_are_cut_to_their_middle(animals):
+    pixels = np.zeros((4, 12, 3), np.uint8)
+    pixels[:, 3:9] = 200
+    Image.fromarray(pixels).save(animals / "val" / "dog" / "a.png")
+    config = Config(preset="folder", data=animals, image_size=(4, 6))
+    dataset = presets.load(config)
+    images, _ = dataset.test.gather(np.array([2]))
+    assert dataset.image_shape == (4, 6, 3)
+    np.testing.assert_array_equal(images[0], pixels[:, 3:9])
+
+
 def test_no_picture_is_read_before_it_is_asked_for(animals):
     (animals / "train" / "cat" / "a.jpeg").write_bytes(b"")
     dataset = folder.load(animals)
@@ -69,7 +80,7 @@ def test_files_that_are_no_pictures_are_left_out_aloud(animals, capsys):
 def test_pictures_in_folders_of_a_class_belong_to_it(animals):
     save(animals / "train" / "cat" / "wild" / "big" / "a.webp", 40)
     save(animals / "train" / "cat" / "wild" / "b.bmp", 50)
-    source = folder.load(animals, 4).train
+    source = folder.load(animals, (4, 6)).train
     assert source.labels.tolist() == [0, 0, 0, 0, 1]
     images, _ = source.gather(np.arange(5))
     np.testing.assert_allclose(images[:, 0, 0, 0], [30, 20, 50, 40, 10], atol=ONE_LEVEL)
@@ -95,7 +106,7 @@ def test_what_lies_beside_the_folders_of_the_classes_is_said(animals, capsys):
 
 def test_broken_link_to_a_picture_is_a_picture_that_cannot_be_read(animals):
     (animals / "train" / "dog" / "b.jpg").symlink_to("gone.jpg")
-    source = folder.load(animals, 4).train
+    source = folder.load(animals, (4, 6)).train
     images, unreadable = source.gather(np.arange(4))
     assert [*unreadable] == [3]
     assert "it is a link to gone.jpg, where nothing is" in unreadable[3]
@@ -197,7 +208,7 @@ def test_split_without_classes_is_refused(tmp_path):
 def test_unreadable_row_is_blank_and_says_why(animals):
     broken = animals / "train" / "cat" / "b.PNG"
     broken.write_bytes(b"")
-    source = folder.load(animals, 4).train
+    source = folder.load(animals, (4, 6)).train
     images, unreadable = source.gather(np.array([2, 1]))
     assert [*unreadable] == [1]
     assert str(broken) in unreadable[1]

@@ -1,9 +1,13 @@
 """The flags of augmentation are refused at the door, whichever others stand by them."""
 
+import json
+
 import pytest
 
 from train.errors import TrainError
-from train.flags.config import parse
+from train.flags.config import Config, parse
+from train.storage.finished import as_path
+from train.storage.read_json import convert
 
 CROPS = [], ["--crop-scale", "0.08", "1"]
 
@@ -15,6 +19,40 @@ def test_an_alpha_that_there_is_not_is_refused(flag, value, others):
     with pytest.raises(TrainError, match=rf"--{flag} \(={value}"):
         parse([f"--{flag}={value}", *others])
     assert getattr(parse([f"--{flag}=0.2", *others]), flag) == 0.2
+
+
+@pytest.mark.parametrize(
+    ("typed", "sides"), [([], (224, 224)), (["9"], (9, 9)), (["9", "4096"], (9, 4096))]
+)
+def test_size_of_pictures_is_one_number_or_height_and_width(typed, sides):
+    size = ["--image-size", *typed] if typed else []
+    flags = parse(["--preset=folder", "--data=photos", *size])
+    assert flags.height_and_width == sides
+    read = convert(json.loads(json.dumps(flags.to_json())), Config, as_path)
+    assert read.height_and_width == sides
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--image-size", "0"], "--image-size (=0) must be from 1 to 4096"),
+        (["--image-size", "9", "0"], "--image-size (=(9, 0)) must be from 1 to 4096"),
+        (["--image-size", "4097"], "--image-size (=4097) must be from 1 to 4096"),
+        (
+            ["--image-size", "3", "4", "5"],
+            "--image-size (=3 4 5) must be a whole number or 2 whole numbers",
+        ),
+        (
+            ["--image-size", "9", "9", "--preset=digits"],
+            "--image-size (=(9, 9)) must be left out with --preset digits, whose "
+            "images have a size",
+        ),
+    ],
+)
+def test_size_that_no_picture_can_have_is_refused(flags, words):
+    with pytest.raises(TrainError) as refusal:
+        parse(["--preset=folder", *flags])
+    assert str(refusal.value) == words
 
 
 @pytest.mark.parametrize("flag", ["mean", "std"])
