@@ -7,14 +7,15 @@ DIR/test/CLASS, or there may be none.
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
-from train.data.dataset import Dataset, named
+from train.data.dataset import Dataset, Domain, named
 from train.data.pictures import SUFFIXES, UnreadableImage, read_picture
 from train.data.walk import LeftOut, find_pictures, list_folder, say_left_out
 from train.errors import TrainError, warn
-from train.flags.data import IMAGE_SIZE, MOST_PIXELS
+from train.flags.data import IMAGE_SIZE, MOST_PIXELS, Interpolation
 from train.printable import printable
 
 # Of ImageNet, as networks for photographs have it.
@@ -32,6 +33,8 @@ class FolderSource:
         labels: Their classes, (N,) int32.
         shape: (H, W, C) that all are brought to.
         max_pixels: The pixels of the largest picture to read.
+        interpolation: How they are scaled.
+        crop_pct: The share of them that is kept; see `read_picture`.
         is_in_memory: False: decoding takes longer than a training step.
     """
 
@@ -39,7 +42,25 @@ class FolderSource:
     labels: np.ndarray
     shape: tuple[int, int, int]
     max_pixels: int = MOST_PIXELS
+    interpolation: Interpolation = "bicubic"
+    crop_pct: float = 1.0
     is_in_memory: bool = dataclasses.field(default=False, init=False)
+
+    @classmethod
+    def unlabelled(
+        cls, paths: Sequence[Path], domain: Domain, max_pixels: int = MOST_PIXELS
+    ) -> Self:
+        """Returns pictures as a network sees them in evaluation, whatever they show.
+
+        Args:
+            paths: The files.
+            domain: What the images are like that the network was trained on.
+            max_pixels: The pixels of the largest picture to read.
+        """
+        return cls(
+            *(tuple(paths), np.zeros(len(paths), np.int32), domain.image_shape),
+            *(max_pixels, domain.interpolation, domain.crop_pct),
+        )
 
     def __len__(self) -> int:
         """Returns N."""
@@ -51,7 +72,8 @@ class FolderSource:
         Raises:
             UnreadableImage: If its file is broken.
         """
-        return read_picture(self.paths[index], self.shape, self.max_pixels)
+        form = self.shape, self.max_pixels, self.interpolation, self.crop_pct
+        return read_picture(self.paths[index], *form)
 
     def gather(self, indices: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
         """Returns the images (b, H, W, C) of `indices` (b,), and why some are blank."""
@@ -70,6 +92,7 @@ def load(
     size: tuple[int, int] = (IMAGE_SIZE, IMAGE_SIZE),
     max_pixels: int = MOST_PIXELS,
     *,
+    interpolation: Interpolation = "bicubic",
     needs_test: bool = True,
 ) -> Dataset:
     """Returns the pictures below a directory.
@@ -82,6 +105,7 @@ def load(
         root: The directory above train/ and val/, which have one folder a class.
         size: The height and the width that all pictures are brought to.
         max_pixels: The pixels of the largest picture to read.
+        interpolation: How they are scaled.
         needs_test: Whether it is tested on val/, which must be there. Else the pictures
             to be tested on are those in test/, or in val/ if there is no test/, and
             there may be none.
@@ -105,11 +129,11 @@ def load(
                 f"classes, but only one of them has {', '.join(odd)}"
             )
     shape = (*size, 3)
+    none = FolderSource((), np.zeros(0, np.int32), shape, max_pixels, interpolation)
     sources = {
-        split: _find(root / split, [folders[name] for name in names], shape, max_pixels)
+        split: _find(root / split, [folders[name] for name in names], none)
         for split, folders in splits.items()
     }
-    none = FolderSource((), np.zeros(0, np.int32), shape, max_pixels)
     return Dataset(
         train=sources["train"],
         test=none if tested is None else sources[tested],
@@ -117,6 +141,7 @@ def load(
         image_shape=shape,
         mean=MEAN,
         std=STD,
+        interpolation=interpolation,
         augmentation={"crop_padding": min(size) // 8, "flip": 0.5},
     )
 
@@ -162,9 +187,8 @@ def _classes(split: Path) -> dict[str, Path]:
     return folders
 
 
-def _find(
-    split: Path, folders: Sequence[Path], shape: tuple[int, int, int], max_pixels: int
-) -> FolderSource:
+def _find(split: Path, folders: Sequence[Path], none: FolderSource) -> FolderSource:
+    """Returns the pictures in the folders of the classes, read as `none` would be."""
     paths: list[Path] = []
     labels: list[int] = []
     left_out: LeftOut = {}
@@ -180,4 +204,6 @@ def _find(
         paths += found.pictures
         labels += [label] * len(found.pictures)
     say_left_out(split, left_out)
-    return FolderSource(tuple(paths), np.array(labels, np.int32), shape, max_pixels)
+    return dataclasses.replace(
+        none, paths=tuple(paths), labels=np.array(labels, np.int32)
+    )

@@ -3,15 +3,17 @@
 import dataclasses
 
 from train.data import cifar10, digits, fashion, folder
-from train.data.dataset import Dataset
-from train.data.split import split_off
+from train.data.dataset import Dataset, Source
+from train.data.folder import FolderSource
+from train.data.split import Subset, split_off
 from train.flags.config import Config
 
 
 def load(config: Config) -> Dataset:
     """Returns the data set of `--preset`, as the other flags have it.
 
-    These are the validation part of `--val-split`, and what images are normalised by.
+    These are the validation part of `--val-split`, what images are normalised by, and
+    how much of them is kept in evaluation.
 
     Args:
         config: The flags.
@@ -27,7 +29,23 @@ def load(config: Config) -> Dataset:
     dataset = _normalised(_load(config), config)
     if config.val_split:
         dataset = split_off(dataset, config.val_split, config.seed)
-    return dataset
+    if config.crop_pct == 1:
+        return dataset
+    return dataclasses.replace(
+        dataset,
+        test=_cropped(dataset.test, config.crop_pct),
+        val=None if dataset.val is None else _cropped(dataset.val, config.crop_pct),
+        crop_pct=config.crop_pct,
+    )
+
+
+def _cropped(source: Source, crop_pct: float) -> Source:
+    """Returns pictures of which a share is kept."""
+    if isinstance(source, Subset):
+        of_it = _cropped(source.source, crop_pct)
+        return dataclasses.replace(source, source=of_it)
+    assert isinstance(source, FolderSource)  # The flags see to it.
+    return dataclasses.replace(source, crop_pct=crop_pct)
 
 
 def _load(config: Config) -> Dataset:
@@ -44,6 +62,7 @@ def _load(config: Config) -> Dataset:
             assert data is not None
             return folder.load(
                 *(data, config.height_and_width, config.max_image_pixels),
+                interpolation=config.interpolation,
                 needs_test=not config.val_split,
             )
 

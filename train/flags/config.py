@@ -282,7 +282,7 @@ def _words(kind: Any) -> str:
     origin, members = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
         return f"one of: {', '.join(members)}"
-    if origin is tuple and members[0] in MANY:
-        count = "" if Ellipsis in members else f"{len(members)} "
-        return count + MANY[members[0]]
-    return _words(members[0]) if origin is tuple else KINDS.get(kind, "")
+    if origin is not tuple:
+        return KINDS.get(kind, "")
+    is_open = Ellipsis in members
+    return _words(members[0]) if is_open else f"{len(members)} {MANY[members[0]]}"

@@ -15,6 +15,8 @@ MOST_PIXELS = 178_956_970
 IMAGE_SIZE = 224
 # Of an image. A batch of larger ones, as float32, would take gigabytes.
 LARGEST_SIDE = 4096
+# Between pixels, where pictures are scaled: the names that Pillow and timm have.
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 OptionalSize = Annotated[
     int | tuple[int, int] | None, tyro.conf.arg(metavar="HEIGHT [WIDTH]")
 ]
@@ -44,6 +46,12 @@ class DataFlags(Flags):
             above train/ and val/.
         image_size: For folder, the height and the width that images are scaled and
             cropped to; one number is both. 224 by default.
+        interpolation: For folder, how pictures are scaled to that size, in training and
+            wherever the network is used.
+        crop_pct: For folder, the share of a picture, in its height and its width, that
+            is kept in evaluation and wherever the network is used: the picture is
+            scaled to cover --image-size divided by it, and cut to its middle. Networks
+            for ImageNet have 0.875 or more. Training sees whole pictures.
         mean: The mean of each channel, white being 1: one number, or one a channel. It
             is taken off the images, and what is left divided by --std, in training and
             wherever the network is used. Without it, that of the preset: for digits 0,
@@ -64,6 +72,8 @@ class DataFlags(Flags):
     val_split: float = 0.0
     data: OptionalPath = None
     image_size: OptionalSize = None
+    interpolation: Interpolation = "bicubic"
+    crop_pct: float = 1.0
     mean: OptionalFloats = None
     std: OptionalFloats = None
     workers: OptionalInt = None
@@ -83,12 +93,13 @@ class DataFlags(Flags):
             TrainError: If a value is out of range or does not fit another.
         """
         self.require_at_least_one("max_image_pixels")
-        if self.image_size is not None:
+        for name in ("image_size", "interpolation", "crop_pct"):
+            is_usual = getattr(self, name) == getattr(DataFlags, name)
             rule = f"be left out with --preset {self.preset}, whose images have a size"
-            self.require("image_size", self.preset == "folder", rule)
-            rule = f"be from 1 to {LARGEST_SIDE}"
-            is_met = all(1 <= side <= LARGEST_SIDE for side in self.height_and_width)
-            self.require("image_size", is_met, rule)
+            self.require(name, self.preset == "folder" or is_usual, rule)
+        is_met = all(1 <= side <= LARGEST_SIDE for side in self.height_and_width)
+        self.require("image_size", is_met, f"be from 1 to {LARGEST_SIDE}")
+        self.require("crop_pct", 0 < self.crop_pct <= 1, "be above 0 and at most 1")
         if self.data is None:
             rule = "be the directory above train/ and val/"
             self.require("data", self.preset != "folder", rule)

@@ -1,7 +1,9 @@
 """Pictures of one's own: folders are classes; all pictures get one form."""
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from PIL import Image
 from parity_tests.tolerances import ONE_LEVEL
 from train.data import folder, presets
 from train.data.dataset import named
+from train.data.folder import FolderSource
 from train.data.pictures import UnreadableImage
 from train.errors import TrainError
 from train.flags.config import Config
@@ -59,6 +62,44 @@ def test_pictures_cover_the_height_and_the_width_and_are_cut_to_their_middle(ani
     images, _ = dataset.test.gather(np.array([2]))
     assert dataset.image_shape == (4, 6, 3)
     np.testing.assert_array_equal(images[0], pixels[:, 3:9])
+
+
+@pytest.fixture
+def target(tmp_path) -> Path:
+    """Pictures that are brighter in their middle, to be trained and tested on."""
+    pixels = np.zeros((12, 16, 3), np.uint8)
+    pixels[3:9, 4:12] = 200
+    for split in ("train", "val"):
+        for number in range(4):
+            path = tmp_path / split / "ring" / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+    return tmp_path
+
+
+CUT: dict[str, Any] = dict(image_size=(6, 8), crop_pct=0.5, interpolation="nearest")
+
+
+@pytest.mark.parametrize("val_split", [0.0, 0.25])
+def test_pictures_are_cut_in_evaluation_and_whole_in_training(val_split, target):
+    config = Config(preset="folder", data=target, val_split=val_split, **CUT)
+    dataset = presets.load(config)
+    for source in filter(None, (dataset.test, dataset.val)):
+        assert np.all(source.image(0) == 200)
+    seen = dataset.train.image(0)[..., 0]
+    np.testing.assert_array_equal(seen, np.pad(np.full((3, 4), 200), ((1, 2), (2, 2))))
+
+
+def test_network_sees_other_pictures_as_those_of_the_test(target, tmp_path):
+    config = Config(preset="folder", data=target, out=tmp_path / "run", **CUT)
+    dataset = presets.load(config)
+    with RunDirectory(config, dataset=dataset):
+        pass
+    domain = read_domain(tmp_path / "run")
+    assert (domain.crop_pct, domain.interpolation) == (0.5, "nearest")
+    assert isinstance(dataset.test, FolderSource)
+    other = FolderSource.unlabelled(dataset.test.paths, domain)
+    assert other == dataclasses.replace(dataset.test, labels=other.labels)
 
 
 def test_no_picture_is_read_before_it_is_asked_for(animals):

@@ -55,6 +55,27 @@ def test_size_that_no_picture_can_have_is_refused(flags, words):
     assert str(refusal.value) == words
 
 
+@pytest.mark.parametrize("value", ["0", "1.01", "nan", "-0.5"])
+def test_share_of_a_picture_that_there_is_not_is_refused(value):
+    with pytest.raises(TrainError, match=r"--crop-pct .* be above 0 and at most 1"):
+        parse(["--preset=folder", "--data=photos", "--crop-pct", value])
+
+
+@pytest.mark.parametrize(
+    "flags", [["--crop-pct=0.9"], ["--interpolation=lanczos"], ["--image-size=8"]]
+)
+def test_pictures_are_scaled_for_the_preset_that_has_some(flags):
+    with pytest.raises(TrainError, match="left out with --preset digits, whose images"):
+        parse(flags)
+    parse(["--preset=folder", "--data=photos", *flags])
+
+
+def test_interpolation_that_there_is_not_is_refused():
+    words = "must be one of: nearest, bilinear, bicubic, lanczos"
+    with pytest.raises(TrainError, match=words):
+        parse(["--preset=folder", "--data=photos", "--interpolation=random"])
+
+
 @pytest.mark.parametrize("flag", ["mean", "std"])
 @pytest.mark.parametrize("values", [["-0.1"], ["0.5", "1.1"], ["nan"], ["inf"], []])
 def test_normalisation_by_what_no_channel_can_have_is_refused(flag, values):
@@ -70,9 +91,9 @@ def test_deviation_of_nothing_is_refused():
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--mean", "0.5", "x"], "--mean (=0.5 x) must be numbers"),
+        (["--mean", "0.5", "x"], "--mean (=0.5 x) must be a number"),
         (["--crop-scale", "0.5"], "--crop-scale (=0.5) must be 2 numbers"),
-        (["--restarts", "9", "many"], "--restarts (=9 many) must be whole numbers"),
+        (["--restarts", "9", "many"], "--restarts (=9 many) must be a whole number"),
     ],
 )
 def test_values_that_cannot_be_read_are_told_whole(flags, words):
