@@ -11,6 +11,7 @@ from typing import Self
 
 import numpy as np
 
+from train.data.class_map import check_folders, read_class_map
 from train.data.dataset import Dataset, Domain, named
 from train.data.pictures import SUFFIXES, UnreadableImage, read_picture
 from train.data.walk import LeftOut, find_pictures, list_folder, say_left_out
@@ -93,29 +94,36 @@ def load(
     max_pixels: int = MOST_PIXELS,
     *,
     interpolation: Interpolation = "bicubic",
+    class_map: Path | None = None,
     needs_test: bool = True,
 ) -> Dataset:
     """Returns the pictures below a directory.
 
-    Classes go by the order of their names, and the pictures of a class, which may lie
-    in folders of its folder, by that of theirs. What is no picture by its name is left
-    out, and said.
+    Classes go by the order of their names, or by that of `class_map`, and the pictures
+    of a class, which may lie in folders of its folder, by that of theirs. What is no
+    picture by its name is left out, and said.
 
     Args:
         root: The directory above train/ and val/, which have one folder a class.
         size: The height and the width that all pictures are brought to.
         max_pixels: The pixels of the largest picture to read.
         interpolation: How they are scaled.
+        class_map: A file with the names of the classes, which must be those of all
+            folders, in the order of the labels.
         needs_test: Whether it is tested on val/, which must be there. Else the pictures
             to be tested on are those in test/, or in val/ if there is no test/, and
             there may be none.
 
     Raises:
-        TrainError: If a folder is missing or empty, or the two have other classes.
+        TrainError: If a folder is missing or empty, or the two have other classes, or
+            the class map has.
     """
+    ordered = None if class_map is None else read_class_map(class_map)
     tested = "val" if needs_test else _find_test(root)
     splits = {"train": _classes(root / "train")}
-    names = tuple(sorted(splits["train"]))
+    names = ordered or tuple(sorted(splits["train"]))
+    if class_map is not None:
+        check_folders(class_map, names, splits["train"])
     if tested is not None:
         splits[tested] = _classes(root / tested)
         odd = [

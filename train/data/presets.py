@@ -63,6 +63,7 @@ def _load(config: Config) -> Dataset:
             return folder.load(
                 *(data, config.height_and_width, config.max_image_pixels),
                 interpolation=config.interpolation,
+                class_map=config.class_map,
                 needs_test=not config.val_split,
             )
 

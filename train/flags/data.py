@@ -44,6 +44,9 @@ class DataFlags(Flags):
             dataset-fashion-mnist; for cifar10 the original archive (.tar.gz), python or
             binary version, or the directory it unpacks to; for folder the directory
             above train/ and val/.
+        class_map: For folder, a text file with the name of a class, that of its folder,
+            on each line, in the order of the labels. Without it, that is the order of
+            the names.
         image_size: For folder, the height and the width that images are scaled and
             cropped to; one number is both. 224 by default.
         interpolation: For folder, how pictures are scaled to that size, in training and
@@ -71,6 +74,7 @@ class DataFlags(Flags):
     preset: Literal["digits", "fashion", "cifar10", "folder"] = "digits"
     val_split: float = 0.0
     data: OptionalPath = None
+    class_map: OptionalPath = None
     image_size: OptionalSize = None
     interpolation: Interpolation = "bicubic"
     crop_pct: float = 1.0
@@ -97,6 +101,9 @@ class DataFlags(Flags):
             is_usual = getattr(self, name) == getattr(DataFlags, name)
             rule = f"be left out with --preset {self.preset}, whose images have a size"
             self.require(name, self.preset == "folder" or is_usual, rule)
+        rule = f"be left out with --preset {self.preset}, whose classes have an order"
+        is_met = self.class_map is None or self.preset == "folder"
+        self.require("class_map", is_met, rule)
         is_met = all(1 <= side <= LARGEST_SIDE for side in self.height_and_width)
         self.require("image_size", is_met, f"be from 1 to {LARGEST_SIDE}")
         self.require("crop_pct", 0 < self.crop_pct <= 1, "be above 0 and at most 1")

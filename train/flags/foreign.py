@@ -124,7 +124,7 @@ FOREIGN: dict[str, tuple[str, str]] = {
     "-d": ("--preset", ""),
     "--dataset-download": ("--data", "nothing is downloaded"),
     "--download": ("--data", "nothing is downloaded"),
-    "--class-map": ("", _CLASSES),
+    "--class-names": ("--class-map", ""),
     "--num-classes": ("", _CLASSES),
     "--nb-classes": ("", _CLASSES),
     "--in-chans": ("", "the channels are those of the images of --preset"),
