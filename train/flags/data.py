@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from train.flags.checks import Flags, OptionalInt, OptionalPath
+from train.flags.checks import Flags, OptionalInt, OptionalPath, PresetFloats
 
 OnBadImage = Literal["stop", "skip"]
 OptionalOnBadImage = Annotated[OnBadImage | None, tyro.conf.arg(metavar="{stop,skip}")]
@@ -20,7 +20,6 @@ Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 OptionalSize = Annotated[
     int | tuple[int, int] | None, tyro.conf.arg(metavar="HEIGHT [WIDTH]")
 ]
-OptionalFloats = Annotated[tuple[float, ...] | None, tyro.conf.arg(metavar="FLOAT ...")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +59,8 @@ class DataFlags(Flags):
             wherever the network is used. Without it, that of the preset: for digits 0,
             so that black stays 0, for fashion and cifar10 that of their training
             images, and for folder that of ImageNet.
-        std: The standard deviation of each channel, in the same way; for digits 1.
+        std: The standard deviation of each channel, in the same way. It is 1 for
+            digits.
         workers: How many processes read and decode images; by default 0 (the program's
             own thread) for presets that fit into memory, and the number of processors
             for folder.
@@ -78,8 +78,8 @@ class DataFlags(Flags):
     image_size: OptionalSize = None
     interpolation: Interpolation = "bicubic"
     crop_pct: float = 1.0
-    mean: OptionalFloats = None
-    std: OptionalFloats = None
+    mean: PresetFloats = None
+    std: PresetFloats = None
     workers: OptionalInt = None
     on_bad_image: OnBadImage = "stop"
     max_image_pixels: int = MOST_PIXELS
