@@ -2,18 +2,22 @@
 
 from train.trained import load_run
 
-run = load_run("runs/digits")
+run = load_run("runs/photos")
+images = run.read_pictures(["a.jpg", "b.png"])
 logits = run.model(run.preprocess(images))
 """
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 
 import jax
+import numpy as np
 from flax import nnx
 
 from train.commands.evaluate import Weights, load_trained
 from train.data.dataset import Domain
+from train.data.folder import FolderSource
 from train.errors import TrainError
 from train.learning.augment import normalize
 from train.learning.step import evaluated
@@ -26,8 +30,9 @@ class TrainedRun:
     Attributes:
         model: The network, as it is in evaluation.
         domain: The names of the classes (`class_names`), the shape of an image
-            (`image_shape`, height, width and channels), and `mean` and `std` of each
-            channel, white being 1.
+            (`image_shape`, height, width and channels), `mean` and `std` of each
+            channel, white being 1, and how pictures become such images
+            (`interpolation`, `crop_pct`).
     """
 
     model: nnx.Module
@@ -37,6 +42,23 @@ class TrainedRun:
     def class_names(self) -> tuple[str, ...]:
         """The names of the classes, in the order of the logits."""
         return self.domain.class_names
+
+    def read_pictures(self, paths: Iterable[Path | str]) -> np.ndarray:
+        """Returns pictures as images of the domain, as evaluation reads them.
+
+        Args:
+            paths: The B files.
+
+        Returns:
+            Shape (B, H, W, C), uint8.
+
+        Raises:
+            TrainError: If one cannot be read.
+        """
+        files = [Path(path) for path in paths]
+        source = FolderSource.unlabelled(files, self.domain)
+        images = [source.image(index) for index in range(len(source))]
+        return np.array(images, np.uint8).reshape(-1, *self.domain.image_shape)
 
     def preprocess(self, images: jax.Array) -> jax.Array:
         """Returns images as the network takes them.

@@ -73,12 +73,14 @@ class OneRunFlags(TrainedFlags):
 
     Attributes:
         data: Where the files of the preset are, if elsewhere than in training.
+        class_map: Where the file of --class-map is, in the same way.
         run: The directory of the run.
     """
 
     COMMAND: ClassVar[str]
 
     data: OptionalPath = None
+    class_map: OptionalPath = None
     run: Annotated[
         tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN")
     ] = ()
@@ -101,9 +103,11 @@ class OneRunFlags(TrainedFlags):
         Raises:
             TrainError: If they cannot be read, or are not like those of the run.
         """
-        config = self.adapt(config)
-        if self.data is not None:
-            config = dataclasses.replace(config, data=self.data)
+        config = dataclasses.replace(
+            self.adapt(config),
+            data=self.data or config.data,
+            class_map=self.class_map or config.class_map,
+        )
         dataset = presets.load(config)
         # They may be others, if they are alike.
         refuse_other_images(dataset.to_json(), domain.to_json(), self.run[0])

@@ -107,10 +107,9 @@ def main(argv: Sequence[str]) -> None:
     path, *given = flags.arguments
     config, domain, predictor = _load(path, flags)
     paths = tuple(chain.from_iterable(map(_files, given)))
-    labels = np.zeros(len(paths), np.int32)  # of which nobody asks
-    shape, most = domain.image_shape, config.max_image_pixels
+    source = FolderSource.unlabelled(paths, domain, config.max_image_pixels)
     predictions = predict(
-        *(predictor, FolderSource(paths, labels, shape, most), domain),
+        *(predictor, source, domain),
         top=flags.top,
         batch_size=flags.batch_size,
         on_bad_image=config.on_bad_image,

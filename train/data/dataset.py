@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 
+from train.flags.data import Interpolation
 from train.printable import printable
 
 Part = Literal["test", "val"]
@@ -96,12 +97,16 @@ class Domain:
         image_shape: (H, W, C) of every image.
         mean: The mean of each channel over the training images, white being 1.
         std: The standard deviation of each channel.
+        interpolation: How pictures are scaled to that shape.
+        crop_pct: The share of them that is kept in evaluation; see `read_picture`.
     """
 
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    interpolation: Interpolation = "bicubic"
+    crop_pct: float = 1.0
 
     @property
     def num_classes(self) -> int:
@@ -110,16 +115,26 @@ class Domain:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
-        """Returns the domain of which JSON tells, perhaps among other things."""
+        """Returns the domain of which JSON tells, perhaps among other things.
+
+        What an earlier version did not tell is as by default.
+        """
         names = (field.name for field in dataclasses.fields(cls))
-        told: dict[str, Any] = {name: tuple(values[name]) for name in names}
+        told = {name: _frozen(values[name]) for name in names if name in values}
         told["class_names"] = tuple(map(named, told["class_names"]))
         return cls(**told)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the domain as JSON has it."""
-        names = (field.name for field in dataclasses.fields(Domain))
-        return {name: list(getattr(self, name)) for name in names}
+        told = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(Domain)
+        }
+        return {n: list(v) if isinstance(v, tuple) else v for n, v in told.items()}
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,17 +7,18 @@ DIR/test/CLASS, or there may be none.
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
-from train.data.dataset import Dataset, named
+from train.data.class_map import check_folders, read_class_map
+from train.data.dataset import Dataset, Domain, named
 from train.data.pictures import SUFFIXES, UnreadableImage, read_picture
 from train.data.walk import LeftOut, find_pictures, list_folder, say_left_out
 from train.errors import TrainError, warn
-from train.flags.data import MOST_PIXELS
+from train.flags.data import IMAGE_SIZE, MOST_PIXELS, Interpolation
 from train.printable import printable
 
-IMAGE_SIZE = 224
 # Of ImageNet, as networks for photographs have it.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -33,6 +34,8 @@ class FolderSource:
         labels: Their classes, (N,) int32.
         shape: (H, W, C) that all are brought to.
         max_pixels: The pixels of the largest picture to read.
+        interpolation: How they are scaled.
+        crop_pct: The share of them that is kept; see `read_picture`.
         is_in_memory: False: decoding takes longer than a training step.
     """
 
@@ -40,7 +43,25 @@ class FolderSource:
     labels: np.ndarray
     shape: tuple[int, int, int]
     max_pixels: int = MOST_PIXELS
+    interpolation: Interpolation = "bicubic"
+    crop_pct: float = 1.0
     is_in_memory: bool = dataclasses.field(default=False, init=False)
+
+    @classmethod
+    def unlabelled(
+        cls, paths: Sequence[Path], domain: Domain, max_pixels: int = MOST_PIXELS
+    ) -> Self:
+        """Returns pictures as a network sees them in evaluation, whatever they show.
+
+        Args:
+            paths: The files.
+            domain: What the images are like that the network was trained on.
+            max_pixels: The pixels of the largest picture to read.
+        """
+        return cls(
+            *(tuple(paths), np.zeros(len(paths), np.int32), domain.image_shape),
+            *(max_pixels, domain.interpolation, domain.crop_pct),
+        )
 
     def __len__(self) -> int:
         """Returns N."""
@@ -52,7 +73,8 @@ class FolderSource:
         Raises:
             UnreadableImage: If its file is broken.
         """
-        return read_picture(self.paths[index], self.shape, self.max_pixels)
+        form = self.shape, self.max_pixels, self.interpolation, self.crop_pct
+        return read_picture(self.paths[index], *form)
 
     def gather(self, indices: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
         """Returns the images (b, H, W, C) of `indices` (b,), and why some are blank."""
@@ -68,32 +90,40 @@ class FolderSource:
 
 def load(
     root: Path,
-    image_size: int | None = None,
+    size: tuple[int, int] = (IMAGE_SIZE, IMAGE_SIZE),
     max_pixels: int = MOST_PIXELS,
     *,
+    interpolation: Interpolation = "bicubic",
+    class_map: Path | None = None,
     needs_test: bool = True,
 ) -> Dataset:
     """Returns the pictures below a directory.
 
-    Classes go by the order of their names, and the pictures of a class, which may lie
-    in folders of its folder, by that of theirs. What is no picture by its name is left
-    out, and said.
+    Classes go by the order of their names, or by that of `class_map`, and the pictures
+    of a class, which may lie in folders of its folder, by that of theirs. What is no
+    picture by its name is left out, and said.
 
     Args:
         root: The directory above train/ and val/, which have one folder a class.
-        image_size: The side of the square that all pictures are brought to; without it,
-            224.
+        size: The height and the width that all pictures are brought to.
         max_pixels: The pixels of the largest picture to read.
+        interpolation: How they are scaled.
+        class_map: A file with the names of the classes, which must be those of all
+            folders, in the order of the labels.
         needs_test: Whether it is tested on val/, which must be there. Else the pictures
             to be tested on are those in test/, or in val/ if there is no test/, and
             there may be none.
 
     Raises:
-        TrainError: If a folder is missing or empty, or the two have other classes.
+        TrainError: If a folder is missing or empty, or the two have other classes, or
+            the class map has.
     """
+    ordered = None if class_map is None else read_class_map(class_map)
     tested = "val" if needs_test else _find_test(root)
     splits = {"train": _classes(root / "train")}
-    names = tuple(sorted(splits["train"]))
+    names = ordered or tuple(sorted(splits["train"]))
+    if class_map is not None:
+        check_folders(class_map, names, splits["train"])
     if tested is not None:
         splits[tested] = _classes(root / tested)
         odd = [
@@ -106,13 +136,12 @@ def load(
                 f"--data (={printable(root)}): train/ and {tested}/ must have the same "
                 f"classes, but only one of them has {', '.join(odd)}"
             )
-    size = image_size or IMAGE_SIZE
-    shape = (size, size, 3)
+    shape = (*size, 3)
+    none = FolderSource((), np.zeros(0, np.int32), shape, max_pixels, interpolation)
     sources = {
-        split: _find(root / split, [folders[name] for name in names], shape, max_pixels)
+        split: _find(root / split, [folders[name] for name in names], none)
         for split, folders in splits.items()
     }
-    none = FolderSource((), np.zeros(0, np.int32), shape, max_pixels)
     return Dataset(
         train=sources["train"],
         test=none if tested is None else sources[tested],
@@ -120,7 +149,8 @@ def load(
         image_shape=shape,
         mean=MEAN,
         std=STD,
-        augmentation={"crop_padding": size // 8, "flip": 0.5},
+        interpolation=interpolation,
+        augmentation={"crop_padding": min(size) // 8, "flip": 0.5},
     )
 
 
@@ -165,9 +195,8 @@ def _classes(split: Path) -> dict[str, Path]:
     return folders
 
 
-def _find(
-    split: Path, folders: Sequence[Path], shape: tuple[int, int, int], max_pixels: int
-) -> FolderSource:
+def _find(split: Path, folders: Sequence[Path], none: FolderSource) -> FolderSource:
+    """Returns the pictures in the folders of the classes, read as `none` would be."""
     paths: list[Path] = []
     labels: list[int] = []
     left_out: LeftOut = {}
@@ -183,4 +212,6 @@ def _find(
         paths += found.pictures
         labels += [label] * len(found.pictures)
     say_left_out(split, left_out)
-    return FolderSource(tuple(paths), np.array(labels, np.int32), shape, max_pixels)
+    return dataclasses.replace(
+        none, paths=tuple(paths), labels=np.array(labels, np.int32)
+    )

@@ -1,5 +1,6 @@
 """Picture files of whatever kind, as arrays of one shape."""
 
+import math
 import os
 import re
 import warnings
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from train.errors import TrainError, warn
-from train.flags.data import MOST_PIXELS, OnBadImage
+from train.flags.data import MOST_PIXELS, Interpolation, OnBadImage
 from train.printable import printable
 
 # What is taken for a picture in a folder; a file that is named may end in anything.
@@ -44,9 +45,16 @@ def put_up_with(
 
 
 def read_picture(
-    path: Path, shape: tuple[int, int, int], max_pixels: int = MOST_PIXELS
+    path: Path,
+    shape: tuple[int, int, int],
+    max_pixels: int = MOST_PIXELS,
+    interpolation: Interpolation = "bicubic",
+    crop_pct: float = 1.0,
 ) -> np.ndarray:
     """Returns the picture in a file, scaled to cover `shape` and cut to its middle.
+
+    With `crop_pct` it is scaled to cover a shape that is larger by so much, and so this
+    share of its height or width is kept, or less of the longer one.
 
     Of 16 bits the upper 8 are kept. Numbers with a fraction are read as shares of
     white, or from 0 to 255 if any is 2 or more.
@@ -56,6 +64,8 @@ def read_picture(
         shape: (H, W, C) to return; with C = 1 the picture becomes grey, with 3 RGB, in
             both cases upon black where it is transparent.
         max_pixels: The pixels of the largest picture to read.
+        interpolation: What lies between pixels.
+        crop_pct: The share to keep.
 
     Returns:
         (H, W, C) uint8.
@@ -64,20 +74,24 @@ def read_picture(
         UnreadableImage: If there is no such file, it cannot be read as a picture, or it
             has too many pixels.
     """
-    from PIL import ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     height, width, channels = shape
     mode = "L" if channels == 1 else "RGB"
+    side = math.ceil(max(height, width) / crop_pct)
+    method = Image.Resampling[interpolation.upper()]
+    border = (1 - crop_pct) / 2  # which is cut off on each side
     try:
-        picture, form = _open(path, max_pixels, mode, max(height, width))
+        picture, form = _open(path, max_pixels, mode, side)
         if form == "RGB;16B" and "transparency" in picture.info:
-            lower, _ = _open(path, max_pixels, mode, max(height, width), "RGB;16L")
+            lower, _ = _open(path, max_pixels, mode, side, "RGB;16L")
             picture = _without_key(_joined(picture, lower), picture)
         elif picture.mode == "F" or picture.mode.startswith("I"):
             picture = _without_key(np.asarray(picture), picture)
         elif form in SPREAD and "transparency" in picture.info:
             picture.info["transparency"] *= SPREAD[form]
-        picture = ImageOps.fit(_upon_black(picture).convert(mode), (width, height))
+        picture = _upon_black(picture).convert(mode)
+        picture = ImageOps.fit(picture, (width, height), method, border)
         return np.asarray(picture).reshape(shape)
     except UnidentifiedImageError:
         words = "it is no picture"

@@ -22,6 +22,10 @@ PresetInt = Annotated[
 PresetFloat = Annotated[
     float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint=_OF_PRESET)
 ]
+PresetFloats = Annotated[
+    tuple[float, ...] | None,
+    tyro.conf.arg(metavar="FLOAT ...", help_behavior_hint=_OF_PRESET),
+]
 Switch = tyro.conf.FlagCreatePairsOff[bool]
 
 

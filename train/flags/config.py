@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import io
 import re
+import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -100,7 +101,6 @@ class Config(
 
 FlagsT = typing.TypeVar("FlagsT")
 
-# The first that fits: a tuple of words is read word by word.
 KINDS: dict[type, str] = {
     bool: "True or False",
     int: "a whole number",
@@ -108,6 +108,7 @@ KINDS: dict[type, str] = {
     Path: "a path",
     str: "a word",
 }
+MANY: dict[type, str] = {int: "whole numbers", float: "numbers"}
 
 
 def parse(argv: Sequence[str]) -> Config:
@@ -226,7 +227,10 @@ def _explain(argv: Sequence[str], kind: type[Any]) -> str:
             values = _values(hints[field])
             if len(group) == 1:
                 return f"{flag} needs a value: give {values}"
-            return f"{flag} (={group[1]}) must be {values}"
+            kinds = _kinds(hints[field])
+            takes_many = any(typing.get_origin(each) is tuple for each in kinds)
+            given = " ".join(group[1:] if takes_many else group[1:2])
+            return f"{flag} (={given}) must be {values}"
     return "the arguments cannot be read; --help shows how they are written"
 
 
@@ -238,7 +242,9 @@ def _refuse_empty_lists(argv: Sequence[str], kind: type[Any]) -> None:
     hints = typing.get_type_hints(kind)
     for group in _by_flag(argv):
         flag, field = _names_of(group[0])
-        if len(group) == 1 and Ellipsis in typing.get_args(hints.get(field)):
+        kinds = _kinds(hints.get(field))
+        is_list = any(Ellipsis in typing.get_args(each) for each in kinds)
+        if len(group) == 1 and is_list:
             raise TrainError(f"{flag} needs a value: give {_values(hints[field])}")
 
 
@@ -259,13 +265,23 @@ def _names_of(typed: str) -> tuple[str, str]:
     return flag, flag[2:].replace("-", "_")
 
 
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    """Returns the types that a hint admits."""
+    is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    return typing.get_args(hint) if is_union else (hint,)
+
+
 def _values(hint: Any) -> str:
     """Returns the words for the values that a type hint admits."""
-    members = typing.get_args(hint)
-    for each in (hint, *members):
-        if typing.get_origin(each) is Literal:
-            return f"one of: {', '.join(typing.get_args(each))}"
-    for kind, words in KINDS.items():
-        if hint is kind or kind in members:
-            return words
-    return "a value"
+    return " or ".join(filter(None, map(_words, _kinds(hint)))) or "a value"
+
+
+def _words(kind: Any) -> str:
+    """Returns the words for the values of a type; none for that of None."""
+    origin, members = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return f"one of: {', '.join(members)}"
+    if origin is not tuple:
+        return KINDS.get(kind, "")
+    is_open = Ellipsis in members
+    return _words(members[0]) if is_open else f"{len(members)} {MANY[members[0]]}"

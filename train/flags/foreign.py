@@ -18,7 +18,6 @@ _DROP = "networks have no dropout here; --router-dropout is that of the routers"
 _COMPILE = "every step is compiled"
 _BN = "batch norms see the batch of all devices and processes"
 _WANDB = "metrics.jsonl and tensorboard/ in --out have all that is measured"
-_PRESET = "--preset has the mean and the deviation of its images"
 _PRETRAINED = "--init-from starts from a file of weights; nothing is downloaded"
 _HEAD = "and --new-head draws a head for other classes"
 _PROBE = "backbone and routers are what is frozen then"
@@ -124,7 +123,7 @@ FOREIGN: dict[str, tuple[str, str]] = {
     "-d": ("--preset", ""),
     "--dataset-download": ("--data", "nothing is downloaded"),
     "--download": ("--data", "nothing is downloaded"),
-    "--class-map": ("", _CLASSES),
+    "--class-names": ("--class-map", ""),
     "--num-classes": ("", _CLASSES),
     "--nb-classes": ("", _CLASSES),
     "--in-chans": ("", "the channels are those of the images of --preset"),
@@ -134,10 +133,7 @@ FOREIGN: dict[str, tuple[str, str]] = {
     "--resolution": ("--image-size", ""),
     "--train-crop-size": ("--image-size", ""),
     "--val-crop-size": ("--image-size", ""),
-    "--val-resize-size": ("--image-size", ""),
-    "--crop-pct": ("--image-size", "images are scaled to cover it"),
-    "--mean": ("", _PRESET),
-    "--std": ("", _PRESET),
+    "--val-resize-size": ("--crop-pct", "it is --image-size divided by it"),
     "-j": ("--workers", ""),
     "--num-workers": ("--workers", ""),
     "--pin-mem": ("--workers", "batches are laid on the devices ahead of the step"),
@@ -164,8 +160,8 @@ FOREIGN: dict[str, tuple[str, str]] = {
     "--mixup-prob": ("--mixup", "every batch is mixed where it is above 0"),
     "--smoothing": ("--label-smoothing", ""),
     "--bce-loss": ("--loss", "bce is one"),
-    "--interpolation": ("", "images are scaled with a bicubic filter"),
-    "--train-interpolation": ("", "images are scaled with a bicubic filter"),
+    "--train-interpolation": ("--interpolation", "evaluation has the same"),
+    "--crop-mode": ("--crop-pct", "pictures cover --image-size, and are cut"),
     # The network
     "-a": ("--model", ""),
     "--arch": ("--model", ""),

@@ -42,7 +42,7 @@ from train.storage.run_files import (
 # depend on them.
 FREE = frozenset(
     {
-        *("config", "out", "overwrite", "data"),
+        *("config", "out", "overwrite", "data", "class_map"),
         *("workers", "on_bad_image", "max_image_pixels"),
         *("checkpoint_every", "keep_checkpoints", "twin"),
         "epochs",  # which are steps by now

@@ -8,7 +8,7 @@ from msgspec import Meta
 
 from train.data.dataset import PARTS, Domain
 from train.errors import TrainError
-from train.flags.data import LARGEST_SIDE
+from train.flags.data import LARGEST_SIDE, Interpolation
 from train.storage.read_json import Unreadable, convert, parse, read_file, read_json
 
 CONFIG = "config.json"
@@ -119,6 +119,8 @@ class Images(TypedDict, total=False):
     image_shape: Required[tuple[Side, Side, Literal[1, 3]]]
     mean: Required[list[Figure]]
     std: Required[list[Rate]]
+    interpolation: Interpolation
+    crop_pct: Annotated[float, Meta(gt=0, le=1)]
     train_images: Count
     test_images: Count
     val_images: Count

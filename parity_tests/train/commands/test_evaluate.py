@@ -1,5 +1,6 @@
 """`evaluate` finds again what the model of a run computes."""
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -9,10 +10,12 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from PIL import Image
 
 from parity_tests.tolerances import TOLERANCES
 from parity_tests.tools.runs import write_trained
 from train.commands.evaluate import EvaluateFlags, main
+from train.data import presets
 from train.errors import TrainError
 from train.flags.config import Config
 from train.learning.augment import normalize
@@ -23,7 +26,8 @@ DEFAULT_NUMERICS = True
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "run"
-    return path, *write_trained(path, conv="static", ema_decay=0.5, batch_size=64)
+    flags = {"conv": "static", "ema_decay": 0.5, "batch_size": 64, "mean": (0.25,)}
+    return path, *write_trained(path, **flags)
 
 
 def test_results_are_those_of_the_model(trained, capsys):
@@ -70,6 +74,24 @@ def test_flags_of_images_are_those_of_the_run_but_for_what_is_given():
     assert (changed.on_bad_image, changed.max_image_pixels) == ("stop", 9)
     with pytest.raises(TrainError, match=r"--max-image-pixels \(=0\)"):
         EvaluateFlags(run=(Path("run"),), max_image_pixels=0).adapt(config)
+
+
+def test_pictures_and_their_class_map_may_have_moved(tmp_path):
+    for split, name in itertools.product(("train", "val"), ("ant", "bee")):
+        (tmp_path / "old" / split / name).mkdir(parents=True)
+        Image.new("L", (2, 2)).save(tmp_path / "old" / split / name / "a.png")
+    classes = tmp_path / "old" / "classes.txt"
+    classes.write_text("bee\nant\n")
+    config = Config(preset="folder", data=tmp_path / "old", class_map=classes)
+    before = presets.load(config)
+    moved = (tmp_path / "old").rename(tmp_path / "new")
+    flags = {"run": (Path("run"),), "data": moved}
+    with pytest.raises(TrainError, match=r"--class-map \(=.*old.*\) cannot be read"):
+        EvaluateFlags(**flags).load_images(config, before)
+    told = EvaluateFlags(**flags, class_map=moved / "classes.txt")
+    _, dataset = told.load_images(config, before)
+    assert dataset.identity() == before.identity()
+    assert dataset.class_names == ("bee", "ant")
 
 
 @pytest.mark.parametrize("weights", ["best", "ema"])

@@ -25,7 +25,7 @@ DEFAULT_NUMERICS = True
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "run"
-    dataset, model = write_trained(path, num_experts=2)
+    dataset, model = write_trained(path, num_experts=2, mean=(0.25,))
     for index in range(2):
         picture = Image.fromarray(dataset.test.image(index).squeeze(-1))
         picture.save(path.parent / f"{index}.png")
@@ -60,6 +60,24 @@ def test_predictions_are_those_of_the_model(trained, expected, capsys):
         np.testing.assert_allclose(found, probabilities[row][order], rtol=tolerance)
         for router, shares in prediction["attention"].items():
             np.testing.assert_allclose(shares, attention[router][row], rtol=tolerance)
+
+
+def test_middle_of_a_picture_is_seen_where_the_run_saw_it(
+    trained, expected, tmp_path, capsys
+):
+    path = shutil.copytree(trained[0], tmp_path / "run")
+    told = json.loads((path / "domain.json").read_text())
+    (path / "domain.json").write_text(json.dumps(told | {"crop_pct": 0.5}))
+    pixels = np.pad(trained[1].test.image(0)[..., 0], 4, constant_values=255)
+    # Of twice the size of the middle: cut to it, nothing is scaled.
+    Image.fromarray(pixels).save(tmp_path / "0.png")
+    main([str(path), str(tmp_path / "0.png"), "--top=1", "--json"])
+    (prediction,) = json.loads(capsys.readouterr().out)
+    np.testing.assert_allclose(
+        prediction["classes"][0]["probability"],
+        expected[0][0].max(),
+        rtol=TOLERANCES["float32"].relative,
+    )
 
 
 def test_the_data_need_not_be_there(trained, monkeypatch, capsys):

@@ -1,7 +1,9 @@
 """Pictures of one's own: folders are classes; all pictures get one form."""
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from PIL import Image
 from parity_tests.tolerances import ONE_LEVEL
 from train.data import folder, presets
 from train.data.dataset import named
+from train.data.folder import FolderSource
 from train.data.pictures import UnreadableImage
 from train.errors import TrainError
 from train.flags.config import Config
@@ -50,6 +53,55 @@ def test_folders_are_classes_in_the_order_of_their_names(animals):
     assert unreadable == {}
 
 
+def test_pictures_cover_the_height_and_the_width_and_are_cut_to_their_middle(animals):
+    pixels = np.zeros((4, 12, 3), np.uint8)
+    pixels[:, 3:9] = 200
+    Image.fromarray(pixels).save(animals / "val" / "dog" / "a.png")
+    config = Config(preset="folder", data=animals, image_size=(4, 6))
+    dataset = presets.load(config)
+    images, _ = dataset.test.gather(np.array([2]))
+    assert dataset.image_shape == (4, 6, 3)
+    np.testing.assert_array_equal(images[0], pixels[:, 3:9])
+
+
+@pytest.fixture
+def target(tmp_path) -> Path:
+    """Pictures that are brighter in their middle, to be trained and tested on."""
+    pixels = np.zeros((12, 16, 3), np.uint8)
+    pixels[3:9, 4:12] = 200
+    for split in ("train", "val"):
+        for number in range(4):
+            path = tmp_path / split / "ring" / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+    return tmp_path
+
+
+CUT: dict[str, Any] = dict(image_size=(6, 8), crop_pct=0.5, interpolation="nearest")
+
+
+@pytest.mark.parametrize("val_split", [0.0, 0.25])
+def test_pictures_are_cut_in_evaluation_and_whole_in_training(val_split, target):
+    config = Config(preset="folder", data=target, val_split=val_split, **CUT)
+    dataset = presets.load(config)
+    for source in filter(None, (dataset.test, dataset.val)):
+        assert np.all(source.image(0) == 200)
+    seen = dataset.train.image(0)[..., 0]
+    np.testing.assert_array_equal(seen, np.pad(np.full((3, 4), 200), ((1, 2), (2, 2))))
+
+
+def test_network_sees_other_pictures_as_those_of_the_test(target, tmp_path):
+    config = Config(preset="folder", data=target, out=tmp_path / "run", **CUT)
+    dataset = presets.load(config)
+    with RunDirectory(config, dataset=dataset):
+        pass
+    domain = read_domain(tmp_path / "run")
+    assert (domain.crop_pct, domain.interpolation) == (0.5, "nearest")
+    assert isinstance(dataset.test, FolderSource)
+    other = FolderSource.unlabelled(dataset.test.paths, domain)
+    assert other == dataclasses.replace(dataset.test, labels=other.labels)
+
+
 def test_no_picture_is_read_before_it_is_asked_for(animals):
     (animals / "train" / "cat" / "a.jpeg").write_bytes(b"")
     dataset = folder.load(animals)
@@ -69,7 +121,7 @@ def test_files_that_are_no_pictures_are_left_out_aloud(animals, capsys):
 def test_pictures_in_folders_of_a_class_belong_to_it(animals):
     save(animals / "train" / "cat" / "wild" / "big" / "a.webp", 40)
     save(animals / "train" / "cat" / "wild" / "b.bmp", 50)
-    source = folder.load(animals, 4).train
+    source = folder.load(animals, (4, 6)).train
     assert source.labels.tolist() == [0, 0, 0, 0, 1]
     images, _ = source.gather(np.arange(5))
     np.testing.assert_allclose(images[:, 0, 0, 0], [30, 20, 50, 40, 10], atol=ONE_LEVEL)
@@ -95,7 +147,7 @@ def test_what_lies_beside_the_folders_of_the_classes_is_said(animals, capsys):
 
 def test_broken_link_to_a_picture_is_a_picture_that_cannot_be_read(animals):
     (animals / "train" / "dog" / "b.jpg").symlink_to("gone.jpg")
-    source = folder.load(animals, 4).train
+    source = folder.load(animals, (4, 6)).train
     images, unreadable = source.gather(np.arange(4))
     assert [*unreadable] == [3]
     assert "it is a link to gone.jpg, where nothing is" in unreadable[3]
@@ -197,7 +249,7 @@ def test_split_without_classes_is_refused(tmp_path):
 def test_unreadable_row_is_blank_and_says_why(animals):
     broken = animals / "train" / "cat" / "b.PNG"
     broken.write_bytes(b"")
-    source = folder.load(animals, 4).train
+    source = folder.load(animals, (4, 6)).train
     images, unreadable = source.gather(np.array([2, 1]))
     assert [*unreadable] == [1]
     assert str(broken) in unreadable[1]

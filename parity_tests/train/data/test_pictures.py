@@ -4,6 +4,7 @@ import struct
 import warnings
 import zlib
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image, features
 from parity_tests.tolerances import HALF_LEVEL, ONE_LEVEL
 from train.data.pictures import SUFFIXES, UnreadableImage, put_up_with, read_picture
 from train.errors import TrainError, TrainingFailed
+from train.flags.data import Interpolation
 
 DEFAULT_NUMERICS = True
 
@@ -79,6 +81,52 @@ def test_picture_is_scaled_to_cover_and_cut_to_its_middle(tmp_path):
     np.testing.assert_array_equal(
         read_picture(tmp_path / "wide.png", (4, 4, 3)), pixels[:, 4:8]
     )
+
+
+@pytest.mark.parametrize("interpolation", get_args(Interpolation))
+def test_picture_is_scaled_by_the_interpolation_that_is_asked_for(
+    interpolation, colours, tmp_path
+):
+    path = save(tmp_path / "picture.png", colours)
+    found = read_picture(path, (2 * HEIGHT, 2 * WIDTH, 3), interpolation=interpolation)
+    alike = []
+    for name in get_args(Interpolation):
+        method = Image.Resampling[name.upper()]
+        scaled = Image.fromarray(colours).resize((2 * WIDTH, 2 * HEIGHT), method)
+        if np.array_equal(found, np.asarray(scaled)):
+            alike.append(name)
+    assert alike == [interpolation]
+
+
+@pytest.mark.parametrize(
+    ("size", "shape"), [((40, 56), (16, 12, 3)), ((56, 40), (10, 16, 3))]
+)
+def test_share_of_a_picture_is_the_middle_of_it_at_a_larger_size(
+    size, shape, rng, tmp_path
+):
+    # Half as large, it covers the shape divided by 0.8.
+    pixels = rng.integers(256, size=(*size, 3), dtype=np.uint8)
+    path = save(tmp_path / "picture.png", pixels)
+    halves = size[1] // 2, size[0] // 2
+    whole = Image.fromarray(pixels).resize(halves, Image.Resampling.BICUBIC)
+    height, width, _ = shape
+    left, top = (halves[0] - width) // 2, (halves[1] - height) // 2
+    middle = whole.crop((left, top, left + width, top + height))
+    found = read_picture(path, shape, crop_pct=0.8)
+    np.testing.assert_array_equal(found, np.asarray(middle))
+
+
+def test_photograph_is_decoded_as_large_as_its_middle_needs_it(tmp_path, monkeypatch):
+    path = tmp_path / "photo.jpg"
+    Image.new("RGB", (60, 48), (9, 99, 200)).save(path)
+    asked = []
+    monkeypatch.setattr(
+        "PIL.JpegImagePlugin.JpegImageFile.draft",
+        lambda picture, mode, size: asked.append(size),
+    )
+    for crop_pct in (1.0, 0.75):
+        read_picture(path, (9, 12, 3), crop_pct=crop_pct)
+    assert asked == [(12, 12), (16, 16)]
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])

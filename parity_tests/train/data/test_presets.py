@@ -70,6 +70,38 @@ def test_digits_are_bytes_from_black_to_white(digits):
     assert images.shape[1:] == digits.image_shape == (8, 8, 1)
 
 
+# Normalisation
+
+
+@pytest.mark.parametrize("flag", ["mean", "std"])
+def test_normalisation_that_is_given_is_that_of_every_channel(flag, tmp_path):
+    path = write_archive(tmp_path / "cifar.tar.gz", binary_files())
+    usual = presets.load(Config(preset="cifar10", data=path))
+    for given, expected in (((0.5,), (0.5,) * 3), ((0.1, 0.2, 0.3), (0.1, 0.2, 0.3))):
+        flags: dict[str, Any] = {flag: given}
+        dataset = presets.load(Config(preset="cifar10", data=path, **flags))
+        told = usual.to_json() | {flag: [*expected]}
+        assert dataset.to_json() == told
+
+
+@pytest.mark.parametrize(
+    ("preset", "words"),
+    [
+        ("digits", "--mean (=(0.1, 0.2)) must be one number of --preset digits"),
+        (
+            "cifar10",
+            "--mean (=(0.1, 0.2)) must be one number, or 3, one for each channel of "
+            "--preset cifar10",
+        ),
+    ],
+)
+def test_normalisation_of_other_channels_is_refused(preset, words, tmp_path):
+    path = write_archive(tmp_path / "cifar.tar.gz", binary_files())
+    data = None if preset == "digits" else path
+    config = Config(preset=preset, data=data, mean=(0.1, 0.2))
+    assert refusal(lambda: presets.load(config)) == words
+
+
 # Fashion-MNIST
 
 SPLITS = {"train": 6, "t10k": 4}

@@ -16,6 +16,7 @@ from train.flags.config import Config, parse, parse_flags
         (Config, "--restarts", "a whole number"),
         (Config, "--conv-options", "a word"),
         (Config, "--model_options", "a word"),
+        (Config, "--mean", "a number"),
         (StudyFlags, "--convs", "a word"),
         (ExportFlags, "--formats", "one of: stablehlo, "),
     ],
@@ -29,3 +30,17 @@ def test_list_without_a_value_is_refused(kind, flag, values, following):
 
 def test_list_may_be_empty_where_it_is_left_out():
     assert parse(["--seed", "3"]).freeze == ()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--mean", "0.5", "x"], "--mean (=0.5 x) must be a number"),
+        (["--crop-scale", "0.5"], "--crop-scale (=0.5) must be 2 numbers"),
+        (["--restarts", "9", "many"], "--restarts (=9 many) must be a whole number"),
+    ],
+)
+def test_values_that_cannot_be_read_are_told_whole(flags, words):
+    with pytest.raises(TrainError) as refusal:
+        parse(flags)
+    assert str(refusal.value) == words

@@ -215,6 +215,30 @@ def test_flags_that_do_not_change_the_result_may_differ(tmp_path):
     assert read_config(tmp_path)["checkpoint_every"] == 7
 
 
+def test_files_of_the_images_may_lie_elsewhere(tmp_path):
+    for name in ("old", "new"):
+        files = {"data": Path(name), "class_map": Path(name, "classes.txt")}
+        start(tmp_path, preset="folder", **files)
+    assert read_config(tmp_path)["class_map"] == "new/classes.txt"
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("mean", (0.5,)),
+        ("std", (0.5,)),
+        ("image_size", (8, 6)),
+        ("crop_pct", 0.9),
+        ("interpolation", "nearest"),
+    ],
+)
+def test_what_the_network_is_shown_may_not_change(flag, value, tmp_path):
+    folder = {"preset": "folder", "data": Path("photos")}
+    start(tmp_path, **folder)
+    with pytest.raises(TrainError, match=f"--{flag.replace('_', '-')} .* -> "):
+        start(tmp_path, **folder, **{flag: value})
+
+
 def test_fingerprint_is_that_of_the_flags_that_matter(tmp_path):
     def fingerprint(name: str, **flags) -> str:
         with RunDirectory(Config(out=tmp_path / name, **flags)) as run:

@@ -122,6 +122,8 @@ def test_what_is_no_file_is_named(run, name, make):
         (DOMAIN, {"class_names": ...}, "`class_names`"),
         (DOMAIN, {"mean": [0.5]}, "mean has 1 numbers, and the images have 3"),
         (DOMAIN, {"std": [0.5, 0.5, 0.0]}, "std[2] (=0.0)"),
+        (DOMAIN, {"crop_pct": 0}, "crop_pct (=0)"),
+        (DOMAIN, {"interpolation": "box"}, "interpolation (='box')"),
         (SUMMARY, {"test_accuracy": "0.5"}, "test_accuracy (='0.5')"),
         (SUMMARY, {"test_accuracy": 2.5}, "test_accuracy (=2.5)"),
         (SUMMARY, {"test_accuracy": ...}, "it has no test_accuracy"),
@@ -194,6 +196,14 @@ def test_run_of_a_version_with_fewer_flags_is_read(run):
     del flags["erasing"]
     (run / CONFIG).write_text(json.dumps(flags))
     assert read_run(run).config.erasing is None
+
+
+def test_domain_of_a_version_that_told_less_is_read(run):
+    told = json.loads((run / DOMAIN).read_text())
+    del told["crop_pct"], told["interpolation"]
+    (run / DOMAIN).write_text(json.dumps(told))
+    domain = read_domain(run)
+    assert (domain.crop_pct, domain.interpolation) == (1.0, "bicubic")
 
 
 def test_figure_that_is_needed_is_asked_for(run):
