@@ -26,13 +26,23 @@ LARGE = {
 }
 
 
-def run_exported(module, x, shapes=None):
-    """Exports a module, and returns what runs the file."""
+def exported(module, x, shapes=None):
+    """Exports a module, with its batch open at least."""
     shapes = shapes or {0: BATCH}
     program = torch.onnx.export(
         module, (x,), dynamo=True, dynamic_shapes=(shapes,), verbose=False
     )
     assert program is not None
+    return program
+
+
+def run_exported(module, x, shapes=None):
+    """Exports a module, and returns what runs the file."""
+    return runner(exported(module, x, shapes))
+
+
+def runner(program):
+    """Returns what runs an exported program."""
     session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
     (argument,) = session.get_inputs()
     return lambda x: session.run(None, {argument.name: as_numpy(x)})[0]
@@ -61,13 +71,26 @@ def test_file_serves_every_size(name):
         assert_same(run(x), module(x))
 
 
-@pytest.mark.parametrize("form", ["loop", "grouped"])
-def test_forms_with_a_group_for_every_sample_are_refused(form):
+@pytest.mark.parametrize("form", ["loop", "patches"])
+def test_form_asked_for_serves_every_batch(form):
     module = build("dynamic 1d", torch.float32)
     module.implementation = form
+    program = exported(module, images("dynamic 1d", 3, torch.float32))
+    assert any(node.op_type == "Scan" for node in program.model.graph) == (
+        form == "loop"
+    )
+    run = runner(program)
+    for batch in (1, 5):
+        x = images("dynamic 1d", batch, torch.float32)
+        assert_same(run(x), module(x))
+
+
+def test_form_with_a_group_for_every_sample_is_refused():
+    module = build("dynamic 1d", torch.float32)
+    module.implementation = "grouped"
     with pytest.raises(torch.onnx.errors.OnnxExporterError) as caught:
         run_exported(module, images("dynamic 1d", 3, torch.float32))
-    assert f"`implementation` (={form!r}) would fix the batch" in str(caught.value)
+    assert "`implementation` (='grouped') would fix the batch" in str(caught.value)
 
 
 @pytest.mark.slow

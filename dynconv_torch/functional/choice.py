@@ -19,7 +19,12 @@ from torch import Tensor
 from torch.jit import is_tracing  # pyright: ignore[reportPrivateImportUsage]
 
 from dynconv_torch.functional.geometry import Geometry
-from dynconv_torch.functional.tracing import has_open_size, is_open
+from dynconv_torch.functional.tracing import (
+    can_scan,
+    has_open_size,
+    is_onnx_export,
+    is_open,
+)
 from dynconv_torch.functional.transpose_geometry import TransposeGeometry
 
 IMPLEMENTATIONS = ("auto", "loop", "grouped", "patches", "experts")
@@ -117,15 +122,10 @@ def work_of(
     return work._replace(**{kind: flops})
 
 
-@torch.compiler.assume_constant_result  # by itself, the symbolic interpreter says no
-def _is_onnx_export() -> bool:
-    return torch.onnx.is_in_onnx_export()
-
-
 def choose_open(
     implementation: str,
     geometry: Geometry,
-    batch: int | torch.SymInt,
+    input: Tensor,
     num_experts: int | None = None,
 ) -> str:
     """Returns a form for every size, for a program that leaves some size open.
@@ -134,10 +134,15 @@ def choose_open(
     channel is a small one, and transposed, most of what it multiplies is zeros; there
     it is `"experts"`, if there are some.
 
+    ONNX can loop over a batch that is open, and onnxruntime convolves with a kernel
+    that was computed. For windows that is the fastest, most of all beside `"experts"`
+    with K times the arithmetic; for a single tap it is level with a product, which is
+    the shorter program. docs/performance.md has the figures.
+
     Args:
         implementation: `"auto"`, or the form to use, which is returned.
         geometry: The convolution.
-        batch: B, open or not.
+        input: Shape (B, C, *S), of which some are open.
         num_experts: K, or None where every sample brings its own kernel.
 
     Raises:
@@ -147,14 +152,17 @@ def choose_open(
     if implementation == "auto":
         is_transposed = isinstance(geometry, TransposeGeometry)
         has_experts = num_experts is not None
+        is_window = math.prod(geometry.kernel_size) > 1
+        if can_scan(input) and is_window and not is_transposed:
+            return "loop"
         if has_experts and (is_transposed or _is_depthwise(geometry)):
             return "experts"
         return "patches"
     is_compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
-    if is_open(batch) and not is_compiled:
+    if is_open(input.shape[0]) and not is_compiled:
         # torch.jit.trace and ONNX keep a number of groups as a constant.
-        has_constant_groups = is_tracing() or _is_onnx_export()
-        if implementation == "loop" or (
+        has_constant_groups = is_tracing() or is_onnx_export()
+        if (implementation == "loop" and not can_scan(input)) or (
             implementation == "grouped" and has_constant_groups
         ):
             raise ValueError(
@@ -191,7 +199,7 @@ def choose(
     """
     check_implementation(implementation, has_experts=num_experts is not None)
     if has_open_size(input, *operands):
-        return choose_open(implementation, geometry, input.shape[0], num_experts)
+        return choose_open(implementation, geometry, input, num_experts)
     if implementation != "auto":
         return implementation
     if input.device.type != "cpu":

@@ -16,13 +16,18 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Num
 from torch import Tensor
+from torch._higher_order_ops import scan
 
 from dynconv_torch.functional.checks import check_tensors
 from dynconv_torch.functional.choice import check_implementation, choose
 from dynconv_torch.functional.geometry import Geometry, PaddingLike
 from dynconv_torch.functional.numerics import is_autocast
 from dynconv_torch.functional.patches import conv_by_patches
-from dynconv_torch.functional.tracing import has_open_size, sizes_of
+from dynconv_torch.functional.tracing import (
+    can_scan,
+    has_open_size,
+    sizes_of,
+)
 from dynconv_torch.functional.windows import pad_for
 
 GeometryType = TypeVar("GeometryType", bound=Geometry)
@@ -128,12 +133,29 @@ def conv_by_loop(
     convolve: Convolve = conv,
 ) -> Num[Tensor, "batch out_channels *out_spatial"]:
     """Convolves samples with kernels of their own, one by one."""
+    if can_scan(input):
+        return _conv_by_scan(input, weight, geometry, convolve)
     return torch.cat(
         [
             convolve(sample[None], own_weight, geometry, geometry.groups)
             for sample, own_weight in zip(input, weight, strict=True)
         ]
     )
+
+
+def _conv_by_scan(
+    input: Tensor, weight: Tensor, geometry: Geometry, convolve: Convolve
+) -> Tensor:
+    """The loop as ONNX's `Scan`, over as many samples as there will be."""
+
+    def step(carry: Tensor, sample: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        own_input, own_weight = sample
+        output = convolve(own_input[None], own_weight, geometry, geometry.groups)
+        return carry.clone(), output.squeeze(0)
+
+    # A file has no gradients. Nothing is carried on, but something has to be.
+    samples = input.detach(), weight.detach()
+    return scan(step, input.new_zeros(1), samples)[1]
 
 
 def conv_by_groups(

@@ -16,6 +16,8 @@ from torch.jit import (
     is_tracing,  # pyright: ignore[reportPrivateImportUsage]
 )
 
+_EXPORTER_HAS_SCAN = torch.__version__ >= "2.9"  # compared as numbers
+
 
 def is_open(size: int | torch.SymInt) -> bool:
     """Returns whether a size is that of an example, and others are to come.
@@ -36,6 +38,17 @@ def is_open(size: int | torch.SymInt) -> bool:
     return isinstance(size, torch.SymInt)
 
 
+@torch.compiler.assume_constant_result  # by itself, the symbolic interpreter says no
+def is_onnx_export() -> bool:
+    """Returns whether `torch.onnx.export` is writing a program.
+
+    Example:
+        >>> is_onnx_export()
+        False
+    """
+    return torch.onnx.is_in_onnx_export()
+
+
 def has_open_size(*tensors: Tensor) -> bool:
     """Returns whether any size of any tensor is open.
 
@@ -44,6 +57,22 @@ def has_open_size(*tensors: Tensor) -> bool:
         False
     """
     return any(is_open(size) for tensor in tensors for size in tensor.shape)
+
+
+def can_scan(samples: Tensor) -> bool:
+    """Returns whether the program being written may loop over samples of open number.
+
+    That is what ONNX has `Scan` for. PyTorch's exporter writes it from 2.9 on, not with
+    `dynamo=False`, and takes the other sizes of the samples for fixed.
+
+    Example:
+        >>> can_scan(torch.ones(2, 3))
+        False
+    """
+    if not (_EXPORTER_HAS_SCAN and is_onnx_export()) or is_tracing():
+        return False
+    batch, *sizes = samples.shape
+    return is_open(batch) and not any(map(is_open, sizes))
 
 
 def _quiet_trace() -> contextlib.AbstractContextManager:

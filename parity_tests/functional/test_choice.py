@@ -203,6 +203,20 @@ def test_each_pytorch_form_is_chosen_where_it_is_at_home(form, has_gradient):
 
 
 @pytest.mark.parametrize(
+    ("form", "kernel_size", "groups"),
+    [("loop", (3, 3), 1), ("loop", (3, 3), 8), ("patches", (1, 1), 1)],
+)
+def test_onnx_loops_over_windows_and_multiplies_single_taps(
+    form, kernel_size, groups, monkeypatch
+):
+    monkeypatch.setattr(torch_choice, "has_open_size", lambda *tensors: True)
+    monkeypatch.setattr(torch_choice, "can_scan", lambda samples: True)
+    geometry = Geometry.create(8, 8, kernel_size, rank=2, groups=groups)
+    x, weight = torch.empty(2, 8, 5, 7), torch.empty(4, *geometry.weight_shape)
+    assert torch_choice.choose("auto", geometry, x, weight, num_experts=4) == form
+
+
+@pytest.mark.parametrize(
     "implementation", ["auto", "loop", "grouped", "patches", "experts"]
 )
 def test_pytorch_layer_compiles_without_graph_breaks(implementation):
