@@ -22,7 +22,7 @@ from jaxtyping import Float, Shaped
 
 from dynconv_jax.checks import check_rngs
 from dynconv_jax.functional.checks import check_arrays, check_dtypes, check_rate
-from dynconv_jax.functional.geometry import positive_int
+from dynconv_jax.functional.geometry import expert_count, positive_int
 from dynconv_jax.functional.numerics import at_least_float32
 from dynconv_jax.functional.pooling import spatial_mean
 from dynconv_jax.gating import Temperature, attend, record_attention, record_softmax
@@ -112,7 +112,7 @@ class Router(HoldsScheduled):
             ValueError: If a value is out of range.
         """
         self.in_features = positive_int("in_features", in_features)
-        self.num_experts = positive_int("num_experts", num_experts)
+        self.num_experts = expert_count(num_experts)
         self.reduction = positive_int("reduction", reduction)
         Temperature.check(temperature)
         if top_k is not None and positive_int("top_k", top_k) > num_experts:
@@ -215,7 +215,7 @@ class SigmoidRouter(nnx.Linear):
             ValueError: If a count is below 1.
         """
         positive_int("in_features", in_features)
-        self.num_experts = positive_int("num_experts", num_experts)
+        self.num_experts = expert_count(num_experts)
         check_dtypes(dtype=dtype, param_dtype=param_dtype, optional=("dtype",))
         check_rngs(rngs)
         options: dict[str, Any] = dict(

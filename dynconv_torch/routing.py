@@ -17,7 +17,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from dynconv_torch.functional.checks import check_dtype, check_rate, check_tensors
-from dynconv_torch.functional.geometry import positive_int
+from dynconv_torch.functional.geometry import expert_count, positive_int
 from dynconv_torch.functional.numerics import call_wide, dtypes_of, without_autocast
 from dynconv_torch.functional.pooling import spatial_mean
 from dynconv_torch.functional.tracing import sizes_of
@@ -96,7 +96,7 @@ class Router(HoldsScheduled):
         """
         super().__init__()
         self.in_channels = positive_int("in_channels", in_channels)
-        self.num_experts = positive_int("num_experts", num_experts)
+        self.num_experts = expert_count(num_experts)
         self.reduction = positive_int("reduction", reduction)
         Temperature.check(temperature)
         if top_k is not None and positive_int("top_k", top_k) > num_experts:
@@ -195,7 +195,7 @@ class SigmoidRouter(nn.Linear):
         check_dtype(dtype)
         super().__init__(
             positive_int("in_channels", in_channels),
-            positive_int("num_experts", num_experts),
+            expert_count(num_experts),
             device=device,
             dtype=dtype,
         )

@@ -23,6 +23,10 @@ from jaxtyping import Float
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.numerics import contract_rounded
 
+# Published budgets reach 4, and every sample mixes all cells: more is a mistake, whose
+# cells might not even be counted in memory.
+MOST_RATIO = 4096
+
 
 @dataclasses.dataclass(frozen=True)
 class Share:
@@ -144,13 +148,14 @@ class Tiling:
 
 def _step_and_block(ratio: float) -> tuple[int, int]:
     """Returns (ratio, 1) for a whole ratio, (1, m) for 1/m."""
-    if math.isfinite(ratio) and ratio > 0:
+    if 0 < ratio <= MOST_RATIO:
         step, block = max(1, round(ratio)), max(1, round(1 / ratio))
         if math.isclose(ratio, step / block, rel_tol=1e-6):
             return step, block
     raise ValueError(
         f"`ratio` (={ratio}) must be a whole number, or one over a whole number, such "
-        "as 0.25: each tile has as many cells of its own, or every so many tiles one"
+        "as 0.25: each tile has as many cells of its own, or every so many tiles one; "
+        f"and at most {MOST_RATIO}"
     )
 
 

@@ -18,7 +18,7 @@ from dynconv_jax.checks import check_rngs
 from dynconv_jax.functional.checks import check_arrays, check_dtypes
 from dynconv_jax.functional.choice import check_implementation
 from dynconv_jax.functional.dynamic import dynamic_conv
-from dynconv_jax.functional.geometry import Geometry, PaddingLike, positive_int
+from dynconv_jax.functional.geometry import Geometry, PaddingLike, expert_count
 from dynconv_jax.functional.numerics import keep_wide
 from dynconv_jax.layers.convolution import Convolution
 
@@ -135,7 +135,7 @@ class ExpertConv(Convolution):
         check_rngs(rngs)
         self._take_geometry(geometry)
         self.use_bias = use_bias
-        self.num_experts = positive_int("num_experts", num_experts)
+        self.num_experts = expert_count(num_experts)
         self.implementation = implementation
         self.dtype = dtype
         self.param_dtype = param_dtype

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from dynconv_jax.checks import check_rngs
-from dynconv_jax.functional.checks import check_dtypes
+from dynconv_jax.functional.checks import check_dtypes, check_positive
 from dynconv_jax.functional.geometry import positive_int
 from dynconv_jax.functional.static import few_channel_conv
 from dynconv_jax.initializers import torch_kernel_init, torch_linear
@@ -29,14 +29,14 @@ def scaled_widths(widths: Sequence[int], width_mult: float) -> list[int]:
     """Multiplies numbers of channels and rounds them, halves upwards, to 1 at least.
 
     Raises:
-        ValueError: If `width_mult` is not positive and finite.
+        TypeError: If `width_mult` is not a number.
+        ValueError: If it is not positive and finite.
 
     Example:
         >>> scaled_widths(WIDTHS, 0.29)
         [9, 19, 37, 74]
     """
-    if not 0 < width_mult < math.inf:
-        raise ValueError(f"`width_mult` (={width_mult}) must be positive and finite")
+    check_positive("width_mult", width_mult)
     return [max(1, math.floor(width * width_mult + 0.5)) for width in widths]
 
 

@@ -1,6 +1,5 @@
 """MobileNetV2, with static or dynamic convolutions."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from dynconv_jax.functional.activations import relu6
-from dynconv_jax.functional.checks import check_rate
+from dynconv_jax.functional.checks import check_positive, check_rate
 from dynconv_jax.functional.geometry import positive_int
 from dynconv_jax.layers.given_attention import RoutedSequential, route
 from dynconv_jax.models.convolutions import Convolutions, check_dynamic_has_conv
@@ -168,10 +167,7 @@ class MobileNetV2(nnx.Module):
         """
         self.in_features = positive_int("in_features", in_features)
         self.num_classes = positive_int("num_classes", num_classes)
-        if not 0 < width_mult < math.inf:
-            raise ValueError(
-                f"`width_mult` (={width_mult}) must be positive and finite"
-            )
+        check_positive("width_mult", width_mult)
         check_rate("dropout", dropout)
         check_rate("drop_path_rate", drop_path_rate)
         make = Convolutions(

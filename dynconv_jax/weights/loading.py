@@ -33,7 +33,8 @@ class DoesNotFit(ValueError):
     """A state dict does not fit a module; the message says in what, and what it is of.
 
     Attributes:
-        problems: Each by its kind and in words that name the key.
+        problems: Each by its kind and in words that name the key, the most telling
+            first.
     """
 
     def __init__(self, message: str, problems: list[tuple[str, str]]):
@@ -202,7 +203,7 @@ def prepare(
                 "Keys follow the names of attributes; modules that name them otherwise "
                 "than PyTorch need a row in `dynconv_jax.LAYOUT`."
             )
-        name = type(module).__name__
+        name, problems = type(module).__name__, _most_telling_first(problems)
         raise DoesNotFit("\n".join([_refusal(name, problems), *hints]), problems)
     if not is_of_jax:
         notes += silent_differences(module)
@@ -282,6 +283,17 @@ def _misfit(name: str, leaf: Leaf, value: np.ndarray) -> tuple[str, str] | None:
     return None
 
 
+def _most_telling_first(problems: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Orders what is wrong by its kind, weights before statistics."""
+    kinds = [*_KINDS]
+
+    def rank(problem: tuple[str, str]) -> tuple[int, bool]:
+        kind, text = problem
+        return kinds.index(kind), not text.split()[0].rstrip(",").endswith("weight")
+
+    return sorted(problems, key=rank)
+
+
 def _refusal(name: str, problems: list[tuple[str, str]]) -> str:
     """Returns what is wrong: how many of which kind, and the first of each."""
     totals, lines = [], []
@@ -290,9 +302,7 @@ def _refusal(name: str, problems: list[tuple[str, str]]) -> str:
         if not texts:
             continue
         totals.append(f"{len(texts)} {several if len(texts) > 1 else kind}")
-        # A weight tells more than a statistic, and one prefix tells all.
-        texts.sort(key=lambda text: not text.partition(",")[0].endswith("weight"))
-        shown = 1 if "prefix" in kind else _NAMED
+        shown = 1 if "prefix" in kind else _NAMED  # one prefix tells all
         lines += [f"{kind}: {text}" for text in texts[:shown]]
         if len(texts) > shown:
             lines.append(f"and {len(texts) - shown} more {several}")

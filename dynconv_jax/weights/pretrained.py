@@ -19,6 +19,7 @@ from dynconv_jax.models.description import DTYPES, description_of, is_plain, pla
 from dynconv_jax.models.registry import create_model
 from dynconv_jax.weights.directories import new_directory
 from dynconv_jax.weights.files import load_weights, save_weights, write_file
+from dynconv_jax.weights.loading import DoesNotFit
 from dynconv_jax.weights.pretrained_config import (
     CONFIG,
     OWN,
@@ -26,6 +27,7 @@ from dynconv_jax.weights.pretrained_config import (
     WEIGHTS,
     Config,
     as_path,
+    card_of,
     check_place,
     read_config,
 )
@@ -45,23 +47,6 @@ _IN_FLAX = {theirs: ours for ours, theirs in _IN_PYTORCH.items()}
 
 # What training and evaluation differ in.
 _MODES = ("deterministic", "use_running_average")
-
-_CARD = """\
----
-library_name: dynconv
-pipeline_tag: image-classification
-tags:
-- dynamic-convolution
----
-
-# {model}
-
-A model of dynconv: its name and options are in `config.json`, its weights in
-`model.safetensors`, in PyTorch's layout. Either framework opens this directory:
-
-    net = dynconv_jax.from_pretrained(directory)
-    net = dynconv_torch.from_pretrained(directory)
-"""
 
 
 def save_pretrained(
@@ -84,7 +69,7 @@ def save_pretrained(
         TypeError: If `model` is no module, `path` no path, or `card` no text.
         ValueError: If `create_model` did not make the model, or with options that no
             file can hold; or if the model was changed since, so that these would build
-            another. Nothing is then written.
+            another; or if no file can hold `card`. Nothing is then written.
         FileExistsError: If the directory holds files of others.
         OSError: If it cannot be written; an existing one is then untouched.
 
@@ -100,8 +85,6 @@ def save_pretrained(
     """
     check_module("model", model)
     path = as_path(path)
-    if card is not None and not isinstance(card, str):
-        raise TypeError(f"`card` (a {type(card).__name__}) must be text, or None")
     arguments = _arguments_of(model)
     if changes := _changes(model, abstract_module(_builder(arguments))):
         raise ValueError(
@@ -111,11 +94,11 @@ def save_pretrained(
         )
     check_place(path)
     config = _to_config(arguments)
+    content = card_of(config.model, card)
     with new_directory(path) as place:
         write_file(place / CONFIG, config.to_json())
         save_weights(model, place / WEIGHTS)
-        text = _CARD.format(model=config.model) if card is None else card
-        write_file(place / README, text.encode())
+        write_file(place / README, content)
 
 
 def from_pretrained(
@@ -133,6 +116,8 @@ def from_pretrained(
     Args:
         path: The directory. Nothing is fetched: what is on the Hugging Face hub comes
             by `huggingface_hub.snapshot_download(name)`, which answers a directory.
+            Fields of `config.json` that are not of this library pass, as other
+            libraries and the hub add theirs.
         conv_options: Options of the convolutions in the place of those saved.
         rngs: Where dropout and noise draw from; None is `nnx.Rngs(0)`.
         **options: Options of the model in the place of those saved, such as `dtype`.
@@ -173,7 +158,17 @@ def from_pretrained(
         if options or conv_options:  # perhaps a fault of those
             raise
         raise ValueError(f"`path`: {os.fspath(path / CONFIG)!r}: {error}") from error
-    load_weights(model, path / WEIGHTS)
+    try:
+        load_weights(model, path / WEIGHTS)
+    except ValueError as error:
+        if not isinstance(error.__cause__, DoesNotFit):
+            raise
+        problems = [f"{kind}: {text}" for kind, text in error.__cause__.problems]
+        raise ValueError(
+            f"`path`: {os.fspath(path / WEIGHTS)!r} does not fit the "
+            f"{type(model).__name__} that {CONFIG} tells of: {problems[0]}"
+            f"{_more(problems)}"
+        ) from error
     for _, stream in nnx.iter_graph(model):
         if isinstance(stream, nnx.RngStream):
             stream.key.set_value(getattr(rngs, stream.tag)())

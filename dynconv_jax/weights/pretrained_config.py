@@ -36,6 +36,23 @@ _KINDS: dict[str, tuple[type, ...]] = {
 }
 _WORDS = {str: "a word", dict: "options by name", type(None): "null"}
 
+_CARD = """\
+---
+library_name: dynconv
+pipeline_tag: image-classification
+tags:
+- dynamic-convolution
+---
+
+# {model}
+
+A model of dynconv: its name and options are in `config.json`, its weights in
+`model.safetensors`, in PyTorch's layout. Either framework opens this directory:
+
+    net = dynconv_jax.from_pretrained(directory)
+    net = dynconv_torch.from_pretrained(directory)
+"""
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -76,6 +93,10 @@ class Config:
 
 def read_config(path: Path) -> Config:
     """Reads the `config.json` in a directory.
+
+    Fields that it does not know pass: files of the hub have such from other libraries
+    and from the hub itself (`architectures`, `transformers_version`, `_name_or_path`).
+    None of its own can be mistyped so, because all of them must be there.
 
     Raises:
         FileNotFoundError: If the directory or the file is not there.
@@ -138,6 +159,35 @@ def as_path(path: Any) -> Path:
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"`path` (a {type(path).__name__}) must be a path")
     return Path(path)
+
+
+def card_of(model: str, card: Any) -> bytes:
+    """Returns the content of `README.md`.
+
+    Args:
+        model: The name of the model.
+        card: Its text; None writes a short one.
+
+    Raises:
+        TypeError: If `card` is no text.
+        ValueError: If no file can hold it.
+
+    Example:
+        >>> card_of("resnet18", "# Mine")
+        b'# Mine'
+    """
+    if card is None:
+        return _CARD.format(model=model).encode()
+    if not isinstance(card, str):
+        raise TypeError(f"`card` (a {type(card).__name__}) must be text, or None")
+    try:
+        return card.encode()
+    except UnicodeEncodeError as error:
+        wrong = error.object[error.start]
+        raise ValueError(
+            f"`card` has {wrong!a} at {error.start}, a lone surrogate, which UTF-8 "
+            "cannot hold; give the text as it was before it was decoded wrongly"
+        ) from None
 
 
 def check_place(path: Path) -> None:

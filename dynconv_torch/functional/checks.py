@@ -4,6 +4,8 @@ Each check names the argument and what it was, before anything reads its shape: 
 of the arithmetic, or of another argument, would come later and mislead.
 """
 
+import math
+import numbers
 from collections.abc import Collection
 from typing import Any
 
@@ -86,6 +88,26 @@ def check_rate(name: str, value: Any) -> None:
     if not 0 <= number <= 1 - 2**-24:  # the largest of float32 below 1
         also = ", also in float32" if 0 <= number < 1 else ""
         raise ValueError(f"`{name}` (={value}) must be in [0, 1){also}")
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Refuses what is not a positive and finite number; a truth value is none.
+
+    Raises:
+        TypeError: If it is not a number.
+        ValueError: If it is out of range.
+
+    Example:
+        >>> check_positive("width_mult", "1")
+        Traceback (most recent call last):
+        TypeError: `width_mult` (='1', a str) must be a number
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(
+            f"`{name}` (={value!r}, a {type(value).__name__}) must be a number"
+        )
+    if not 0 < float(value) < math.inf:
+        raise ValueError(f"`{name}` (={value}) must be positive and finite")
 
 
 def _kind(value: Any) -> str:

@@ -11,6 +11,10 @@ from torch import Tensor
 
 PaddingLike = str | int | Sequence[int | tuple[int, int]]
 
+# Each is drawn by itself, and a number that is larger by mistake (or in a file) would
+# keep the constructor busy without end. Published networks have 4 to 32.
+MOST_EXPERTS = 4096
+
 
 def positive_int(name: str, value: object) -> int:
     """Returns `value` as an int of at least 1.
@@ -24,6 +28,22 @@ def positive_int(name: str, value: object) -> int:
         ValueError: If `value` is below 1.
     """
     return _int_from(name, value, 1)
+
+
+def expert_count(num_experts: object) -> int:
+    """Returns how many experts there are to be, as an int from 1 to `MOST_EXPERTS`.
+
+    Raises:
+        TypeError: If it is not an integer.
+        ValueError: If it is out of range.
+    """
+    number = positive_int("num_experts", num_experts)
+    if number > MOST_EXPERTS:
+        raise ValueError(
+            f"`num_experts` (={number}) must be at most {MOST_EXPERTS}: each expert is "
+            "a whole kernel, and every sample mixes all of them"
+        )
+    return number
 
 
 def _int_from(name: str, value: object, least: int) -> int:

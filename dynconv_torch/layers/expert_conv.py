@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from dynconv_torch.functional.checks import check_dtype, check_tensors
 from dynconv_torch.functional.choice import check_implementation
 from dynconv_torch.functional.dynamic import dynamic_conv
-from dynconv_torch.functional.geometry import Geometry, PaddingLike, positive_int
+from dynconv_torch.functional.geometry import Geometry, PaddingLike, expert_count
 from dynconv_torch.functional.tracing import sizes_of
 from dynconv_torch.layers.convolution import ConvolutionNd, as_one_kernel
 
@@ -61,7 +61,7 @@ class ExpertConvNd(ConvolutionNd):
         check_implementation(implementation)
         check_dtype(dtype)
         self.take_geometry(geometry)
-        self.num_experts = positive_int("num_experts", num_experts)
+        self.num_experts = expert_count(num_experts)
         self.implementation = implementation
 
         def experts(*shape: int) -> nn.Parameter:

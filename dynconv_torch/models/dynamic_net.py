@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dynconv_torch.functional.checks import check_dtype
+from dynconv_torch.functional.checks import check_dtype, check_positive
 from dynconv_torch.functional.geometry import positive_int
 from dynconv_torch.layers.dynamic_conv import DynamicConv2d
 from dynconv_torch.layers.dynamic_conv_block import DynamicConvBlock
@@ -22,14 +22,14 @@ def scaled_widths(widths: Sequence[int], width_mult: float) -> list[int]:
     """Multiplies numbers of channels and rounds them, halves upwards, to 1 at least.
 
     Raises:
-        ValueError: If `width_mult` is not positive and finite.
+        TypeError: If `width_mult` is not a number.
+        ValueError: If it is not positive and finite.
 
     Example:
         >>> scaled_widths(WIDTHS, 0.29)
         [9, 19, 37, 74]
     """
-    if not 0 < width_mult < math.inf:
-        raise ValueError(f"`width_mult` (={width_mult}) must be positive and finite")
+    check_positive("width_mult", width_mult)
     return [max(1, math.floor(width * width_mult + 0.5)) for width in widths]
 
 

@@ -1,6 +1,5 @@
 """MobileNetV2, with static or dynamic convolutions."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dynconv_torch.functional.checks import check_rate
+from dynconv_torch.functional.checks import check_positive, check_rate
 from dynconv_torch.functional.geometry import positive_int
 from dynconv_torch.layers.given_attention import RoutedSequential, route
 from dynconv_torch.models.convolutions import Convolutions, check_dynamic_has_conv
@@ -160,10 +159,7 @@ class MobileNetV2(nn.Module):
         super().__init__()
         self.in_channels = positive_int("in_channels", in_channels)
         positive_int("num_classes", num_classes)
-        if not 0 < width_mult < math.inf:
-            raise ValueError(
-                f"`width_mult` (={width_mult}) must be positive and finite"
-            )
+        check_positive("width_mult", width_mult)
         check_rate("dropout", dropout)
         check_rate("drop_path_rate", drop_path_rate)
         make = Convolutions(

@@ -157,7 +157,7 @@ def with_warehouses(
 
     Raises:
         ValueError: If the layers of a group cannot share cells, or `build` builds other
-            layers the second time, or none at all.
+            layers the second time, or none at all, or a value is out of range.
 
     Example:
         >>> def build(conv):
@@ -169,6 +169,8 @@ def with_warehouses(
         >>> [warehouse.cells.shape for warehouse in net.warehouses]
         [torch.Size([171, 8, 1, 1, 1])]
     """
+    if rank not in (1, 2, 3):
+        raise ValueError(f"`rank` (={rank!r}) must be 1, 2 or 3")
     requests, paths = _outline(build, rank)
     groups: dict[Hashable, list[int]] = {}
     for index, (request, path) in enumerate(zip(requests, paths, strict=True)):

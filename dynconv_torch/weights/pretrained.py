@@ -25,26 +25,10 @@ from dynconv_torch.weights.pretrained_config import (
     WEIGHTS,
     Config,
     as_path,
+    card_of,
     check_place,
     read_config,
 )
-
-_CARD = """\
----
-library_name: dynconv
-pipeline_tag: image-classification
-tags:
-- dynamic-convolution
----
-
-# {model}
-
-A model of dynconv: its name and options are in `config.json`, its weights in
-`model.safetensors`, in PyTorch's layout. Either framework opens this directory:
-
-    net = dynconv_jax.from_pretrained(directory)
-    net = dynconv_torch.from_pretrained(directory)
-"""
 
 
 def save_pretrained(
@@ -65,7 +49,8 @@ def save_pretrained(
         TypeError: If `model` is no module, `path` no path, or `card` no text.
         ValueError: If `create_model` did not make the model, or with options that no
             file can hold; if the model was changed since, so that these would build
-            another; or if its parameters have several dtypes. Nothing is then written.
+            another; if its parameters have several dtypes; or if no file can hold
+            `card`. Nothing is then written.
         FileExistsError: If the directory holds files of others.
         OSError: If it cannot be written; an existing one is then untouched.
 
@@ -80,8 +65,6 @@ def save_pretrained(
     """
     check_module("model", model)
     path = as_path(path)
-    if card is not None and not isinstance(card, str):
-        raise TypeError(f"`card` (a {type(card).__name__}) must be text, or None")
     arguments, dtype = _arguments_of(model), _dtype_of(model)
     made = create_model(**arguments, dtype=dtype, device="meta")
     if changes := _changes(model, made):
@@ -101,6 +84,7 @@ def save_pretrained(
         param_dtype=str(dtype).removeprefix("torch."),
         dtype=None,
     )
+    content = card_of(config.model, card)
     tensors = {
         key: value.detach().cpu().contiguous()
         for key, value in model.state_dict().items()
@@ -108,8 +92,7 @@ def save_pretrained(
     with new_directory(path) as place:
         (place / CONFIG).write_bytes(config.to_json())
         (place / WEIGHTS).write_bytes(safetensors.torch.save(tensors))
-        text = _CARD.format(model=config.model) if card is None else card
-        (place / README).write_bytes(text.encode())
+        (place / README).write_bytes(content)
 
 
 def from_pretrained(
@@ -127,6 +110,8 @@ def from_pretrained(
     Args:
         path: The directory. Nothing is fetched: what is on the Hugging Face hub comes
             by `huggingface_hub.snapshot_download(name)`, which answers a directory.
+            Fields of `config.json` that are not of this library pass, as other
+            libraries and the hub add theirs.
         conv_options: Options of the convolutions in the place of those saved.
         **options: Options of the model in the place of those saved, such as `device`.
 

@@ -277,3 +277,33 @@ def test_a_rate_is_checked_as_float32_has_it(check, wrong):
         check("dropout", wrong)
     with pytest.raises(TypeError, match="^`dropout` .='much'. must be a number"):
         check("dropout", "much")
+
+
+WITHOUT_EXPERTS = {
+    *("DecomposedConv", "DecomposedConv2d", "BatchNorm", "KernelWarehouse"),
+    "create_model",  # of a network that takes no number of them
+}
+
+
+@pytest.mark.parametrize("name", [n for n in BUILDERS if n not in WITHOUT_EXPERTS])
+def test_more_experts_than_any_network_has_are_refused_at_once(name):
+    with pytest.raises(ValueError, match="^`num_experts` .=1000000000000. .* at most"):
+        BUILDERS[name](num_experts=10**12, rngs=RNGS)
+
+
+@pytest.mark.parametrize("name", [n for n in TWIN_BUILDERS if n not in WITHOUT_EXPERTS])
+def test_more_experts_than_any_twin_has_are_refused_at_once(name):
+    with pytest.raises(ValueError, match="^`num_experts` .=1000000000000. .* at most"):
+        TWIN_BUILDERS[name](num_experts=10**12)
+
+
+@pytest.mark.parametrize("check", [checks.check_positive, twin_checks.check_positive])
+def test_a_width_is_a_positive_number_of_whatever_kind(check):
+    for right in (2, 0.5, np.float32(0.25), np.int64(1)):
+        check("width_mult", right)
+    for wrong, kind in (("1", "str"), (True, "bool"), (None, "NoneType")):
+        with pytest.raises(TypeError, match=f"^`width_mult` .=.*, a {kind}. must be a"):
+            check("width_mult", wrong)
+    for wrong in (0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="^`width_mult` .* positive and finite"):
+            check("width_mult", wrong)

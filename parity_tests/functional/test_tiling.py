@@ -77,3 +77,13 @@ def test_a_cell_is_a_whole_window_without_spatial_partition():
     tiling = tilings((4, 8, (3, 2)), (8, 4, (3, 2)), spatial_partition=False)
     assert tiling.cell_shape == (3, 2, 4, 4)
     assert [share.tiles for share in tiling.shares] == [(1, 2, 1), (1, 1, 2)]
+
+
+@pytest.mark.parametrize("ratio", [0, -1, 0.3, 10**12, float("nan")])
+def test_a_budget_of_no_whole_number_of_cells_or_too_many_is_refused(ratio):
+    for create, geometries in (
+        (Tiling.create, jax_geometries((4, 4, (2,)))),
+        (TorchTiling.create, torch_geometries((4, 4, (2,)))),
+    ):
+        with pytest.raises(ValueError, match="^`ratio` .* a whole number, .* at most"):
+            create(geometries, ratio=ratio)

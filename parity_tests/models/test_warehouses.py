@@ -217,6 +217,12 @@ def refused(
         dynconv_torch.with_warehouses(torch_build, **options)
 
 
+@pytest.mark.parametrize("rank", [0, 4, 10**12, "2"])
+def test_a_rank_of_no_convolution_of_pytorch_is_refused(rank):
+    with pytest.raises(ValueError, match="^`rank` .* must be 1, 2 or 3"):
+        torch_net(rank=rank)
+
+
 def test_a_model_without_convolutions_is_refused():
     refused(
         "`build` never called",
