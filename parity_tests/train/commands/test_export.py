@@ -16,7 +16,7 @@ from parity_tests.tolerances import assert_close
 from parity_tests.tools.lively import write_lively
 from train.commands import export
 from train.commands.export import main
-from train.commands.export.programs import classifier
+from train.commands.export.programs import classifier, load_stablehlo
 from train.errors import TrainError
 
 DEFAULT_NUMERICS = True
@@ -69,6 +69,11 @@ def test_program_serves_every_batch_and_computes_what_the_network_does(
             {"probabilities": expected[:batch]},
             dtype="float32",
         )
+
+
+def test_program_is_read_as_a_jitted_function(exported):
+    function = load_stablehlo(exported / "model.stablehlo")
+    assert isinstance(function, type(jax.jit(function)))
 
 
 def test_batch_norms_are_folded_into_the_program(trained, exported, tmp_path):
