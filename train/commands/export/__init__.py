@@ -42,6 +42,7 @@ from train.errors import TrainError, TrainingFailed
 from train.flags.checks import OptionalPath, Switch
 from train.flags.config import Config, parse_flags
 from train.showing.console import open_console, say
+from train.showing.report.exported import show_export
 from train.storage.read_json import read_json
 
 Format = Literal["stablehlo", "onnx", "int8", "pt2"]
@@ -75,7 +76,7 @@ class ExportFlags(OneRunFlags):
 
     They take pictures of uint8, in any number, and answer probabilities; the
     normalisation is in them. All of them are held against the network on test pictures,
-    and nothing is written if one differs.
+    and nothing is written if one differs. The run's report.html shows what was written.
 
     Attributes:
         out: The directory to write, by default export in that of the run. An earlier
@@ -165,10 +166,15 @@ def main(argv: Sequence[str]) -> None:
             f"--out (={out}) could not be written: {error.strerror or error}; free "
             "the space or choose another directory"
         ) from error
+    try:
+        show_export(path, out, figures)
+        unwritten = ""
+    except OSError as error:  # a run may be where it cannot be written
+        unwritten = f"; its report does not show it: {error.strerror or error}"
     if flags.json:
         print(json.dumps({"run": str(path), "out": str(out)} | figures, indent=2))
     else:
-        _show(out, figures)
+        _show(f"{out}{unwritten}", figures)
 
 
 def _check_installed(formats: Sequence[Format]) -> None:
@@ -365,7 +371,7 @@ def _accuracy(
     return right / max(1, count), count
 
 
-def _show(out: Path, figures: dict[str, Any]) -> None:
+def _show(out: str, figures: dict[str, Any]) -> None:
     console = open_console()
     for name, each in figures["files"].items():
         say(
