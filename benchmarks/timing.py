@@ -80,6 +80,20 @@ def call_in_a_row(function: Function, count: int) -> list[float]:
     return seconds
 
 
+def in_turn(callers: Mapping[str, Caller], rounds: int) -> dict[str, Timing]:
+    """Times what is called, each between the others.
+
+    Args:
+        callers: What calls, by name, each perhaps in another process.
+        rounds: How often to call each, after one call to warm up.
+
+    Returns:
+        The timing of each.
+    """
+    turns = _rounds(callers, rounds, _PAUSE)
+    return {name: Timing.of(seconds) for name, seconds in turns.items()}
+
+
 def in_turn_and_in_a_row(
     callers: Mapping[str, Caller], rounds: int
 ) -> dict[str, Timing]:
@@ -94,8 +108,7 @@ def in_turn_and_in_a_row(
         The timing of each.
     """
     found = {}
-    for name, seconds in _rounds(callers, rounds, _PAUSE).items():
-        timing = Timing.of(seconds)
+    for name, timing in in_turn(callers, rounds).items():
         count = int(1e3 * _LONGEST_LOOP / timing.median) if timing.median else rounds
         row = callers[name](1 + min(rounds, max(2, count)))[1:]
         found[name] = dataclasses.replace(timing, steady=Timing.of(row).median)

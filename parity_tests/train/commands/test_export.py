@@ -28,7 +28,9 @@ ALONE = ("--formats", "stablehlo")
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "run"
-    return path, *write_lively(path)
+    written = write_lively(path)
+    (path / "report.html").write_text("<main><footer></footer></main>")
+    return path, *written
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +71,23 @@ def test_program_serves_every_batch_and_computes_what_the_network_does(
             {"probabilities": expected[:batch]},
             dtype="float32",
         )
+
+
+def test_report_of_the_run_shows_the_export(trained, exported):
+    page = (trained[0] / "report.html").read_text()
+    assert "model.stablehlo" in page and page.endswith("<footer></footer></main>")
+
+
+def test_a_report_that_cannot_be_written_is_told_of(
+    trained, tmp_path, monkeypatch, capsys
+):
+    def refuse(*arguments):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(export, "show_export", refuse)
+    main([str(trained[0]), *ALONE, f"--out={tmp_path / 'export'}"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert "its report does not show it: Read-only file system" in told
 
 
 def test_batch_norms_are_folded_into_the_program(trained, exported, tmp_path):

@@ -12,6 +12,7 @@ from train.errors import TrainError
 from train.machines.description import describe_code
 from train.showing.report import sections, write_report
 from train.showing.report.charts import MOST_POINTS, Line, chart
+from train.showing.report.exported import show_export
 from train.showing.report.markup import duration, number
 from train.storage.finished import read_run
 
@@ -256,3 +257,52 @@ def test_flags_of_a_run_are_read_back(tmp_path):
 def test_directory_without_a_run_is_refused(tmp_path):
     with pytest.raises(TrainError, match="holds no run"):
         read_run(tmp_path)
+
+
+# What was exported
+
+EXPORT = {
+    "pictures": 21,
+    "files": {
+        "model.onnx": {
+            "bytes": 1_730_000,
+            "relative_difference": 2e-7,
+            "same_class": 1.0,
+        }
+    },
+    "quantized": {
+        "model.int8.onnx": {
+            "bytes": 420_000,
+            "test_accuracy_of_int8": 0.9877,
+            "test_accuracy_of_onnx": 0.9899,
+        }
+    },
+    "accuracy": {
+        "weights": "best",
+        "of": "the network",
+        "test_accuracy": 0.9889,
+        "images": 360,
+    },
+}
+
+
+def test_latest_export_is_on_the_page_of_its_run(tmp_path):
+    dataset = make_dataset()
+    before = read_page(tmp_path, dataset, make_evaluation(dataset))
+    show_export(tmp_path, tmp_path / "earlier", EXPORT)
+    show_export(tmp_path, tmp_path / "a & b", EXPORT)
+    page = Page((tmp_path / "report.html").read_text("utf-8"))
+    assert page.open == []
+    assert page.tags.count("section") == before.tags.count("section") + 1
+    shown, footer, _ = page.text.partition("params_sha256")
+    assert footer and shown.startswith(before.text.partition(footer)[0])
+    added = shown.removeprefix(before.text.partition(footer)[0])
+    for told in ("a & b", "model.onnx", "1.73", "2e-07", "100.0 %", "98.89 %", "best"):
+        assert told in added
+    for told in ("model.int8.onnx", "0.42", "98.77 %, of model.onnx 98.99 %"):
+        assert told in added
+
+
+def test_export_of_a_run_without_a_report_writes_none(tmp_path):
+    show_export(tmp_path, tmp_path / "export", EXPORT)
+    assert not list(tmp_path.iterdir())

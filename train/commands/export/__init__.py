@@ -35,6 +35,7 @@ from train.errors import TrainError, TrainingFailed
 from train.flags.checks import OptionalPath, Switch
 from train.flags.config import Config, parse_flags
 from train.showing.console import open_console, say
+from train.showing.report.exported import show_export
 from train.storage.export_files import (
     EXPORT,
     FIGURES,
@@ -76,7 +77,7 @@ class ExportFlags(OneRunFlags):
 
     They take pictures of uint8, in any number, and answer probabilities; the
     normalisation is in them. All of them are held against the network on test pictures,
-    and nothing is written if one differs.
+    and nothing is written if one differs. The run's report.html shows what was written.
 
     Attributes:
         out: The directory to write, by default export in that of the run. An earlier
@@ -164,10 +165,15 @@ def main(argv: Sequence[str]) -> None:
             f"--out (={out}) could not be written: {error.strerror or error}; free "
             "the space or choose another directory"
         ) from error
+    try:
+        show_export(path, out, figures)
+        unwritten = ""
+    except OSError as error:  # a run may be where it cannot be written
+        unwritten = f"; its report does not show it: {error.strerror or error}"
     if flags.json:
         print(json.dumps({"run": str(path), "out": str(out)} | figures, indent=2))
     else:
-        _show(out, figures)
+        _show(f"{out}{unwritten}", figures)
 
 
 def _check_installed(formats: Sequence[Format]) -> None:
@@ -235,7 +241,7 @@ def _write(
         program = to_stablehlo(folded, dataset, open_size=flags.open_size)
         larger = np.pad(pictures, ((0, 0), (0, 3), (0, 1), (0, 0)), "edge")
         others = np.asarray(function(larger)) if flags.open_size else None
-        function = load_stablehlo(program).call
+        function = jax.jit(load_stablehlo(program).call)
         found[STABLEHLO] = answers(function, pictures)
         if others is not None:
             at_others = f"{STABLEHLO}, at another size,"
@@ -331,7 +337,7 @@ def _held_against(
     return {"relative_difference": difference, "same_class": float(same)}
 
 
-def _show(out: Path, figures: dict[str, Any]) -> None:
+def _show(out: str, figures: dict[str, Any]) -> None:
     console = open_console()
     for name, each in figures["files"].items():
         say(

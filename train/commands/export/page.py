@@ -9,11 +9,13 @@ STABLEHLO = """\
 For {platforms}{size}. JAX and flatbuffers are enough.
 
 ```python
+import jax
 from jax import export
 
 with open("model.stablehlo", "rb") as file:
     program = export.deserialize(bytearray(file.read()))
-probabilities = program.call(images)
+classify = jax.jit(program.call)
+probabilities = classify(images)
 ```
 """
 

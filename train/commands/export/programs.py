@@ -83,6 +83,8 @@ def answers(function: Callable[[Any], Any], pictures: np.ndarray) -> np.ndarray:
 def load_stablehlo(content: bytes) -> Any:
     """Returns the program of `to_stablehlo`, whose `call` takes pictures.
 
+    Jit that: as it is, each call is prepared anew, which takes 0.2 ms.
+
     Raises:
         ValueError: If it is no program, or one that this JAX does not read.
     """
