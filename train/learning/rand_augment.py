@@ -52,7 +52,8 @@ def rand_augment(
     def one(levels: jax.Array, chance: jax.Array) -> tuple[jax.Array, None]:
         operation = jnp.floor(chance[0] * len(OPERATIONS)).astype(int)
         share = jnp.where(chance[1] < 0.5, -1, 1) * (magnitude / LARGEST_MAGNITUDE)
-        return operate(levels, operation, share, fill), None
+        changed = operate(levels, operation, share, fill)
+        return changed.astype(levels.dtype), None  # which may be wider, with x64
 
     levels = jnp.rint(image * (LEVELS - 1))
     return jax.lax.scan(one, levels, chances)[0] / (LEVELS - 1)

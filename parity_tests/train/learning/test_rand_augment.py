@@ -115,6 +115,15 @@ def test_chance_draws_one_operation_after_the_other_and_their_direction(chance, 
     np.testing.assert_allclose(255 * found, expected, atol=ROUNDING)
 
 
+def test_image_stays_of_its_dtype_where_others_are_wider(levels):
+    image = (levels / 255).astype(np.float32)
+    chances = np.full((2, 2), 0.25, np.float32)
+    mean = (0.5,) * levels.shape[-1]
+    with jax.enable_x64(True):
+        found = draw(chances, image, 9.0, mean)
+    assert found.dtype == jnp.float32
+
+
 def test_every_operation_is_drawn_alike():
     count = len(OPERATIONS)
     numbers = (np.arange(4 * count) + 0.5) / (4 * count)
