@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -60,7 +61,7 @@ class TrainedRun:
         images = [source.image(index) for index in range(len(source))]
         return np.array(images, np.uint8).reshape(-1, *self.domain.image_shape)
 
-    def preprocess(self, images: jax.Array) -> jax.Array:
+    def preprocess(self, images: jax.Array | np.ndarray) -> jax.Array:
         """Returns images as the network takes them.
 
         Args:
@@ -79,7 +80,7 @@ class TrainedRun:
                 f"`images` (shape {images.shape}, {images.dtype}) must be (batch, "
                 f"{', '.join(map(str, expected))}) of uint8, as those of the run"
             )
-        return normalize(images, self.domain.mean, self.domain.std)
+        return normalize(jnp.asarray(images), self.domain.mean, self.domain.std)
 
 
 def load_run(path: Path | str, weights: Weights = "final") -> TrainedRun:

@@ -16,9 +16,15 @@ from dynconv_jax.weights import load_weights
 from train.data import presets
 from train.data.dataset import PARTS, Dataset, Domain, Part
 from train.errors import TrainError
-from train.flags.checks import OptionalInt, OptionalPath, Switch
+from train.flags.checks import (
+    Flags,
+    OptionalFloat,
+    OptionalInt,
+    OptionalPath,
+    Switch,
+)
 from train.flags.config import Config, parse_flags
-from train.flags.data import OptionalOnBadImage
+from train.flags.data import OptionalInterpolation, OptionalOnBadImage
 from train.learning.evaluation import Evaluation, evaluate
 from train.learning.model import create
 from train.learning.step import create_state, make_eval_step
@@ -36,7 +42,7 @@ OptionalPart = Annotated[Part | None, tyro.conf.arg(metavar="{test,val}")]
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainedFlags:
+class TrainedFlags(Flags):
     """What every command is told that loads the network of a run.
 
     Attributes:
@@ -46,12 +52,17 @@ class TrainedFlags:
             which is said; without it, what the run was told.
         max_image_pixels: The pixels of the largest picture to read; without it, what
             the run was told.
+        interpolation: How pictures are scaled; without it, as the run was told.
+        crop_pct: The share of a picture that is kept, as in training; without it, what
+            the run was told.
         json: Print the results as JSON.
     """
 
     weights: Weights = "final"
     on_bad_image: OptionalOnBadImage = None
     max_image_pixels: OptionalInt = None
+    interpolation: OptionalInterpolation = None
+    crop_pct: OptionalFloat = None
     json: Switch = False
 
     def adapt(self, config: Config) -> Config:
@@ -60,11 +71,22 @@ class TrainedFlags:
         Raises:
             TrainError: If a value is out of range.
         """
-        names = ("on_bad_image", "max_image_pixels")
-        given = {name: getattr(self, name) for name in names}
-        return dataclasses.replace(
-            config, **{name: v for name, v in given.items() if v is not None}
-        )
+        given = self._given("on_bad_image", "max_image_pixels")
+        return dataclasses.replace(config, **given)
+
+    def show(self, domain: Domain) -> Domain:
+        """Returns a domain whose pictures are shown to the network as it is given anew.
+
+        Raises:
+            TrainError: If a value is out of range.
+        """
+        is_met = self.crop_pct is None or 0 < self.crop_pct <= 1
+        self.require("crop_pct", is_met, "be above 0 and at most 1")
+        return dataclasses.replace(domain, **self._given("interpolation", "crop_pct"))
+
+    def _given(self, *names: str) -> dict[str, Any]:
+        values = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,10 +125,13 @@ class OneRunFlags(TrainedFlags):
         Raises:
             TrainError: If they cannot be read, or are not like those of the run.
         """
+        domain = self.show(domain)
         config = dataclasses.replace(
             self.adapt(config),
             data=self.data or config.data,
             class_map=self.class_map or config.class_map,
+            interpolation=domain.interpolation,
+            crop_pct=domain.crop_pct,
         )
         dataset = presets.load(config)
         # They may be others, if they are alike.

@@ -25,7 +25,7 @@ from train.data.folder import FolderSource
 from train.data.pictures import SUFFIXES
 from train.data.walk import find_pictures, say_left_out
 from train.errors import TrainError, TrainingFailed
-from train.flags.checks import Flags, OptionalPath
+from train.flags.checks import OptionalPath
 from train.flags.config import Config, parse_flags
 from train.flags.data import OnBadImage
 from train.learning.augment import normalize
@@ -45,7 +45,7 @@ OptionalArtifact = Annotated[
 
 
 @dataclasses.dataclass(frozen=True)
-class PredictFlags(TrainedFlags, Flags):
+class PredictFlags(TrainedFlags):
     """Tells what the network of a run sees in image files, and how it routes them.
 
     Images are brought to the size and the channels of those that it was trained on,
@@ -106,6 +106,7 @@ def main(argv: Sequence[str]) -> None:
     flags = parse_flags(argv, PredictFlags, "python -m train predict")
     path, *given = flags.arguments
     config, domain, predictor = _load(path, flags)
+    domain = flags.show(domain)
     paths = tuple(chain.from_iterable(map(_files, given)))
     source = FolderSource.unlabelled(paths, domain, config.max_image_pixels)
     predictions = predict(

@@ -6,10 +6,13 @@ from typing import Annotated
 
 import tyro
 
-from train.flags.checks import Flags, PresetFloat, PresetInt
+from train.flags.checks import Flags, OptionalFloat, PresetFloat, PresetInt
 
 # Of the width of a rectangle to its height, as torchvision has it.
 USUAL_RATIO = (3 / 4, 4 / 3)
+# Of RandAugment: the end of its scale, and how many operations an image has.
+LARGEST_MAGNITUDE = 10
+USUAL_OPS = 2
 Range = Annotated[tuple[float, float], tyro.conf.arg(metavar="FROM TO")]
 OptionalRange = Annotated[tuple[float, float] | None, tyro.conf.arg(metavar="FROM TO")]
 
@@ -26,6 +29,11 @@ class AugmentationFlags(Flags):
             image at random (a random resized crop). It is scaled to the size of the
             image, and takes the place of the padded crop; ImageNet has 0.08 1.
         crop_ratio: From which to which ratio of its width to its height.
+        randaugment: The magnitude of RandAugment, from 0 to 10; ImageNet has 9. Each
+            image is varied by --randaugment-ops operations, drawn at random with their
+            directions: rotation, shear, translation, brightness, contrast, colour,
+            sharpness, posterize, solarize, auto-contrast, equalize, or none.
+        randaugment_ops: How many operations of RandAugment an image has.
         flip: The share of images that are flipped from left to right.
         color_jitter: By how much, as a share, brightness, contrast and saturation
             vary.
@@ -38,6 +46,8 @@ class AugmentationFlags(Flags):
     crop_padding: PresetInt = None
     crop_scale: OptionalRange = None
     crop_ratio: Range = USUAL_RATIO
+    randaugment: OptionalFloat = None
+    randaugment_ops: int = USUAL_OPS
     flip: PresetFloat = None
     color_jitter: PresetFloat = None
     erasing: PresetFloat = None
@@ -58,6 +68,13 @@ class AugmentationFlags(Flags):
         self.require_share("color_jitter")
         self.require_weight("mixup", "cutmix")
         self._check_crop()
+        magnitude = self.randaugment
+        is_met = magnitude is None or 0 <= magnitude <= LARGEST_MAGNITUDE
+        self.require("randaugment", is_met, f"be from 0 to {LARGEST_MAGNITUDE}")
+        self.require_at_least_one("randaugment_ops")
+        rule = "be left out without --randaugment, whose operations they are"
+        is_met = magnitude is not None or self.randaugment_ops == USUAL_OPS
+        self.require("randaugment_ops", is_met, rule)
 
     def _check_crop(self) -> None:
         """Refuses rectangles that there are not."""

@@ -17,6 +17,9 @@ IMAGE_SIZE = 224
 LARGEST_SIDE = 4096
 # Between pixels, where pictures are scaled: the names that Pillow and timm have.
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+OptionalInterpolation = Annotated[
+    Interpolation | None, tyro.conf.arg(metavar="{nearest,bilinear,bicubic,lanczos}")
+]
 OptionalSize = Annotated[
     int | tuple[int, int] | None, tyro.conf.arg(metavar="HEIGHT [WIDTH]")
 ]

@@ -12,7 +12,7 @@ _STEPS = "an epoch has as many as --batch-size goes into the number of images"
 _BF16 = "--dtype bfloat16 computes in half the width, and needs no scaling of the loss"
 _RESUME = "none is needed: the same command with the same --out goes on"
 _DEVICE = "JAX takes the fastest device there is; JAX_PLATFORMS=cpu chooses another"
-_POLICY = "there are no policies; see --color-jitter, --erasing, --mixup and --cutmix"
+_POLICY = "of policies there is RandAugment; 9 is the magnitude of rand-m9"
 _CLASSES = "the classes are those of the images: of --data, one folder each"
 _DROP = "networks have no dropout here; --router-dropout is that of the routers"
 _COMPILE = "every step is compiled"
@@ -143,10 +143,11 @@ FOREIGN: dict[str, tuple[str, str]] = {
     "--hflip": ("--flip", ""),
     "--vflip": ("", "images are turned from left to right only, by --flip"),
     "--jitter": ("--color-jitter", ""),
-    "--aa": ("", _POLICY),
-    "--auto-augment": ("", _POLICY),
-    "--autoaugment": ("", _POLICY),
-    "--randaugment": ("", _POLICY),
+    "--aa": ("--randaugment", _POLICY),
+    "--auto-augment": ("--randaugment", _POLICY),
+    "--autoaugment": ("--randaugment", _POLICY),
+    "--ra-magnitude": ("--randaugment", ""),
+    "--ra-num-ops": ("--randaugment-ops", ""),
     "--scale": ("--crop-scale", ""),
     "--ratio": ("--crop-ratio", ""),
     "--padding": ("--crop-padding", ""),

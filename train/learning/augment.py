@@ -13,14 +13,17 @@ import jax
 import jax.numpy as jnp
 
 from train.data.dataset import Dataset
-from train.flags.augmentation import USUAL_RATIO
+from train.flags.augmentation import USUAL_OPS, USUAL_RATIO
 from train.flags.config import Config
+from train.learning.colors import blend, gray
+from train.learning.rand_augment import rand_augment
 
 # Of random erasing, as in its paper: shares of the image's area, and aspect ratios.
 ERASED_AREA = (0.02, 0.4)
 ERASED_ASPECT = (0.3, 1 / 0.3)
-RESIZED_CROP = 1  # what its random numbers are drawn by
-LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+# What random numbers of their own are drawn by.
+RESIZED_CROP = 1
+RAND_AUGMENT = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +41,8 @@ class Augmentation:
         crop_scale: From which to which share of the area a rectangle is cut out, which
             is scaled to the size of the image; None is no such crop.
         crop_ratio: From which to which ratio of its width to its height.
+        randaugment: The magnitude of RandAugment's operations; None is no such.
+        randaugment_ops: How many operations an image has.
         mean: The mean of each channel, white being 1.
         std: The standard deviation of each channel.
     """
@@ -50,6 +55,8 @@ class Augmentation:
     cutmix: float = 0.0
     crop_scale: tuple[float, float] | None = None
     crop_ratio: tuple[float, float] = USUAL_RATIO
+    randaugment: float | None = None
+    randaugment_ops: int = USUAL_OPS
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
 
@@ -103,8 +110,8 @@ def augment(
 ) -> tuple[jax.Array, jax.Array]:
     """Varies and normalises the images of a training step.
 
-    Crops, flip, colour, normalisation, erasing, and one of mixup and cutmix, in this
-    order.
+    Crops, flip, RandAugment, colour, normalisation, erasing, and one of mixup and
+    cutmix, in this order.
 
     Args:
         key: The random key of the step.
@@ -133,15 +140,18 @@ def augment(
     crop, color, erasing = chances[:, :3], chances[:, 3:6], chances[:, 6:]
     padding, flip = augmentation.crop_padding, augmentation.flip
     if augmentation.crop_scale is not None:
-        # Of a key of its own: without this crop, all is as it was before there was one.
-        own = jax.vmap(jax.random.fold_in, (0, None))(keys, RESIZED_CROP)
-        where = jax.vmap(jax.random.uniform, (0, None))(own, (4,))
+        where = _chances(keys, RESIZED_CROP, (4,))
         limits = augmentation.crop_scale, augmentation.crop_ratio
         resized = jax.vmap(_resized_crop, (0, 0, None, None))
         images = resized(where, _unit(images), *limits)
     if padding or flip:
         cut = jax.vmap(_crop_and_flip, (0, 0, None, None))
         images = cut(crop, images, padding, flip)
+    if augmentation.randaugment is not None:
+        drawn = _chances(keys, RAND_AUGMENT, (augmentation.randaugment_ops, 2))
+        varied = jax.vmap(rand_augment, (0, 0, None, None))
+        own = augmentation.randaugment, augmentation.mean
+        images = varied(drawn, _unit(images), *own)
     if augmentation.color_jitter:
         jitter = jax.vmap(_jitter_color, (0, 0, None))
         images = jitter(color, _unit(images), augmentation.color_jitter)
@@ -152,6 +162,15 @@ def augment(
         alphas = augmentation.mixup, augmentation.cutmix
         images, labels = _mix(mix_key, images, labels, *alphas)
     return images, labels
+
+
+def _chances(keys: jax.Array, purpose: int, shape: tuple[int, ...]) -> jax.Array:
+    """Returns random numbers from 0 to 1 for each image, (b, *shape).
+
+    They are of keys of their own: what has no use for them is as it was without.
+    """
+    own = jax.vmap(jax.random.fold_in, (0, None))(keys, purpose)
+    return jax.vmap(jax.random.uniform, (0, None))(own, shape)
 
 
 def _unit(images: jax.Array) -> jax.Array:
@@ -213,20 +232,8 @@ def _jitter_color(chances: jax.Array, image: jax.Array, strength: float) -> jax.
     """
     factors = _between(chances, 1 - strength, 1 + strength)
     image = jnp.clip(image * factors[0], 0, 1)
-    image = jnp.clip(_blend(image, _gray(image).mean(), factors[1]), 0, 1)
-    return jnp.clip(_blend(image, _gray(image), factors[2]), 0, 1)
-
-
-def _gray(image: jax.Array) -> jax.Array:
-    """Returns the brightness of each pixel, (H, W, 1)."""
-    if image.shape[-1] != len(LUMA):
-        return image.mean(-1, keepdims=True)
-    return (image * jnp.asarray(LUMA)).sum(-1, keepdims=True)
-
-
-def _blend(one: jax.Array, other: jax.Array, share: jax.Array) -> jax.Array:
-    """Returns `share` of `one` and the rest of `other`; exactly one of them at 1, 0."""
-    return share * one + (1 - share) * other
+    image = jnp.clip(blend(image, gray(image).mean(), factors[1]), 0, 1)
+    return jnp.clip(blend(image, gray(image), factors[2]), 0, 1)
 
 
 def _erase(chances: jax.Array, image: jax.Array, share: float) -> jax.Array:
@@ -277,5 +284,5 @@ def _mix(
     stop = jnp.clip(jnp.rint(center + sides / 2), 0, limits)
     is_pasted = _rectangle(images.shape[1:], start, stop)
     shares = jnp.where(cuts, ~is_pasted, share)
-    images = _blend(images, jnp.roll(images, 1, 0), shares)
-    return images, _blend(labels, jnp.roll(labels, 1, 0), shares.mean())
+    images = blend(images, jnp.roll(images, 1, 0), shares)
+    return images, blend(labels, jnp.roll(labels, 1, 0), shares.mean())

@@ -16,6 +16,8 @@ from parity_tests.tolerances import TOLERANCES
 from parity_tests.tools.runs import write_trained
 from train.commands.evaluate import EvaluateFlags, main
 from train.data import presets
+from train.data.dataset import Dataset
+from train.data.folder import FolderSource
 from train.errors import TrainError
 from train.flags.config import Config
 from train.learning.augment import normalize
@@ -76,14 +78,40 @@ def test_flags_of_images_are_those_of_the_run_but_for_what_is_given():
         EvaluateFlags(run=(Path("run"),), max_image_pixels=0).adapt(config)
 
 
-def test_pictures_and_their_class_map_may_have_moved(tmp_path):
+@pytest.fixture
+def folder_run(tmp_path) -> tuple[Config, Dataset]:
     for split, name in itertools.product(("train", "val"), ("ant", "bee")):
         (tmp_path / "old" / split / name).mkdir(parents=True)
         Image.new("L", (2, 2)).save(tmp_path / "old" / split / name / "a.png")
     classes = tmp_path / "old" / "classes.txt"
     classes.write_text("bee\nant\n")
-    config = Config(preset="folder", data=tmp_path / "old", class_map=classes)
-    before = presets.load(config)
+    flags = {"class_map": classes, "crop_pct": 0.9, "interpolation": "lanczos"}
+    config = Config(preset="folder", data=tmp_path / "old", **flags)
+    return config, presets.load(config)
+
+
+def test_pictures_are_shown_as_in_the_run_but_for_what_is_given(folder_run):
+    config, before = folder_run
+    run = (Path("run"),)
+    _, same = EvaluateFlags(run=run).load_images(config, before)
+    assert same.to_json() == before.to_json()
+    flags = EvaluateFlags(run=run, crop_pct=1.0, interpolation="nearest")
+    changed, dataset = flags.load_images(config, before)
+    assert isinstance(dataset.test, FolderSource)
+    for each in (changed, dataset, dataset.test):
+        assert (each.crop_pct, each.interpolation) == (1.0, "nearest")
+    with pytest.raises(TrainError, match=r"--crop-pct \(=0\.0\) must be above 0"):
+        EvaluateFlags(run=run, crop_pct=0.0).load_images(config, before)
+
+
+def test_images_that_have_a_size_are_not_cut_to_their_middle(trained):
+    flags = EvaluateFlags(run=(trained[0],), crop_pct=0.5)
+    with pytest.raises(TrainError, match=r"--crop-pct .* with --preset digits, whose"):
+        flags.load_images(Config(), trained[1])
+
+
+def test_pictures_and_their_class_map_may_have_moved(folder_run, tmp_path):
+    config, before = folder_run
     moved = (tmp_path / "old").rename(tmp_path / "new")
     flags = {"run": (Path("run"),), "data": moved}
     with pytest.raises(TrainError, match=r"--class-map \(=.*old.*\) cannot be read"):

@@ -62,16 +62,19 @@ def test_predictions_are_those_of_the_model(trained, expected, capsys):
             np.testing.assert_allclose(shares, attention[router][row], rtol=tolerance)
 
 
-def test_middle_of_a_picture_is_seen_where_the_run_saw_it(
-    trained, expected, tmp_path, capsys
+@pytest.mark.parametrize("is_given", [False, True], ids=["of the run", "given"])
+def test_middle_of_a_picture_is_seen_where_that_is_what_is_kept(
+    is_given, trained, expected, tmp_path, capsys
 ):
     path = shutil.copytree(trained[0], tmp_path / "run")
     told = json.loads((path / "domain.json").read_text())
-    (path / "domain.json").write_text(json.dumps(told | {"crop_pct": 0.5}))
+    share = 0.9 if is_given else 0.5
+    (path / "domain.json").write_text(json.dumps(told | {"crop_pct": share}))
     pixels = np.pad(trained[1].test.image(0)[..., 0], 4, constant_values=255)
     # Of twice the size of the middle: cut to it, nothing is scaled.
     Image.fromarray(pixels).save(tmp_path / "0.png")
-    main([str(path), str(tmp_path / "0.png"), "--top=1", "--json"])
+    given = ["--crop-pct=0.5"] if is_given else []
+    main([str(path), str(tmp_path / "0.png"), *given, "--top=1", "--json"])
     (prediction,) = json.loads(capsys.readouterr().out)
     np.testing.assert_allclose(
         prediction["classes"][0]["probability"],

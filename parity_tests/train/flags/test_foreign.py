@@ -90,6 +90,7 @@ def test_every_name_of_the_table_is_answered_by_it(name):
         ("--drop-path-rate", "--drop-path"),
         ("--random-erase", "--erasing"),
         ("--hflip", "--flip"),
+        ("--aa", "--randaugment"),
         ("--checkpoint-hist", "--keep-checkpoints"),
         ("--log-interval", "--log-every"),
         ("--print-freq", "--log-every"),
@@ -108,7 +109,6 @@ def test_flag_of_another_program_is_answered_by_its_meaning(typed, flag):
     [
         ("--resume", "the same command with the same --out goes on"),
         ("--num-classes", "the classes are those of the images"),
-        ("--aa", "there are no policies"),
         ("--drop", "--router-dropout"),
         ("--device", "JAX takes the fastest device"),
         ("--sync-bn", "batch norms see the batch of all devices"),

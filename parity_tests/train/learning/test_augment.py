@@ -191,6 +191,18 @@ def test_erasing_of_some_leaves_the_others(images):
     assert 0 < sum(is_same) < COUNT
 
 
+def test_operations_of_randaugment_leave_all_else_as_it_is_without(images):
+    # Of no magnitude, an image that has all levels is changed by equalizing alone.
+    even = np.broadcast_to(np.linspace(0, 1, COUNT)[:, None, None, None], images.shape)
+    plain = Augmentation(erasing=0.5, mean=(0.5,), std=(0.25,))
+    drawn = dataclasses.replace(plain, randaugment=0.0)
+    whole = np.rint(255 * even).astype(np.uint8)
+    assert_close(vary(drawn, whole)[0], vary(plain, whole)[0])
+    strong = dataclasses.replace(plain, randaugment=10.0)
+    is_same = each_equal(vary(strong, whole)[0], vary(plain, whole)[0])
+    assert not all(is_same)
+
+
 # Two by two
 
 
@@ -249,6 +261,7 @@ ALL_BUT_MIXES = Augmentation(
     color_jitter=0.4,
     erasing=0.5,
     crop_scale=(0.3, 0.9),
+    randaugment=9.0,
     mean=(0.5,),
     std=(0.25,),
 )
@@ -275,7 +288,7 @@ import jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from train.learning.augment import Augmentation, augment
 
-everything = Augmentation(1, 0.5, 0.4, 0.5, mixup=1.0, cutmix=1.0)
+everything = Augmentation(1, 0.5, 0.4, 0.5, 1.0, 1.0, randaugment=9.0)
 step = jax.jit(lambda *arrays: augment(*arrays, everything))
 images = np.load(sys.argv[1])
 labels = np.eye(len(images), dtype=np.float32)
