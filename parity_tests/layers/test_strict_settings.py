@@ -1,6 +1,7 @@
 """Layers where JAX promotes no dtype and no rank by itself, and NumPy's dtypes."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -87,12 +88,20 @@ def test_network_trains_where_nothing_is_promoted_unasked(conv, strict):
     assert trace_training(net, inputs) == "bfloat16"
 
 
+def traced(build: Callable[[], Any], inputs: Any) -> jax.ShapeDtypeStruct:
+    """Returns what a module answers to an array of NumPy, which it is given as it is.
+
+    It computes nothing: shapes and dtypes are all that is asked.
+    """
+    return jax.eval_shape(lambda: build()(inputs))
+
+
 @pytest.mark.parametrize("dtype", ["float64", "int64", "uint8", "bool"])
 @pytest.mark.parametrize("name", LAYERS)
 def test_layer_takes_numpy_arrays_as_flax_does(name, dtype):
     inputs: Any = (images(2, 5, 4, 4) * 3).astype(dtype)
-    expected = nnx.Conv(4, 6, (1, 1), rngs=nnx.Rngs(0))(inputs)
-    outputs = layer(name)(inputs)
+    expected = traced(lambda: nnx.Conv(4, 6, (1, 1), rngs=nnx.Rngs(0)), inputs)
+    outputs = traced(lambda: layer(name), inputs)
     assert outputs.shape == expected.shape
     assert outputs.dtype == expected.dtype
 
@@ -100,9 +109,10 @@ def test_layer_takes_numpy_arrays_as_flax_does(name, dtype):
 def test_routers_norm_and_network_take_float64_of_numpy():
     inputs: Any = images(2, 9, 8, 3, dtype="float64")
     for part in (Router, SigmoidRouter, BatchNorm):
-        assert part(3, rngs=nnx.Rngs(0))(inputs).dtype == jnp.float32
-    net = build(lambda: DynamicNet(width_mult=0.1, rngs=nnx.Rngs(0)))
-    assert net(inputs).dtype == jnp.float32
+        found = traced(lambda part=part: part(3, rngs=nnx.Rngs(0)), inputs)
+        assert found.dtype == jnp.float32
+    net = traced(lambda: DynamicNet(width_mult=0.1, rngs=nnx.Rngs(0)), inputs)
+    assert net.dtype == jnp.float32
 
 
 @pytest.mark.parametrize(

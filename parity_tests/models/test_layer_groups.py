@@ -1,5 +1,6 @@
 """The parts of the networks by depth: all of a network is in one, the head is last."""
 
+import functools
 from collections import Counter
 from typing import Any
 
@@ -17,15 +18,21 @@ from dynconv_jax.weights.torch_layout import torch_shapes
 CONVOLUTIONS = "static", "condconv"
 
 
-@pytest.mark.parametrize("conv", CONVOLUTIONS)
-@pytest.mark.parametrize("name", list_models())
-def test_each_key_of_a_network_is_at_one_depth(name, conv):
+@functools.cache
+def abstract(name: str, conv: str, num_classes: int = 7) -> Any:
+    """Builds a network without values, once, only to be looked at."""
     options: dict[str, Any] = (
         {} if conv == "static" or name == "dynamic_net" else {"dynamic": "all"}
     )
-    net = abstract_module(
-        lambda rngs: create_model(name, 7, conv=conv, rngs=rngs, **options)
+    return abstract_module(
+        lambda rngs: create_model(name, num_classes, conv=conv, rngs=rngs, **options)
     )
+
+
+@pytest.mark.parametrize("conv", CONVOLUTIONS)
+@pytest.mark.parametrize("name", list_models())
+def test_each_key_of_a_network_is_at_one_depth(name, conv):
+    net = abstract(name, conv)
     keys = torch_shapes(net)
     found: Counter[str] = Counter()
     for names in layer_groups(net):
@@ -35,8 +42,7 @@ def test_each_key_of_a_network_is_at_one_depth(name, conv):
 
 @pytest.mark.parametrize("name", list_models())
 def test_the_head_is_what_has_a_size_for_the_classes(name):
-    net = abstract_module(lambda rngs: create_model(name, 7, rngs=rngs))
-    other = abstract_module(lambda rngs: create_model(name, 5, rngs=rngs))
+    net, other = (abstract(name, "static", classes) for classes in (7, 5))
     of_seven, of_five = torch_shapes(net), torch_shapes(other)
     differing = {key for key in of_seven if of_seven[key] != of_five[key]}
     assert set().union(*match_keys(head_of(net), of_seven).values()) == differing
@@ -47,8 +53,7 @@ def test_the_head_is_what_has_a_size_for_the_classes(name):
     [("dynamic_net", 5), ("resnet18", 10), ("resnet50", 18), ("mobilenet_v2", 19)],
 )
 def test_depths_are_the_stem_each_block_and_the_head(name, count):
-    net = abstract_module(lambda rngs: create_model(name, rngs=rngs))
-    assert len(layer_groups(net)) == count
+    assert len(layer_groups(abstract(name, "static"))) == count
 
 
 def test_module_that_does_not_say_its_layers_is_refused():

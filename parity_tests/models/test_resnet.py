@@ -122,23 +122,20 @@ def test_static_nets_have_as_many_parameters_as_published(name, count):
 # The same function.
 
 
-def test_static_resnet18_agrees(rng):
+def test_static_net_of_few_blocks_agrees(rng):
     x = rng.normal(size=(2, 33, 40, 3))
-    build = models.resnet18, torch_models.resnet18
-    assert_parity(*networks.twins(*build, x, rng, 7), x)
-
-
-@pytest.mark.slow
-def test_dynamic_resnet18_agrees(rng):
-    x = rng.normal(size=(2, 33, 40, 3))
-    build = models.resnet18, torch_models.resnet18
-    assert_parity(*networks.twins(*build, x, rng, 5, conv=DYNAMIC), x)
+    build = (
+        functools.partial(models.ResNet, resnet.BasicBlock),
+        functools.partial(torch_models.ResNet, torch_resnet.BasicBlock),
+    )
+    # Blocks with and without a shortcut of their own, at a stride and without.
+    assert_parity(*networks.twins(*build, x, rng, (1, 2, 1, 1), 7), x)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("conv", [(None, None), DYNAMIC], ids=["static", "dynamic"])
-@pytest.mark.parametrize("name", ["resnet34", "resnet50"])
-def test_deeper_resnets_agree(name, conv, rng):
+@pytest.mark.parametrize("name", DEPTHS)
+def test_whole_resnets_agree(name, conv, rng):
     x = rng.normal(size=(2, 40, 33, 3))
     build = getattr(models, name), getattr(torch_models, name)
     assert_parity(*networks.twins(*build, x, rng, 7, conv=conv), x)

@@ -330,7 +330,7 @@ def main() -> None:
                     report(f"{sharding}, narrow, {name}", function, operands)
             for name, function, operands in norm_programs(mesh):
                 report(f"{sharding}, norm, {name}", function, operands)
-            for form in ("auto", "vmap"):
+            for form in ("auto", "vmap") if sharding == "automatic" else ("auto",):
                 step, operands = training_program(mesh, form)
                 report(f"{sharding}, training step, {form}", step, operands)
     print(json.dumps(found))

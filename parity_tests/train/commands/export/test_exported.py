@@ -26,7 +26,7 @@ ALONE = ("--formats", "stablehlo")
 def trained(tmp_path_factory) -> Path:
     """A run with its export, and a folder of five pictures beside it."""
     path = tmp_path_factory.mktemp("runs") / "run"
-    dataset, _ = write_lively(path)
+    dataset, _ = write_lively(path, conv="static")  # which compiles sooner
     export([str(path), *ALONE])
     folder = path.parent / "pictures"
     folder.mkdir()
