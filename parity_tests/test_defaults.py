@@ -28,6 +28,7 @@ WORDS = {
     "router_use_hidden_bias": "router_hidden_bias",
     "stem_features": "stem_channels",
     "strides": "stride",
+    "style_features": "style_channels",
     "use_bias": "bias",
     "use_hidden_bias": "hidden_bias",
 }
@@ -39,11 +40,13 @@ LAYERS: list[tuple[Any, Any]] = [
     (dynconv_jax.DecomposedConv, dynconv_torch.DecomposedConv2d),
     (dynconv_jax.DynamicConv, dynconv_torch.DynamicConv2d),
     (dynconv_jax.DynamicConvTranspose, dynconv_torch.DynamicConvTranspose2d),
+    (dynconv_jax.ModulatedConv, dynconv_torch.ModulatedConv2d),
     (dynconv_jax.ODConv, dynconv_torch.ODConv2d),
     (ExpertConv, ExpertConvNd.build_experts),
 ]
 FUNCTIONS: list[tuple[Any, Any]] = [
     (dynconv_jax.dynamic_conv, dynconv_torch.dynamic_conv),
+    (dynconv_jax.modulated_conv, dynconv_torch.modulated_conv),
     (dynconv_jax.per_sample_conv, dynconv_torch.per_sample_conv),
     (dynconv_jax.dynamic_conv_transpose, dynconv_torch.dynamic_conv_transpose),
     (dynconv_jax.per_sample_conv_transpose, dynconv_torch.per_sample_conv_transpose),

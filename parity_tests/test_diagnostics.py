@@ -15,6 +15,7 @@ from dynconv_jax import (
     DynamicConv,
     DynamicConvBlock,
     GateSummary,
+    ModulatedConv,
     ODConv,
     Router,
     RouterSummary,
@@ -160,6 +161,16 @@ def test_every_member_of_the_family_is_summarised(conv, rng):
         each = found[path]
         values = each.mean if isinstance(each, GateSummary) else each.share
         assert shape in (None, values.shape), path
+
+
+def test_styles_of_a_modulated_layer_are_summarised_as_gates(rng):
+    layer = ModulatedConv(4, 8, (3, 3), style_features=5, rngs=nnx.Rngs(0))
+    inputs, latents = rng.normal(size=(3, 6, 5, 4)), rng.normal(size=(3, 5))
+    found = diagnose(
+        layer, *(jnp.asarray(each, jnp.float32) for each in (inputs, latents))
+    )
+    summary = found["styles"]
+    assert isinstance(summary, GateSummary) and summary.mean.shape == (4,)
 
 
 def test_copies_of_an_expert_are_told_from_experts_of_their_own(rng):

@@ -31,7 +31,7 @@ LIBRARY = {
     "models": 5,
     "weights": 6,
     "diagnostics": 6,
-    "multiply_adds": 1,
+    "multiply_adds": 6,
     "export": 7,
 }
 

@@ -8,7 +8,7 @@ from flax import nnx
 from torch.utils.flop_counter import FlopCounterMode
 
 import dynconv_torch
-from dynconv_jax import DynamicConv, DynamicNet, Router
+from dynconv_jax import DynamicConv, DynamicNet, ModulatedConv, Router
 from dynconv_jax.multiply_adds import count_multiply_adds, count_parameters
 
 
@@ -35,6 +35,14 @@ def test_a_depthwise_layer_counts_its_taps_only():
     attention = shape(4, 2)
     counted = count_multiply_adds(layer, shape(4, 9, 7, 6), attention)
     assert counted == 4 * 9 * 7 * 6 * 25 + 4 * 2 * 25 * 6
+
+
+def test_a_modulated_layer_adds_two_small_products():
+    layer = ModulatedConv(8, 6, (3, 2), 2, style_features=5, rngs=nnx.Rngs(0))
+    convolution = 3 * (5 * 4) * 6 * (3 * 2 * 8)
+    styles_and_norms = 3 * 8 * 5 + 3 * 8 * 6
+    counted = count_multiply_adds(layer, shape(3, 9, 8, 8), shape(3, 5))
+    assert counted == convolution + styles_and_norms
 
 
 def test_a_network_costs_what_the_counter_of_pytorch_says():

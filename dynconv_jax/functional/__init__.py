@@ -4,6 +4,7 @@ from dynconv_jax.functional.choice import explain
 from dynconv_jax.functional.dynamic import dynamic_conv
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.mixing import mix_kernels
+from dynconv_jax.functional.modulated import modulated_conv
 from dynconv_jax.functional.per_sample import per_sample_conv
 from dynconv_jax.functional.router_losses import load_balance_loss, router_z_loss
 from dynconv_jax.functional.transpose import (
@@ -18,6 +19,7 @@ __all__ = [
     "explain",
     "load_balance_loss",
     "mix_kernels",
+    "modulated_conv",
     "per_sample_conv",
     "per_sample_conv_transpose",
     "router_z_loss",

@@ -316,18 +316,19 @@ def check_operands(
     kernel: jax.Array | jax.ShapeDtypeStruct,
     bias: jax.Array | None,
     *,
-    stack: str,
-    stack_size: int,
+    stack: str | None,
+    stack_size: int = 1,
     geometry_type: type[GeometryType] = Geometry,
     **options,
 ) -> GeometryType:
-    """Checks stacked kernels against inputs and returns their common geometry.
+    """Checks kernels against inputs and returns their common geometry.
 
     Args:
         inputs: Shape (B, *S, C).
         kernel: Shape (stack_size, *k, C/g, O).
         bias: Shape (stack_size, O), or None.
-        stack: What the leading axis of the kernel is, for the messages.
+        stack: What the leading axis of the kernel is, for the messages; None if there
+            is one kernel and one bias, without that axis.
         stack_size: The size that axis must have.
         geometry_type: What to create.
         **options: Its `strides`, `padding`, `kernel_dilation` and so on.
@@ -342,27 +343,30 @@ def check_operands(
             f"`inputs` (shape {inputs.shape}) must be (batch, *spatial, features) with "
             "1, 2 or 3 spatial dimensions"
         )
-    if kernel.ndim != rank + 3:
+    leading = () if stack is None else (stack_size,)
+    named = "" if stack is None else f"{stack}, "
+    dimensions = len(leading) + rank + 2
+    if kernel.ndim != dimensions:
         raise ValueError(
-            f"`kernel` (shape {kernel.shape}) must be ({stack}, *kernel_size, "
-            f"in_features / feature_group_count, out_features): {rank + 3} dimensions "
-            f"for `inputs` of shape {inputs.shape}"
+            f"`kernel` (shape {kernel.shape}) must be ({named}*kernel_size, "
+            f"in_features / feature_group_count, out_features): {dimensions} "
+            f"dimensions for `inputs` of shape {inputs.shape}"
         )
     geometry = geometry_type.create(
-        inputs.shape[-1], kernel.shape[-1], kernel.shape[1:-2], **options
+        inputs.shape[-1], kernel.shape[-1], kernel.shape[len(leading) : -2], **options
     )
-    if kernel.shape != (stack_size, *geometry.kernel_shape):
+    if kernel.shape != (*leading, *geometry.kernel_shape):
         raise ValueError(
             f"`kernel` (shape {kernel.shape}) must have the shape "
-            f"{(stack_size, *geometry.kernel_shape)}, that is ({stack}, *kernel_size, "
+            f"{(*leading, *geometry.kernel_shape)}, that is ({named}*kernel_size, "
             "in_features / feature_group_count, out_features), for `inputs` of shape "
             f"{inputs.shape} and `feature_group_count` "
             f"(={geometry.feature_group_count})"
         )
-    if bias is not None and bias.shape != (stack_size, geometry.out_features):
+    if bias is not None and bias.shape != (*leading, geometry.out_features):
         raise ValueError(
-            f"`bias` (shape {bias.shape}) must be ({stack}, out_features) = "
-            f"{(stack_size, geometry.out_features)}"
+            f"`bias` (shape {bias.shape}) must be ({named}out_features) = "
+            f"{(*leading, geometry.out_features)}"
         )
     if stack_size == 0 and stack == "num_experts":
         raise ValueError(f"`kernel` (shape {kernel.shape}) has no experts to mix")
@@ -373,8 +377,8 @@ def check_operands(
         )
     if bias is not None and not jnp.issubdtype(bias.dtype, jnp.floating):
         raise ValueError(f"`bias` ({bias.dtype}) must be floating; cast it to float32")
-    # Experts are rounded as they are mixed.
-    is_wide = stack == "num_experts" and is_widened(kernel.dtype, inputs.dtype)
+    # Experts are rounded as they are mixed, and one kernel as it is applied.
+    is_wide = stack != "batch" and is_widened(kernel.dtype, inputs.dtype)
     if inputs.dtype != kernel.dtype and not is_wide:
         raise ValueError(
             f"`inputs` ({inputs.dtype}) and `kernel` ({kernel.dtype}) must have the "

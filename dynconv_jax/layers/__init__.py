@@ -6,12 +6,14 @@ from dynconv_jax.layers.decomposed_conv import DecomposedConv
 from dynconv_jax.layers.dynamic_conv import DynamicConv
 from dynconv_jax.layers.dynamic_conv_block import DynamicConvBlock
 from dynconv_jax.layers.dynamic_conv_transpose import DynamicConvTranspose
+from dynconv_jax.layers.equalized_linear import EqualizedLinear
 from dynconv_jax.layers.kernel_warehouse import (
     Assignment,
     KernelWarehouse,
     WarehouseConv,
     set_assignment,
 )
+from dynconv_jax.layers.modulated_conv import ModulatedConv
 from dynconv_jax.layers.od_conv import ODConv
 from dynconv_jax.layers.pooled_linear import PooledLinear
 
@@ -23,7 +25,9 @@ __all__ = [
     "DynamicConv",
     "DynamicConvBlock",
     "DynamicConvTranspose",
+    "EqualizedLinear",
     "KernelWarehouse",
+    "ModulatedConv",
     "ODConv",
     "PooledLinear",
     "WarehouseConv",

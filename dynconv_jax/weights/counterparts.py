@@ -6,7 +6,12 @@ from typing import Any, NoReturn
 
 from flax import nnx
 
-from dynconv_jax.layers import KernelWarehouse, PooledLinear, WarehouseConv
+from dynconv_jax.layers import (
+    KernelWarehouse,
+    ModulatedConv,
+    PooledLinear,
+    WarehouseConv,
+)
 from dynconv_jax.layers.expert_conv import ExpertConv
 from dynconv_jax.weights.arrangements import (
     Arrangement,
@@ -174,7 +179,7 @@ _RANKS: dict[type, dict[str, Callable[[Any], int]]] = {
         (nnx.Linear, PooledLinear), {"kernel": lambda _: 2, "bias": lambda _: 1}
     ),
     **dict.fromkeys(
-        (nnx.Conv, nnx.ConvTranspose),
+        (nnx.Conv, nnx.ConvTranspose, ModulatedConv),
         {"kernel": lambda layer: len(layer.kernel_size) + 2, "bias": lambda _: 1},
     ),
     nnx.LinearGeneral: {

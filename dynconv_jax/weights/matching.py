@@ -9,7 +9,12 @@ import numpy as np
 from flax import nnx
 
 from dynconv_jax.functional import Geometry
-from dynconv_jax.layers import DecomposedConv, KernelWarehouse, WarehouseConv
+from dynconv_jax.layers import (
+    DecomposedConv,
+    KernelWarehouse,
+    ModulatedConv,
+    WarehouseConv,
+)
 from dynconv_jax.layers.expert_conv import ExpertConv
 from dynconv_jax.routing import Router, SigmoidRouter
 from dynconv_jax.scheduled import Scheduled
@@ -17,7 +22,7 @@ from dynconv_jax.weights.names import keys_to_ignore
 from dynconv_jax.weights.torch_layout import leaves_of
 
 # The layers of the family, and what belongs to several of them in a model.
-FAMILY = (ExpertConv, WarehouseConv, DecomposedConv)
+FAMILY = (ExpertConv, WarehouseConv, DecomposedConv, ModulatedConv)
 SHARED = (Router, SigmoidRouter, KernelWarehouse)
 
 Path = tuple[Any, ...]

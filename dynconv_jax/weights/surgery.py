@@ -20,6 +20,7 @@ from dynconv_jax.layers import (
     DecomposedConv,
     DynamicConv,
     DynamicConvTranspose,
+    ModulatedConv,
     ODConv,
     WarehouseConv,
 )
@@ -116,7 +117,7 @@ def init_from_static(
         for write in start:
             value = write.value
             # Of the kernels, which alone have so many axes.
-            is_static = isinstance(layer, DecomposedConv)
+            is_static = isinstance(layer, (DecomposedConv, ModulatedConv))
             if rngs is not None and noise and value.ndim > 2 and not is_static:
                 drawn = jax.random.normal(rngs.params(), value.shape, value.dtype)
                 value = value + noise * value.std() * drawn
@@ -263,6 +264,40 @@ def _(layer: DecomposedConv, source: nnx.Conv, model: nnx.Module) -> list:
         Write(layer.fc_scale.kernel, jnp.zeros_like(layer.fc_scale.kernel[...])),
         Write(layer.p.kernel, jnp.zeros_like(layer.p.kernel[...])),
         *_static_bias(layer.p.bias, source),
+    ]
+
+
+@static_start.register
+def _(layer: ModulatedConv, source: nnx.Conv, model: nnx.Module) -> list:
+    _refuse_normalisation(layer)
+    return [
+        Write(layer.kernel, source.kernel[...] / layer.gain),
+        *_even_styles(layer),
+        *_static_bias(layer.bias, source),
+    ]
+
+
+def _refuse_normalisation(layer: Any) -> None:
+    """Refuses a layer that computes no convolution with its kernel as it is."""
+    if layer.demodulate:
+        raise NoExactStart(
+            "it divides each kernel by its norm; build it with `demodulate=False`"
+        )
+    if getattr(layer, "magnitude_momentum", None) is not None:
+        raise NoExactStart(
+            "it divides the inputs by their magnitude; build it without "
+            "`magnitude_momentum`"
+        )
+    if layer.gain == 0:
+        raise NoExactStart("its `gain` is 0")
+
+
+def _even_styles(layer: Any) -> list[Write]:
+    """Makes all styles 1, whatever the latents."""
+    affine = layer.affine
+    return [
+        Write(affine.kernel, jnp.zeros_like(affine.kernel[...])),
+        Write(affine.bias, jnp.ones_like(affine.bias[...])),
     ]
 
 

@@ -2,6 +2,7 @@
 
 from dynconv_torch.functional.dynamic import dynamic_conv, mix_kernels
 from dynconv_torch.functional.geometry import Geometry
+from dynconv_torch.functional.modulated import modulated_conv
 from dynconv_torch.functional.per_sample import per_sample_conv
 from dynconv_torch.functional.router_losses import load_balance_loss, router_z_loss
 from dynconv_torch.functional.transpose import (
@@ -15,6 +16,7 @@ __all__ = [
     "dynamic_conv_transpose",
     "load_balance_loss",
     "mix_kernels",
+    "modulated_conv",
     "per_sample_conv",
     "per_sample_conv_transpose",
     "router_z_loss",

@@ -38,18 +38,19 @@ def check_operands(
     weight: Tensor,
     bias: Tensor | None,
     *,
-    stack: str,
-    stack_size: int,
+    stack: str | None,
+    stack_size: int = 1,
     geometry_type: type[GeometryType] = Geometry,
     **options,
 ) -> GeometryType:
-    """Checks stacked kernels against an input and returns their common geometry.
+    """Checks kernels against an input and returns their common geometry.
 
     Args:
         input: Shape (B, C, *S).
         weight: Shape (stack_size, *weight_shape), as the geometry has it.
         bias: Shape (stack_size, O), or None.
-        stack: What the leading axis of the weight is, for the messages.
+        stack: What the leading axis of the weight is, for the messages; None if there
+            is one kernel and one bias, without that axis.
         stack_size: The size that axis must have.
         geometry_type: What to create.
         **options: Its `stride`, `padding`, `dilation`, `groups` and so on.
@@ -64,24 +65,28 @@ def check_operands(
             f"`input` (shape {shape}) must be (batch, channels, *spatial) "
             "with 1, 2 or 3 spatial dimensions"
         )
-    if weight.ndim != rank + 3:
+    leading = () if stack is None else (stack_size,)
+    named = "" if stack is None else f"{stack}, "
+    dimensions = len(leading) + rank + 2
+    if weight.ndim != dimensions:
         raise ValueError(
-            f"`weight` (shape {weight_shape}) must be ({stack}, "
-            f"{geometry_type.weight_axes}): {rank + 3} dimensions for `input` of shape "
-            f"{shape}"
+            f"`weight` (shape {weight_shape}) must be ({named}"
+            f"{geometry_type.weight_axes}): {dimensions} dimensions for `input` of "
+            f"shape {shape}"
         )
-    geometry = geometry_type.of_weight(shape[1], weight_shape[1:], **options)
-    expected = (stack_size, *geometry.weight_shape)
+    own_shape = weight_shape[len(leading) :]
+    geometry = geometry_type.of_weight(shape[1], own_shape, **options)
+    expected = (*leading, *geometry.weight_shape)
     if weight_shape != expected:
         raise ValueError(
             f"`weight` (shape {weight_shape}) must have the shape {expected}, "
-            f"that is ({stack}, {geometry.weight_axes}), for `input` of shape "
+            f"that is ({named}{geometry.weight_axes}), for `input` of shape "
             f"{shape} and `groups` (={geometry.groups})"
         )
-    if bias is not None and sizes_of(bias) != (stack_size, geometry.out_channels):
+    if bias is not None and sizes_of(bias) != (*leading, geometry.out_channels):
         raise ValueError(
-            f"`bias` (shape {sizes_of(bias)}) must be ({stack}, out_channels) = "
-            f"{(stack_size, geometry.out_channels)}"
+            f"`bias` (shape {sizes_of(bias)}) must be ({named}out_channels) = "
+            f"{(*leading, geometry.out_channels)}"
         )
     if bias is not None and bias.is_floating_point() != weight.is_floating_point():
         raise ValueError(

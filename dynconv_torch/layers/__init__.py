@@ -18,12 +18,18 @@ from dynconv_torch.layers.dynamic_conv_transpose import (
     DynamicConvTranspose2d,
     DynamicConvTranspose3d,
 )
+from dynconv_torch.layers.equalized_linear import EqualizedLinear
 from dynconv_torch.layers.kernel_warehouse import (
     KernelWarehouse,
     WarehouseConv1d,
     WarehouseConv2d,
     WarehouseConv3d,
     set_assignment,
+)
+from dynconv_torch.layers.modulated_conv import (
+    ModulatedConv1d,
+    ModulatedConv2d,
+    ModulatedConv3d,
 )
 from dynconv_torch.layers.od_conv import ODConv1d, ODConv2d, ODConv3d
 
@@ -41,7 +47,11 @@ __all__ = [
     "DynamicConvTranspose1d",
     "DynamicConvTranspose2d",
     "DynamicConvTranspose3d",
+    "EqualizedLinear",
     "KernelWarehouse",
+    "ModulatedConv1d",
+    "ModulatedConv2d",
+    "ModulatedConv3d",
     "ODConv1d",
     "ODConv2d",
     "ODConv3d",

@@ -34,6 +34,9 @@ OPERANDS = {
     dynconv_jax.per_sample_conv_transpose: dict(
         inputs=X, kernel=KERNELS, bias=BIAS[:2]
     ),
+    dynconv_jax.modulated_conv: dict(
+        inputs=X, styles=jnp.ones((2, 3), "float32"), kernel=KERNELS[0], bias=BIAS[0]
+    ),
     dynconv_jax.mix_kernels: dict(attention=ATTENTION, kernel=EXPERTS),
 }
 TWINS = {
@@ -49,6 +52,12 @@ TWINS = {
         attention=torch.ones(2, 4),
         weight=torch.ones(4, 3, 8, 3, 3),
         bias=torch.ones(4, 8),
+    ),
+    dynconv_torch.modulated_conv: dict(
+        input=torch.ones(2, 3, 6, 5),
+        styles=torch.ones(2, 3),
+        weight=torch.ones(8, 3, 3, 3),
+        bias=torch.ones(8),
     ),
     dynconv_torch.mix_kernels: dict(
         attention=torch.ones(2, 4), weight=torch.ones(4, 8, 3, 3, 3)
@@ -212,6 +221,9 @@ BUILDERS = {
         "create_model": ("resnet18",),
     }.items()
 }
+BUILDERS["ModulatedConv"] = functools.partial(
+    dynconv_jax.ModulatedConv, 3, 8, (3, 3), style_features=5
+)
 TWIN_BUILDERS = {
     name: functools.partial(getattr(dynconv_torch, name), *arguments)
     for name, arguments in {
@@ -228,6 +240,9 @@ TWIN_BUILDERS = {
         "create_model": ("mobilenet_v2",),
     }.items()
 }
+TWIN_BUILDERS["ModulatedConv2d"] = functools.partial(
+    dynconv_torch.ModulatedConv2d, 3, 8, 3, style_channels=5
+)
 
 
 @pytest.mark.parametrize("name", BUILDERS)

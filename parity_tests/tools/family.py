@@ -15,11 +15,13 @@ from dynconv_jax import (
     DynamicConvBlock,
     DynamicConvTranspose,
     KernelWarehouse,
+    ModulatedConv,
     ODConv,
     SigmoidRouter,
     WarehouseConv,
 )
 from dynconv_jax.functional import Geometry
+from dynconv_jax.functional.pooling import spatial_mean
 from parity_tests.tools.jax_modules import build
 
 
@@ -35,6 +37,18 @@ class Routed(nnx.Module):
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Applies the layer."""
         return self.conv(inputs, self.router(inputs))
+
+
+class Styled(nnx.Module):
+    """A layer with latents, which the means of its inputs are here."""
+
+    def __init__(self, cls: Any, in_features: int, *arguments, **options):
+        """Builds the layer; the arguments are those of its class."""
+        self.conv = cls(in_features, *arguments, style_features=in_features, **options)
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Applies the layer."""
+        return self.conv(inputs, spatial_mean(inputs))
 
 
 class Tiled(nnx.Module):
@@ -78,6 +92,10 @@ LAYERS: dict[str, Callable[..., Any]] = {
     "ODConv, layer norm": functools.partial(ODConv, norm="layer"),
     "DecomposedConv": DecomposedConv,
     "DecomposedConv, pooled": functools.partial(DecomposedConv, pool=2),
+    "ModulatedConv": functools.partial(Styled, ModulatedConv),
+    "ModulatedConv, normalised": functools.partial(
+        Styled, ModulatedConv, pre_normalize=True, magnitude_momentum=0.5
+    ),
     "WarehouseConv": Tiled,
 }
 

@@ -133,6 +133,8 @@ JAX_WORDS = {
     "stride": "strides",
     "dilation": "kernel_dilation",
     "groups": "feature_group_count",
+    "bias": "use_bias",
+    "style_channels": "style_features",
 }
 
 

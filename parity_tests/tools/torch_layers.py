@@ -44,6 +44,21 @@ class Routed(nn.Module):
         return self.conv(x, self.routing_fn(x))
 
 
+class Styled(nn.Module):
+    """A layer with latents, which the means of its inputs are here."""
+
+    def __init__(self, name: str, rank: int, *arguments: Any, **options: Any):
+        """Builds the layer; the arguments are those of its class."""
+        super().__init__()
+        cls = getattr(dynconv_torch, f"{name}{rank}d")
+        self.pixels = tuple(range(-rank, 0))
+        self.conv = cls(CHANNELS, *arguments, style_channels=CHANNELS, **options)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Applies the layer."""
+        return self.conv(x, x.mean(self.pixels))
+
+
 def _layer(name: str, rank: int, *arguments: Any, **options: Any) -> Callable:
     cls = getattr(dynconv_torch, f"{name}{rank}d")
     return lambda: cls(CHANNELS, *arguments, **options)
@@ -66,6 +81,10 @@ for _rank in (1, 2, 3):
             _rank,
         ),
         f"odconv {_rank}d": (_layer("ODConv", _rank, 6, 3, padding=1), _rank),
+        f"modulated {_rank}d": (
+            lambda rank=_rank: Styled("ModulatedConv", rank, 6, 3, stride=2, padding=1),
+            _rank,
+        ),
         f"warehouse {_rank}d": (lambda rank=_rank: OfWarehouse(rank), _rank),
         f"decomposed {_rank}d": (
             _layer("DecomposedConv", _rank, 6, 3, stride=2, padding="tf_same", pool=2),
@@ -96,6 +115,21 @@ VARIANTS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "odconv, static": (_layer("ODConv", 2, 6, 1, num_experts=1), 2),
     "decomposed, uneven": (
         _layer("DecomposedConv", 2, 6, (2, 3), padding=((0, 1), (1, 1))),
+        2,
+    ),
+    "modulated, grouped, normalised": (
+        lambda: Styled(
+            *("ModulatedConv", 2, 6, 3),
+            groups=2,
+            padding="same",
+            bias=True,
+            pre_normalize=True,
+            magnitude_momentum=0.5,
+        ),
+        2,
+    ),
+    "modulated, to an image": (
+        lambda: Styled("ModulatedConv", 2, 3, 1, demodulate=False, bias=True),
         2,
     ),
     "warehouse, layer norm": (lambda: OfWarehouse(2, norm="layer", bias=True), 2),

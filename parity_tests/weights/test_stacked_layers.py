@@ -42,6 +42,9 @@ STACKS = {
     "DynamicConvTranspose": functools.partial(
         dynconv_jax.DynamicConvTranspose, 3, 4, (3,)
     ),
+    "ModulatedConv": functools.partial(
+        dynconv_jax.ModulatedConv, 3, 4, (3,), style_features=5
+    ),
     "DecomposedConv": functools.partial(dynconv_jax.DecomposedConv, 4, 4, (3,)),
 }
 

@@ -14,6 +14,7 @@ from dynconv_jax import (
     DynamicConv,
     DynamicConvBlock,
     DynamicConvTranspose,
+    ModulatedConv,
     ODConv,
     Router,
     create_model,
@@ -44,6 +45,23 @@ def test_a_layer_starts_as_the_trained_one(name, use_bias, groups, rng):
         {"output": evaluated(layer)(images)},
         {"output": static(images)},
         dtype="float64",
+    )
+
+
+@pytest.mark.parametrize("options", [{}, {"gain": 0.5, "use_bias": True}])
+def test_a_modulated_layer_starts_as_the_trained_one_whatever_the_latents(options, rng):
+    use_bias = options.get("use_bias", False)
+    static = nnx.Conv(**GEOMETRY, **OPTIONS, use_bias=use_bias)
+    if static.bias is not None:
+        static.bias[...] = jnp.asarray(rng.normal(size=8))
+    layer = ModulatedConv(
+        **GEOMETRY, **OPTIONS, **options, style_features=5, demodulate=False
+    )
+    init_from_static(layer, static, noise=0.5, rngs=nnx.Rngs(1))
+    images = jnp.asarray(rng.normal(size=(3, 9, 8, 6)))
+    latents = jnp.asarray(rng.normal(size=(3, 5)))
+    assert_close(
+        {"output": layer(images, latents)}, {"output": static(images)}, dtype="float64"
     )
 
 
@@ -101,6 +119,26 @@ REFUSED = {
     "fewer cells than tiles": (
         lambda: layer_of("kernel_warehouse", ratio=0.5),
         "fewer cells than tiles",
+    ),
+    "demodulated": (
+        lambda: ModulatedConv(**GEOMETRY, style_features=5, **OPTIONS),
+        "divides each kernel by its norm.*`demodulate=False`",
+    ),
+    "divided by the magnitude": (
+        lambda: ModulatedConv(
+            **GEOMETRY,
+            style_features=5,
+            demodulate=False,
+            magnitude_momentum=0.9,
+            **OPTIONS,
+        ),
+        "divides the inputs.*`magnitude_momentum`",
+    ),
+    "a gain of 0": (
+        lambda: ModulatedConv(
+            **GEOMETRY, style_features=5, demodulate=False, gain=0, **OPTIONS
+        ),
+        "its `gain` is 0",
     ),
     "transposed": (transposed, "transposed"),
     "no bias": (lambda: layer_of("dynamic"), "has a bias"),
