@@ -15,6 +15,7 @@ from dynconv_jax.diagnostics import (
     summarize_gates,
 )
 from dynconv_jax.functional import (
+    conv,
     dynamic_conv,
     dynamic_conv_transpose,
     explain,
@@ -30,6 +31,7 @@ from dynconv_jax.layers import (
     Assignment,
     BatchNorm,
     CondConv,
+    Conv,
     DecomposedConv,
     DynamicConv,
     DynamicConvBlock,
@@ -38,6 +40,7 @@ from dynconv_jax.layers import (
     ModulatedConv,
     ODConv,
     WarehouseConv,
+    replace_convs,
     set_assignment,
 )
 from dynconv_jax.models import (
@@ -71,6 +74,7 @@ __all__ = [
     "Assignment",
     "BatchNorm",
     "CondConv",
+    "Conv",
     "DeadExpertWarning",
     "DecomposedConv",
     "DynamicConv",
@@ -97,6 +101,7 @@ __all__ = [
     "chen_options",
     "collapse",
     "compare_experts",
+    "conv",
     "count_multiply_adds",
     "count_parameters",
     "create_model",
@@ -116,6 +121,7 @@ __all__ = [
     "modulated_conv",
     "per_sample_conv",
     "per_sample_conv_transpose",
+    "replace_convs",
     "router_z_loss",
     "save_pretrained",
     "save_weights",

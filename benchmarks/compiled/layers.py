@@ -15,7 +15,7 @@ from dynconv_jax import dynamic_conv
 from dynconv_jax.functional.cost import Plan
 from dynconv_jax.functional.dynamic import dynamic_conv_by_plan
 from dynconv_jax.functional.numerics import Numerics
-from dynconv_jax.functional.static import conv_by_xla
+from dynconv_jax.functional.static import static_conv
 
 DTYPE = jnp.bfloat16
 
@@ -76,7 +76,7 @@ def _forward(
     if job.form == STATIC:
 
         def static(inputs, kernel):
-            return conv_by_xla(inputs, kernel, geometry, numerics)
+            return static_conv(inputs, kernel, geometry, numerics)
 
         return static, (inputs, kernel)
     experts = jax.ShapeDtypeStruct((shape.experts, *kernel.shape), DTYPE)

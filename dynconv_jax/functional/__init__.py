@@ -1,6 +1,7 @@
 """Pure functions on arrays; they know nothing of modules."""
 
 from dynconv_jax.functional.choice import explain
+from dynconv_jax.functional.conv import conv, conv_general_dilated
 from dynconv_jax.functional.dynamic import dynamic_conv
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.mixing import mix_kernels
@@ -14,6 +15,8 @@ from dynconv_jax.functional.transpose import (
 
 __all__ = [
     "Geometry",
+    "conv",
+    "conv_general_dilated",
     "dynamic_conv",
     "dynamic_conv_transpose",
     "explain",

@@ -12,13 +12,14 @@ import jax
 from jaxtyping import Float
 
 from dynconv_jax.functional.batched_taps import conv_by_batched_taps
+from dynconv_jax.functional.conv_geometry import ConvGeometry
+from dynconv_jax.functional.conv_operation import conv_by_xla
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.looped_taps import conv_by_looped_taps
 from dynconv_jax.functional.numerics import Numerics
 from dynconv_jax.functional.patches import arrange_for_patches, conv_by_patches
 from dynconv_jax.functional.row_conv import arrange_for_row_conv, conv_by_row_conv
 from dynconv_jax.functional.rows import arrange_for_rows, conv_by_rows
-from dynconv_jax.functional.static import conv_by_xla
 from dynconv_jax.functional.taps import arrange_for_taps, conv_by_taps
 
 
@@ -49,9 +50,10 @@ def conv_by_vmap(
     with strides and in float64, were reported to end the process in a failed check of
     XLA's `algebraic_simplifier`; `"auto"` never chooses it.
     """
+    undilated = ConvGeometry.of(geometry)
 
     def one(sample: jax.Array, own_kernel: jax.Array) -> jax.Array:
-        return conv_by_xla(sample[None], own_kernel, geometry, numerics).squeeze(0)
+        return conv_by_xla(sample[None], own_kernel, undilated, numerics).squeeze(0)
 
     return jax.vmap(one)(inputs, kernel)
 

@@ -70,9 +70,7 @@ def compute_where_lowered(
     """
     present = tuple(operand is not None for operand in operands)
     given = [operand for operand in operands if operand is not None]
-    (result,) = _compute_p.bind(
-        *vary_alike(*given), function=_Present(function, present)
-    )
+    (result,) = _compute(*vary_alike(*given), function=_Present(function, present))
     return result
 
 
@@ -212,30 +210,77 @@ def _of_moving(
     return of_moving
 
 
-_compute_p = Primitive("compute_where_lowered")
-_compute_p.multiple_results = True
+class PlacedOperation:
+    """An operation of arrays that is a function of its own on each platform.
+
+    What is traced is one equation; where it is lowered, the function for that place is
+    asked for and traced in its stead.
+
+    Args:
+        name: What it is called in a traced program.
+        on: From a place, and the parameters of an equation, to the function there, from
+            arrays to a list of arrays. It must be hashable, and equal to others that
+            compute alike.
+        somewhere: From the parameters to a function that computes the same as those
+            for any place, and whose types are those of the results. It loops over no
+            samples: the types of a batch may say that devices share it, though this
+            process has one.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        on: Callable[..., Callable[..., list[jax.Array]]],
+        somewhere: Callable[..., Callable[..., list[jax.Array]]],
+    ):
+        self._on, self._somewhere = on, somewhere
+        self.primitive = Primitive(name)
+        self.primitive.multiple_results = True
+        self.primitive.def_impl(self._run)
+        self.primitive.def_abstract_eval(self._types_of_results)
+        mlir.register_lowering(self.primitive, self._lower)
+        _OPERATIONS[self.primitive] = self
+
+    def __call__(self, *operands: jax.Array, **parameters: Any) -> list[jax.Array]:
+        """Computes, with hashable parameters."""
+        return self.primitive.bind(*operands, **parameters)
+
+    def _run(self, *operands: jax.Array, **parameters: Any) -> list[jax.Array]:
+        return _jitted(self.primitive, tuple(parameters.items()))(*operands)
+
+    def _types_of_results(self, *types: Any, **parameters: Any) -> Any:
+        function = self._somewhere(**parameters)
+        return _traced_types(function, types, jax.sharding.get_abstract_mesh())
+
+    def _lower(self, ctx: Any, *operands: Any, **parameters: Any) -> Any:
+        device_count = getattr(ctx.module_context.axis_context, "num_devices", 1)
+        chosen = {
+            name: self._on(Target(platform_of(name), device_count), **parameters)
+            for name in ctx.platforms or ctx.module_context.platforms
+        }
+        first, *others = dict.fromkeys(chosen.values())
+
+        def compute(*operands: jax.Array) -> list[jax.Array]:
+            if not others:
+                return first(*operands)
+            return lax.platform_dependent(*operands, **chosen)
+
+        return mlir.lower_fun(compute, multiple_results=True)(ctx, *operands)
+
+    def program_of(self, equation: JaxprEqn) -> Jaxpr:
+        """Returns one of the programs that take the place of an equation."""
+        types = [variable.aval for variable in equation.invars]
+        return jax.make_jaxpr(self._somewhere(**equation.params))(*types).jaxpr
+
+
+_OPERATIONS: dict[Primitive, PlacedOperation] = {}
 
 
 @functools.lru_cache(maxsize=4096)
-def _jitted(function: Any) -> Callable[..., list[jax.Array]]:
-    return jax.jit(functools.partial(_compute_p.bind, function=function))
-
-
-def _run(*operands: jax.Array, function: Any) -> list[jax.Array]:
-    return _jitted(function)(*operands)
-
-
-def _types_of_results(*types: Any, function: Any) -> Any:
-    return _traced_types(_somewhere(function), types, jax.sharding.get_abstract_mesh())
-
-
-def _somewhere(function: Any) -> Any:
-    """Returns a function that computes the same as those for any place.
-
-    It loops over no samples: the types of a batch may say that devices share it, though
-    this process has one.
-    """
-    return function.on(Target("cpu", device_count=2)).plain
+def _jitted(
+    primitive: Primitive, parameters: tuple[tuple[str, Any], ...]
+) -> Callable[..., list[jax.Array]]:
+    return jax.jit(functools.partial(primitive.bind, **dict(parameters)))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -245,7 +290,7 @@ def _traced_types(function: Any, types: tuple[Any, ...], mesh: Any) -> Any:
 
 def is_computed_where_lowered(equation: JaxprEqn) -> bool:
     """Tells whether an equation of a traced program is such an operation."""
-    return equation.primitive is _compute_p
+    return equation.primitive in _OPERATIONS
 
 
 def program_of(equation: JaxprEqn) -> Jaxpr:
@@ -253,9 +298,18 @@ def program_of(equation: JaxprEqn) -> Jaxpr:
 
     For who reads traced programs, as to count what they compute; all compute the same.
     """
-    types = [variable.aval for variable in equation.invars]
-    function = _somewhere(equation.params["function"])
-    return jax.make_jaxpr(function)(*types).jaxpr
+    return _OPERATIONS[equation.primitive].program_of(equation)
+
+
+def _on(target: Target, function: Any) -> Any:
+    return function.on(target)
+
+
+def _somewhere(function: Any) -> Any:
+    return function.on(Target("cpu", device_count=2)).plain
+
+
+_compute = PlacedOperation("compute_where_lowered", _on, _somewhere)
 
 
 def _differentiate(
@@ -264,8 +318,8 @@ def _differentiate(
     moving = tuple(not isinstance(tangent, ad.Zero) for tangent in tangents)
     moved = _select(tangents, moving)
     return (
-        _compute_p.bind(*primals, function=function),
-        _compute_p.bind(*primals, *moved, function=_Tangent(function, moving)),
+        _compute(*primals, function=function),
+        _compute(*primals, *moved, function=_Tangent(function, moving)),
     )
 
 
@@ -275,7 +329,7 @@ def _transpose(cotangents: Sequence[Any], *operands: Any, function: Any) -> list
     primals = operands[: len(moving)]
     given = [ad.instantiate_zeros(each) for each in cotangents]
     gradient = _Cotangent(function.function, moving)
-    results = _compute_p.bind(*primals, *given, function=gradient)
+    results = _compute(*primals, *given, function=gradient)
     return [*(None for _ in primals), *results]
 
 
@@ -309,29 +363,10 @@ def _map(
         batching.bdim_at_front(operand, axis, size) if is_mapped else operand
         for operand, axis, is_mapped in zip(operands, axes, mapped, strict=True)
     ]
-    results = _compute_p.bind(*in_front, function=function)
+    results = _compute(*in_front, function=function)
     return results, [0] * len(results)
 
 
-def _lower(ctx: Any, *operands: Any, function: Any) -> Any:
-    device_count = getattr(ctx.module_context.axis_context, "num_devices", 1)
-    chosen = {
-        name: function.on(Target(platform_of(name), device_count))
-        for name in ctx.platforms or ctx.module_context.platforms
-    }
-    first, *others = dict.fromkeys(chosen.values())
-
-    def compute(*operands: jax.Array) -> list[jax.Array]:
-        if not others:
-            return first(*operands)
-        return lax.platform_dependent(*operands, **chosen)
-
-    return mlir.lower_fun(compute, multiple_results=True)(ctx, *operands)
-
-
-_compute_p.def_impl(_run)
-_compute_p.def_abstract_eval(_types_of_results)
-ad.primitive_jvps[_compute_p] = _differentiate
-ad.primitive_transposes[_compute_p] = _transpose
-batching.primitive_batchers[_compute_p] = _map
-mlir.register_lowering(_compute_p, _lower)
+ad.primitive_jvps[_compute.primitive] = _differentiate
+ad.primitive_transposes[_compute.primitive] = _transpose
+batching.primitive_batchers[_compute.primitive] = _map

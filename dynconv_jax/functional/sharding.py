@@ -136,3 +136,34 @@ def vary_alike(*arrays: jax.Array) -> list[jax.Array]:
         jax.lax.pcast(array, tuple(sorted(axes - varying(array))), to="varying")
         for array in arrays
     ]
+
+
+def type_like(array: jax.Array, shape: Sequence[int], dtype: Any, axes: int) -> Any:
+    """Returns the type of an array that lies on devices as another does.
+
+    Args:
+        array: The other. Inside `jax.shard_map` both vary over the same axes.
+        shape: The shape of the type.
+        dtype: Its dtype.
+        axes: How many axes in front are sharded alike by explicit axes of a mesh; the
+            others are whole.
+    """
+    over: dict[str, Any] = {}
+    if (sharding := _sharding_like(array, axes)) is not None:
+        over = {"sharding": sharding, "manual_axis_type": manual_axes(array)}
+    return jax.ShapeDtypeStruct(tuple(shape), dtype, **over)
+
+
+def zeros_like(
+    array: jax.Array, shape: Sequence[int], dtype: Any, axes: int
+) -> jax.Array:
+    """Returns zeros of the type of `type_like`."""
+    sharding = _sharding_like(array, axes)
+    return jax.lax.full_like(array, 0, dtype, tuple(shape), sharding=sharding)
+
+
+def _sharding_like(array: jax.Array, axes: int) -> NamedSharding | None:
+    sharding = getattr(jax.typeof(array), "sharding", None)
+    if sharding is None or sharding.mesh.empty:
+        return None
+    return NamedSharding(sharding.mesh, PartitionSpec(*_spec(array)[:axes]))

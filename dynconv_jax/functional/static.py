@@ -16,7 +16,10 @@ import jax
 from jax import lax
 from jaxtyping import Float
 
+from dynconv_jax.functional.bilinear import convolve
 from dynconv_jax.functional.chips import Target
+from dynconv_jax.functional.conv import conv_general_dilated
+from dynconv_jax.functional.conv_geometry import ConvGeometry
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.numerics import Numerics, at_least_float32, is_widened
 from dynconv_jax.functional.patches import arrange_for_patches, conv_by_patches
@@ -30,40 +33,25 @@ _FEW_CHANNELS = 4
 _FEW_TAPS = 9
 
 
-def conv_by_xla(
+def static_conv(
     inputs: Float[jax.Array, "batch *spatial in_features"],
     kernel: Float[jax.Array, "*window in_per_group out_features"],
     geometry: Geometry,
     numerics: Numerics,
 ) -> Float[jax.Array, "batch *out_spatial out_features"]:
-    """Convolves samples with one kernel, by XLA's own convolution.
+    """Convolves samples with one kernel, by XLA's convolution while that is not mapped.
 
     A float32 kernel beside narrower inputs is rounded to their dtype, and its gradient
     is not: what devices add up is float32.
     """
     if is_widened(kernel.dtype, inputs.dtype):
         return _conv_rounded(geometry, numerics, inputs, kernel)
-    spatial = "DHW"[-geometry.rank :]
-    pads = geometry.pads(inputs.shape[1:-1])
-    if not all(isinstance(size, int) for size in inputs.shape[1:-1]):
-        # Where it learns the size only when it runs, XLA crops wrongly.
-        inputs, pads = pad_spatial(inputs, pads), ((0, 0),) * geometry.rank
-    return lax.conv_general_dilated(
-        inputs,
-        kernel,
-        window_strides=geometry.strides,
-        padding=pads,
-        rhs_dilation=geometry.kernel_dilation,
-        dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
-        feature_group_count=geometry.feature_group_count,
-        precision=numerics.precision,
-        preferred_element_type=numerics.preferred_element_type,
-    )
+    return convolve(inputs, kernel, ConvGeometry.of(geometry), numerics)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _conv_rounded(geometry, numerics, inputs, kernel):
-    return conv_by_xla(inputs, kernel.astype(inputs.dtype), geometry, numerics)
+    return static_conv(inputs, kernel.astype(inputs.dtype), geometry, numerics)
 
 
 def _save_rounded(geometry, numerics, inputs, kernel):
@@ -74,7 +62,7 @@ def _pull_rounded(geometry, numerics, saved, cotangent):
     inputs, kernel = saved
     narrow = kernel.astype(inputs.dtype)
     _, pull = jax.vjp(
-        lambda inputs: conv_by_xla(inputs, narrow, geometry, numerics), inputs
+        lambda inputs: static_conv(inputs, narrow, geometry, numerics), inputs
     )
     of_kernel = _kernel_gradient(geometry, numerics, inputs, cotangent)
     return *pull(cotangent), of_kernel.astype(kernel.dtype)
@@ -124,7 +112,7 @@ def conv_by_one_kernel(
 ) -> Float[jax.Array, "batch *out_spatial out_features"]:
     """Convolves samples with one kernel."""
     if geometry.taps > 1:
-        return conv_by_xla(inputs, kernel, geometry, numerics)
+        return static_conv(inputs, kernel, geometry, numerics)
     arranged = arrange_for_patches(kernel, geometry)
     return conv_by_patches(inputs, arranged, geometry, numerics)
 
@@ -137,7 +125,7 @@ class _StaticConv:
     numerics: Numerics
 
     def __call__(self, inputs: jax.Array, kernel: jax.Array) -> jax.Array:
-        return conv_by_xla(inputs, kernel, self.geometry, self.numerics)
+        return static_conv(inputs, kernel, self.geometry, self.numerics)
 
     @property
     def plain(self) -> Self:
@@ -217,9 +205,7 @@ def few_channel_conv(
     is_small = channels <= _FEW_CHANNELS and math.prod(kernel.shape[:-2]) <= _FEW_TAPS
     is_usual &= not is_sharded_inside(inputs) and not is_sharded_inside(kernel)
     if not is_small or not is_usual:
-        return lax.conv_general_dilated(
-            inputs, kernel, window_strides, padding, **options
-        )
+        return conv_general_dilated(inputs, kernel, window_strides, padding, **options)
     geometry = Geometry.create(
         channels,
         kernel.shape[-1],

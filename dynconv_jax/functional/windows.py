@@ -11,16 +11,24 @@ from dynconv_jax.functional.geometry import Geometry
 
 
 def pad_spatial(
-    inputs: jax.Array, pads: Sequence[tuple[int, int]], trailing: int = 1
+    inputs: jax.Array,
+    pads: Sequence[tuple[int, int]],
+    trailing: int = 1,
+    dilation: Sequence[int] | None = None,
 ) -> jax.Array:
     """Pads the spatial axes of inputs (..., *S, C) with zeros; negative pads crop.
 
-    Behind them are as many other axes as `trailing` says.
+    Behind them are as many other axes as `trailing` says. With a dilation there are
+    zeros between the inputs too, from each to the next a step of so many.
     """
-    if all(pair == (0, 0) for pair in pads):  # a symbolic number has no truth
+    steps = (1,) * len(pads) if dilation is None else tuple(dilation)
+    # A symbolic number has no truth.
+    if all(pair == (0, 0) for pair in pads) and max(steps) == 1:
         return inputs
     before = ((0, 0, 0),) * (inputs.ndim - len(pads) - trailing)
-    spatial = tuple((low, high, 0) for low, high in pads)
+    spatial = tuple(
+        (low, high, step - 1) for (low, high), step in zip(pads, steps, strict=True)
+    )
     zero = jnp.zeros((), inputs.dtype)
     return lax.pad(inputs, zero, (*before, *spatial, *((0, 0, 0),) * trailing))
 

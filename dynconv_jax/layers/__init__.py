@@ -2,6 +2,7 @@
 
 from dynconv_jax.layers.batch_norm import BatchNorm
 from dynconv_jax.layers.cond_conv import CondConv
+from dynconv_jax.layers.conv import Conv, replace_convs
 from dynconv_jax.layers.decomposed_conv import DecomposedConv
 from dynconv_jax.layers.dynamic_conv import DynamicConv
 from dynconv_jax.layers.dynamic_conv_block import DynamicConvBlock
@@ -21,6 +22,7 @@ __all__ = [
     "Assignment",
     "BatchNorm",
     "CondConv",
+    "Conv",
     "DecomposedConv",
     "DynamicConv",
     "DynamicConvBlock",
@@ -31,5 +33,6 @@ __all__ = [
     "ODConv",
     "PooledLinear",
     "WarehouseConv",
+    "replace_convs",
     "set_assignment",
 ]

@@ -8,7 +8,7 @@ from jax import lax
 
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.numerics import Numerics
-from dynconv_jax.functional.static import conv_by_xla, few_channel_conv
+from dynconv_jax.functional.static import few_channel_conv, static_conv
 from parity_tests.tolerances import assert_close
 
 # (spatial, channels, kernel size, strides, padding, further options)
@@ -112,7 +112,7 @@ def test_a_wider_kernel_is_rounded_and_its_gradient_is_not(name, rng):
 
     def results(inputs, kernel, cotangent) -> dict[str, jax.Array]:
         found, pull = jax.vjp(
-            lambda x, w: conv_by_xla(x, w, geometry, Numerics()), inputs, kernel
+            lambda x, w: static_conv(x, w, geometry, Numerics()), inputs, kernel
         )
         of_inputs, of_kernel = pull(cotangent)
         return {"y": found, "x": of_inputs, "kernel": of_kernel}

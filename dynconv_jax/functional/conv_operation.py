@@ -1,0 +1,115 @@
+"""A convolution between three arrays, of which two give the third.
+
+inputs (N, *S, C)      kernel (*k, C/g, O)      outputs (N, *S', O)
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax import lax
+
+from dynconv_jax.functional.conv_geometry import ConvGeometry
+from dynconv_jax.functional.numerics import Numerics
+from dynconv_jax.functional.sharding import type_like, zeros_like
+from dynconv_jax.functional.windows import pad_spatial
+
+_ROLES = ("inputs", "kernel", "outputs")
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvOperation:
+    """Which of the three arrays is computed from the two others, and how.
+
+    Attributes:
+        result: `"outputs"` is the convolution, `"inputs"` its transpose in the inputs
+            and `"kernel"` that in the kernel.
+        geometry: The convolution, its padding as numbers.
+        spatial: The spatial size of the inputs.
+        numerics: The numerical options.
+        is_stacked: Whether all three arrays have one more axis in front, over which
+            there are so many convolutions.
+    """
+
+    result: str
+    geometry: ConvGeometry
+    spatial: tuple[Any, ...]
+    numerics: Numerics
+    is_stacked: bool = False
+
+    @property
+    def operands(self) -> tuple[str, str]:
+        """The arrays that it is computed from, in their order."""
+        first, second = (role for role in _ROLES if role != self.result)
+        return first, second
+
+    def transposed(
+        self,
+        convolve: Callable[[jax.Array, jax.Array], jax.Array],
+        first: jax.Array,
+        second: jax.Array,
+        *,
+        has_rule: bool = False,
+    ) -> jax.Array:
+        """Computes the result by a function from inputs and kernel to outputs.
+
+        Args:
+            convolve: The function, whose transpose it is.
+            first: The first of the operands.
+            second: The second.
+            has_rule: Whether the function has a gradient rule of its own.
+        """
+        if self.result == "outputs":
+            return convolve(first, second)
+        stack, geometry = first.shape[: self.is_stacked], self.geometry
+        if self.result == "inputs":  # which lie on devices as the outputs do
+            images = second.shape[self.is_stacked]
+            shape = (*stack, images, *self.spatial, geometry.in_features)
+            of_wanted = functools.partial(_swapped, convolve, first)
+        else:
+            shape = (*stack, *geometry.kernel_shape)
+            of_wanted = functools.partial(convolve, first)
+        axes = len(shape) - geometry.rank - (1 if self.result == "inputs" else 2)
+        if has_rule:
+            zeros = zeros_like(second, shape, first.dtype, axes)
+            return jax.vjp(of_wanted, zeros)[1](second)[0]
+        wanted = type_like(second, shape, first.dtype, axes)
+        return jax.linear_transpose(of_wanted, wanted)(second)[0]
+
+    def __call__(self, first: jax.Array, second: jax.Array) -> list[jax.Array]:
+        """Computes the result by XLA's convolution, for arrays that are not stacked."""
+
+        def convolve(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
+            return conv_by_xla(inputs, kernel, self.geometry, self.numerics)
+
+        return [self.transposed(convolve, first, second)]
+
+
+def _swapped(convolve, kernel, inputs):
+    return convolve(inputs, kernel)
+
+
+def conv_by_xla(
+    inputs: jax.Array, kernel: jax.Array, geometry: ConvGeometry, numerics: Numerics
+) -> jax.Array:
+    """Convolves inputs (N, *S, C) with a kernel (*k, C/g, O) by XLA's convolution."""
+    spatial = "DHW"[-geometry.rank :]
+    pads, dilation = geometry.pads(inputs.shape[1:-1]), geometry.input_dilation
+    if not all(isinstance(size, int) for size in inputs.shape[1:-1]):
+        # Where it learns the size only when it runs, XLA crops wrongly.
+        inputs = pad_spatial(inputs, pads, dilation=dilation)
+        pads, dilation = ((0, 0),) * geometry.rank, (1,) * geometry.rank
+    return lax.conv_general_dilated(
+        inputs,
+        kernel,
+        window_strides=geometry.strides,
+        padding=pads,
+        lhs_dilation=dilation,
+        rhs_dilation=geometry.kernel_dilation,
+        dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
+        feature_group_count=geometry.feature_group_count,
+        precision=numerics.precision,
+        preferred_element_type=numerics.preferred_element_type,
+    )
