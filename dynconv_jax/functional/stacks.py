@@ -16,6 +16,7 @@ convolution too, with the kernel reversed.
 import dataclasses
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -157,7 +158,7 @@ def _reversed(geometry: ConvGeometry) -> ConvGeometry:
 
 
 def stack_on(
-    target: Target, operation: ConvOperation, first: jax.Array, second: jax.Array
+    target: Target, operation: ConvOperation, first: Any, second: Any
 ) -> StackedConv:
     """Returns a stack as it is computed in a place.
 
@@ -173,7 +174,8 @@ def stack_on(
         isinstance(each, int) for each in (stack, images, *operation.spatial)
     )
     is_local = is_known and devices_of_a_batch(target.device_count) == 1
-    if operation.geometry.is_depthwise and operation.geometry.taps > 1:
+    geometry = operation.geometry
+    if geometry.is_depthwise and 1 < min(geometry.taps, geometry.feature_group_count):
         return StackedConv(operation, StackPlan("taps"))
     if target.platform != "cpu" or not is_local:
         form = "xla" if is_known and stack == 1 else "patches"

@@ -104,3 +104,8 @@ def test_elsewhere_a_stack_of_one_is_xlas_convolution(platform):
 def test_depthwise_convolutions_are_sums_of_taps():
     operation = operation_of("outputs", channels=6, outputs=12, feature_group_count=6)
     assert chosen(operation) == StackPlan("taps")
+
+
+@pytest.mark.parametrize("result", ROLES)
+def test_images_of_one_channel_are_not_taken_for_depthwise(result):
+    assert chosen(operation_of(result, channels=1)).form == "patches"
