@@ -7,6 +7,7 @@ import runpy
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch  # noqa: F401, since an example that runs here needs it
 
@@ -98,6 +99,36 @@ def test_an_exported_network_answers_any_batch(tmp_path):
     apart = re.findall(r"batch (\d): .* apart by (\S+)", said)
     assert [batch for batch, _ in apart] == ["1", "3", "7"]
     assert all(float(each) < TOLERANCES["float32"].relative for _, each in apart)
+
+
+@pytest.mark.slow
+def test_eight_seeds_are_trained_by_one_step():
+    said = run_example("ensemble", "--steps", "40")
+    each = [float(x) for x in re.search(r"each: (.*)", said)[1].split()]
+    assert len(each) == len(set(each)) == 8 and min(each) > 0.5
+    assert figure(r"of their mean: (\S+)", said) > np.mean(each)
+
+
+@pytest.mark.slow
+def test_gradients_of_examples_are_clipped_and_made_private():
+    said = run_example("dp_sgd", "--steps", "60")
+    assert figure(r"norms of the gradients of examples: (\S+)", said) > 1
+    with_noise = figure(r"clipped to 1, with noise: accuracy (\S+)", said)
+    assert 0.4 < with_noise < figure(r"without privacy: accuracy (\S+)", said)
+
+
+@pytest.mark.slow
+def test_a_hypernetwork_learns_the_kernels_behind_the_pictures():
+    said = run_example("hypernetwork")
+    off = figure(r"kernels are off by ([\d.]+)", said)
+    assert off < figure(r"one for all would be by ([\d.]+)", said)
+
+
+@pytest.mark.slow
+def test_where_kernels_start_is_learned():
+    said = run_example("maml", "--steps", "60")
+    before, after = (float(x) for x in re.findall(r"after one step (\S+)", said))
+    assert after > before + 0.2
 
 
 def test_each_example_is_tested_and_short():
