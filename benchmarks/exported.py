@@ -6,16 +6,13 @@ has a process of its own, with the threads that its runtime takes by itself; the
 called in turn, in rows of calls, and what is compared are medians of one measurement.
 """
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import datetime
 import functools
 import json
-import multiprocessing
-import statistics
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +25,8 @@ from flax import nnx
 
 import dynconv_jax
 from benchmarks.machine import describe
-from benchmarks.timing import call_in_a_row, in_turn
+from benchmarks.processes import process_of
+from benchmarks.timing import Function, in_turn
 from dynconv_jax.weights import write_file
 from dynconv_torch.export import Classifier
 from dynconv_torch.weights import from_pretrained
@@ -42,8 +40,6 @@ from train.commands.export.programs import (
 from train.data.dataset import Domain
 
 BATCHES = (1, 32)
-# A turn is a row of calls, of this many seconds or of one call.
-TURN = 0.2
 # What each program is compared with, and how many times its time it may take.
 GOALS = {"model.stablehlo": ("JAX, jitted", 1.05), "model.onnx": ("the twin", 1.5)}
 COMPARED = {name: beside for name, (beside, _) in GOALS.items()}
@@ -153,31 +149,13 @@ def load(name: str, network: Network, folder: Path) -> Callable[[np.ndarray], An
     return lambda pictures: torch.no_grad()(module)(torch.from_numpy(pictures))
 
 
-_call: Callable[[np.ndarray], Any]  # in a process, what it computes
-
-
-def _prepare(name: str, network: Network, folder: Path) -> None:
-    global _call
-    _call = load(name, network, folder)
-
-
-def _row(network: Network, batch: int) -> float:
-    """Calls the program for about the seconds of a turn; returns those of a call."""
-    call = functools.partial(_call, _pictures(network, batch))
-    (first,) = call_in_a_row(call, 1)
-    return statistics.median(call_in_a_row(call, 1 + int(TURN / first)))
-
-
-@contextlib.contextmanager
-def process_of(name: str, network: Network, folder: Path) -> Iterator[Callable]:
-    """Starts a process with one program; gives what asks it for a turn at a batch."""
-    with concurrent.futures.ProcessPoolExecutor(
-        1,
-        multiprocessing.get_context("spawn"),
-        initializer=_prepare,
-        initargs=(name, network, folder),
-    ) as pool:
-        yield lambda batch: pool.submit(_row, network, batch).result()
+def calls(network: Network, folder: Path, name: str) -> dict[int, Function]:
+    """Returns the calls of one of the programs, by batch."""
+    function = load(name, network, folder)
+    return {
+        batch: functools.partial(function, _pictures(network, batch))
+        for batch in BATCHES
+    }
 
 
 def measure(network: Network, rounds: int) -> dict[str, Any]:
@@ -191,15 +169,12 @@ def measure(network: Network, rounds: int) -> dict[str, Any]:
         folder = Path(place)
         sizes = write_programs(network, folder)
         asked = {
-            name: processes.enter_context(process_of(name, network, folder))
+            name: processes.enter_context(process_of(calls, network, folder, name))
             for name in PROGRAMS
         }
         times = {}
         for batch in BATCHES:
-            callers = {
-                name: lambda _, ask=ask, batch=batch: [ask(batch)]
-                for name, ask in asked.items()
-            }
+            callers = {name: callers[batch] for name, callers in asked.items()}
             found = in_turn(callers, rounds)
             times[str(batch)] = {
                 name: {"median": each.median, "quartiles": [each.low, each.high]}

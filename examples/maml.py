@@ -48,7 +48,8 @@ def after_a_step(parameters, support, query, rate):
     """Returns loss and accuracy on the queries of all tasks, each after its step."""
 
     def of_task(support, query):
-        return loss(adapted(parameters, *support, rate), *query)
+        images, labels = support
+        return loss(adapted(parameters, images, labels, rate), *query)
 
     losses, accuracies = jax.vmap(of_task)(support, query)
     return losses.mean(), accuracies.mean()

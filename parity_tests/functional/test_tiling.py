@@ -1,5 +1,7 @@
 """Tiling: which layers can share cells, and which tile gets which."""
 
+from typing import Any
+
 import pytest
 
 from dynconv_jax.functional import Geometry
@@ -81,9 +83,10 @@ def test_a_cell_is_a_whole_window_without_spatial_partition():
 
 @pytest.mark.parametrize("ratio", [0, -1, 0.3, 10**12, float("nan")])
 def test_a_budget_of_no_whole_number_of_cells_or_too_many_is_refused(ratio):
-    for create, geometries in (
+    cases: list[tuple[Any, Any]] = [
         (Tiling.create, jax_geometries((4, 4, (2,)))),
         (TorchTiling.create, torch_geometries((4, 4, (2,)))),
-    ):
+    ]
+    for create, geometries in cases:
         with pytest.raises(ValueError, match="^`ratio` .* a whole number, .* at most"):
             create(geometries, ratio=ratio)

@@ -85,7 +85,10 @@ def look(kind: str) -> dict[str, Any]:
         )
     except ParityError as error:
         differs = str(error)
-    return {"gathers": compiled.as_text().count("all-gather"), "differs": differs}
+    return {
+        "gathers": (compiled.as_text() or "").count("all-gather"),
+        "differs": differs,
+    }
 
 
 if __name__ == "__main__":
