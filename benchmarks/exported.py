@@ -90,7 +90,9 @@ NETWORKS = {
     "MobileNetV2, dynamic, 64×64": Network(
         "mobilenet_v2", 64, options=DYNAMIC, has_goal=False
     ),
-    "EfficientNet, CondConv, 64×64": Network("efficientnet_cc", 64, has_goal=False),
+    "EfficientNet-CondConv-B0 (4 experts), 64×64": Network(
+        "efficientnet_cc_b0_4e", 64, has_goal=False
+    ),
 }
 
 
