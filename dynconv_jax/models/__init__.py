@@ -10,6 +10,7 @@ from dynconv_jax.models.efficientnet_cc import (
     tf_efficientnet_cc_b0_8e,
     tf_efficientnet_cc_b1_8e,
 )
+from dynconv_jax.models.grad_checkpointing import set_grad_checkpointing
 from dynconv_jax.models.layer_groups import head_of, layer_groups
 from dynconv_jax.models.mobilenet_v2 import MobileNetV2, mobilenet_v2
 from dynconv_jax.models.registry import (
@@ -37,6 +38,7 @@ __all__ = [
     "resnet18",
     "resnet34",
     "resnet50",
+    "set_grad_checkpointing",
     "tf_efficientnet_cc_b0_4e",
     "tf_efficientnet_cc_b0_8e",
     "tf_efficientnet_cc_b1_8e",

@@ -18,6 +18,7 @@ from dynconv_jax.initializers import torch_kernel_init, torch_linear
 from dynconv_jax.layers.batch_norm import BatchNorm
 from dynconv_jax.layers.dynamic_conv import DynamicConv
 from dynconv_jax.layers.dynamic_conv_block import DynamicConvBlock
+from dynconv_jax.models.grad_checkpointing import Checkpointing
 from dynconv_jax.models.images import check_images, global_average_pool
 from dynconv_jax.models.layer_groups import LayerGroups
 
@@ -44,7 +45,7 @@ def _relu(x: jax.Array) -> jax.Array:
     return jax.nn.relu(x)  # which itself cannot be pickled
 
 
-class DynamicNet(nnx.Module):
+class DynamicNet(Checkpointing):
     """A static stem, three strided dynamic blocks, a pooled linear head.
 
     The stem is a 3×3 convolution to 32 channels, batch norm and ReLU; the blocks are
@@ -197,9 +198,9 @@ class DynamicNet(nnx.Module):
 
         x = show("input", inputs)
         x = show("stem", self.stem(x))
-        x = show("s1", self.stage1(x))
-        x = show("s2", self.stage2(x))
-        x = show("s3", self.stage3(x))
+        x = show("s1", self._call(self.stage1, x))
+        x = show("s2", self._call(self.stage2, x))
+        x = show("s3", self._call(self.stage3, x))
         return show("out", self.fc(global_average_pool(x)))
 
     def _layer_groups(self) -> LayerGroups:

@@ -18,6 +18,7 @@ from dynconv_jax.layers.cond_conv import CondConv
 from dynconv_jax.layers.given_attention import apply, route
 from dynconv_jax.models.convolutions import Convolutions, fan_out_of_a_group
 from dynconv_jax.models.drop_path import DropPath
+from dynconv_jax.models.grad_checkpointing import Blocks
 from dynconv_jax.models.images import check_images, global_average_pool
 from dynconv_jax.models.layer_groups import LayerGroups
 from dynconv_jax.models.options import check_options
@@ -273,7 +274,7 @@ class EfficientNet(nnx.Module):
                 )
                 width = spec.features
                 count += 1
-            built.append(nnx.Sequential(*blocks))
+            built.append(Blocks(*blocks))
         self.blocks = nnx.Sequential(*built)
         self.conv_head = make(width, head_features, 1, role="head")
         self.bn2 = make.norm(head_features)

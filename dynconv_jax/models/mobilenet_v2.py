@@ -15,6 +15,7 @@ from dynconv_jax.functional.geometry import positive_int
 from dynconv_jax.layers.given_attention import RoutedSequential, route
 from dynconv_jax.models.convolutions import Convolutions, check_dynamic_has_conv
 from dynconv_jax.models.drop_path import DropPath
+from dynconv_jax.models.grad_checkpointing import Checkpointing
 from dynconv_jax.models.images import check_images, global_average_pool
 from dynconv_jax.models.layer_groups import LayerGroups
 from dynconv_jax.models.options import check_options
@@ -105,7 +106,7 @@ class InvertedResidual(nnx.Module):
         return inputs + self.drop_path(outputs) if self.has_shortcut else outputs
 
 
-class MobileNetV2(nnx.Module):
+class MobileNetV2(Checkpointing):
     """MobileNetV2: stem, seven stages of inverted residuals, a 1×1 convolution, a head.
 
     Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", CVPR 2018,
@@ -229,7 +230,7 @@ class MobileNetV2(nnx.Module):
         stem, *blocks, head = self.features.layers
         x = stem(inputs, route(self.stem_routing_fn, inputs))
         for block in blocks:
-            x = block(x)
+            x = self._call(block, x)
         x = head(x, route(self.head_routing_fn, x))
         return self.classifier(global_average_pool(x))
 

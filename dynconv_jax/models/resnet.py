@@ -15,6 +15,7 @@ from dynconv_jax.initializers import torch_linear
 from dynconv_jax.layers.given_attention import RoutedSequential, apply, route
 from dynconv_jax.models.convolutions import Convolutions, check_dynamic_has_conv
 from dynconv_jax.models.drop_path import DropPath
+from dynconv_jax.models.grad_checkpointing import Blocks
 from dynconv_jax.models.images import check_images, global_average_pool, max_pool
 from dynconv_jax.models.layer_groups import LayerGroups
 from dynconv_jax.models.options import check_options
@@ -221,7 +222,7 @@ class ResNet(nnx.Module):
                 )
                 width = features * block.expansion
                 count += 1
-            stages.append(nnx.Sequential(*blocks))
+            stages.append(Blocks(*blocks))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         # Without dropout there is no random state to carry through every jit.
         self.dropout = nnx.Dropout(dropout, rngs=rngs if dropout else None)

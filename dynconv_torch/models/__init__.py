@@ -10,6 +10,7 @@ from dynconv_torch.models.efficientnet_cc import (
     tf_efficientnet_cc_b0_8e,
     tf_efficientnet_cc_b1_8e,
 )
+from dynconv_torch.models.grad_checkpointing import set_grad_checkpointing
 from dynconv_torch.models.mobilenet_v2 import MobileNetV2, mobilenet_v2
 from dynconv_torch.models.registry import (
     create_model,
@@ -34,6 +35,7 @@ __all__ = [
     "resnet18",
     "resnet34",
     "resnet50",
+    "set_grad_checkpointing",
     "tf_efficientnet_cc_b0_4e",
     "tf_efficientnet_cc_b0_8e",
     "tf_efficientnet_cc_b1_8e",

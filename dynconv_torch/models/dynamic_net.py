@@ -12,6 +12,7 @@ from dynconv_torch.functional.checks import check_dtype, check_positive
 from dynconv_torch.functional.geometry import positive_int
 from dynconv_torch.layers.dynamic_conv import DynamicConv2d
 from dynconv_torch.layers.dynamic_conv_block import DynamicConvBlock
+from dynconv_torch.models.grad_checkpointing import Checkpointing
 from dynconv_torch.models.images import check_images, global_average_pool
 
 # The channels of the stem and of the three blocks.
@@ -33,7 +34,7 @@ def scaled_widths(widths: Sequence[int], width_mult: float) -> list[int]:
     return [max(1, math.floor(width * width_mult + 0.5)) for width in widths]
 
 
-class DynamicNet(nn.Module):
+class DynamicNet(Checkpointing):
     """A static stem, three strided dynamic blocks, a pooled linear head.
 
     The stem is a 3×3 convolution to 32 channels, batch norm and ReLU; the blocks are
@@ -181,7 +182,7 @@ class DynamicNet(nn.Module):
 
         x = show("input", x)
         x = show("stem", self.stem(x))
-        x = show("s1", self.stage1(x))
-        x = show("s2", self.stage2(x))
-        x = show("s3", self.stage3(x))
+        x = show("s1", self._call(self.stage1, x))
+        x = show("s2", self._call(self.stage2, x))
+        x = show("s3", self._call(self.stage3, x))
         return show("out", self.fc(global_average_pool(x)))

@@ -17,6 +17,7 @@ from dynconv_torch.layers.cond_conv import CondConv2d
 from dynconv_torch.layers.given_attention import apply, route
 from dynconv_torch.models.convolutions import Convolutions
 from dynconv_torch.models.drop_path import DropPath
+from dynconv_torch.models.grad_checkpointing import Blocks
 from dynconv_torch.models.images import check_images, global_average_pool
 from dynconv_torch.models.options import check_options
 
@@ -271,7 +272,7 @@ class EfficientNet(nn.Module):
                 )
                 width = spec.channels
                 count += 1
-            built.append(nn.Sequential(*blocks))
+            built.append(Blocks(*blocks))
         self.blocks = nn.Sequential(*built)
         self.conv_head = make(width, head_channels, 1, role="head")
         self.bn2 = make.norm(head_channels)

@@ -12,6 +12,7 @@ from dynconv_torch.functional.geometry import positive_int
 from dynconv_torch.layers.given_attention import RoutedSequential, route
 from dynconv_torch.models.convolutions import Convolutions, check_dynamic_has_conv
 from dynconv_torch.models.drop_path import DropPath
+from dynconv_torch.models.grad_checkpointing import Checkpointing
 from dynconv_torch.models.images import check_images, global_average_pool
 from dynconv_torch.models.options import check_options
 
@@ -100,7 +101,7 @@ class InvertedResidual(nn.Module):
         return x + self.drop_path(y) if self.has_shortcut else y
 
 
-class MobileNetV2(nn.Module):
+class MobileNetV2(Checkpointing):
     """MobileNetV2: stem, seven stages of inverted residuals, a 1×1 convolution, a head.
 
     Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", CVPR 2018,
@@ -215,7 +216,7 @@ class MobileNetV2(nn.Module):
         stem, *blocks, head = self.features
         x = stem(x, route(self.stem_routing_fn, x))
         for block in blocks:
-            x = block(x)
+            x = self._call(block, x)
         x = head(x, route(self.head_routing_fn, x))
         return self.classifier(global_average_pool(x))
 

@@ -13,6 +13,7 @@ from dynconv_torch.functional.geometry import positive_int
 from dynconv_torch.layers.given_attention import RoutedSequential, apply, route
 from dynconv_torch.models.convolutions import Convolutions, check_dynamic_has_conv
 from dynconv_torch.models.drop_path import DropPath
+from dynconv_torch.models.grad_checkpointing import Blocks
 from dynconv_torch.models.images import check_images, global_average_pool
 from dynconv_torch.models.options import check_options
 
@@ -215,7 +216,7 @@ class ResNet(nn.Module):
                 )
                 width = channels * block.expansion
                 count += 1
-            stages.append(nn.Sequential(*blocks))
+            stages.append(Blocks(*blocks))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(width, num_classes, device=device, dtype=dtype)

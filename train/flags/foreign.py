@@ -193,6 +193,9 @@ FOREIGN: dict[str, tuple[str, str]] = {
     "--dist-bn": ("", _BN),
     "--split-bn": ("", _BN),
     # How it is computed
+    "--gradient-checkpointing": ("--grad-checkpointing", ""),
+    "--activation-checkpointing": ("--grad-checkpointing", ""),
+    "--remat": ("--grad-checkpointing", ""),
     "--amp": ("--dtype", _BF16),
     "--amp-dtype": ("--dtype", _BF16),
     "--fp16": ("--dtype", _BF16),

@@ -43,6 +43,8 @@ class ModelFlags(Flags):
             `--model-options help` lists them.
         dtype: What the network computes in. Parameters, statistics and the optimizer's
             state are float32 always.
+        grad_checkpointing: Compute what is in a block anew for its gradient, in place
+            of keeping it: less memory for more time. What is computed stays the same.
         init_from: A file of weights to start from, in PyTorch's layout, or the
             directory of a run. It is safetensors, or of `torch.save` where PyTorch is
             installed; of the same model, or of the same model with static convolutions,
@@ -68,6 +70,7 @@ class ModelFlags(Flags):
     conv_options: Options = ()
     model_options: Options = ()
     dtype: Literal["float32", "bfloat16"] = "float32"
+    grad_checkpointing: Switch = False
     init_from: OptionalPath = None
     new_head: Switch = False
     init_noise: float = 0.0

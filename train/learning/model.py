@@ -11,6 +11,7 @@ from flax import nnx
 
 from dynconv_jax import Router, SigmoidRouter, create_model, list_models
 from dynconv_jax.layers.od_conv import ODAttention
+from dynconv_jax.models import set_grad_checkpointing
 from train.errors import TrainError
 from train.flags.checks import flag_of
 from train.flags.config import Config
@@ -190,7 +191,7 @@ def build(
     if config.dtype != "float32":
         options["dtype"] = jnp.dtype(config.dtype)
     try:
-        return create_model(
+        model = create_model(
             config.model,
             num_classes,
             conv=conv,
@@ -201,6 +202,8 @@ def build(
         )
     except (TypeError, ValueError) as error:
         _refuse(error, config)
+    set_grad_checkpointing(model, config.grad_checkpointing)
+    return model
 
 
 def default_convolution(model: str) -> tuple[str, dict[str, Any]]:

@@ -11,6 +11,7 @@ import torch
 from flax import nnx
 
 from dynconv_jax import CondConv, DynamicConv, ODConv, list_convolutions, list_models
+from dynconv_jax.models.grad_checkpointing import Checkpointing
 from dynconv_jax.weights import save_weights, to_torch_state_dict
 from parity_tests.tolerances import assert_close
 from train.errors import TrainError
@@ -165,6 +166,15 @@ def test_what_a_model_cannot_take_is_refused_in_one_line(flags, words):
     message = str(caught.value)
     assert "\n" not in message
     assert [word for word in words if word not in message] == []
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_blocks_are_computed_anew_where_that_is_asked(flag):
+    for name in ("dynamic_net", "resnet18"):
+        model = abstract(model=name, grad_checkpointing=flag)
+        parts = layers_of(model, Checkpointing)
+        assert parts
+        assert {part.grad_checkpointing for part in parts} == {flag}
 
 
 # Where it starts
