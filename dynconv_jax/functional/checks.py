@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dynconv_jax.functional.numerics import as_arrays
+
 
 def check_arrays(*, optional: Collection[str] = (), **arrays: Any) -> None:
     """Refuses what is not an array of real numbers.
@@ -46,6 +48,28 @@ def check_arrays(*, optional: Collection[str] = (), **arrays: Any) -> None:
             )
         if not (jnp.issubdtype(dtype, jnp.number) or dtype == jnp.bool_):
             raise ValueError(f"`{name}` ({dtype}) must hold numbers, such as float32")
+
+
+def take_arrays(*, optional: Collection[str] = (), **arrays: Any) -> tuple[Any, ...]:
+    """Returns arguments as arrays of JAX, or None, in the dtypes that JAX gives them.
+
+    Args:
+        optional: Which of the arguments may be None.
+        **arrays: The arguments, by the names that the caller has for them.
+
+    Raises:
+        TypeError: As `check_arrays`.
+        ValueError: As `check_arrays`.
+
+    Example:
+        >>> inputs, bias = take_arrays(
+        ...     inputs=np.ones((2, 9, 7, 3)), bias=None, optional=["bias"]
+        ... )
+        >>> type(inputs) is type(jnp.ones(1)), bias is None
+        (True, True)
+    """
+    check_arrays(optional=optional, **arrays)
+    return as_arrays(*arrays.values())
 
 
 def check_dtypes(*, optional: Collection[str] = (), **dtypes: Any) -> None:

@@ -16,7 +16,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Float, Shaped
 
-from dynconv_jax.functional.checks import check_arrays
+from dynconv_jax.functional.checks import take_arrays
 from dynconv_jax.functional.chips import Target
 from dynconv_jax.functional.choice import choose
 from dynconv_jax.functional.cost import Plan, Problem, devices_of_a_batch
@@ -24,7 +24,7 @@ from dynconv_jax.functional.experts import conv_by_all_experts, conv_by_experts
 from dynconv_jax.functional.forms import FORMS, Form
 from dynconv_jax.functional.geometry import Geometry, PaddingLike, check_operands
 from dynconv_jax.functional.mixing import mix_by_product, mix_by_sum, mix_kernels
-from dynconv_jax.functional.numerics import Numerics, as_arrays, multiply_wide
+from dynconv_jax.functional.numerics import Numerics, multiply_wide
 from dynconv_jax.functional.pallas.by_platform import conv_by_pallas, pallas_refuses
 from dynconv_jax.functional.per_sample import PlacedConv, PlannedConv, add_bias
 from dynconv_jax.functional.scan import map_samples
@@ -276,7 +276,7 @@ def dynamic_conv(
         >>> dynamic_conv(jnp.ones((2, 10, 4)), attention, experts).shape
         (2, 10, 8)
     """
-    check_arrays(
+    inputs, attention, kernel, bias, spatial_attention = take_arrays(
         inputs=inputs,
         attention=attention,
         kernel=kernel,
@@ -284,8 +284,6 @@ def dynamic_conv(
         spatial_attention=spatial_attention,
         optional=("attention", "bias", "spatial_attention"),
     )
-    inputs, kernel = as_arrays(inputs, kernel)
-    attention, bias, spatial_attention = as_arrays(attention, bias, spatial_attention)
     geometry = check_operands(
         inputs,
         kernel,

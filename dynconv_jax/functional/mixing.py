@@ -13,9 +13,8 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Float, Shaped
 
-from dynconv_jax.functional.checks import check_arrays
+from dynconv_jax.functional.checks import take_arrays
 from dynconv_jax.functional.numerics import (
-    as_arrays,
     at_least_float32,
     contract_rounded,
 )
@@ -46,8 +45,7 @@ def mix_kernels(
         >>> mix_kernels(jnp.full((2, 4), 0.25), jnp.ones((4, 3, 3, 8, 16))).shape
         (2, 3, 3, 8, 16)
     """
-    check_arrays(attention=attention, kernel=kernel)
-    attention, kernel = as_arrays(attention, kernel)
+    attention, kernel = take_arrays(attention=attention, kernel=kernel)
     if attention.ndim != 2 or attention.shape[1] != kernel.shape[0]:
         raise ValueError(
             f"`attention` (shape {attention.shape}) must be (batch, num_experts) with "

@@ -18,11 +18,10 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Float, Shaped
 
-from dynconv_jax.functional.checks import check_arrays
+from dynconv_jax.functional.checks import take_arrays
 from dynconv_jax.functional.geometry import Geometry, PaddingLike, check_operands
 from dynconv_jax.functional.numerics import (
     Numerics,
-    as_arrays,
     at_least_float32,
     multiply_wide,
     scale_channels,
@@ -188,11 +187,10 @@ def modulated_conv(
         >>> modulated_conv(images, styles, jnp.ones((3, 3, 4, 8)), strides=2).shape
         (2, 5, 4, 8)
     """
-    check_arrays(
+    inputs, styles, kernel, bias = take_arrays(
         inputs=inputs, styles=styles, kernel=kernel, bias=bias, optional=("bias",)
     )
     check_modulation(implementation, demodulate=demodulate, pre_normalize=pre_normalize)
-    inputs, styles, kernel, bias = as_arrays(inputs, styles, kernel, bias)
     geometry = check_operands(
         inputs,
         kernel,

@@ -20,13 +20,13 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from dynconv_jax.functional.checks import check_arrays
+from dynconv_jax.functional.checks import take_arrays
 from dynconv_jax.functional.chips import Target, chip_for
 from dynconv_jax.functional.choice import choose, is_chosen_by_place
 from dynconv_jax.functional.cost import Plan, Problem
 from dynconv_jax.functional.forms import FORMS
 from dynconv_jax.functional.geometry import Geometry, PaddingLike, check_operands
-from dynconv_jax.functional.numerics import Numerics, as_arrays
+from dynconv_jax.functional.numerics import Numerics
 from dynconv_jax.functional.platforms import compute_where_lowered
 from dynconv_jax.functional.scan import map_samples
 from dynconv_jax.functional.sharding import leave_to_partitioner, of_convolution
@@ -195,8 +195,9 @@ def per_sample_conv(
         >>> per_sample_conv(images, kernels, strides=2, padding=1).shape
         (2, 5, 4, 8)
     """
-    check_arrays(inputs=inputs, kernel=kernel, bias=bias, optional=("bias",))
-    inputs, kernel, bias = as_arrays(inputs, kernel, bias)
+    inputs, kernel, bias = take_arrays(
+        inputs=inputs, kernel=kernel, bias=bias, optional=("bias",)
+    )
     geometry = check_operands(
         inputs,
         kernel,

@@ -24,7 +24,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Float, Shaped
 
-from dynconv_jax.functional.checks import check_arrays
+from dynconv_jax.functional.checks import take_arrays
 from dynconv_jax.functional.chips import Target, chip_for
 from dynconv_jax.functional.choice import (
     check_implementation,
@@ -35,7 +35,7 @@ from dynconv_jax.functional.cost import Plan, Problem
 from dynconv_jax.functional.dynamic import check_attention, dynamic_conv_by_plan
 from dynconv_jax.functional.geometry import Geometry, PaddingLike, check_operands
 from dynconv_jax.functional.mixing import mix_kernels
-from dynconv_jax.functional.numerics import Numerics, as_arrays
+from dynconv_jax.functional.numerics import Numerics
 from dynconv_jax.functional.per_sample import add_bias, per_sample_conv_by_plan
 from dynconv_jax.functional.platforms import compute_where_lowered
 from dynconv_jax.functional.sharding import leave_to_partitioner, of_convolution
@@ -299,8 +299,9 @@ def per_sample_conv_transpose(
         >>> per_sample_conv_transpose(images, kernels, strides=2, padding=1).shape
         (2, 9, 7, 8)
     """
-    check_arrays(inputs=inputs, kernel=kernel, bias=bias, optional=("bias",))
-    inputs, kernel, bias = as_arrays(inputs, kernel, bias)
+    inputs, kernel, bias = take_arrays(
+        inputs=inputs, kernel=kernel, bias=bias, optional=("bias",)
+    )
     geometry = check_operands(
         inputs,
         kernel,
@@ -376,14 +377,13 @@ def dynamic_conv_transpose(
         >>> dynamic_conv_transpose(inputs, attention, experts, strides=2).shape
         (2, 20, 8)
     """
-    check_arrays(
+    inputs, attention, kernel, bias = take_arrays(
         inputs=inputs,
         attention=attention,
         kernel=kernel,
         bias=bias,
         optional=("bias",),
     )
-    inputs, attention, kernel, bias = as_arrays(inputs, attention, kernel, bias)
     geometry = check_operands(
         inputs,
         kernel,

@@ -13,6 +13,7 @@ from flax import nnx
 import dynconv_jax
 import dynconv_torch
 from dynconv_jax.functional import Geometry, checks
+from dynconv_jax.models.options import option_names
 from dynconv_torch.functional import Geometry as TwinGeometry
 from dynconv_torch.functional import checks as twin_checks
 
@@ -294,19 +295,24 @@ def test_a_rate_is_checked_as_float32_has_it(check, wrong):
         check("dropout", "much")
 
 
-WITHOUT_EXPERTS = {
-    *("DecomposedConv", "DecomposedConv2d", "BatchNorm", "KernelWarehouse"),
-    "create_model",  # of a network that takes no number of them
-}
+def with_experts(builders) -> list[str]:
+    """Returns the names of those that take a number of experts."""
+    found = {name: option_names(each) or () for name, each in builders.items()}
+    return [name for name, options in found.items() if "num_experts" in options]
 
 
-@pytest.mark.parametrize("name", [n for n in BUILDERS if n not in WITHOUT_EXPERTS])
+def test_members_with_experts_are_found():
+    assert {"DynamicConv", "CondConv", "ODConv", "Router"} < {*with_experts(BUILDERS)}
+    assert {"CondConv3d", "SigmoidRouter"} < {*with_experts(TWIN_BUILDERS)}
+
+
+@pytest.mark.parametrize("name", with_experts(BUILDERS))
 def test_more_experts_than_any_network_has_are_refused_at_once(name):
     with pytest.raises(ValueError, match="^`num_experts` .=1000000000000. .* at most"):
         BUILDERS[name](num_experts=10**12, rngs=RNGS)
 
 
-@pytest.mark.parametrize("name", [n for n in TWIN_BUILDERS if n not in WITHOUT_EXPERTS])
+@pytest.mark.parametrize("name", with_experts(TWIN_BUILDERS))
 def test_more_experts_than_any_twin_has_are_refused_at_once(name):
     with pytest.raises(ValueError, match="^`num_experts` .=1000000000000. .* at most"):
         TWIN_BUILDERS[name](num_experts=10**12)
