@@ -15,6 +15,7 @@ from dynconv_jax.diagnostics import (
     summarize_gates,
 )
 from dynconv_jax.functional import (
+    adaptive_conv,
     dynamic_conv,
     dynamic_conv_transpose,
     explain,
@@ -27,6 +28,7 @@ from dynconv_jax.functional import (
 )
 from dynconv_jax.gating import RouterOutput, Temperature
 from dynconv_jax.layers import (
+    AdaptiveConv,
     Assignment,
     BatchNorm,
     CondConv,
@@ -67,6 +69,8 @@ from dynconv_jax.weights import (
 )
 
 __all__ = [
+    "adaptive_conv",
+    "AdaptiveConv",
     "LAYOUT",
     "Assignment",
     "BatchNorm",

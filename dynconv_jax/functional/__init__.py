@@ -1,5 +1,6 @@
 """Pure functions on arrays; they know nothing of modules."""
 
+from dynconv_jax.functional.adaptive import adaptive_conv
 from dynconv_jax.functional.choice import explain
 from dynconv_jax.functional.dynamic import dynamic_conv
 from dynconv_jax.functional.geometry import Geometry
@@ -14,6 +15,7 @@ from dynconv_jax.functional.transpose import (
 
 __all__ = [
     "Geometry",
+    "adaptive_conv",
     "dynamic_conv",
     "dynamic_conv_transpose",
     "explain",
