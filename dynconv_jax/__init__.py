@@ -15,6 +15,7 @@ from dynconv_jax.diagnostics import (
     summarize_gates,
 )
 from dynconv_jax.functional import (
+    adaptive_conv,
     conv,
     dynamic_conv,
     dynamic_conv_transpose,
@@ -28,6 +29,7 @@ from dynconv_jax.functional import (
 )
 from dynconv_jax.gating import RouterOutput, Temperature
 from dynconv_jax.layers import (
+    AdaptiveConv,
     Assignment,
     BatchNorm,
     CondConv,
@@ -70,6 +72,8 @@ from dynconv_jax.weights import (
 )
 
 __all__ = [
+    "adaptive_conv",
+    "AdaptiveConv",
     "LAYOUT",
     "Assignment",
     "BatchNorm",

@@ -13,6 +13,7 @@ except ModuleNotFoundError as error:
 from _dynconv_version import __version__ as __version__
 from dynconv_torch.diagnostics import capture_routers
 from dynconv_torch.functional import (
+    adaptive_conv,
     dynamic_conv,
     dynamic_conv_transpose,
     load_balance_loss,
@@ -24,6 +25,9 @@ from dynconv_torch.functional import (
 )
 from dynconv_torch.gating import RouterOutput
 from dynconv_torch.layers import (
+    AdaptiveConv1d,
+    AdaptiveConv2d,
+    AdaptiveConv3d,
     CondConv1d,
     CondConv2d,
     CondConv3d,
@@ -65,6 +69,10 @@ from dynconv_torch.routing import Router, SigmoidRouter, set_temperature
 from dynconv_torch.weights import from_pretrained, save_pretrained
 
 __all__ = [
+    "adaptive_conv",
+    "AdaptiveConv1d",
+    "AdaptiveConv2d",
+    "AdaptiveConv3d",
     "CondConv1d",
     "CondConv2d",
     "CondConv3d",

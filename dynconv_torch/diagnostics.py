@@ -7,6 +7,7 @@ from torch import nn
 
 from dynconv_torch.checks import check_module
 from dynconv_torch.gating import RECORDED, RouterOutput
+from dynconv_torch.layers.adaptive_conv import StyleAttention
 from dynconv_torch.layers.od_conv import ODAttention
 from dynconv_torch.routing import Router, SigmoidRouter
 
@@ -40,7 +41,7 @@ def capture_routers(
     routers = {
         path: part
         for path, part in model.named_modules()
-        if isinstance(part, (Router, SigmoidRouter, ODAttention))
+        if isinstance(part, (Router, SigmoidRouter, ODAttention, StyleAttention))
     }
     for router in routers.values():
         setattr(router, RECORDED, [])

@@ -36,6 +36,7 @@ WORDS = {
 OF_ITS_OWN_KIND = {"conv", "group_by", "padding"}
 
 LAYERS: list[tuple[Any, Any]] = [
+    (dynconv_jax.AdaptiveConv, dynconv_torch.AdaptiveConv2d),
     (dynconv_jax.CondConv, dynconv_torch.CondConv2d),
     (dynconv_jax.DecomposedConv, dynconv_torch.DecomposedConv2d),
     (dynconv_jax.DynamicConv, dynconv_torch.DynamicConv2d),
@@ -45,6 +46,7 @@ LAYERS: list[tuple[Any, Any]] = [
     (ExpertConv, ExpertConvNd.build_experts),
 ]
 FUNCTIONS: list[tuple[Any, Any]] = [
+    (dynconv_jax.adaptive_conv, dynconv_torch.adaptive_conv),
     (dynconv_jax.dynamic_conv, dynconv_torch.dynamic_conv),
     (dynconv_jax.modulated_conv, dynconv_torch.modulated_conv),
     (dynconv_jax.per_sample_conv, dynconv_torch.per_sample_conv),

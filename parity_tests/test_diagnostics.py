@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from dynconv_jax import (
+    AdaptiveConv,
     CondConv,
     DeadExpertWarning,
     DecomposedConv,
@@ -163,12 +164,17 @@ def test_every_member_of_the_family_is_summarised(conv, rng):
         assert shape in (None, values.shape), path
 
 
-def test_styles_of_a_modulated_layer_are_summarised_as_gates(rng):
-    layer = ModulatedConv(4, 8, (3, 3), style_features=5, rngs=nnx.Rngs(0))
+@pytest.mark.parametrize(
+    ("cls", "paths"),
+    [(AdaptiveConv, {"attention", "styles"}), (ModulatedConv, {"styles"})],
+)
+def test_styles_of_latents_are_summarised_as_gates(cls, paths, rng):
+    layer = cls(4, 8, (3, 3), style_features=5, rngs=nnx.Rngs(0))
     inputs, latents = rng.normal(size=(3, 6, 5, 4)), rng.normal(size=(3, 5))
     found = diagnose(
         layer, *(jnp.asarray(each, jnp.float32) for each in (inputs, latents))
     )
+    assert found.keys() == paths
     summary = found["styles"]
     assert isinstance(summary, GateSummary) and summary.mean.shape == (4,)
 

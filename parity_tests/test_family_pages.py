@@ -20,11 +20,12 @@ MEMBERS = {
     "dynamic-conv": ["DynamicConv"],
     "dynamic-conv-transpose": ["DynamicConvTranspose"],
     "modulated-conv": ["ModulatedConv"],
+    "adaptive-conv": ["AdaptiveConv"],
     "kernel-warehouse": ["KernelWarehouse", "WarehouseConv"],
     "od-conv": ["ODConv"],
 }
 
-NOT_TIMED = {"dynamic-conv-transpose", "modulated-conv"}
+NOT_TIMED = {"adaptive-conv", "dynamic-conv-transpose", "modulated-conv"}
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 

@@ -1,5 +1,6 @@
 """Pure functions on arrays; they know nothing of modules."""
 
+from dynconv_jax.functional.adaptive import adaptive_conv
 from dynconv_jax.functional.choice import explain
 from dynconv_jax.functional.conv import conv, conv_general_dilated
 from dynconv_jax.functional.dynamic import dynamic_conv
@@ -15,6 +16,7 @@ from dynconv_jax.functional.transpose import (
 
 __all__ = [
     "Geometry",
+    "adaptive_conv",
     "conv",
     "conv_general_dilated",
     "dynamic_conv",

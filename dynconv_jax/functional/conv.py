@@ -16,10 +16,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Shaped
 
 from dynconv_jax.functional.bilinear import convolve
-from dynconv_jax.functional.checks import check_arrays
+from dynconv_jax.functional.checks import take_arrays
 from dynconv_jax.functional.conv_geometry import ConvGeometry
 from dynconv_jax.functional.geometry import PaddingLike
-from dynconv_jax.functional.numerics import Numerics, as_arrays
+from dynconv_jax.functional.numerics import Numerics
 
 
 def conv(
@@ -70,8 +70,7 @@ def conv(
         >>> jax.vmap(conv)(images, kernels).shape  # eight models, each its own images
         (8, 16, 9, 7, 6)
     """
-    check_arrays(inputs=inputs, kernel=kernel)
-    inputs, kernel = as_arrays(inputs, kernel)
+    inputs, kernel = take_arrays(inputs=inputs, kernel=kernel)
     geometry = _check(
         inputs,
         kernel,

@@ -295,7 +295,7 @@ def dynamic_conv(
         kernel_dilation=kernel_dilation,
         feature_group_count=feature_group_count,
     )
-    _check_attention(inputs, attention, spatial_attention, kernel)
+    check_attentions(inputs, attention, spatial_attention, kernel)
     if bias is not None and attention is not None:
         bias = mix_kernels(attention, bias, precision=precision)
     planned = _PlacedDynamicConv(
@@ -330,12 +330,13 @@ def dynamic_conv(
     return add_bias(outputs, bias)
 
 
-def _check_attention(
+def check_attentions(
     inputs: jax.Array,
     attention: jax.Array | None,
     spatial_attention: jax.Array | None,
     kernel: jax.Array,
 ) -> None:
+    """Raises a ValueError unless attentions fit inputs and experts."""
     batch, (num_experts, *size) = inputs.shape[0], kernel.shape[:-2]
     if attention is not None:
         check_attention(attention, batch, num_experts)

@@ -23,7 +23,6 @@ from dynconv_jax.functional.geometry import Geometry, PaddingLike, check_operand
 from dynconv_jax.functional.numerics import (
     Numerics,
     at_least_float32,
-    multiply_wide,
     scale_channels,
     widest,
 )
@@ -85,43 +84,70 @@ def unit_power(array: jax.Array, axes: Sequence[int]) -> jax.Array:
     return array * lax.rsqrt(mean + EPSILON)
 
 
-def by_group(
+def _by_group(
     styles: Float[jax.Array, "batch in_features"], geometry: Geometry
-) -> Float[jax.Array, "batch in_per_group out_features"]:
-    """Returns the style that each weight of a kernel (..., C/g, O) meets."""
+) -> jax.Array:
+    """Returns the style that each weight of a kernel meets, (B, ..., C/g, O)."""
     groups = geometry.feature_group_count
     split = styles.reshape(styles.shape[0], groups, styles.shape[1] // groups)
-    return jnp.repeat(split.mT, geometry.out_features // groups, axis=-1)
+    repeated = jnp.repeat(split.mT, geometry.out_features // groups, axis=-1)
+    return jnp.expand_dims(repeated, tuple(range(1, geometry.rank + 1)))
+
+
+def modulated_kernels(
+    kernel: Float[jax.Array, "#batch *window in_per_group out_features"],
+    styles: Float[jax.Array, "batch in_features"],
+    gain: Float[jax.Array, "batch in_features"],
+    geometry: Geometry,
+    *,
+    demodulate: bool,
+) -> Float[jax.Array, "batch *window in_per_group out_features"]:
+    """Returns the kernel of each sample, as the equations have it; for `"fused"`.
+
+    Args:
+        kernel: One kernel, or one of each sample, in float32 at least.
+        styles: The factors of the input channels, in the same dtype.
+        gain: Those after the demodulation.
+        geometry: The convolution.
+        demodulate: Whether there is one.
+    """
+    kernels = kernel * _by_group(styles, geometry)
+    if demodulate:
+        axes = tuple(range(1, kernels.ndim - 1))
+        norms = lax.square(kernels).sum(axes, keepdims=True)
+        kernels = kernels * lax.rsqrt(norms + EPSILON)
+    return kernels * _by_group(gain, geometry)
 
 
 def demodulation(
-    styles: Float[jax.Array, "batch in_features"],
-    power: Float[jax.Array, "in_per_group out_features"],
-    geometry: Geometry,
+    squares: Float[jax.Array, "batch parts"],
+    power: Float[jax.Array, "parts_per_group out_features"],
+    groups: int,
 ) -> Float[jax.Array, "batch out_features"]:
     """Returns d, one over the norms of the modulated kernels.
 
     Args:
-        styles: In float32 at least.
-        power: Σ W² over the taps, in the same dtype.
-        geometry: The convolution.
+        squares: The squared styles of the input channels, in float32 at least; or of
+            further parts that a kernel's square is a sum of, those of a group together.
+        power: Σ W² over the taps, of each part, in the same dtype.
+        groups: The number of channel groups.
 
     Returns:
         d, in that dtype.
     """
-    groups = geometry.feature_group_count
-    squares = lax.square(styles)
+    (batch, parts), outputs = squares.shape, power.shape[-1]
     if groups == 1:
         sums = jnp.matmul(squares, power, precision="highest")
-        return lax.rsqrt(sums + EPSILON)
-    batch, channels = styles.shape
-    sums = jnp.einsum(
-        "bgc,cgo->bgo",
-        squares.reshape(batch, groups, channels // groups),
-        power.reshape(channels // groups, groups, -1),
-        precision="highest",
-    )
-    return lax.rsqrt(sums.reshape(batch, geometry.out_features) + EPSILON)
+    else:
+        split = jnp.einsum(
+            "bgc,cgo->bgo",
+            squares.reshape(batch, groups, parts // groups),
+            power.reshape(parts // groups, groups, outputs // groups),
+            precision="highest",
+        )
+        sums = split.reshape(batch, outputs)
+    # A sum of products, unlike one of squares, may be less than 0 by rounding.
+    return lax.rsqrt(jnp.maximum(sums, 0) + EPSILON)
 
 
 def modulated_conv(
@@ -204,47 +230,45 @@ def modulated_conv(
     wide = at_least_float32(widest(styles.dtype, kernel.dtype))
     styles, gain = styles.astype(wide), jnp.asarray(gain, wide)
     check_styles(styles, gain, inputs.shape[0], inputs.shape[-1])
+    groups = geometry.feature_group_count
     numerics = Numerics(precision, preferred_element_type).settled
     if pre_normalize:
         styles = unit_power(styles, (1,))
-    factors = styles * (gain[None] if gain.ndim == 1 else gain)
+    gain = jnp.broadcast_to(gain, styles.shape)
 
     def convolve(
-        inputs: jax.Array, styles: jax.Array, factors: jax.Array, kernel: jax.Array
+        inputs: jax.Array, styles: jax.Array, gain: jax.Array, kernel: jax.Array
     ) -> jax.Array:
         own = kernel.astype(wide)
         if pre_normalize:
             own = unit_power(own, range(own.ndim - 1))
-            kernel = own.astype(kernel.dtype)
-        coefficients = None
-        if demodulate:
-            power = lax.square(own).sum(tuple(range(own.ndim - 2)))
-            coefficients = demodulation(styles, power, geometry)
-        if implementation != "fused":
-            inputs = scale_channels(inputs, factors)
-            outputs = conv_by_one_kernel(inputs, kernel, geometry, numerics)
-            if coefficients is None:
-                return outputs
-            return scale_channels(outputs, coefficients)
-        weights = by_group(factors, geometry)
-        if coefficients is not None:
-            weights = weights * coefficients[:, None]
-        taps = tuple(range(1, geometry.rank + 1))
-        own = multiply_wide(kernel[None], jnp.expand_dims(weights, taps))
-        return per_sample_conv(
-            inputs,
-            own.astype(inputs.dtype),
-            strides=strides,
-            padding=padding,
-            kernel_dilation=kernel_dilation,
-            feature_group_count=feature_group_count,
-            precision=precision,
-            preferred_element_type=preferred_element_type,
+        if implementation == "fused":
+            kernels = modulated_kernels(
+                own[None], styles, gain, geometry, demodulate=demodulate
+            )
+            return per_sample_conv(
+                inputs,
+                kernels.astype(inputs.dtype),
+                strides=strides,
+                padding=padding,
+                kernel_dilation=kernel_dilation,
+                feature_group_count=feature_group_count,
+                precision=precision,
+                preferred_element_type=preferred_element_type,
+            )
+        scaled = scale_channels(inputs, styles * gain)
+        outputs = conv_by_one_kernel(
+            scaled, own.astype(kernel.dtype), geometry, numerics
         )
+        if not demodulate:
+            return outputs
+        power = lax.square(own).sum(tuple(range(own.ndim - 2)))
+        squares = lax.square(styles)
+        return scale_channels(outputs, demodulation(squares, power, groups))
 
     outputs = leave_to_partitioner(
         convolve,
-        (inputs, styles, factors, kernel),
+        (inputs, styles, gain, kernel),
         of_convolution(inputs, kernel, geometry.output_size(inputs.shape[1:-1])),
         stack=kernel,
     )

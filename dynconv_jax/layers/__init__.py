@@ -1,5 +1,6 @@
 """Layers: thin modules over `functional` and `routing`, one family a file."""
 
+from dynconv_jax.layers.adaptive_conv import AdaptiveConv
 from dynconv_jax.layers.batch_norm import BatchNorm
 from dynconv_jax.layers.cond_conv import CondConv
 from dynconv_jax.layers.conv import Conv, replace_convs
@@ -19,6 +20,7 @@ from dynconv_jax.layers.od_conv import ODConv
 from dynconv_jax.layers.pooled_linear import PooledLinear
 
 __all__ = [
+    "AdaptiveConv",
     "Assignment",
     "BatchNorm",
     "CondConv",

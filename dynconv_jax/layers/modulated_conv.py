@@ -1,8 +1,6 @@
 """ModulatedConv: the convolution of generators, steered by a style."""
 
-import math
 from collections.abc import Sequence
-from numbers import Real
 
 import jax
 import jax.numpy as jnp
@@ -13,52 +11,17 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from dynconv_jax.checks import check_rngs
-from dynconv_jax.functional.checks import check_arrays, check_dtypes, check_rate
+from dynconv_jax.functional.checks import check_dtypes, check_rate
 from dynconv_jax.functional.geometry import Geometry, PaddingLike, positive_int
 from dynconv_jax.functional.modulated import check_modulation, modulated_conv
 from dynconv_jax.functional.numerics import at_least_float32, keep_wide
 from dynconv_jax.gating import record_attention
 from dynconv_jax.layers.convolution import Convolution
 from dynconv_jax.layers.equalized_linear import EqualizedLinear
+from dynconv_jax.layers.style import apply_wide, flatten_latents, own_gain
 
 default_kernel_init = nnx.initializers.normal(1.0)
 default_bias_init = nnx.initializers.zeros_init()
-
-
-def flatten_latents(
-    latents: jax.Array, batch: tuple[int, ...], style_features: int
-) -> jax.Array:
-    """Returns latents (*batch, style_features) with one batch dimension.
-
-    Raises:
-        TypeError: If they are no array.
-        ValueError: If they have another shape, or are not real.
-    """
-    check_arrays(latents=latents)
-    latents = jnp.asarray(latents)
-    expected = (*batch, style_features)
-    if latents.shape != expected:
-        raise ValueError(
-            f"`latents` (shape {latents.shape}) must be (*batch, style_features) = "
-            f"{expected}"
-        )
-    if len(batch) == 1:
-        return latents
-    return latents.reshape(math.prod(batch), style_features)
-
-
-def own_gain(gain: float | None, geometry: Geometry, *, demodulate: bool) -> float:
-    """Returns the gain of a layer; None is what published layers have.
-
-    Raises:
-        ValueError: If it is no finite number.
-    """
-    if gain is None:
-        width = geometry.in_features // geometry.feature_group_count
-        return 1.0 if demodulate else (width * geometry.taps) ** -0.5
-    if not isinstance(gain, Real) or not math.isfinite(gain):
-        raise ValueError(f"`gain` (={gain!r}) must be a finite number, or None")
-    return float(gain)
 
 
 class ModulatedConv(Convolution):
@@ -266,8 +229,7 @@ class ModulatedConv(Convolution):
         return outputs.reshape(*batch, *outputs.shape[1:])
 
     def _style(self, latents: jax.Array) -> jax.Array:
-        wide = at_least_float32(self.dtype or latents.dtype)
-        styles = self.affine(latents.astype(wide))
+        styles = apply_wide(self.affine, latents, self.dtype)
         record_attention(self, styles, "styles")
         return styles
 

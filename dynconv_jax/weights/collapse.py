@@ -11,7 +11,7 @@ from flax import nnx
 from dynconv_jax.checks import check_module
 from dynconv_jax.functional.mixing import mix_kernels
 from dynconv_jax.functional.tiling import assemble_kernels
-from dynconv_jax.layers import DynamicConvTranspose, ODConv, WarehouseConv
+from dynconv_jax.layers import AdaptiveConv, DynamicConvTranspose, ODConv, WarehouseConv
 from dynconv_jax.layers.expert_conv import ExpertConv
 from dynconv_jax.layers.od_conv import Attentions
 from dynconv_jax.weights.matching import (
@@ -158,6 +158,11 @@ def _(layer: ODConv, attention: Any) -> tuple[jax.Array, jax.Array | None]:
         kernel = kernel * filters
         bias = None if bias is None else bias * filters
     return kernel, bias
+
+
+@kernel_at.register
+def _(layer: AdaptiveConv, attention: Any) -> tuple[jax.Array, None]:
+    raise ValueError("its kernel depends on the styles too, whatever the attention")
 
 
 @kernel_at.register

@@ -15,7 +15,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from dynconv_jax.checks import check_module
-from dynconv_jax.layers import DecomposedConv
+from dynconv_jax.layers import AdaptiveConv, DecomposedConv
 from dynconv_jax.layers.expert_conv import ExpertConv
 
 
@@ -67,8 +67,9 @@ def fold_batch_norm(module: nnx.Module, *args: Any, **kwargs: Any) -> nnx.Module
 
     Which batch norm follows which convolution is seen by tracing a call, so any model
     will do. A batch norm stays where it is if it takes its input from anything but the
-    one call of one convolution that no other batch norm follows, or from a
-    `WarehouseConv`, whose cells are other layers' too. What the copy computes is
+    one call of one convolution that no other batch norm follows, from a
+    `WarehouseConv`, whose cells are other layers' too, or from a layer that demodulates
+    its kernel. What the copy computes is
     compared with the model on random inputs.
 
     Args:
@@ -170,6 +171,10 @@ def _(layer: DecomposedConv, factor: jax.Array) -> None:
     scale_outputs(layer.p, factor)
 
 
+def _is_demodulated(part: Any) -> bool:
+    return isinstance(part, AdaptiveConv) and part.demodulate
+
+
 def _pairs(module: nnx.Module, args: Any, kwargs: Any) -> dict[tuple, tuple]:
     """Returns by batch norm the convolution that it takes its input from, by paths."""
     graphdef, state = nnx.split(module)
@@ -180,7 +185,9 @@ def _pairs(module: nnx.Module, args: Any, kwargs: Any) -> dict[tuple, tuple]:
         watched: Any = nnx.merge(graphdef, state)
         watchers: dict[int, nnx.Module] = {}
         for path, part in nnx.iter_modules(watched):
-            if path and isinstance(part, _WATCHED):
+            # What a demodulated layer answers is not linear in its kernel.
+            is_foldable = isinstance(part, _WATCHED) and not _is_demodulated(part)
+            if path and is_foldable:
 
                 def record(inputs: Any, outputs: Any, path: tuple = path) -> None:
                     kept.extend((inputs, outputs))

@@ -16,6 +16,7 @@ from flax import nnx
 from dynconv_jax.checks import check_module
 from dynconv_jax.functional.tiling import assemble_kernels
 from dynconv_jax.layers import (
+    AdaptiveConv,
     CondConv,
     DecomposedConv,
     DynamicConv,
@@ -275,6 +276,12 @@ def _(layer: ModulatedConv, source: nnx.Conv, model: nnx.Module) -> list:
         *_even_styles(layer),
         *_static_bias(layer.bias, source),
     ]
+
+
+@static_start.register
+def _(layer: AdaptiveConv, source: nnx.Conv, model: nnx.Module) -> list:
+    _refuse_normalisation(layer)
+    return [*_equal_experts(layer, source, 1 / layer.gain), *_even_styles(layer)]
 
 
 def _refuse_normalisation(layer: Any) -> None:

@@ -20,6 +20,7 @@ from flax import nnx
 
 from dynconv_jax.checks import check_module
 from dynconv_jax.layers import (
+    AdaptiveConv,
     BatchNorm,
     CondConv,
     DynamicConv,
@@ -107,6 +108,7 @@ LAYOUT: dict[type, Row | Callable[[Any], Row]] = {
     },
     ModulatedConv: {"kernel": ("weight", channels_first)},
     PooledLinear: {"kernel": ("weight", pointwise)},
+    AdaptiveConv: {"kernel": ("weight", stacked_channels_first)},
     ODConv: {"kernel": ("weight", stacked_channels_first)},
     CondConv: {"kernel": ("weight", stacked_flattened)},
     DynamicConv: {

@@ -1,5 +1,6 @@
 """Pure functions on tensors; they know nothing of modules."""
 
+from dynconv_torch.functional.adaptive import adaptive_conv
 from dynconv_torch.functional.dynamic import dynamic_conv, mix_kernels
 from dynconv_torch.functional.geometry import Geometry
 from dynconv_torch.functional.modulated import modulated_conv
@@ -12,6 +13,7 @@ from dynconv_torch.functional.transpose import (
 
 __all__ = [
     "Geometry",
+    "adaptive_conv",
     "dynamic_conv",
     "dynamic_conv_transpose",
     "load_balance_loss",

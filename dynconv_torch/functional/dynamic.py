@@ -167,7 +167,7 @@ def dynamic_conv(
         spatial_attention=spatial_attention,
         optional=("attention", "bias", "spatial_attention"),
     )
-    _check_attention(input, attention, spatial_attention, weight)
+    check_attentions(input, attention, spatial_attention, weight)
     options: dict[str, Any] = dict(
         stride=stride, padding=padding, dilation=dilation, groups=groups
     )
@@ -207,12 +207,13 @@ def dynamic_conv(
     return add_bias(output, bias)
 
 
-def _check_attention(
+def check_attentions(
     input: Tensor,
     attention: Tensor | None,
     spatial_attention: Tensor | None,
     weight: Tensor,
 ) -> None:
+    """Raises a ValueError unless attentions fit an input and experts."""
     batch, num_experts = sizes_of(input)[0], sizes_of(weight)[0]
     if attention is not None:
         check_attention(attention, batch, num_experts)

@@ -88,40 +88,64 @@ def unit_power(tensor: Tensor, axes: Sequence[int]) -> Tensor:
     return tensor * torch.rsqrt(mean + EPSILON)
 
 
-def by_group(
-    styles: Float[Tensor, "batch in_channels"], geometry: Geometry
-) -> Float[Tensor, "batch out_channels in_per_group"]:
-    """Returns the style that each weight of a kernel (O, C/g, ...) meets."""
+def _by_group(styles: Float[Tensor, "batch in_channels"], geometry: Geometry) -> Tensor:
+    """Returns the style that each weight of a kernel meets, (B, O, C/g, ...)."""
     groups = geometry.groups
     split = styles.unflatten(1, (groups, geometry.in_channels // groups))
-    return split.repeat_interleave(geometry.out_channels // groups, dim=1)
+    repeated = split.repeat_interleave(geometry.out_channels // groups, dim=1)
+    return repeated.reshape(*repeated.shape, *(1,) * geometry.rank)
+
+
+def modulated_kernels(
+    weight: Float[Tensor, "#batch out_channels in_per_group *window"],
+    styles: Float[Tensor, "batch in_channels"],
+    gain: Float[Tensor, "batch in_channels"],
+    geometry: Geometry,
+    *,
+    demodulate: bool,
+) -> Float[Tensor, "batch out_channels in_per_group *window"]:
+    """Returns the kernel of each sample, as the equations have it; for `"fused"`.
+
+    Args:
+        weight: One kernel, or one of each sample, in float32 at least.
+        styles: The factors of the input channels, in the same dtype.
+        gain: Those after the demodulation.
+        geometry: The convolution.
+        demodulate: Whether there is one.
+    """
+    kernels = weight * _by_group(styles, geometry)
+    if demodulate:
+        axes = tuple(range(2, kernels.ndim))
+        norms = kernels.square().sum(axes, keepdim=True)
+        kernels = kernels * torch.rsqrt(norms + EPSILON)
+    return kernels * _by_group(gain, geometry)
 
 
 def demodulation(
-    styles: Float[Tensor, "batch in_channels"],
-    power: Float[Tensor, "out_channels in_per_group"],
-    geometry: Geometry,
+    squares: Float[Tensor, "batch parts"],
+    power: Float[Tensor, "out_channels parts_per_group"],
+    groups: int,
 ) -> Float[Tensor, "batch out_channels"]:
     """Returns d, one over the norms of the modulated kernels.
 
     Args:
-        styles: In float32 at least.
-        power: Σ W² over the taps, in the same dtype.
-        geometry: The convolution.
+        squares: The squared styles of the input channels, in float32 at least; or of
+            further parts that a kernel's square is a sum of, those of a group together.
+        power: Σ W² over the taps, of each part, in the same dtype.
+        groups: The number of channel groups.
 
     Returns:
         d, in that dtype.
     """
-    groups = geometry.groups
-    squares = styles.square()
-    if groups == 1:
-        return torch.rsqrt(squares @ power.T + EPSILON)
-    sums = torch.einsum(
-        "bgc,goc->bgo",
-        squares.unflatten(1, (groups, geometry.in_channels // groups)),
-        power.unflatten(0, (groups, geometry.out_channels // groups)),
-    )
-    return torch.rsqrt(sums.flatten(1) + EPSILON)
+    with without_autocast(squares.device):
+        if groups == 1:
+            sums = squares @ power.T
+        else:
+            squares = squares.unflatten(1, (groups, -1))
+            power = power.unflatten(0, (groups, -1))
+            sums = torch.einsum("bgc,goc->bgo", squares, power).flatten(1)
+    # A sum of products, unlike one of squares, may be less than 0 by rounding.
+    return torch.rsqrt(sums.clamp(min=0) + EPSILON)
 
 
 def modulated_conv(
@@ -192,29 +216,23 @@ def modulated_conv(
     )
     geometry = check_operands(input, weight, bias, stack=None, **options)
     wide = at_least_float32(styles.dtype, weight.dtype)
-    with without_autocast(input.device):
-        styles, own = styles.to(wide), weight.to(wide)
-        gain = gain.to(styles) if isinstance(gain, Tensor) else gain
-        check_styles(styles, gain, sizes_of(input)[0], geometry.in_channels)
-        if pre_normalize:
-            styles = unit_power(styles, (1,))
-            own = unit_power(own, range(1, own.ndim))
-        coefficients = None
+    styles, own = styles.to(wide), weight.to(wide)
+    gain = gain.to(styles) if isinstance(gain, Tensor) else gain
+    check_styles(styles, gain, sizes_of(input)[0], geometry.in_channels)
+    if pre_normalize:
+        styles = unit_power(styles, (1,))
+        own = unit_power(own, range(1, own.ndim))
+    if implementation == "fused":
+        gain = torch.ones_like(styles) * gain
+        kernels = modulated_kernels(
+            own[None], styles, gain, geometry, demodulate=demodulate
+        ).to(weight.dtype)
+        output = per_sample_conv(input, kernels, implementation="grouped", **options)
+    else:
+        scaled = scale_channels(input, styles * gain)
+        output = conv(scaled, own.to(weight.dtype), geometry, groups)
         if demodulate:
             power = own.square().sum(tuple(range(2, own.ndim)))
-            coefficients = demodulation(styles, power, geometry)
-        factors = styles * gain
-        if implementation == "fused":
-            weights = by_group(factors, geometry)
-            if coefficients is not None:
-                weights = weights * coefficients[..., None]
-            ones = (1,) * geometry.rank
-            own = own[None] * weights.reshape(*weights.shape, *ones)
-    own = own.to(weight.dtype)
-    if implementation == "fused":
-        output = per_sample_conv(input, own, implementation="grouped", **options)
-    else:
-        output = conv(scale_channels(input, factors), own, geometry, groups)
-        if coefficients is not None:
+            coefficients = demodulation(styles.square(), power, groups)
             output = scale_channels(output, coefficients)
     return add_bias(output, None if bias is None else bias[None])

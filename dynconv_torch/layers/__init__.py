@@ -1,5 +1,10 @@
 """Layers: thin modules over `functional` and `routing`, one family a file."""
 
+from dynconv_torch.layers.adaptive_conv import (
+    AdaptiveConv1d,
+    AdaptiveConv2d,
+    AdaptiveConv3d,
+)
 from dynconv_torch.layers.chen_layout import chen_options, to_chen_layout
 from dynconv_torch.layers.cond_conv import CondConv1d, CondConv2d, CondConv3d
 from dynconv_torch.layers.decomposed_conv import (
@@ -34,6 +39,9 @@ from dynconv_torch.layers.modulated_conv import (
 from dynconv_torch.layers.od_conv import ODConv1d, ODConv2d, ODConv3d
 
 __all__ = [
+    "AdaptiveConv1d",
+    "AdaptiveConv2d",
+    "AdaptiveConv3d",
     "CondConv1d",
     "CondConv2d",
     "CondConv3d",

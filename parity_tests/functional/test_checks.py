@@ -35,6 +35,13 @@ OPERANDS = {
     dynconv_jax.per_sample_conv_transpose: dict(
         inputs=X, kernel=KERNELS, bias=BIAS[:2]
     ),
+    dynconv_jax.adaptive_conv: dict(
+        inputs=X,
+        styles=jnp.ones((2, 3), "float32"),
+        attention=ATTENTION,
+        kernel=EXPERTS,
+        bias=BIAS,
+    ),
     dynconv_jax.modulated_conv: dict(
         inputs=X, styles=jnp.ones((2, 3), "float32"), kernel=KERNELS[0], bias=BIAS[0]
     ),
@@ -52,6 +59,13 @@ TWINS = {
         input=torch.ones(2, 3, 6, 5),
         attention=torch.ones(2, 4),
         weight=torch.ones(4, 3, 8, 3, 3),
+        bias=torch.ones(4, 8),
+    ),
+    dynconv_torch.adaptive_conv: dict(
+        input=torch.ones(2, 3, 6, 5),
+        styles=torch.ones(2, 3),
+        attention=torch.ones(2, 4),
+        weight=torch.ones(4, 8, 3, 3, 3),
         bias=torch.ones(4, 8),
     ),
     dynconv_torch.modulated_conv: dict(
@@ -222,9 +236,10 @@ BUILDERS = {
         "create_model": ("resnet18",),
     }.items()
 }
-BUILDERS["ModulatedConv"] = functools.partial(
-    dynconv_jax.ModulatedConv, 3, 8, (3, 3), style_features=5
-)
+BUILDERS |= {
+    name: functools.partial(getattr(dynconv_jax, name), 3, 8, (3, 3), style_features=5)
+    for name in ("AdaptiveConv", "ModulatedConv")
+}
 TWIN_BUILDERS = {
     name: functools.partial(getattr(dynconv_torch, name), *arguments)
     for name, arguments in {
@@ -241,9 +256,10 @@ TWIN_BUILDERS = {
         "create_model": ("mobilenet_v2",),
     }.items()
 }
-TWIN_BUILDERS["ModulatedConv2d"] = functools.partial(
-    dynconv_torch.ModulatedConv2d, 3, 8, 3, style_channels=5
-)
+TWIN_BUILDERS |= {
+    name: functools.partial(getattr(dynconv_torch, name), 3, 8, 3, style_channels=5)
+    for name in ("AdaptiveConv2d", "ModulatedConv2d")
+}
 
 
 @pytest.mark.parametrize("name", BUILDERS)

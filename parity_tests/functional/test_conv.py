@@ -298,7 +298,8 @@ def test_scan_and_rematerialisation(rng):
 
     def gradients(convolve):
         gradient = jax.jit(jax.grad(lambda *each: total(convolve, *each), (0, 1)))
-        return dict(zip(("inputs", "kernel"), gradient(*operands), strict=True))
+        of_inputs, of_kernel = gradient(*operands)
+        return {"inputs": of_inputs, "kernel": of_kernel}
 
     assert_close(gradients(geometry.ours), gradients(geometry.xla), dtype="float64")
 

@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 
 from dynconv_jax import (
+    AdaptiveConv,
     CondConv,
     DecomposedConv,
     DynamicConv,
@@ -96,6 +97,7 @@ LAYERS: dict[str, Callable[..., Any]] = {
     "ModulatedConv, normalised": functools.partial(
         Styled, ModulatedConv, pre_normalize=True, magnitude_momentum=0.5
     ),
+    "AdaptiveConv": functools.partial(Styled, AdaptiveConv),
     "WarehouseConv": Tiled,
 }
 

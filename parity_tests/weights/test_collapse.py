@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dynconv_jax import DynamicConv, ODConv, collapse, create_model
+from dynconv_jax import AdaptiveConv, DynamicConv, ODConv, collapse, create_model
 from parity_tests.tolerances import assert_close
 from parity_tests.tools.trained import GEOMETRY, evaluated, layer_of, warmed
 
@@ -73,3 +73,6 @@ def test_what_is_not_one_convolution_does_not_collapse(rng):
         collapse(layer_of("decomposed"), static, jnp.ones(4))
     with pytest.raises(ValueError, match=r"\(3,\), not \(num_experts,\) = \(4,\)"):
         collapse(layer_of("dynamic"), static, jnp.ones(3))
+    styled = AdaptiveConv(**GEOMETRY, style_features=5, **OPTIONS)
+    with pytest.raises(ValueError, match="depends on the styles too"):
+        collapse(styled, static, jnp.ones(4))

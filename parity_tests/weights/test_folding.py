@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 from dynconv_jax import (
+    AdaptiveConv,
     BatchNorm,
     CondConv,
     DecomposedConv,
@@ -124,6 +125,31 @@ def test_the_norm_behind_cells_that_layers_share_stays():
     block = with_warehouses(build, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="no batch norm"):
         fold_batch_norm(block, jax.ShapeDtypeStruct((2, 9, 8, 3), "float64"))
+
+
+class NormedStyle(nnx.Module):
+    """A layer that latents steer, and a batch norm behind it."""
+
+    def __init__(self, demodulate: bool):
+        """Builds both."""
+        options: dict[str, Any] = dict(style_features=5, demodulate=demodulate)
+        self.conv = AdaptiveConv(6, 8, (3,), **options, **OPTIONS)
+        self.bn = BatchNorm(8, **OPTIONS)
+
+    def __call__(self, inputs: jax.Array, latents: jax.Array) -> jax.Array:
+        """Applies both."""
+        return self.bn(self.conv(inputs, latents))
+
+
+def test_the_norm_behind_a_layer_that_demodulates_stays(rng):
+    inputs, latents = rng.normal(size=(2, 9, 6)), rng.normal(size=(2, 5))
+    with pytest.raises(ValueError, match="no batch norm"):
+        fold_batch_norm(NormedStyle(True), inputs, latents)
+    linear = warmed(NormedStyle(False))
+    folded: Any = fold_batch_norm(linear, inputs, latents)
+    assert not isinstance(folded.bn, nnx.BatchNorm)
+    expected = evaluated(linear)(inputs, latents)
+    assert_close({"": folded(inputs, latents)}, {"": expected}, dtype="float64")
 
 
 def test_a_model_without_a_batch_norm_to_fold_is_refused():

@@ -42,6 +42,9 @@ STACKS = {
     "DynamicConvTranspose": functools.partial(
         dynconv_jax.DynamicConvTranspose, 3, 4, (3,)
     ),
+    "AdaptiveConv": functools.partial(
+        dynconv_jax.AdaptiveConv, 3, 4, (3,), style_features=5
+    ),
     "ModulatedConv": functools.partial(
         dynconv_jax.ModulatedConv, 3, 4, (3,), style_features=5
     ),

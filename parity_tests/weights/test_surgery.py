@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from dynconv_jax import (
+    AdaptiveConv,
     CondConv,
     DynamicConv,
     DynamicConvBlock,
@@ -48,16 +49,18 @@ def test_a_layer_starts_as_the_trained_one(name, use_bias, groups, rng):
     )
 
 
+@pytest.mark.parametrize("cls", [AdaptiveConv, ModulatedConv])
 @pytest.mark.parametrize("options", [{}, {"gain": 0.5, "use_bias": True}])
-def test_a_modulated_layer_starts_as_the_trained_one_whatever_the_latents(options, rng):
+def test_a_styled_layer_starts_as_the_trained_one_whatever_the_latents(
+    cls, options, rng
+):
     use_bias = options.get("use_bias", False)
     static = nnx.Conv(**GEOMETRY, **OPTIONS, use_bias=use_bias)
     if static.bias is not None:
         static.bias[...] = jnp.asarray(rng.normal(size=8))
-    layer = ModulatedConv(
-        **GEOMETRY, **OPTIONS, **options, style_features=5, demodulate=False
-    )
-    init_from_static(layer, static, noise=0.5, rngs=nnx.Rngs(1))
+    layer = cls(**GEOMETRY, **OPTIONS, **options, style_features=5, demodulate=False)
+    noise = 0.5 if cls is ModulatedConv else 0.0  # which is of experts
+    init_from_static(layer, static, noise=noise, rngs=nnx.Rngs(1))
     images = jnp.asarray(rng.normal(size=(3, 9, 8, 6)))
     latents = jnp.asarray(rng.normal(size=(3, 5)))
     assert_close(
@@ -122,6 +125,10 @@ REFUSED = {
     ),
     "demodulated": (
         lambda: ModulatedConv(**GEOMETRY, style_features=5, **OPTIONS),
+        "divides each kernel by its norm.*`demodulate=False`",
+    ),
+    "demodulated experts": (
+        lambda: AdaptiveConv(**GEOMETRY, style_features=5, **OPTIONS),
         "divides each kernel by its norm.*`demodulate=False`",
     ),
     "divided by the magnitude": (
