@@ -45,8 +45,8 @@ _IN_PYTORCH = {
 }
 _IN_FLAX = {theirs: ours for ours, theirs in _IN_PYTORCH.items()}
 
-# What training and evaluation differ in.
-_MODES = ("deterministic", "use_running_average")
+# What training and evaluation differ in, and what a gradient is computed from.
+_MODES = ("deterministic", "use_running_average", "grad_checkpointing")
 
 
 def save_pretrained(

@@ -30,6 +30,9 @@ from dynconv_torch.weights.pretrained_config import (
     read_config,
 )
 
+# What training and evaluation differ in, and what a gradient is computed from.
+_MODES = ("training", "grad_checkpointing")
+
 
 def save_pretrained(
     model: nn.Module, path: str | os.PathLike, *, card: str | None = None
@@ -230,7 +233,7 @@ def _settings(part: nn.Module) -> dict[str, Any]:
         for name, given in vars(part).items()
         if is_plain(value := plain(given))
         and not name.startswith("_")
-        and name != "training"
+        and name not in _MODES
     }
 
 

@@ -309,6 +309,19 @@ def test_a_model_that_was_changed_is_refused(package, make, change, words, tmp_p
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("package", "make"), [(dynconv_jax, jax_net), (dynconv_torch, torch_net)]
+)
+@pytest.mark.parametrize("enable", [False, True])
+def test_gradient_checkpointing_is_no_change_of_a_model(
+    package, make, enable, tmp_path
+):
+    net = make()
+    package.models.set_grad_checkpointing(net, enable)
+    package.save_pretrained(net, tmp_path / "net")
+    assert not package.from_pretrained(tmp_path / "net").grad_checkpointing
+
+
 def test_parameters_of_another_dtype_or_shape_are_refused(tmp_path):
     net = jax_net()
     net.fc.bias.set_value(net.fc.bias.get_value().astype(jnp.bfloat16))
