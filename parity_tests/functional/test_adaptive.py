@@ -1,5 +1,7 @@
 """The adaptive convolution: its forms, its norms, transformations, what it refuses."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,29 +14,29 @@ from parity_tests.passes import as_numpy
 from parity_tests.tolerances import assert_close
 
 
-def operands(rng, *leading):
+def operands(rng, *leading) -> list[Any]:
     """Inputs, styles, attention and experts, with more leading axes."""
     shapes = (2, 5, 3, 4), (2, 4), (2, 3), (3, 3, 1, 4, 6)
     return [rng.normal(size=(*leading, *shape)) for shape in shapes]
 
 
-def as_torch(inputs, styles, attention, kernel):
+def as_torch(inputs, styles, attention, kernel) -> list[Any]:
     """The same for PyTorch."""
-    return (
+    return [
         torch.from_numpy(inputs).movedim(-1, 1),
         *map(torch.from_numpy, (styles, attention)),
         torch.from_numpy(kernel).permute(0, 4, 3, 1, 2),
-    )
+    ]
 
 
 @pytest.mark.parametrize("gain", [0.7, np.linspace(1, 2, 8).reshape(2, 4)])
 def test_every_form_of_both_computes_what_the_fused_one_does(gain, rng):
     given, bias = operands(rng), rng.normal(size=(3, 6))
-    expected = adaptive_conv(*given, bias, gain=gain, implementation="fused")
+    expected = adaptive_conv(*given, bias=bias, gain=gain, implementation="fused")
     for form in ("auto", "patches", "scan", "experts"):
-        found = adaptive_conv(*given, bias, gain=gain, implementation=form)
+        found = adaptive_conv(*given, bias=bias, gain=gain, implementation=form)
         assert_close({form: found}, {form: expected}, dtype="float64")
-    shared = dict(
+    shared: dict[str, Any] = dict(
         bias=torch.from_numpy(bias),
         gain=gain if isinstance(gain, float) else torch.from_numpy(gain),
         padding=(1, 0),
@@ -64,11 +66,9 @@ def test_norms_make_no_kernel_per_sample():
 def test_experts_that_cancel_have_a_norm_of_zero_and_no_more_than_that(rng):
     inputs, styles, _, kernel = (each.astype("float32") for each in operands(rng))
     kernel = np.concatenate([kernel[:1], -kernel[:1]])
-    attention = np.full((2, 2), 0.5, np.float32)
-    outputs = adaptive_conv(inputs, styles, attention, kernel)
-    theirs = dynconv_torch.adaptive_conv(
-        *as_torch(inputs, styles, attention, kernel), padding=(1, 0)
-    )
+    given: list[Any] = [inputs, styles, np.full((2, 2), 0.5, np.float32), kernel]
+    outputs = adaptive_conv(*given)
+    theirs = dynconv_torch.adaptive_conv(*as_torch(*given), padding=(1, 0))
     assert not outputs.any() and not theirs.any()
 
 
@@ -80,7 +80,7 @@ def test_ensemble_by_vmap_has_the_gradients_of_its_members(rng):
 
     gradients = jax.grad(loss, (0, 1, 2, 3))
     mapped = jax.jit(jax.vmap(gradients))(*given)
-    own = gradients(*(each[1] for each in given))
+    own = jax.jit(gradients)(*(each[1] for each in given))
     for found, expected in zip(mapped, own, strict=True):
         assert_close({"": found[1]}, {"": expected}, dtype="float64")
 
@@ -101,10 +101,10 @@ def test_operands_that_do_not_fit_are_refused(wrong, message, implementation, rn
     given = dict(zip(names, operands(rng), strict=True))
     with pytest.raises(ValueError, match=message):
         adaptive_conv(**(given | wrong), implementation=implementation)
-    tensors = dict(
+    tensors: dict[str, Any] = dict(
         zip(("input", *names[1:3], "weight"), as_torch(*given.values()), strict=True)
     )
-    others = {
+    others: dict[str, Any] = {
         name: None if value is None else torch.from_numpy(value)
         for name, value in wrong.items()
     }

@@ -186,14 +186,13 @@ def test_layer_computes_the_equations(name, implementation):
 
 
 def test_fused_form_of_jax_computes_the_same(rng):
-    for name in ("2d strided, grouped", "to an image", "normalised"):
-        shape, outputs, kernel_size, options = CASES[name]
-        layer, _ = layers(shape[-1], outputs, kernel_size, **options)
-        inputs = jnp.asarray(rng.normal(size=shape))
-        latents = jnp.asarray(rng.normal(size=(shape[0], STYLES)))
-        expected = layer(inputs, latents)
-        layer.implementation = "fused"
-        assert_close({name: layer(inputs, latents)}, {name: expected}, dtype="float64")
+    shape, outputs, kernel_size, options = CASES["normalised"]
+    layer, _ = layers(shape[-1], outputs, kernel_size, **options)
+    inputs = jnp.asarray(rng.normal(size=shape))
+    latents = jnp.asarray(rng.normal(size=(shape[0], STYLES)))
+    expected = layer(inputs, latents)
+    layer.implementation = "fused"
+    assert_close({"": layer(inputs, latents)}, {"": expected}, dtype="float64")
 
 
 # State

@@ -93,8 +93,7 @@ LAYERS: dict[str, Callable[..., Any]] = {
     "ODConv, layer norm": functools.partial(ODConv, norm="layer"),
     "DecomposedConv": DecomposedConv,
     "DecomposedConv, pooled": functools.partial(DecomposedConv, pool=2),
-    "ModulatedConv": functools.partial(Styled, ModulatedConv),
-    "ModulatedConv, normalised": functools.partial(
+    "ModulatedConv": functools.partial(
         Styled, ModulatedConv, pre_normalize=True, magnitude_momentum=0.5
     ),
     "AdaptiveConv": functools.partial(Styled, AdaptiveConv),

@@ -85,10 +85,6 @@ for _rank in (1, 2, 3):
             lambda rank=_rank: Styled("ModulatedConv", rank, 6, 3, stride=2, padding=1),
             _rank,
         ),
-        f"adaptive {_rank}d": (
-            lambda rank=_rank: Styled("AdaptiveConv", rank, 6, 3, stride=2, padding=1),
-            _rank,
-        ),
         f"warehouse {_rank}d": (lambda rank=_rank: OfWarehouse(rank), _rank),
         f"decomposed {_rank}d": (
             _layer("DecomposedConv", _rank, 6, 3, stride=2, padding="tf_same", pool=2),
@@ -136,19 +132,9 @@ VARIANTS: dict[str, tuple[Callable[[], nn.Module], int]] = {
         lambda: Styled("ModulatedConv", 2, 3, 1, demodulate=False, bias=True),
         2,
     ),
+    "adaptive": (lambda: Styled("AdaptiveConv", 2, 6, 3, stride=2, padding=1), 2),
     "adaptive, grouped": (
-        lambda: Styled(
-            *("AdaptiveConv", 2, 6, 3),
-            groups=2,
-            padding="same",
-            bias=True,
-            num_experts=3,
-            demodulate=False,
-        ),
-        2,
-    ),
-    "adaptive, one expert": (
-        lambda: Styled("AdaptiveConv", 2, 6, 1, num_experts=1),
+        lambda: Styled("AdaptiveConv", 2, 6, (1, 3), groups=2, bias=True),
         2,
     ),
     "warehouse, layer norm": (lambda: OfWarehouse(2, norm="layer", bias=True), 2),
