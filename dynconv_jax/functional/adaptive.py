@@ -20,7 +20,7 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Float, Shaped
 
-from dynconv_jax.functional.checks import check_arrays
+from dynconv_jax.functional.checks import take_arrays
 from dynconv_jax.functional.dynamic import check_attentions, dynamic_conv
 from dynconv_jax.functional.geometry import Geometry, PaddingLike, check_operands
 from dynconv_jax.functional.mixing import mix_kernels
@@ -30,7 +30,6 @@ from dynconv_jax.functional.modulated import (
     modulated_kernels,
 )
 from dynconv_jax.functional.numerics import (
-    as_arrays,
     at_least_float32,
     scale_channels,
     widest,
@@ -129,7 +128,7 @@ def adaptive_conv(
         >>> adaptive_conv(images, styles, attention, experts, strides=2).shape
         (2, 5, 4, 8)
     """
-    check_arrays(
+    inputs, styles, attention, kernel, bias = take_arrays(
         inputs=inputs,
         styles=styles,
         attention=attention,
@@ -137,8 +136,6 @@ def adaptive_conv(
         bias=bias,
         optional=("attention", "bias"),
     )
-    inputs, styles, kernel = as_arrays(inputs, styles, kernel)
-    attention, bias = as_arrays(attention, bias)
     geometry = check_operands(
         inputs,
         kernel,
