@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 
 from dynconv_jax.functional.adaptive import adaptive_conv
 from dynconv_jax.functional.geometry import Geometry, positive_int
+from dynconv_jax.functional.numerics import at_least_float32
 from dynconv_jax.gating import Temperature, attend, record_attention, record_softmax
 from dynconv_jax.layers.equalized_linear import EqualizedLinear
 from dynconv_jax.layers.expert_conv import ExpertConv, ExpertOptions
@@ -204,7 +205,7 @@ class AdaptiveConv(ExpertConv):
         batch = jnp.shape(latents)[:-1]
         flat = flatten_latents(latents, batch, self.style_features)
         if self.attention is None:
-            return jnp.ones((*batch, 1), flat.dtype)
+            return jnp.ones((*batch, 1), at_least_float32(flat.dtype))
         return self.attention(flat).reshape(*batch, self.num_experts)
 
     def __call__(self, inputs: jax.Array, latents: jax.Array) -> jax.Array:

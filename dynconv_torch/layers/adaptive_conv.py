@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from dynconv_torch.functional.adaptive import adaptive_conv, check_adaptation
 from dynconv_torch.functional.checks import check_tensors
 from dynconv_torch.functional.geometry import Geometry, PaddingLike, positive_int
+from dynconv_torch.functional.numerics import at_least_float32
 from dynconv_torch.functional.tracing import sizes_of
 from dynconv_torch.gating import Temperature, attend, record_softmax
 from dynconv_torch.layers.equalized_linear import EqualizedLinear
@@ -191,7 +192,8 @@ class AdaptiveConvNd(ExpertConvNd):
         check_tensors(latents=latents)
         check_latents(latents, sizes_of(latents)[:-1], self.style_channels)
         if self.attention is None:
-            return torch.ones_like(latents[..., :1])
+            ones = torch.ones_like(latents[..., :1])
+            return ones.to(at_least_float32(latents.dtype))
         return self.attention(latents)
 
     def forward(self, x: Tensor, latents: Tensor) -> Tensor:

@@ -174,7 +174,7 @@ def test_layer_computes_the_equations(name, implementation):
 
 
 def test_one_expert_is_a_modulated_convolution(rng):
-    layer, _ = layers(4, 6, (3,), padding=1, num_experts=1)
+    layer, twin = layers(4, 6, (3,), padding=1, num_experts=1)
     options: dict[str, Any] = dict(padding=1, use_bias=True, param_dtype="float64")
     modulated = ModulatedConv(
         4, 6, (3,), style_features=STYLES, **options, rngs=nnx.Rngs(0)
@@ -186,6 +186,8 @@ def test_one_expert_is_a_modulated_convolution(rng):
     assert_close(
         {"": layer(inputs, latents)}, {"": modulated(inputs, latents)}, dtype="float64"
     )
+    for routed in (layer.routing(latents), twin.routing(torch.from_numpy(latents))):
+        assert routed.tolist() == [[1.0], [1.0]]
 
 
 # State
