@@ -41,7 +41,11 @@ def nets(num_experts=4, temperature=1.0, in_features=3, dtype="float64", **optio
 
 @pytest.mark.parametrize(
     ("experts", "temperature", "size", "batch"),
-    [(4, 1.0, (64, 64), 2), (5, 0.6, (37, 29), 1), (8, 30.0, (33, 40), 3)],
+    [
+        (5, 0.6, (37, 29), 1),
+        pytest.param(4, 1.0, (64, 64), 2, marks=pytest.mark.slow),
+        pytest.param(8, 30.0, (33, 40), 3, marks=pytest.mark.slow),
+    ],
 )
 def test_both_agree_with_the_plain_reference(experts, temperature, size, batch, rng):
     plain = reference.PlainNet(3, 7, experts, temperature).double()
@@ -132,7 +136,9 @@ def test_width_mult_rounds_to_whole_channels(width_mult, widths):
     assert shapes["fc.weight"] == (10, widths[-1])
 
 
-@pytest.mark.parametrize("options", [{}, {"conv": None}])
+@pytest.mark.parametrize(
+    "options", [{"conv": None}, pytest.param({}, marks=pytest.mark.slow)]
+)
 def test_nets_of_another_width_agree(options, rng):
     options = {"width_mult": 0.29, **options}
     ours = DynamicNet(2, 7, param_dtype="float64", rngs=nnx.Rngs(0), **options)

@@ -100,7 +100,16 @@ def test_strides_beyond_the_window_of_a_decomposed_layer_want_numbers():
     check(module, "b, h, w, 4", (2, 5, 4, 4), (1, 1, 7, 4))
 
 
-@pytest.mark.parametrize("name", NETS)
+DEAR = ("ResNet", "EfficientNet")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in DEAR else ())
+        for name in NETS
+    ],
+)
 def test_network_of_any_size(name):
     net = build(lambda: NETS[name](param_dtype="float64", rngs=nnx.Rngs(0)))
     for _, value in nnx.to_flat_state(nnx.state(net, nnx.Param)):

@@ -74,6 +74,7 @@ def test_same_seed_gives_same_parameters(finished, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_another_seed_gives_other_parameters(finished, tmp_path):
     other = run(tmp_path / "other", "--seed=1")
     assert (
@@ -81,6 +82,7 @@ def test_another_seed_gives_other_parameters(finished, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_eight_devices_give_the_losses_of_one(balanced, tmp_path):
     subprocess.run(
         [
@@ -190,6 +192,7 @@ def test_weights_load_back(finished):
     assert params_sha256(model) == read_summary(finished)["params_sha256"]
 
 
+@pytest.mark.slow
 def test_run_of_epochs_is_the_run_of_their_steps(tmp_path, capsys):
     # Of the 1437 images a batch of 718 is drawn twice an epoch.
     shared = ["--batch-size=718", "--conv=static", "--model-options=width_mult=0.25"]

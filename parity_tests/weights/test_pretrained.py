@@ -48,7 +48,13 @@ def options_of(name):
     return {key: value for key, value in options.items() if value is not None}
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if "resnet" in name else ())
+        for name in MODELS
+    ],
+)
 def test_each_framework_opens_what_the_other_wrote(name, tmp_path):
     options = options_of(name)
     net = dynconv_torch.create_model(**options)
