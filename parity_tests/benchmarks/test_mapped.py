@@ -1,6 +1,8 @@
 """The page on mapped convolutions is what was measured, judged by its goals."""
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 import pytest
 
@@ -50,10 +52,11 @@ def test_goals_are_marked_by_what_was_measured(gradient, forward, missed):
 @pytest.mark.parametrize("way", [mapped.OURS, mapped.BY_VMAP, mapped.BY_MAP])
 def test_every_way_computes_the_same(way):
     stack = mapped.Stack(2, 3, 7, 4, 8, strides=2)
-    forward, gradient = mapped.stack_calls(stack, way).values()
-    _, by_torch = mapped.stack_calls(stack, mapped.IN_TORCH).values()
+    calls: Mapping[str, Any] = mapped.stack_calls(stack, way)
+    in_torch: Mapping[str, Any] = mapped.stack_calls(stack, mapped.IN_TORCH)
     inputs, kernel, outputs = stack.shapes()
-    assert forward().shape == gradient()[0].shape == outputs
-    assert [each.shape for each in gradient()[1]] == [inputs, kernel]
-    in_torch = [tuple(each.shape) for each in by_torch()]
-    assert in_torch == [(2, 3, 4, 7, 7), (2, 8, 4, 3, 3)]
+    assert calls["forward"]().shape == outputs
+    found, (of_inputs, of_kernel) = calls["gradient"]()
+    assert (found.shape, of_inputs.shape, of_kernel.shape) == (outputs, inputs, kernel)
+    shapes = [tuple(each.shape) for each in in_torch["gradient"]()]
+    assert shapes == [(2, 3, 4, 7, 7), (2, 8, 4, 3, 3)]
