@@ -99,7 +99,10 @@ def test_network_sees_other_pictures_as_those_of_the_test(target, tmp_path):
     assert (domain.crop_pct, domain.interpolation) == (0.5, "nearest")
     assert isinstance(dataset.test, FolderSource)
     other = FolderSource.unlabelled(dataset.test.paths, domain)
-    assert other == dataclasses.replace(dataset.test, labels=other.labels)
+    for field in dataclasses.fields(FolderSource):
+        if field.name != "labels":
+            own = getattr(dataset.test, field.name)
+            assert getattr(other, field.name) == own, field.name
 
 
 def test_no_picture_is_read_before_it_is_asked_for(animals):
