@@ -72,14 +72,14 @@ def main():
     def mean(*operands):
         return jax.tree.map(lambda each: each.mean(0), of_each(*operands))
 
-    norms = jax.vmap(optax.global_norm)(
+    norms = jax.vmap(optax.tree.norm)(
         of_each(init(jax.random.key(0)), images[:128], labels[:128])
     )
     print(f"norms of the gradients of examples: {norms.min():.2f} to {norms.max():.2f}")
-    train("without privacy", optax.sgd(0.1, momentum=0.9), mean)
+    train("without privacy", optax.sgd(0.05, momentum=0.9), mean)
     private = optax.chain(
         contrib.differentially_private_aggregate(1.0, arguments.noise, key=0),
-        optax.sgd(0.1, momentum=0.9),
+        optax.sgd(0.05, momentum=0.9),
     )
     train("clipped to 1, with noise", private, of_each)
 
