@@ -145,20 +145,17 @@ def _map_one(operands, axes, operation):
     position = 0 if axes[0] is not None else 1
     mapped, other = operation.operands[position], operation.operands[1 - position]
     size = operands[position].shape[axes[position]]
-    arrays = list(operands)
+    arrays, axis = list(operands), axes[position]
     shared = _SHARED[other]
-    if "kernel" in (mapped, operation.result) and not operation.is_stacked:
-        # A stack of one: XLA's convolution is for kernels that are not mapped.
+    # XLA's convolution is for kernels that are not mapped: these are a stack of one.
+    becomes_stack = not operation.is_stacked and "kernel" in (mapped, operation.result)
+    if becomes_stack:
         operation = dataclasses.replace(operation, is_stacked=True)
-        arrays = [array[None] for array in arrays]
-        # (The mapped axis is now one further back; then the axis in front is dropped.)
-        moved = jnp.moveaxis(arrays[position], axes[position] + 1, 0)
-        arrays[position] = _join(moved, *_place(operation, mapped, shared))
-        result, axis = _joined(operation, arrays, shared, size)
-        return jnp.squeeze(result, 0), axis - 1
-    moved = jnp.moveaxis(arrays[position], axes[position], 0)
+        arrays, axis = [array[None] for array in arrays], axis + 1
+    moved = jnp.moveaxis(arrays[position], axis, 0)
     arrays[position] = _join(moved, *_place(operation, mapped, shared))
-    return _joined(operation, arrays, shared, size)
+    result, axis = _joined(operation, arrays, shared, size)
+    return (jnp.squeeze(result, 0), axis - 1) if becomes_stack else (result, axis)
 
 
 def _joined(operation, arrays, shared, size):

@@ -18,6 +18,7 @@ from jaxtyping import Shaped
 from dynconv_jax.functional.bilinear import convolve
 from dynconv_jax.functional.checks import take_arrays
 from dynconv_jax.functional.conv_geometry import ConvGeometry
+from dynconv_jax.functional.conv_operation import channels_last
 from dynconv_jax.functional.geometry import PaddingLike
 from dynconv_jax.functional.numerics import Numerics
 
@@ -143,12 +144,10 @@ def conv_general_dilated(
         ...     rngs=nnx.Rngs(0),
         ... )
     """
-    spatial = "DHW"[-(lhs.ndim - 2) :]
-    numbers = (f"N{spatial}C", f"{spatial}IO", f"N{spatial}C")
     shapes = lhs.shape, rhs.shape
     is_last = lax.conv_dimension_numbers(
         *shapes, dimension_numbers
-    ) == lax.conv_dimension_numbers(*shapes, numbers)
+    ) == lax.conv_dimension_numbers(*shapes, channels_last(lhs.ndim - 2))
     is_real = not jnp.iscomplexobj(lhs) and not jnp.iscomplexobj(rhs)
     if not is_last or out_sharding is not None or not is_real:
         return lax.conv_general_dilated(

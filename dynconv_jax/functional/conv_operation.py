@@ -16,6 +16,9 @@ from dynconv_jax.functional.numerics import Numerics
 from dynconv_jax.functional.sharding import type_like, zeros_like
 from dynconv_jax.functional.windows import pad_spatial
 
+# With so few channels XLA's convolution is slower on a CPU than a product of windows.
+FEW_CHANNELS = 4
+
 _ROLES = ("inputs", "kernel", "outputs")
 
 
@@ -91,11 +94,16 @@ def _swapped(convolve, kernel, inputs):
     return convolve(inputs, kernel)
 
 
+def channels_last(rank: int) -> tuple[str, str, str]:
+    """Returns how arrays lie whose channels are last, as XLA's convolution asks it."""
+    spatial = "DHW"[-rank:]
+    return f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"
+
+
 def conv_by_xla(
     inputs: jax.Array, kernel: jax.Array, geometry: ConvGeometry, numerics: Numerics
 ) -> jax.Array:
     """Convolves inputs (N, *S, C) with a kernel (*k, C/g, O) by XLA's convolution."""
-    spatial = "DHW"[-geometry.rank :]
     pads, dilation = geometry.pads(inputs.shape[1:-1]), geometry.input_dilation
     if not all(isinstance(size, int) for size in inputs.shape[1:-1]):
         # Where it learns the size only when it runs, XLA crops wrongly.
@@ -108,7 +116,7 @@ def conv_by_xla(
         padding=pads,
         lhs_dilation=dilation,
         rhs_dilation=geometry.kernel_dilation,
-        dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
+        dimension_numbers=channels_last(geometry.rank),
         feature_group_count=geometry.feature_group_count,
         precision=numerics.precision,
         preferred_element_type=numerics.preferred_element_type,

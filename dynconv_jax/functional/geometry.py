@@ -269,6 +269,24 @@ class Geometry:
             for size, step in zip(self.kernel_size, self.kernel_dilation, strict=True)
         )
 
+    @property
+    def mirrored(self) -> Self:
+        """The transpose in the inputs of a convolution without strides, also one.
+
+        It is for the reversed kernel, and the padding must be numbers.
+        """
+        assert not isinstance(self.padding, str)
+        pads = (
+            (extent - 1 - low, extent - 1 - high)
+            for extent, (low, high) in zip(self.extent, self.padding, strict=True)
+        )
+        return dataclasses.replace(
+            self,
+            in_features=self.out_features,
+            out_features=self.in_features,
+            padding=tuple(pads),
+        )
+
     def pads(self, spatial: Sequence[int]) -> tuple[tuple[int, int], ...]:
         """Returns the (low, high) padding of an input of size `spatial`."""
         if not isinstance(self.padding, str):

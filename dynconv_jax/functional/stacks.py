@@ -24,14 +24,16 @@ from jax import lax
 
 from dynconv_jax.functional.chips import Chip, Target, chip_for
 from dynconv_jax.functional.conv_geometry import ConvGeometry
-from dynconv_jax.functional.conv_operation import ConvOperation, conv_by_xla
+from dynconv_jax.functional.conv_operation import (
+    FEW_CHANNELS,
+    ConvOperation,
+    conv_by_xla,
+)
 from dynconv_jax.functional.cost import Work, devices_of_a_batch
 from dynconv_jax.functional.forms import FORMS
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.windows import pad_spatial
 
-# Of so few channels a convolution is slower by XLA on a CPU than as a product.
-_FEW_CHANNELS = 4
 # How many kernels a step of a loop may take, and of what share of their images.
 _CHUNKS = (1, 2, 4, 8, 16, 32)
 _PARTS = (1, 2, 4, 8, 16, 32, 64)
@@ -112,14 +114,13 @@ class StackedConv:
         # Inside a loop XLA knows no fast form of a kernel whose axes lie otherwise.
         axes = tuple(range(operation.geometry.rank))
         reversed_kernel = jnp.flip(first, axes).swapaxes(-1, -2)
-        dtype = first.dtype
         outputs = conv_by_xla(
             second,
             reversed_kernel.astype(second.dtype),
-            _reversed(operation.geometry),
+            operation.geometry.mirrored,
             operation.numerics,
         )
-        return outputs.astype(dtype)
+        return outputs.astype(first.dtype)
 
 
 def _with_images(geometry: Geometry) -> Geometry:
@@ -139,22 +140,6 @@ def _is_reversible(geometry: ConvGeometry) -> bool:
     """Tells whether the transpose in the inputs is a dense convolution as any other."""
     steps = (*geometry.strides, *geometry.input_dilation)
     return max(steps) == 1 and geometry.feature_group_count == 1
-
-
-def _reversed(geometry: ConvGeometry) -> ConvGeometry:
-    """Returns the geometry of the transpose in the inputs, if it is reversible."""
-    padding = geometry.padding
-    assert not isinstance(padding, str)
-    pads = (
-        (extent - 1 - low, extent - 1 - high)
-        for extent, (low, high) in zip(geometry.extent, padding, strict=True)
-    )
-    return dataclasses.replace(
-        geometry,
-        in_features=geometry.out_features,
-        out_features=geometry.in_features,
-        padding=tuple(pads),
-    )
 
 
 def stack_on(
@@ -195,7 +180,7 @@ def _plans(operation: ConvOperation, stack: int, images: int) -> Iterator[StackP
     contracted = {"outputs": geometry.in_features, "inputs": geometry.out_features}
     is_conv = result == "outputs" or (result == "inputs" and _is_reversible(geometry))
     if is_conv and geometry.feature_group_count == 1 and geometry.taps > 1:
-        if contracted[result] > _FEW_CHANNELS:
+        if contracted[result] > FEW_CHANNELS:
             yield StackPlan("xla", None if stack == 1 else 1)
     yield StackPlan("patches")
     for parts in _PARTS if result == "kernel" else _PARTS[:1]:

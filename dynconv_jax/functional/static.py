@@ -20,6 +20,7 @@ from dynconv_jax.functional.bilinear import convolve
 from dynconv_jax.functional.chips import Target
 from dynconv_jax.functional.conv import conv_general_dilated
 from dynconv_jax.functional.conv_geometry import ConvGeometry
+from dynconv_jax.functional.conv_operation import FEW_CHANNELS, channels_last
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.numerics import Numerics, at_least_float32, is_widened
 from dynconv_jax.functional.patches import arrange_for_patches, conv_by_patches
@@ -27,9 +28,7 @@ from dynconv_jax.functional.platforms import compute_where_lowered
 from dynconv_jax.functional.sharding import is_sharded_inside
 from dynconv_jax.functional.windows import pad_spatial
 
-# Windows of more channels cost more memory than the product gains.
-_FEW_CHANNELS = 4
-# Nor do large windows pay: of 7×7 pixels (ResNet's stem) the product is slower.
+# Large windows do not pay: of 7×7 pixels (ResNet's stem) the product is slower.
 _FEW_TAPS = 9
 
 
@@ -184,16 +183,15 @@ def few_channel_conv(
         >>> few_channel_conv(images, kernel, (2, 2), "VALID").shape
         (2, 4, 3, 8)
     """
-    spatial = "DHW"[-(inputs.ndim - 2) :]
-    numbers = (f"N{spatial}C", f"{spatial}IO", f"N{spatial}C")
+    rank = inputs.ndim - 2
 
     def resolved(numbers: Any) -> lax.ConvDimensionNumbers:
         return lax.conv_dimension_numbers(inputs.shape, kernel.shape, numbers)
 
     usual = dict(
-        dimension_numbers=resolved(numbers),
-        lhs_dilation=(1,) * len(spatial),
-        rhs_dilation=(1,) * len(spatial),
+        dimension_numbers=resolved(channels_last(rank)),
+        lhs_dilation=(1,) * rank,
+        rhs_dilation=(1,) * rank,
         feature_group_count=1,
         out_sharding=None,
     )
@@ -202,7 +200,7 @@ def few_channel_conv(
     numerics = Numerics(options.get("precision"), options.get("preferred_element_type"))
     is_usual = {**options, **numerics._asdict()} == {**usual, **numerics._asdict()}
     channels = inputs.shape[-1]
-    is_small = channels <= _FEW_CHANNELS and math.prod(kernel.shape[:-2]) <= _FEW_TAPS
+    is_small = channels <= FEW_CHANNELS and math.prod(kernel.shape[:-2]) <= _FEW_TAPS
     is_usual &= not is_sharded_inside(inputs) and not is_sharded_inside(kernel)
     if not is_small or not is_usual:
         return conv_general_dilated(inputs, kernel, window_strides, padding, **options)

@@ -107,14 +107,9 @@ def _input_gradient(plane, accumulator, inputs, kernel, cotangent):
             lambda inputs: _apply_taps(plane, accumulator, inputs, kernel), inputs
         )
         return pull(cotangent)[0]
-    pads = tuple(
-        (extent - 1 - low, extent - 1 - high)
-        for extent, (low, high) in zip(plane.extent, plane.padding, strict=True)
-    )
-    mirrored = dataclasses.replace(plane, padding=pads)
     flipped = jnp.flip(kernel, axis=-2)  # row-major: all spatial axes at once
     # Not by the rule itself, so that forward mode can differentiate this gradient.
-    gradient = _apply_taps(mirrored, accumulator, cotangent, flipped)
+    gradient = _apply_taps(plane.mirrored, accumulator, cotangent, flipped)
     return gradient.astype(inputs.dtype)
 
 

@@ -12,10 +12,10 @@ from jax.typing import DTypeLike
 from dynconv_jax.functional.adaptive import adaptive_conv
 from dynconv_jax.functional.geometry import Geometry, positive_int
 from dynconv_jax.functional.numerics import at_least_float32
-from dynconv_jax.gating import Temperature, attend, record_attention, record_softmax
+from dynconv_jax.gating import Temperature, attend, record_softmax
 from dynconv_jax.layers.equalized_linear import EqualizedLinear
 from dynconv_jax.layers.expert_conv import ExpertConv, ExpertOptions
-from dynconv_jax.layers.style import apply_wide, flatten_latents, own_gain
+from dynconv_jax.layers.style import Styled, apply_wide, flatten_latents, own_gain
 from dynconv_jax.scheduled import HoldsScheduled
 
 
@@ -71,7 +71,7 @@ class StyleAttention(HoldsScheduled):
         return attention
 
 
-class AdaptiveConv(ExpertConv):
+class AdaptiveConv(Styled, ExpertConv):
     """Experts mixed by a softmax over latents, then scaled by a style, and demodulated.
 
         a = softmax(attention.fc(latents) / T)    (B, K)
@@ -174,22 +174,6 @@ class AdaptiveConv(ExpertConv):
         else:
             self.attention = nnx.data(None)
 
-    def styles(self, latents: jax.Array) -> jax.Array:
-        """Returns the factors of the input channels.
-
-        Args:
-            latents: Shape (*batch, style_features).
-
-        Returns:
-            Shape (*batch, C), in float32 at least.
-
-        Raises:
-            ValueError: If the latents do not fit the layer.
-        """
-        batch = jnp.shape(latents)[:-1]
-        flat = flatten_latents(latents, batch, self.style_features)
-        return self._style(flat).reshape(*batch, self.in_features)
-
     def routing(self, latents: jax.Array) -> jax.Array:
         """Returns the attention over the experts.
 
@@ -249,8 +233,3 @@ class AdaptiveConv(ExpertConv):
             gain=self.gain,
             **options,
         )
-
-    def _style(self, latents: jax.Array) -> jax.Array:
-        styles = apply_wide(self.affine, latents, self.dtype)
-        record_attention(self, styles, "styles")
-        return styles

@@ -15,16 +15,15 @@ from dynconv_jax.functional.checks import check_dtypes, check_rate
 from dynconv_jax.functional.geometry import Geometry, PaddingLike, positive_int
 from dynconv_jax.functional.modulated import check_modulation, modulated_conv
 from dynconv_jax.functional.numerics import at_least_float32, keep_wide
-from dynconv_jax.gating import record_attention
 from dynconv_jax.layers.convolution import Convolution
 from dynconv_jax.layers.equalized_linear import EqualizedLinear
-from dynconv_jax.layers.style import apply_wide, flatten_latents, own_gain
+from dynconv_jax.layers.style import Styled, flatten_latents, own_gain
 
 default_kernel_init = nnx.initializers.normal(1.0)
 default_bias_init = nnx.initializers.zeros_init()
 
 
-class ModulatedConv(Convolution):
+class ModulatedConv(Styled, Convolution):
     """A convolution whose kernel a style scales, and whose output is brought to size.
 
         s = affine(latents)                       (B, C)
@@ -171,22 +170,6 @@ class ModulatedConv(Convolution):
         if use_running_average is not None:
             self.use_running_average = use_running_average
 
-    def styles(self, latents: jax.Array) -> jax.Array:
-        """Returns the factors of the input channels.
-
-        Args:
-            latents: Shape (*batch, style_features).
-
-        Returns:
-            Shape (*batch, C), in float32 at least.
-
-        Raises:
-            ValueError: If the latents do not fit the layer.
-        """
-        batch = jnp.shape(latents)[:-1]
-        flat = flatten_latents(latents, batch, self.style_features)
-        return self._style(flat).reshape(*batch, self.in_features)
-
     def __call__(self, inputs: jax.Array, latents: jax.Array) -> jax.Array:
         """Applies the layer.
 
@@ -227,11 +210,6 @@ class ModulatedConv(Convolution):
             precision=self.precision,
         )
         return outputs.reshape(*batch, *outputs.shape[1:])
-
-    def _style(self, latents: jax.Array) -> jax.Array:
-        styles = apply_wide(self.affine, latents, self.dtype)
-        record_attention(self, styles, "styles")
-        return styles
 
     def _magnitude(self, inputs: jax.Array, share: float) -> jax.Array:
         """Returns the running mean square of the inputs, in training updated first."""

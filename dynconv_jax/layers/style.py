@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from dynconv_jax.functional.checks import check_arrays
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.numerics import at_least_float32
+from dynconv_jax.gating import record_attention
 
 
 def flatten_latents(
@@ -60,3 +61,33 @@ def apply_wide(
         dtype: The dtype of the computation, or None for that of the latents.
     """
     return linear(latents.astype(at_least_float32(dtype or latents.dtype)))
+
+
+class Styled(nnx.Module):
+    """What a style scales, as an affine map of latents gives it."""
+
+    in_features: int
+    style_features: int
+    affine: nnx.Linear
+    dtype: DTypeLike | None
+
+    def styles(self, latents: jax.Array) -> jax.Array:
+        """Returns the factors of the input channels.
+
+        Args:
+            latents: Shape (*batch, style_features).
+
+        Returns:
+            Shape (*batch, C), in float32 at least.
+
+        Raises:
+            ValueError: If the latents do not fit the layer.
+        """
+        batch = jnp.shape(latents)[:-1]
+        flat = flatten_latents(latents, batch, self.style_features)
+        return self._style(flat).reshape(*batch, self.in_features)
+
+    def _style(self, latents: jax.Array) -> jax.Array:
+        styles = apply_wide(self.affine, latents, self.dtype)
+        record_attention(self, styles, "styles")
+        return styles

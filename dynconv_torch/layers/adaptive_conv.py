@@ -14,7 +14,7 @@ from dynconv_torch.functional.tracing import sizes_of
 from dynconv_torch.gating import Temperature, attend, record_softmax
 from dynconv_torch.layers.equalized_linear import EqualizedLinear
 from dynconv_torch.layers.expert_conv import ExpertConvNd
-from dynconv_torch.layers.style import apply_wide, check_latents, own_gain
+from dynconv_torch.layers.style import Styled, apply_wide, check_latents, own_gain
 from dynconv_torch.scheduled import HoldsScheduled
 
 
@@ -65,7 +65,7 @@ class StyleAttention(HoldsScheduled):
         return attention
 
 
-class AdaptiveConvNd(ExpertConvNd):
+class AdaptiveConvNd(Styled, ExpertConvNd):
     """What the adaptive convolutions of all ranks share."""
 
     def __init__(
@@ -160,22 +160,6 @@ class AdaptiveConvNd(ExpertConvNd):
         nn.init.normal_(self.weight)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
-
-    def styles(self, latents: Tensor) -> Tensor:
-        """Returns the factors of the input channels.
-
-        Args:
-            latents: Shape (B, style_channels), or (style_channels,).
-
-        Returns:
-            Shape (B, C), or (C,), in float32 at least.
-
-        Raises:
-            ValueError: If the latents do not fit the layer.
-        """
-        check_tensors(latents=latents)
-        check_latents(latents, sizes_of(latents)[:-1], self.style_channels)
-        return apply_wide(self.affine, latents)
 
     def routing(self, latents: Tensor) -> Tensor:
         """Returns the attention over the experts.

@@ -5,17 +5,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from dynconv_torch.functional.checks import check_dtype, check_rate, check_tensors
+from dynconv_torch.functional.checks import check_dtype, check_rate
 from dynconv_torch.functional.geometry import Geometry, PaddingLike, positive_int
 from dynconv_torch.functional.modulated import check_modulation, modulated_conv
 from dynconv_torch.functional.numerics import at_least_float32
 from dynconv_torch.functional.tracing import sizes_of
 from dynconv_torch.layers.convolution import ConvolutionNd
 from dynconv_torch.layers.equalized_linear import EqualizedLinear
-from dynconv_torch.layers.style import apply_wide, check_latents, own_gain
+from dynconv_torch.layers.style import Styled, apply_wide, check_latents, own_gain
 
 
-class ModulatedConvNd(ConvolutionNd):
+class ModulatedConvNd(Styled, ConvolutionNd):
     """What the modulated convolutions of all ranks share."""
 
     magnitude_ema: Tensor
@@ -115,22 +115,6 @@ class ModulatedConvNd(ConvolutionNd):
         nn.init.normal_(self.weight)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
-
-    def styles(self, latents: Tensor) -> Tensor:
-        """Returns the factors of the input channels.
-
-        Args:
-            latents: Shape (B, style_channels), or (style_channels,).
-
-        Returns:
-            Shape (B, C), or (C,), in float32 at least.
-
-        Raises:
-            ValueError: If the latents do not fit the layer.
-        """
-        check_tensors(latents=latents)
-        check_latents(latents, sizes_of(latents)[:-1], self.style_channels)
-        return apply_wide(self.affine, latents)
 
     def forward(self, x: Tensor, latents: Tensor) -> Tensor:
         """Applies the layer.

@@ -48,3 +48,26 @@ def own_gain(gain: float | None, geometry: Geometry, *, demodulate: bool) -> flo
     if not isinstance(gain, Real) or not math.isfinite(gain):
         raise ValueError(f"`gain` (={gain!r}) must be a finite number, or None")
     return float(gain)
+
+
+class Styled(nn.Module):
+    """What a style scales, as an affine map of latents gives it."""
+
+    style_channels: int
+    affine: nn.Module
+
+    def styles(self, latents: Tensor) -> Tensor:
+        """Returns the factors of the input channels.
+
+        Args:
+            latents: Shape (B, style_channels), or (style_channels,).
+
+        Returns:
+            Shape (B, C), or (C,), in float32 at least.
+
+        Raises:
+            ValueError: If the latents do not fit the layer.
+        """
+        check_tensors(latents=latents)
+        check_latents(latents, sizes_of(latents)[:-1], self.style_channels)
+        return apply_wide(self.affine, latents)
