@@ -71,6 +71,10 @@ class _Statistics:
     def mappable(self) -> "_Statistics":
         return self
 
+    @property
+    def loops(self) -> bool:
+        return False
+
 
 def _of_one_device(x: jax.Array, axes: tuple[int, ...]) -> list[jax.Array]:
     centre = x.mean(axes, keepdims=True)

@@ -50,10 +50,40 @@ def convolve(
     Returns:
         The outputs (N, *S', O).
     """
+    operation = _operation("outputs", inputs, geometry, numerics)
+    return _bind(operation, *vary_alike(inputs, kernel))
+
+
+def kernel_gradient(
+    inputs: jax.Array,
+    outputs: jax.Array,
+    geometry: ConvGeometry,
+    numerics: Numerics,
+    dtype: Any,
+) -> jax.Array:
+    """Computes the gradient of a kernel in a dtype that is wider than its operands'.
+
+    Args:
+        inputs: The inputs.
+        outputs: The cotangent of the outputs, of the same dtype.
+        geometry: The convolution.
+        numerics: Its numerical options, settled.
+        dtype: What it is summed in and returned as.
+
+    Returns:
+        The gradient (*k, C/g, O).
+    """
+    operation = _operation("kernel", inputs, geometry, numerics)
+    operation = dataclasses.replace(operation, kernel_dtype=dtype)
+    return _bind(operation, *vary_alike(inputs, outputs))
+
+
+def _operation(
+    result: str, inputs: jax.Array, geometry: ConvGeometry, numerics: Numerics
+) -> ConvOperation:
     spatial = inputs.shape[1:-1]
     settled = dataclasses.replace(geometry, padding=geometry.pads(spatial))
-    operation = ConvOperation("outputs", settled, tuple(spatial), numerics)
-    return _bind(operation, *vary_alike(inputs, kernel))
+    return ConvOperation(result, settled, tuple(spatial), numerics)
 
 
 def _bind(operation: ConvOperation, *operands: jax.Array) -> jax.Array:
@@ -106,8 +136,9 @@ def _transpose(
             found.append(ad.Zero(operand.aval))
         else:
             known = dict(zip(operation.operands, operands, strict=True))
-            known[operation.result] = cotangent
-            transposed = dataclasses.replace(operation, result=role)
+            given = next(each for each in operands if each is not operand)
+            known[operation.result] = cotangent.astype(given.dtype)
+            transposed = dataclasses.replace(operation, result=role, kernel_dtype=None)
             found.append(
                 _bind(transposed, *(known[each] for each in transposed.operands))
             )

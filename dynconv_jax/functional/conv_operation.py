@@ -34,6 +34,8 @@ class ConvOperation:
         numerics: The numerical options.
         is_stacked: Whether all three arrays have one more axis in front, over which
             there are so many convolutions.
+        kernel_dtype: In what the gradient of the kernel is summed and returned, where
+            that is wider than its operands; None is their dtype.
     """
 
     result: str
@@ -41,6 +43,7 @@ class ConvOperation:
     spatial: tuple[Any, ...]
     numerics: Numerics
     is_stacked: bool = False
+    kernel_dtype: Any = None
 
     @property
     def operands(self) -> tuple[str, str]:
@@ -75,19 +78,59 @@ class ConvOperation:
             shape = (*stack, *geometry.kernel_shape)
             of_wanted = functools.partial(convolve, first)
         axes = len(shape) - geometry.rank - (1 if self.result == "inputs" else 2)
+        dtype = first.dtype
+        if self.result == "kernel" and self.kernel_dtype is not None:
+            # A product that rounds a wide operand has a rule for the gradient of it.
+            dtype, has_rule = self.kernel_dtype, True
         if has_rule:
-            zeros = zeros_like(second, shape, first.dtype, axes)
+            zeros = zeros_like(second, shape, dtype, axes)
             return jax.vjp(of_wanted, zeros)[1](second)[0]
-        wanted = type_like(second, shape, first.dtype, axes)
+        wanted = type_like(second, shape, dtype, axes)
         return jax.linear_transpose(of_wanted, wanted)(second)[0]
 
     def __call__(self, first: jax.Array, second: jax.Array) -> list[jax.Array]:
         """Computes the result by XLA's convolution, for arrays that are not stacked."""
+        if self.result == "kernel" and self.kernel_dtype is not None:
+            return [self._wide_kernel_gradient(first, second)]
 
         def convolve(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
             return conv_by_xla(inputs, kernel, self.geometry, self.numerics)
 
         return [self.transposed(convolve, first, second)]
+
+    def _wide_kernel_gradient(self, inputs: jax.Array, outputs: jax.Array) -> jax.Array:
+        """Computes the gradient of a kernel as a convolution of another dtype.
+
+        Channels are its samples and samples its channels, and the cotangent of the
+        outputs, spread by the strides, is its kernel. JAX's own rule has no dtype for
+        the sums.
+        """
+        geometry, spatial = self.geometry, "DHW"[-self.geometry.rank :]
+        pads, dilation = geometry.pads(self.spatial), geometry.input_dilation
+        padded = pad_spatial(inputs, pads, dilation=dilation)
+        crops = [
+            # What no window reached.
+            (0, (taps - 1) * dilation + (size - 1) * stride + 1 - whole)
+            for taps, dilation, size, stride, whole in zip(
+                geometry.kernel_size,
+                geometry.kernel_dilation,
+                outputs.shape[1:-1],
+                geometry.strides,
+                padded.shape[1:-1],
+                strict=True,
+            )
+        ]
+        return lax.conv_general_dilated(
+            padded,
+            outputs,
+            window_strides=geometry.kernel_dilation,
+            padding=crops,
+            rhs_dilation=geometry.strides,
+            dimension_numbers=(f"C{spatial}N", f"I{spatial}O", f"{spatial}NC"),
+            batch_group_count=geometry.feature_group_count,
+            precision=self.numerics.precision,
+            preferred_element_type=self.kernel_dtype,
+        )
 
 
 def _swapped(convolve, kernel, inputs):

@@ -90,6 +90,11 @@ class PlannedConv(abc.ABC):
         """The same, of operations that `jax.vmap` maps well."""
         return dataclasses.replace(self, plan=self.plan.mappable)
 
+    @property
+    def loops(self) -> bool:
+        """Whether it takes a few samples at a time."""
+        return self.plan.chunk is not None
+
 
 class _PerSampleConv(PlannedConv):
     def __call__(self, inputs: jax.Array, kernel: jax.Array) -> jax.Array:

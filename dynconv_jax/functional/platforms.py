@@ -47,6 +47,11 @@ class Function(Protocol):
         """The same, of operations that `jax.vmap` maps well."""
         ...
 
+    @property
+    def loops(self) -> bool:
+        """Whether it takes a few samples at a time, which a map would take at once."""
+        ...
+
 
 class PlacedFunction(Protocol):
     """What has a function for each place, all of which compute the same; hashable."""
@@ -97,6 +102,10 @@ class _Present:
         return _Present(self.function.mappable, self.present)
 
     @property
+    def loops(self) -> bool:
+        return self.function.loops
+
+    @property
     def derived(self) -> "_Present":
         """The function whose gradient is taken: its own rule holds."""
         return self
@@ -125,6 +134,10 @@ class _Tangent:
     @property
     def mappable(self) -> "_Tangent":
         return _Tangent(self.function.mappable, self.moving)
+
+    @property
+    def loops(self) -> bool:
+        return self.function.loops
 
     @property
     def derived(self) -> "_Tangent":
@@ -156,6 +169,10 @@ class _Cotangent:
         return _Cotangent(self.function.mappable, self.moving)
 
     @property
+    def loops(self) -> bool:
+        return self.function.loops
+
+    @property
     def derived(self) -> "_Cotangent":
         return self.plain
 
@@ -171,6 +188,9 @@ class _Mapped:
         return _Mapped(self.function.on(target), self.mapped)
 
     def __call__(self, *operands: jax.Array) -> list[jax.Array]:
+        if self.function.loops:  # one by one: mapped, the few samples were many
+            of_one = _of_moving(self.function, self.mapped, operands)
+            return lax.map(lambda each: of_one(*each), _select(operands, self.mapped))
         axes = [0 if mapped else None for mapped in self.mapped]
         return jax.vmap(self.function.mappable, in_axes=axes)(*operands)
 
@@ -181,6 +201,10 @@ class _Mapped:
     @property
     def mappable(self) -> "_Mapped":
         return self
+
+    @property
+    def loops(self) -> bool:
+        return self.function.loops
 
     @property
     def derived(self) -> "_Mapped":

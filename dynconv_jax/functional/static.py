@@ -16,17 +16,17 @@ import jax
 from jax import lax
 from jaxtyping import Float
 
-from dynconv_jax.functional.bilinear import convolve
+from dynconv_jax.functional.bilinear import convolve, kernel_gradient
 from dynconv_jax.functional.chips import Target
 from dynconv_jax.functional.conv import conv_general_dilated
 from dynconv_jax.functional.conv_geometry import ConvGeometry
 from dynconv_jax.functional.conv_operation import FEW_CHANNELS, channels_last
+from dynconv_jax.functional.cost import devices_of_a_batch
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.numerics import Numerics, at_least_float32, is_widened
 from dynconv_jax.functional.patches import arrange_for_patches, conv_by_patches
 from dynconv_jax.functional.platforms import compute_where_lowered
 from dynconv_jax.functional.sharding import is_sharded_inside
-from dynconv_jax.functional.windows import pad_spatial
 
 # Large windows do not pay: of 7×7 pixels (ResNet's stem) the product is slower.
 _FEW_TAPS = 9
@@ -63,44 +63,17 @@ def _pull_rounded(geometry, numerics, saved, cotangent):
     _, pull = jax.vjp(
         lambda inputs: static_conv(inputs, narrow, geometry, numerics), inputs
     )
-    of_kernel = _kernel_gradient(geometry, numerics, inputs, cotangent)
+    of_kernel = kernel_gradient(
+        inputs,
+        cotangent.astype(inputs.dtype),
+        ConvGeometry.of(geometry),
+        numerics,
+        at_least_float32(inputs.dtype),
+    )
     return *pull(cotangent), of_kernel.astype(kernel.dtype)
 
 
 _conv_rounded.defvjp(_save_rounded, _pull_rounded)
-
-
-def _kernel_gradient(geometry, numerics, inputs, cotangent):
-    """Returns the gradient of a kernel, in float32 at least.
-
-    It is a convolution too: channels are its samples and samples its channels, and the
-    cotangent, spread by the strides, is its kernel.
-    """
-    spatial = "DHW"[-geometry.rank :]
-    padded = pad_spatial(inputs, geometry.pads(inputs.shape[1:-1]))
-    crops = [
-        # What no window reached.
-        (0, (taps - 1) * dilation + (size - 1) * stride + 1 - whole)
-        for taps, dilation, size, stride, whole in zip(
-            geometry.kernel_size,
-            geometry.kernel_dilation,
-            cotangent.shape[1:-1],
-            geometry.strides,
-            padded.shape[1:-1],
-            strict=True,
-        )
-    ]
-    return lax.conv_general_dilated(
-        padded,
-        cotangent.astype(inputs.dtype),
-        window_strides=geometry.kernel_dilation,
-        padding=crops,
-        rhs_dilation=geometry.strides,
-        dimension_numbers=(f"C{spatial}N", f"I{spatial}O", f"{spatial}NC"),
-        batch_group_count=geometry.feature_group_count,
-        precision=numerics.precision,
-        preferred_element_type=at_least_float32(inputs.dtype),
-    )
 
 
 def conv_by_one_kernel(
@@ -122,6 +95,7 @@ class _StaticConv:
 
     geometry: Geometry
     numerics: Numerics
+    loops: bool = False
 
     def __call__(self, inputs: jax.Array, kernel: jax.Array) -> jax.Array:
         return static_conv(inputs, kernel, self.geometry, self.numerics)
@@ -150,8 +124,11 @@ class _FewChannelConv:
 
     def on(self, target: Target) -> _StaticConv:
         """Returns the convolution as it is computed in a place."""
-        kind = _ByPatches if target.platform == "cpu" else _StaticConv
-        return kind(self.geometry, self.numerics)
+        if target.platform != "cpu":
+            return _StaticConv(self.geometry, self.numerics)
+        # Of many models at once the windows would leave the cache of a CPU.
+        is_local = devices_of_a_batch(target.device_count) == 1
+        return _ByPatches(self.geometry, self.numerics, loops=is_local)
 
 
 def few_channel_conv(

@@ -110,6 +110,11 @@ class _PlannedTranspose(abc.ABC):
         """The same, of operations that `jax.vmap` maps well."""
         return self._with(lambda plan: plan.mappable)
 
+    @property
+    def loops(self) -> bool:
+        """Whether it takes a few samples at a time."""
+        return any(plan.chunk is not None for _, plan in self.plans or ())
+
     def _with(self, change: Callable[[Plan], Plan]) -> Self:
         if self.plans is None:
             return self

@@ -1,5 +1,8 @@
 """few_channel_conv: a product where that is faster, and always XLA's convolution."""
 
+import functools
+import re
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -92,40 +95,89 @@ WIDE_KERNELS = {
     "strided": (3, 4, (3, 3), (2, 3), ((2, 0), (1, 1)), (1, 1), 1),
     "dilated": (3, 4, (3, 2), (1, 1), "VALID", (2, 3), 1),
     "grouped": (4, 6, (3, 3), (2, 1), "SAME", (1, 1), 2),
+    "depthwise": (4, 8, (3, 3), (1, 2), "SAME", (1, 1), 4),
 }
 
 
-@pytest.mark.parametrize("name", WIDE_KERNELS)
-def test_a_wider_kernel_is_rounded_and_its_gradient_is_not(name, rng):
+def wide_geometry(name):
     channels, outputs, size, strides, padding, dilation, groups = WIDE_KERNELS[name]
-    geometry = Geometry.create(
+    return Geometry.create(
         *(channels, outputs, size),
         strides=strides,
         padding=padding,
         kernel_dilation=dilation,
         feature_group_count=groups,
     )
-    inputs = jnp.asarray(rng.normal(size=(2, 9, 7, channels)), jnp.bfloat16)
-    kernel = jnp.asarray(rng.normal(size=geometry.kernel_shape), jnp.float32)
-    sizes = geometry.output_size((9, 7))
-    cotangent = jnp.asarray(rng.normal(size=(2, *sizes, outputs)), jnp.bfloat16)
 
-    def results(inputs, kernel, cotangent) -> dict[str, jax.Array]:
-        found, pull = jax.vjp(
-            lambda x, w: static_conv(x, w, geometry, Numerics()), inputs, kernel
-        )
-        of_inputs, of_kernel = pull(cotangent)
-        return {"y": found, "x": of_inputs, "kernel": of_kernel}
+
+def wide_operands(geometry, rng):
+    """Returns inputs, a wider kernel and a cotangent."""
+    sizes = geometry.output_size((9, 7))
+    return (
+        jnp.asarray(rng.normal(size=(2, 9, 7, geometry.in_features)), jnp.bfloat16),
+        jnp.asarray(rng.normal(size=geometry.kernel_shape), jnp.float32),
+        jnp.asarray(rng.normal(size=(2, *sizes, geometry.out_features)), jnp.bfloat16),
+    )
+
+
+def wide_results(geometry, inputs, kernel, cotangent) -> dict[str, jax.Array]:
+    found, pull = jax.vjp(
+        lambda x, w: static_conv(x, w, geometry, Numerics()), inputs, kernel
+    )
+    of_inputs, of_kernel = pull(cotangent)
+    return {"y": found, "x": of_inputs, "kernel": of_kernel}
+
+
+@pytest.mark.parametrize("name", WIDE_KERNELS)
+def test_a_wider_kernel_is_rounded_and_its_gradient_is_not(name, rng):
+    geometry = wide_geometry(name)
+    operands = wide_operands(geometry, rng)
 
     def widened(array: jax.Array) -> jax.Array:
         return array.astype(jnp.bfloat16).astype(jnp.float32)
 
-    actual = results(inputs, kernel, cotangent)
-    expected = results(*map(widened, (inputs, kernel, cotangent)))
+    actual = wide_results(geometry, *operands)
+    expected = wide_results(geometry, *map(widened, operands))
     assert actual["kernel"].dtype == jnp.float32
     assert_close(
         {"kernel": actual.pop("kernel")},
         {"kernel": expected.pop("kernel")},
         dtype="float32",
     )
+    assert_close(actual, expected, dtype="bfloat16")
+
+
+@pytest.mark.parametrize("name", WIDE_KERNELS)
+def test_a_wider_kernel_that_is_mapped_has_a_gradient_as_if_it_were_not(name, rng):
+    geometry = wide_geometry(name)
+    members = [wide_operands(geometry, rng) for _ in range(3)]
+    stacks = [jnp.stack(each) for each in zip(*members, strict=True)]
+    mapped = jax.jit(jax.vmap(functools.partial(wide_results, geometry)))
+    actual = mapped(*stacks)
+    each = [wide_results(geometry, *member) for member in members]
+    expected = jax.tree.map(lambda *parts: jnp.stack(parts), *each)
+    assert actual["kernel"].dtype == jnp.float32
+    of_kernel = [{"kernel": found.pop("kernel")} for found in (actual, expected)]
+    assert_close(*of_kernel, dtype="float32")
+    assert_close(actual, expected, dtype="bfloat16")
+    for platform in ("cpu", "tpu", "cuda"):
+        lowered = mapped.trace(*stacks).lower(lowering_platforms=(platform,))
+        counts = re.findall(r"_group_count ?= ?(\d+)", lowered.as_text())
+        assert {int(count) for count in counts} <= {1, geometry.feature_group_count}
+
+
+def test_a_wider_kernel_has_second_derivatives(rng):
+    geometry = wide_geometry("strided")
+    operands = wide_operands(geometry, rng)
+
+    def slope(inputs, kernel, cotangent):
+        def length(inputs, kernel):
+            found = wide_results(geometry, inputs, kernel, cotangent)
+            of_inputs = found["x"].astype(jnp.float32)
+            return jnp.sin(found["kernel"]).sum() + jnp.sin(of_inputs).sum()
+
+        return dict(zip("xw", jax.grad(length, (0, 1))(inputs, kernel), strict=True))
+
+    actual = slope(*operands)
+    expected = slope(*(each.astype(jnp.float32) for each in operands))
     assert_close(actual, expected, dtype="bfloat16")
