@@ -21,66 +21,25 @@ import optax
 import torch
 import tyro
 from flax import nnx
-from jax import lax
 
 import dynconv_jax
 from benchmarks.machine import describe
 from benchmarks.processes import process_of
+from benchmarks.stacks import (
+    BY_MAP,
+    BY_VMAP,
+    GOAL,
+    IN_TORCH,
+    OURS,
+    STACKS,
+    Stack,
+    by_conv,
+    by_xla,
+    stack_functions,
+)
 from benchmarks.timing import Function, in_turn
 from dynconv_jax.weights import write_file
 
-OURS, BY_VMAP, BY_MAP, IN_TORCH = "conv", "jax.vmap", "lax.map", "torch.func"
-
-
-@dataclasses.dataclass(frozen=True)
-class Stack:
-    """Models, each with images and a kernel of its own."""
-
-    models: int
-    images: int
-    side: int
-    in_features: int
-    out_features: int
-    window: int = 3
-    strides: int = 1
-    groups: int = 1
-    ways: tuple[str, ...] = (OURS, BY_VMAP, BY_MAP, IN_TORCH)
-
-    def __str__(self) -> str:
-        parts = [
-            f"{self.models} models × {self.images} images, {self.side}×{self.side}, "
-            f"{self.in_features}→{self.out_features}, {self.window}×{self.window}"
-        ]
-        parts += [f"strides {self.strides}"] * (self.strides > 1)
-        parts += ["depthwise"] * (self.groups > 1)
-        return ", ".join(parts)
-
-    def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Returns the shapes of inputs, kernels and outputs, channels last."""
-        size = -(-self.side // self.strides)
-        return (
-            (self.models, self.images, self.side, self.side, self.in_features),
-            (
-                *(self.models, self.window, self.window),
-                *(self.in_features // self.groups, self.out_features),
-            ),
-            (self.models, self.images, size, size, self.out_features),
-        )
-
-
-# Where XLA's own way takes seconds, or more memory than there is, it is left out.
-_NO_VMAP = (OURS, BY_MAP, IN_TORCH)
-GOAL = Stack(8, 16, 16, 32, 32)
-STACKS = (
-    GOAL,
-    Stack(8, 16, 16, 32, 32, strides=2),
-    Stack(8, 16, 16, 64, 64, window=1),
-    Stack(8, 32, 32, 3, 32, ways=_NO_VMAP),
-    Stack(4, 16, 28, 64, 64, ways=_NO_VMAP),
-    Stack(64, 1, 14, 64, 64, ways=_NO_VMAP),
-    Stack(256, 1, 7, 16, 16),
-    Stack(8, 16, 14, 96, 96, groups=96, ways=_NO_VMAP),
-)
 EXAMPLES, MEMBERS = 64, 8
 
 
@@ -93,25 +52,6 @@ class Config:
 
     out: Path = Path("runs/benchmarks")
     """The directory for `mapped.md` and `mapped.json`."""
-
-
-def _by_xla(inputs: jax.Array, kernel: jax.Array, strides: int, groups: int) -> Any:
-    pad = (kernel.shape[0] - 1) // 2
-    return lax.conv_general_dilated(
-        inputs,
-        kernel,
-        (strides, strides),
-        ((pad, pad), (pad, pad)),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=groups,
-    )
-
-
-def _by_ours(inputs: jax.Array, kernel: jax.Array, strides: int, groups: int) -> Any:
-    pad = (kernel.shape[0] - 1) // 2
-    return dynconv_jax.conv(
-        inputs, kernel, strides=strides, padding=pad, feature_group_count=groups
-    )
 
 
 def _random(shapes: Any) -> list[jax.Array]:
@@ -130,33 +70,17 @@ def stack_calls(stack: Stack, way: str) -> dict[str, Function]:
     if way == IN_TORCH:
         return _stack_calls_in_torch(stack)
     inputs, kernel, cotangent = _random(stack.shapes())
-    forward, gradient = _stack_functions(stack, way)
+    forward, gradient = stack_functions(stack, way)
     return {
         "forward": _called(forward, inputs, kernel),
         "gradient": _called(gradient, inputs, kernel, cotangent),
     }
 
 
-def _stack_functions(stack: Stack, way: str) -> tuple[Any, Any]:
-    options = dict(strides=stack.strides, groups=stack.groups)
-    convolve = functools.partial(_by_ours if way == OURS else _by_xla, **options)
-
-    def mapped(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
-        if way == BY_MAP:
-            return lax.map(lambda pair: convolve(*pair), (inputs, kernel))
-        return jax.vmap(convolve)(inputs, kernel)
-
-    def gradient(inputs: jax.Array, kernel: jax.Array, cotangent: jax.Array) -> Any:
-        outputs, pull = jax.vjp(mapped, inputs, kernel)
-        return outputs, pull(cotangent)
-
-    return jax.jit(mapped), jax.jit(gradient)
-
-
 def memory(stack: Stack, way: str) -> float:
     """Returns the GB of temporaries of the compiled gradient."""
     types = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in stack.shapes()]
-    compiled = _stack_functions(stack, way)[1].lower(*types).compile()
+    compiled = stack_functions(stack, way)[1].lower(*types).compile()
     return 1e-9 * compiled.memory_analysis().temp_size_in_bytes
 
 
@@ -195,7 +119,7 @@ def example_calls(way: str) -> dict[str, Function]:
     (images,) = _random([(EXAMPLES, 28, 28, 1)])
     labels = jnp.arange(EXAMPLES) % 10
     convolve = functools.partial(
-        _by_ours if way == OURS else _by_xla, strides=1, groups=1
+        by_conv if way == OURS else by_xla, strides=1, groups=1
     )
 
     def halved(features: jax.Array) -> jax.Array:

@@ -30,11 +30,13 @@ from benchmarks.compiled.jobs import (
     Job,
     choice,
     layer_jobs,
+    stack_jobs,
     step_jobs,
 )
 from benchmarks.compiled.measure import measure_all
 from benchmarks.compiled.page import write_page
 from benchmarks.compiled.run import describe, fingerprint, key, known, run_job, versions
+from benchmarks.stacks import STACKS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,13 +47,18 @@ class Config:
     """The chip; it need not be there."""
 
     layers: bool = False
-    """The dense layers. Without any of these three, all are compiled."""
+    """The dense layers. Without a part asked for, these, `--depthwise` and `--steps`
+    are compiled."""
 
     depthwise: bool = False
     """The depthwise layers."""
 
     sweep: bool = False
     """More layers, for the rates of the cost model to be fitted to."""
+
+    mapped: bool = False
+    """Convolutions that are mapped over their kernels, and nothing else unless it is
+    asked for too."""
 
     steps: bool = False
     """Whole training steps, on one chip and on four and eight."""
@@ -105,7 +112,8 @@ def jobs_of(config: Config) -> list[Job]:
 
 def _jobs(config: Config) -> list[Job]:
     chip = CHIPS[config.chip]
-    every = not (config.layers or config.depthwise or config.steps or config.sweep)
+    asked = config.layers, config.depthwise, config.mapped, config.steps, config.sweep
+    every = not any(asked)
     one = 1 if config.quick else None
     passes = {"all": PASSES[::-1], "forward": PASSES[:1], "gradient": PASSES[1:]}
     chosen = PASSES[:1] if config.quick else passes[config.passes]
@@ -115,6 +123,8 @@ def _jobs(config: Config) -> list[Job]:
     jobs = [
         job for variant in chosen for job in layer_jobs(shapes, (variant,), chip.name)
     ]
+    if config.mapped:
+        jobs += stack_jobs(chosen, STACKS[:one])
     if every or config.steps:
         counts = (1,) if config.quick else tuple(dict(chip.topologies))
         counts = tuple(count for count in counts if count in (config.devices or counts))

@@ -5,6 +5,7 @@ from typing import Any
 
 from benchmarks.compiled.chips import CHIPS
 from benchmarks.shapes import LAYERS, OTHERS, Shape
+from benchmarks.stacks import BY_MAP, BY_VMAP, OURS, STACKS, Stack
 from dynconv_jax.functional.choice import (
     IMPLEMENTATIONS,
     check_implementation,
@@ -52,11 +53,12 @@ class Job:
     """One program to compile.
 
     Attributes:
-        kind: `layer` or `step`.
-        subject: The layer's shape as a dict, or the model, its convolution, the size
-            of the images and the number of classes.
-        form: `static`, `auto`, `experts`, or one of `FORMS`.
-        variant: Which pass of a layer, or over how many chips a step.
+        kind: `layer`, `stack` or `step`.
+        subject: The shape of the layer or the stack as a dict, or the model, its
+            convolution, the size of the images and the number of classes.
+        form: `static`, `auto`, `experts`, or one of `FORMS`; of a stack the way that it
+            is computed.
+        variant: Which pass of a layer or a stack, or over how many chips a step.
         chunk: How many samples a step of the scan takes; None is no scan.
     """
 
@@ -71,13 +73,15 @@ class Job:
         """What a reader calls it, without its form."""
         if self.kind == "layer":
             return str(Shape(**self.subject))
+        if self.kind == "stack":
+            return str(Stack(**self.subject))
         model, conv, size, _ = self.subject
         return f"{model}, {conv}, B {STEP_BATCH}, {size}×{size}"
 
     @property
     def static_title(self) -> str | None:
         """The title of the step with static convolutions, if it is one."""
-        if self.kind == "layer":
+        if self.kind != "step":
             return None
         model, _, *rest = self.subject
         return Job("step", [model, STATIC, *rest], STATIC, self.variant).title
@@ -136,6 +140,18 @@ def layer_jobs(
                 subject = dataclasses.asdict(shape)
                 jobs.append(Job("layer", subject, plan.form, variant, plan.chunk))
     return jobs
+
+
+def stack_jobs(
+    passes: tuple[str, ...], stacks: tuple[Stack, ...] = STACKS
+) -> list[Job]:
+    """Returns the jobs of mapped convolutions, each way that JAX has."""
+    return [
+        Job("stack", dataclasses.asdict(stack), way, variant)
+        for variant in passes
+        for stack in stacks
+        for way in (OURS, BY_VMAP, BY_MAP)
+    ]
 
 
 def step_forms() -> list[str]:

@@ -1,4 +1,7 @@
-"""The program of one layer: a dynamic convolution with its attention given."""
+"""The program of one layer: a dynamic convolution with its attention given.
+
+Or of a stack of convolutions that are mapped.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,6 +14,7 @@ from jax.sharding import AxisType, Mesh, SingleDeviceSharding
 
 from benchmarks.compiled.jobs import AUTO, PASSES, STATIC, Job
 from benchmarks.shapes import Shape
+from benchmarks.stacks import Stack, stack_functions
 from dynconv_jax import dynamic_conv
 from dynconv_jax.functional.cost import Plan
 from dynconv_jax.functional.dynamic import dynamic_conv_by_plan
@@ -36,9 +40,15 @@ def layer_work(job: Job, is_tpu: bool = False) -> Work:
     """Returns the program of a layer: its outputs, and all gradients if asked for.
 
     Args:
-        job: One of `layer_jobs`.
+        job: One of `layer_jobs` or `stack_jobs`.
         is_tpu: Whether kernels are mixed as they are on a TPU.
     """
+    if job.kind == "stack":
+        stack = Stack(**job.subject)
+        passes = dict(zip(PASSES, stack_functions(stack, job.form), strict=True))
+        arrays = [jax.ShapeDtypeStruct(shape, DTYPE) for shape in stack.shapes()]
+        given = arrays[:-1] if job.variant == PASSES[0] else arrays
+        return Work(passes[job.variant], tuple(given))
     shape = Shape(**job.subject)
     function, arguments = _forward(shape, job, is_tpu)
     if job.variant == PASSES[0]:

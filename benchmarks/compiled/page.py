@@ -8,6 +8,7 @@ from benchmarks.compiled import figures
 from benchmarks.compiled.chips import CHIPS, Chip
 from benchmarks.compiled.figures import Record
 from benchmarks.compiled.jobs import AUTO, EVERY_FORM, PASSES, STATIC
+from benchmarks.stacks import BY_MAP, BY_VMAP, OURS
 from dynconv_jax.weights import write_file
 
 _WHAT = {
@@ -42,6 +43,7 @@ def page(results: Mapping[str, Any]) -> str:
         f"# What the compiler says of {chip.name}",
         _introduction(results, chip),
         *(_layers(records, results["choices"], variant) for variant in PASSES[::-1]),
+        _stacks(records),
         _steps(records),
         _refusals(records),
         _remarks(records),
@@ -168,6 +170,40 @@ def _parts(records: list[Record], columns: list[str], variant: str) -> str:
         "The two parts of these estimates, arithmetic or schedule and memory (µs), and "
         "the memory that the compiler sets aside for temporaries:\n\n"
         f"{_table(['', *columns], rows)}"
+    )
+
+
+def _stacks(records: list[Record]) -> str:
+    """Returns the table of the mapped convolutions."""
+    stacks = [each for each in records if each["kind"] == "stack"]
+    if not stacks:
+        return ""
+    others = (BY_VMAP, BY_MAP)
+    rows = []
+    for title in figures.titles(stacks, "stack"):
+        for variant in PASSES:
+            ways = figures.by_form(stacks, title, variant)
+            own = ways.get(OURS, {}).get("bound")
+            ratios = [
+                _times(each["bound"] / own) if own and "bound" in each else _cell(each)
+                for each in (ways[way] for way in others if way in ways)
+            ]
+            sizes = [
+                f"{(ways[way].get('temporary') or 0) / 1e6:.1f}"
+                if "bound" in ways.get(way, {})
+                else ""
+                for way in (OURS, *others)
+            ]
+            if ways:
+                cells = [_cell(ways.get(OURS)), *ratios, *sizes]
+                rows.append([f"{title}, {variant}", *cells])
+    head = ["", "`conv`, µs", "`jax.vmap` over it", "`lax.map` over it"]
+    head += ["MB: `conv`", "`jax.vmap`", "`lax.map`"]
+    return (
+        "## Mapped convolutions\n\n`dynconv_jax.conv` under `jax.vmap`, and what "
+        "`jax.vmap` and `jax.lax.map` of XLA's convolution are over it, in bfloat16. "
+        "Bounds are the compiler's estimates (not times); MB are temporaries.\n\n"
+        f"{_table(head, rows)}"
     )
 
 

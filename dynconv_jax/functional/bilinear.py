@@ -136,8 +136,10 @@ def _transpose(
             found.append(ad.Zero(operand.aval))
         else:
             known = dict(zip(operation.operands, operands, strict=True))
-            given = next(each for each in operands if each is not operand)
-            known[operation.result] = cotangent.astype(given.dtype)
+            if operation.kernel_dtype is not None:  # of a narrow kernel, once rounded
+                given = next(each for each in operands if each is not operand)
+                cotangent = cotangent.astype(given.dtype)
+            known[operation.result] = cotangent
             transposed = dataclasses.replace(operation, result=role, kernel_dtype=None)
             found.append(
                 _bind(transposed, *(known[each] for each in transposed.operands))
