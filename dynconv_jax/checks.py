@@ -37,6 +37,31 @@ def check_module(name: str, value: Any) -> None:
         raise TypeError(f"`{name}` must be an `nnx.Module`, not {_kind_of(value)}")
 
 
+def check_state_dict(name: str, value: Any) -> None:
+    """Raises a TypeError for what is taken for a state dict, and is of flax, or a path.
+
+    Args:
+        name: The argument, as the caller has it.
+        value: What was given.
+
+    Example:
+        >>> check_state_dict("state_dict", {"weight": jax.numpy.ones(3)})
+    """
+    if isinstance(value, nnx.Module):
+        instead = (
+            f"not the {type(value).__name__}; the module comes first, "
+            "`load_torch_state_dict(module, state_dict)`, and of a module the second "
+            "is `to_torch_state_dict(other)`"
+        )
+    elif isinstance(value, nnx.State):
+        instead = "not a State of flax; `nnx.update(module, state)` takes that"
+    elif isinstance(value, (str, bytes)) or hasattr(value, "__fspath__"):
+        instead = f"not the path {value!r}; `load_weights(module, path)` reads a file"
+    else:
+        return
+    raise TypeError(f"`{name}` must be a dict of arrays by PyTorch key, {instead}")
+
+
 def _kind_of(given: Any) -> str:
     """Says what was given in the place of a module."""
     if isinstance(given, type):

@@ -66,7 +66,11 @@ from dynconv_torch.models import (
     with_warehouses,
 )
 from dynconv_torch.routing import Router, SigmoidRouter, set_temperature
-from dynconv_torch.weights import from_pretrained, save_pretrained
+from dynconv_torch.weights import (
+    create_model_from_checkpoint,
+    from_pretrained,
+    save_pretrained,
+)
 
 __all__ = [
     "adaptive_conv",
@@ -106,6 +110,7 @@ __all__ = [
     "capture_routers",
     "chen_options",
     "create_model",
+    "create_model_from_checkpoint",
     "dynamic_conv",
     "dynamic_conv_transpose",
     "from_pretrained",

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 
 from dynconv_jax.functional.checks import check_arrays
 from dynconv_jax.functional.geometry import PaddingLike
+from dynconv_jax.layers.chen_layout import chen_hidden
 from dynconv_jax.layers.expert_conv import (
     ExpertConv,
     default_bias_init,
@@ -63,7 +64,7 @@ class DynamicConv(ExpertConv):
         router_noise: float = 0.0,
         router_hidden_features: int | None = None,
         router_use_hidden_bias: bool = True,
-        router: Callable[[jax.Array], jax.Array] | None = None,
+        router: Callable[[jax.Array], jax.Array] | Literal["chen"] | None = None,
         implementation: str = "auto",
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
@@ -99,7 +100,9 @@ class DynamicConv(ExpertConv):
                 what `reduction` gives.
             router_use_hidden_bias: Whether the router's first linear layer has a bias.
             router: A router of one's own, (B, *S, C) → (B, K), in place of the seven
-                options above; one router may serve several layers.
+                options above; one router may serve several layers. Or `"chen"`, that of
+                the port of Chen et al.: C // reduction + 1 hidden units, or K of three
+                channels, without a bias; see `chen_options`.
             implementation: How to compute it: `"auto"`, `"patches"`, `"rows"`,
                 `"scan"`, `"taps"` (depthwise), `"experts"`, `"row_conv"` (for TPUs) or
                 `"vmap"`. All compute the same; `dynconv_jax.explain` says what
@@ -144,6 +147,10 @@ class DynamicConv(ExpertConv):
             bias_metadata=bias_metadata,
             rngs=rngs,
         )
+        if isinstance(router, str) and router == "chen":
+            router = None
+            router_hidden_features = chen_hidden(in_features, num_experts, reduction)
+            router_use_hidden_bias = False
         self.owns_router = router is None
         if router is None:
             router = Router(
@@ -170,7 +177,8 @@ class DynamicConv(ExpertConv):
                     )
         elif not callable(router):
             raise TypeError(
-                f"`router` (={router!r}) must be callable: (B, *S, C) -> (B, K)"
+                f"`router` (={router!r}) must be callable: (B, *S, C) -> (B, K), or "
+                "'chen'"
             )
         self.router = router
 

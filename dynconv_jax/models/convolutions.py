@@ -71,6 +71,31 @@ def check_dynamic_has_conv(options: Mapping[str, Any], stages: int) -> None:
         )
 
 
+def is_dynamic(
+    dynamic: str | int, *, kernel_size: int, role: Role, stage: int, stages: int
+) -> bool:
+    """Returns whether `dynamic` says so of a convolution; see `Convolutions`.
+
+    Args:
+        dynamic: Which convolutions are dynamic.
+        kernel_size: The side of its kernel.
+        role: What it is to the network.
+        stage: Which stage it is in, from 1.
+        stages: How many stages the network has.
+
+    Example:
+        >>> is_dynamic("paper", kernel_size=7, role="stem", stage=0, stages=4)
+        False
+    """
+    if dynamic == "all":
+        return True
+    if dynamic == "paper":
+        return role in ("body", "head")
+    if dynamic == "pointwise":
+        return role == "body" and kernel_size == 1
+    return role == "body" and stage > stages - int(dynamic)
+
+
 class Convolutions:
     """Builds the layers of one network: each convolution static or dynamic.
 
@@ -146,16 +171,6 @@ class Convolutions:
         self.init = init
         self.num_dynamic = 0
 
-    def is_dynamic(self, kernel_size: int, role: Role, stage: int) -> bool:
-        """Returns whether `dynamic` says so of the convolution."""
-        if self.dynamic == "all":
-            return True
-        if self.dynamic == "paper":
-            return role in ("body", "head")
-        if self.dynamic == "pointwise":
-            return role == "body" and kernel_size == 1
-        return role == "body" and stage > self.stages - int(self.dynamic)
-
     def __call__(
         self,
         in_features: int,
@@ -194,7 +209,13 @@ class Convolutions:
         place = in_features, out_features, (kernel_size, kernel_size), strides
         is_efficient = self.init == "efficientnet"
         kernel_init = fan_out_of_a_group(groups) if is_efficient else kaiming_fan_out
-        if self.conv is not None and self.is_dynamic(kernel_size, role, stage):
+        if self.conv is not None and is_dynamic(
+            self.dynamic,
+            kernel_size=kernel_size,
+            role=role,
+            stage=stage,
+            stages=self.stages,
+        ):
             self.num_dynamic += 1
             # Whoever builds the layers may have wrapped the class in a partial.
             layer_class = getattr(self.conv, "func", self.conv)

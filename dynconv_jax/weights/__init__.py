@@ -1,12 +1,13 @@
 """Weights: PyTorch's layout to and from a module's state, and files."""
 
+from dynconv_jax.layers.chen_layout import chen_options
 from dynconv_jax.weights.arrangements import (
     Arrangement,
     channels_first,
     permuted,
     same,
 )
-from dynconv_jax.weights.chen_layout import chen_options
+from dynconv_jax.weights.checkpoint import create_model_from_checkpoint
 from dynconv_jax.weights.collapse import collapse
 from dynconv_jax.weights.directories import new_directory
 from dynconv_jax.weights.files import load_weights, save_weights, write_file
@@ -26,6 +27,7 @@ __all__ = [
     "channels_first",
     "chen_options",
     "collapse",
+    "create_model_from_checkpoint",
     "fold_batch_norm",
     "from_pretrained",
     "init_from_static",

@@ -1,7 +1,7 @@
 """What of flax has a counterpart in PyTorch, and where the two differ unseen."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
 from flax import nnx
@@ -21,6 +21,7 @@ from dynconv_jax.weights.arrangements import (
     same,
     stacked_rows,
 )
+from dynconv_jax.weights.wrappers import listed
 
 # One attribute, or several that one PyTorch array holds, by dotted paths: its name in
 # PyTorch and its arrangement. An empty name leaves the level out, None the attribute.
@@ -30,18 +31,6 @@ Row = Mapping[str | tuple[str, ...], tuple[Name, Arrangement]]
 
 class NoCounterpart(ValueError):
     """A module has none in PyTorch; the message says why."""
-
-
-def listed(names: Iterable[str], limit: int = 8) -> str:
-    """Returns the first names, and how many more there are.
-
-    Example:
-        >>> listed("abcde", 3)
-        'a, b, c and 2 more'
-    """
-    names = list(names)
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
 
 
 # Rows that depend on how a module was built.

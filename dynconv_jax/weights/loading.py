@@ -8,11 +8,12 @@ import ml_dtypes
 import numpy as np
 from flax import nnx
 
-from dynconv_jax.weights.chen_layout import from_chen_layout
+from dynconv_jax.checks import check_state_dict
+from dynconv_jax.layers.chen_layout import from_chen_layout
 from dynconv_jax.weights.counterparts import silent_differences
+from dynconv_jax.weights.identify import describe
 from dynconv_jax.weights.leaf import Leaf
 from dynconv_jax.weights.names import check_names, keys_to_ignore
-from dynconv_jax.weights.recognize import describe
 from dynconv_jax.weights.torch_layout import leaves_of
 from dynconv_jax.weights.wrappers import unwrap
 
@@ -35,11 +36,13 @@ class DoesNotFit(ValueError):
     Attributes:
         problems: Each by its kind and in words that name the key, the most telling
             first.
+        description: What the state dict is of, if that is known.
     """
 
-    def __init__(self, message: str, problems: list[tuple[str, str]]):
+    def __init__(self, message: str, problems: list[tuple[str, str]], description: str):
         super().__init__(message)
         self.problems = problems
+        self.description = description
 
 
 def load_torch_state_dict(
@@ -99,10 +102,12 @@ class Loading(NamedTuple):
     Attributes:
         writes: The PyTorch arrays, and what takes them.
         notes: What to warn of.
+        absent: What is not written, because it may be absent and is.
     """
 
     writes: list[tuple[Leaf, np.ndarray]]
     notes: list[str]
+    absent: dict[str, Leaf]
 
     def carry_out(self) -> None:
         """Warns, for the caller of the public function that calls this; then writes."""
@@ -118,6 +123,7 @@ def prepare(
     *,
     is_of_jax: bool = False,
     ignore: Iterable[str] = (),
+    is_outline: bool = False,
 ) -> Loading:
     """Checks whether a state dict fits a module; neither is changed.
 
@@ -126,6 +132,9 @@ def prepare(
         given: What to load into it.
         is_of_jax: Whether a JAX module wrote it, which had the same defaults.
         ignore: As of `load_torch_state_dict`.
+        is_outline: Whether the caller asks what a state dict is of: the module is then
+            abstract, the caller gives values to what may be absent, and no hints are
+            looked for.
 
     Raises:
         TypeError: As `load_torch_state_dict`.
@@ -138,6 +147,7 @@ def prepare(
             "`module` comes first and `state_dict` second, "
             "`load_torch_state_dict(module, state_dict)`"
         )
+    check_state_dict("state_dict", given)
     leaves = leaves_of(module)
     known = {key: leaf.torch_shape for key, leaf in leaves}
     values, names, notes = unwrap(given, known)
@@ -148,10 +158,11 @@ def prepare(
     ignored = keys_to_ignore(ignore, known.keys() | state_dict.keys())
     leaves = _without(leaves, ignored)
     state_dict = {k: value for k, value in state_dict.items() if k not in ignored}
+    absent = {key: leaf for key, leaf in leaves if key not in state_dict}
     missing = [
         key
-        for key, leaf in leaves
-        if key not in state_dict and (not leaf.is_optional or leaf.is_abstract)
+        for key, leaf in absent.items()
+        if not leaf.is_optional or (leaf.is_abstract and not is_outline)
     ]
     unexpected = [key for key in state_dict if key not in known]
     problems: list[tuple[str, str]] = []
@@ -171,7 +182,7 @@ def prepare(
             first_key, _, first = accepted.setdefault(
                 tuple(map(id, leaf.variables)), (key, leaf, value)
             )
-            if first.tobytes() != value.tobytes():
+            if first is not value and first.tobytes() != value.tobytes():
                 problems.append(
                     (
                         "wrong value",
@@ -181,7 +192,7 @@ def prepare(
                 )
     if problems or missing or unexpected:
         hints = [f"Before, {note}." for note in notes]
-        prefixes = _prefixes_apart(missing, unexpected)
+        prefixes = None if is_outline else _prefixes_apart(missing, unexpected)
         # A prefix more or less is one only where no key is right without.
         if prefixes and (all(prefixes) or not state_dict.keys() & known.keys()):
             other, own = prefixes
@@ -194,8 +205,9 @@ def prepare(
             missing, unexpected = [], [key for key in unexpected if key not in moved]
         problems += [("missing key", f"{k}, of shape {known[k]}") for k in missing]
         problems += [("unexpected key", given_key[key]) for key in unexpected]
-        if description := describe(values):
-            hints.append(f"The state dict looks like {description}.")
+        description = "" if is_outline else describe(values, prepare, problems)
+        if description:
+            hints.append(description)
         if is_chen:
             hints.append("Build the layer with `chen_options`, for its layout.")
         if missing and unexpected and not description:
@@ -204,10 +216,12 @@ def prepare(
                 "than PyTorch need a row in `dynconv_jax.LAYOUT`."
             )
         name, problems = type(module).__name__, _most_telling_first(problems)
-        raise DoesNotFit("\n".join([_refusal(name, problems), *hints]), problems)
+        message = "\n".join([_refusal(name, problems), *hints])
+        raise DoesNotFit(message, problems, description)
     if not is_of_jax:
         notes += silent_differences(module)
-    return Loading([(leaf, value) for _, leaf, value in accepted.values()], notes)
+    writes = [(leaf, value) for _, leaf, value in accepted.values()]
+    return Loading(writes, notes, absent)
 
 
 def _without(

@@ -22,7 +22,6 @@ from dynconv_jax.weights.files import load_weights, save_weights, write_file
 from dynconv_jax.weights.loading import DoesNotFit
 from dynconv_jax.weights.pretrained_config import (
     CONFIG,
-    OWN,
     README,
     WEIGHTS,
     Config,
@@ -32,18 +31,7 @@ from dynconv_jax.weights.pretrained_config import (
     read_config,
 )
 from dynconv_jax.weights.torch_layout import leaves_of
-
-# What the file calls an option as PyTorch does.
-_IN_PYTORCH = {
-    "in_features": "in_channels",
-    "stem_features": "stem_channels",
-    "head_features": "head_channels",
-    "router_hidden_features": "router_hidden_channels",
-    "router_use_hidden_bias": "router_hidden_bias",
-    "kernel_dilation": "dilation",
-    "feature_group_count": "groups",
-}
-_IN_FLAX = {theirs: ours for ours, theirs in _IN_PYTORCH.items()}
+from dynconv_jax.weights.words import IN_FLAX, IN_PYTORCH, renamed
 
 # What training and evaluation differ in, and what a gradient is computed from.
 _MODES = ("deterministic", "use_running_average", "grad_checkpointing")
@@ -167,13 +155,22 @@ def from_pretrained(
         raise ValueError(
             f"`path`: {os.fspath(path / WEIGHTS)!r} does not fit the "
             f"{type(model).__name__} that {CONFIG} tells of: {problems[0]}"
-            f"{_more(problems)}"
+            f"{_more(problems)}. {error.__cause__.description}".rstrip(" .")
         ) from error
+    give_streams(model, rngs)
+    return model
+
+
+def give_streams(model: nnx.Module, rngs: nnx.Rngs) -> None:
+    """Gives values to the random streams of a model that was built without.
+
+    Example:
+        >>> give_streams(nnx.Dropout(0.5, rngs=nnx.Rngs(0)), nnx.Rngs(1))
+    """
     for _, stream in nnx.iter_graph(model):
         if isinstance(stream, nnx.RngStream):
             stream.key.set_value(getattr(rngs, stream.tag)())
             stream.count.set_value(jnp.zeros((), jnp.uint32))
-    return model
 
 
 def _arguments_of(model: nnx.Module) -> dict[str, Any]:
@@ -263,10 +260,10 @@ def _to_config(arguments: Mapping[str, Any]) -> Config:
         written_by="dynconv_jax",
         model=options.pop("name"),
         conv=options.pop("conv", None),
-        conv_options=_renamed(options.pop("conv_options", {}), _IN_PYTORCH),
+        conv_options=renamed(options.pop("conv_options", {}), IN_PYTORCH),
         param_dtype=options.pop("param_dtype", None) or "float32",
         dtype=options.pop("dtype", None),
-        options=_renamed(options, _IN_PYTORCH),
+        options=renamed(options, IN_PYTORCH),
     )
 
 
@@ -276,23 +273,12 @@ def _to_arguments(config: Config) -> dict[str, Any]:
     if config.conv is not None:
         arguments["conv"] = config.conv
     is_own = config.written_by == "dynconv_jax"
-    conv_options = _renamed(config.conv_options, _IN_FLAX, keeps_own=is_own)
+    conv_options = renamed(config.conv_options, IN_FLAX, keeps_own=is_own)
     if conv_options:
         arguments["conv_options"] = conv_options
-    arguments |= _renamed(config.options, _IN_FLAX, keeps_own=is_own)
+    arguments |= renamed(config.options, IN_FLAX, keeps_own=is_own)
     if config.param_dtype != "float32":
         arguments["param_dtype"] = jnp.dtype(config.param_dtype)
     if config.dtype is not None:
         arguments["dtype"] = jnp.dtype(config.dtype)
     return arguments
-
-
-def _renamed(
-    options: Mapping[str, Any], names: Mapping[str, str], *, keeps_own: bool = True
-) -> dict[str, Any]:
-    """Returns options under other names, with or without those of a framework."""
-    return {
-        names.get(name, name): value
-        for name, value in options.items()
-        if keeps_own or name not in OWN
-    }

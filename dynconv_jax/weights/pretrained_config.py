@@ -11,6 +11,8 @@ from _dynconv_version import __version__
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 README = "README.md"
+# Where runs, exports and other libraries have theirs.
+OTHER_WEIGHTS = ("weights.safetensors", "pytorch_model.bin")
 FILES = (CONFIG, WEIGHTS, README)
 
 LIBRARY = "dynconv"
@@ -147,6 +149,37 @@ def read_config(path: Path) -> Config:
         if name in found["options"]:
             _refuse(file, f"`options` must not have `{name}`")
     return Config(**{name: found[name] for name in _KINDS})
+
+
+def weights_in(path: Path) -> Path | None:
+    """Returns the file of weights that a path means; None for a model saved here.
+
+    Args:
+        path: A file, or a directory: one of `save_pretrained`, whose `config.json` says
+            what it is of, or another one, as of a training run or of other libraries.
+
+    Raises:
+        FileNotFoundError: If a directory has no weights.
+
+    Example:
+        >>> weights_in(Path("net.pth")).name
+        'net.pth'
+    """
+    if not path.is_dir():
+        return path
+    try:
+        found = json.loads((path / CONFIG).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        found = None
+    if isinstance(found, dict) and found.get("library") == LIBRARY:
+        return None
+    for name in (WEIGHTS, *OTHER_WEIGHTS):
+        if (path / name).is_file():
+            return path / name
+    names = ", ".join((WEIGHTS, *OTHER_WEIGHTS))
+    raise FileNotFoundError(
+        f"{os.fspath(path)!r} is a directory with none of {names} in it; give the file"
+    )
 
 
 def as_path(path: Any) -> Path:

@@ -31,6 +31,7 @@ from dynconv_jax.layers import (
     PooledLinear,
     WarehouseConv,
 )
+from dynconv_jax.layers.chen_layout import to_chen_layout
 from dynconv_jax.scheduled import Scheduled
 from dynconv_jax.weights.arrangements import (
     channels_first,
@@ -42,7 +43,6 @@ from dynconv_jax.weights.arrangements import (
     stacked_flattened,
     stacked_transposed,
 )
-from dynconv_jax.weights.chen_layout import to_chen_layout
 from dynconv_jax.weights.counterparts import (
     NoCounterpart,
     Row,

@@ -7,10 +7,6 @@ before, or into, its keys.
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from flax import nnx
-
-from dynconv_jax.weights.counterparts import listed
-
 # Entries that hold a state dict, in the order of preference: timm's, which evaluates
 # the averaged weights where there are some.
 CONTAINERS = (
@@ -50,12 +46,27 @@ class Unwrapped(NamedTuple):
     notes: list[str]
 
 
-def unwrap(given: Any, known: Iterable[str]) -> Unwrapped:
+def listed(names: Iterable[str], limit: int = 8) -> str:
+    """Returns the first names, and how many more there are.
+
+    Example:
+        >>> listed("abcde", 3)
+        'a, b, c and 2 more'
+    """
+    names = list(names)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def unwrap(
+    given: Any, known: Iterable[str], *, argument: str = "state_dict"
+) -> Unwrapped:
     """Takes off what is around a state dict; what is a state dict stays as it is.
 
     Args:
         given: A state dict, or a dict that holds one.
         known: The keys of the module. A prefix that they have, too, stays.
+        argument: What the caller calls what is given.
 
     Raises:
         TypeError: If it is no such thing.
@@ -67,7 +78,7 @@ def unwrap(given: Any, known: Iterable[str]) -> Unwrapped:
     """
     known = set(known)
     notes: list[str] = []
-    given = _checked(given)
+    given = _checked(given, argument)
     while nested := [
         key
         for key in CONTAINERS
@@ -81,11 +92,11 @@ def unwrap(given: Any, known: Iterable[str]) -> Unwrapped:
             else ""
         )
         notes.append(f"the weights are those of the entry {nested[0]!r}{rest}{also}")
-        given = _checked(given[nested[0]])
+        given = _checked(given[nested[0]], argument)
     if given and all(not hasattr(value, "shape") for value in given.values()):
         if any(isinstance(value, Mapping) for value in given.values()):
             raise ValueError(
-                f"`state_dict` holds no arrays but the entries {listed(given)}; give "
+                f"`{argument}` holds no arrays but the entries {listed(given)}; give "
                 "the one that has the weights"
             )
     values = dict(given)
@@ -110,28 +121,17 @@ def unwrap(given: Any, known: Iterable[str]) -> Unwrapped:
     return Unwrapped(values, names, notes)
 
 
-def _checked(given: Any) -> Mapping[str, Any]:
+def _checked(given: Any, argument: str) -> Mapping[str, Any]:
     """Returns a mapping with keys of strings, or says what to give instead."""
-    if isinstance(given, nnx.Module):
-        instead = (
-            f"not the {type(given).__name__}; the module comes first, "
-            "`load_torch_state_dict(module, state_dict)`, and of a module the second "
-            "is `to_torch_state_dict(other)`"
-        )
-    elif isinstance(given, nnx.State):
-        instead = "not a State of flax; `nnx.update(module, state)` takes that"
-    elif hasattr(given, "state_dict"):
+    if hasattr(given, "state_dict"):
         instead = f"not the {type(given).__name__}; give its `.state_dict()`"
-    elif isinstance(given, (str, bytes)) or hasattr(given, "__fspath__"):
-        instead = f"not the path {given!r}; `load_weights(module, path)` reads a file"
     elif not isinstance(given, Mapping):
-        kind = "None" if given is None else f"a {type(given).__name__}"
-        instead = f"not {kind}"
+        instead = "not None" if given is None else f"not a {type(given).__name__}"
     elif odd := [key for key in given if not isinstance(key, str)]:
         instead = f"and {odd[0]!r} is no such key"
     else:
         return given
-    raise TypeError(f"`state_dict` must be a dict of arrays by PyTorch key, {instead}")
+    raise TypeError(f"`{argument}` must be a dict of arrays by PyTorch key, {instead}")
 
 
 def _leading(keys: Iterable[str]) -> list[str]:

@@ -14,6 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
+from dynconv_torch.functional.geometry import positive_int
+
 # The keys of a router; in the port's layout the first linear layer has no bias.
 REQUIRED = ("fc1.weight", "fc2.weight")
 OPTIONAL = ("fc2.bias",)
@@ -41,6 +43,18 @@ def chen_options(
         router_hidden_channels=hidden,
         router_hidden_bias=False,
     )
+
+
+def chen_hidden(in_channels: int, num_experts: int, reduction: int) -> int:
+    """Returns the hidden units of the port's router, with a ratio of 1 / reduction.
+
+    Example:
+        >>> chen_hidden(64, 4, 4), chen_hidden(3, 4, 4)
+        (17, 4)
+    """
+    in_channels = positive_int("in_channels", in_channels)
+    hidden = in_channels // positive_int("reduction", reduction) + 1
+    return num_experts if in_channels == 3 else hidden
 
 
 def _layers(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, int]]:
@@ -127,5 +141,5 @@ def to_chen_layout(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for key, value in state_dict.items():
         target, axes = renamed.get(key, (key, 0))
         if target is not None:
-            result[target] = value.reshape(*value.shape, *(1,) * axes)
+            result[target] = value.reshape((*value.shape, *(1,) * axes))
     return result

@@ -1,12 +1,13 @@
 """The dynamic convolution layers."""
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from dynconv_torch.functional.geometry import PaddingLike
-from dynconv_torch.layers.chen_layout import from_chen_layout
+from dynconv_torch.layers.chen_layout import chen_hidden, from_chen_layout
 from dynconv_torch.layers.expert_conv import ExpertConvNd
 from dynconv_torch.routing import Router
 
@@ -32,7 +33,7 @@ class DynamicConvNd(ExpertConvNd, Router):
         num_experts: int = 4,
         reduction: int = 4,
         temperature: float = 1.0,
-        router: Callable[[Tensor], Tensor] | None = None,
+        router: Callable[[Tensor], Tensor] | Literal["chen"] | None = None,
         implementation: str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -61,7 +62,9 @@ class DynamicConvNd(ExpertConvNd, Router):
             temperature: The router's initial temperature.
             router: A router of one's own, (B, C, *S) → (B, K), in place of `reduction`,
                 `temperature`, `top_k` and what begins with `router_`; one router may
-                serve several layers.
+                serve several layers. Or `"chen"`, that of the port of Chen et al.:
+                C // reduction + 1 hidden units, or K of three channels, without a bias;
+                see `chen_options`.
             implementation: How to compute it, `"auto"`, `"loop"`, `"grouped"`,
                 `"patches"` or `"experts"`; see `dynconv_torch.dynamic_conv`.
             device: Where the parameters are.
@@ -78,6 +81,10 @@ class DynamicConvNd(ExpertConvNd, Router):
             TypeError: If an argument is of the wrong kind.
             ValueError: If a value is out of range or does not fit the others.
         """
+        if isinstance(router, str) and router == "chen":
+            router = None
+            router_hidden_channels = chen_hidden(in_channels, num_experts, reduction)
+            router_hidden_bias = False
         if router is None:
             Router.__init__(
                 self,
@@ -130,7 +137,8 @@ class DynamicConvNd(ExpertConvNd, Router):
                     )
         elif not callable(router):
             raise TypeError(
-                f"`router` (={router!r}) must be callable: (B, C, *S) -> (B, K)"
+                f"`router` (={router!r}) must be callable: (B, C, *S) -> (B, K), or "
+                "'chen'"
             )
         return router
 

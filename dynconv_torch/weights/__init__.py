@@ -1,5 +1,6 @@
-"""A model as a directory, which both frameworks open."""
+"""A model as a directory, which both frameworks open, and one from a checkpoint."""
 
+from dynconv_torch.weights.checkpoint import create_model_from_checkpoint
 from dynconv_torch.weights.pretrained import from_pretrained, save_pretrained
 
-__all__ = ["from_pretrained", "save_pretrained"]
+__all__ = ["create_model_from_checkpoint", "from_pretrained", "save_pretrained"]

@@ -6,7 +6,6 @@ The files are those of a model on the Hugging Face hub.
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import safetensors
@@ -18,6 +17,8 @@ from dynconv_torch.checks import check_module
 from dynconv_torch.models.description import description_of, is_plain, plain
 from dynconv_torch.models.registry import create_model
 from dynconv_torch.weights.directories import new_directory
+from dynconv_torch.weights.files import read_weights
+from dynconv_torch.weights.identify import describe, loses
 from dynconv_torch.weights.pretrained_config import (
     CONFIG,
     OWN,
@@ -139,7 +140,10 @@ def from_pretrained(
         is_by_name = isinstance(conv_options, Mapping)  # `create_model` says if not
         saved = arguments.get("conv_options", {}) if is_by_name else conv_options
         arguments["conv_options"] = {**saved, **conv_options} if is_by_name else saved
-    tensors = _read_weights(path / WEIGHTS)
+    try:
+        tensors = read_weights(path / WEIGHTS)
+    except ValueError as error:
+        raise ValueError(f"`path`: {error}") from error
     try:
         # Without memory: the file may tell of a model that is larger than any.
         made = create_model(**{**arguments, "device": "meta"})
@@ -159,7 +163,7 @@ def from_pretrained(
     raise ValueError(
         f"`path`: {os.fspath(path / WEIGHTS)!r} does not fit the "
         f"{type(made).__name__} that {CONFIG} tells of: {problems[0].strip()}"
-        f"{_more(problems)}"
+        f"{_more(problems)}. {describe(tensors)}".rstrip(" .")
     )
 
 
@@ -261,20 +265,6 @@ def _to_arguments(config: Config) -> dict[str, Any]:
     return arguments | {"dtype": getattr(torch, config.param_dtype)}
 
 
-def _read_weights(file: Path) -> dict[str, Tensor]:
-    """Returns what a file of weights holds.
-
-    Raises:
-        ValueError: If it is damaged.
-    """
-    try:
-        return safetensors.torch.load_file(file)
-    except safetensors.SafetensorError as error:
-        raise ValueError(
-            f"`path`: {os.fspath(file)!r} is truncated or no safetensors file: {error}"
-        ) from error
-
-
 def _misfits(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
     """Says in what tensors are not those of a model."""
     parameters = {key for key, _ in model.named_parameters()}
@@ -287,9 +277,6 @@ def _misfits(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
             problems.append(
                 f"{key} has the shape {tuple(theirs.shape)}, not {tuple(ours.shape)}"
             )
-        elif (
-            key in parameters
-            and torch.promote_types(ours.dtype, theirs.dtype) != ours.dtype
-        ):
+        elif key in parameters and loses(ours, theirs):
             problems.append(f"{key} is {theirs.dtype}, which {ours.dtype} cannot hold")
     return problems

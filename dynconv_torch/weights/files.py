@@ -1,0 +1,75 @@
+"""Weights on disk: what safetensors and `torch.save` have written."""
+
+import os
+import pickle
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+
+def read_weights(path: str | os.PathLike) -> Any:
+    """Returns what a file of weights holds; no code in it is run.
+
+    Args:
+        path: A safetensors file, or one of `torch.save` (`.pth`, `.pt`, `.bin`). The
+            first bytes tell which it is, not the name.
+
+    Raises:
+        OSError: If the file cannot be read.
+        ValueError: If the file is damaged or of another kind, or holds more than
+            tensors.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save({"weight": torch.ones(3)}, f"{folder}/layer.pt")
+        ...     read_weights(f"{folder}/layer.pt")
+        {'weight': tensor([1., 1., 1.])}
+    """
+    place = Path(path)
+    if place.exists() and not (place.is_file() or place.is_dir()):
+        raise ValueError(  # of a pipe, too, which would be waited for
+            f"{os.fspath(path)!r} is no regular file; copy what it gives to one"
+        )
+    with open(place, "rb") as file:  # for its errors, which name the path
+        start = file.read(512)
+    # As PyTorch has written: a zip archive, a pickle, a tar archive.
+    if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80" or start[257:262] == b"ustar":
+        return _read_torch(place)
+    try:
+        return safetensors.torch.load_file(place)
+    except safetensors.SafetensorError as error:
+        raise ValueError(
+            f"{os.fspath(path)!r} is truncated or no safetensors file: {error}"
+        ) from error
+
+
+def _read_torch(path: Path) -> Any:
+    """Returns what `torch.save` wrote, if it is tensors; runs nothing in it."""
+    name = os.fspath(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the protocol of the pickle
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"(?:GLOBAL|class|function) ([\w.]+\.\w+)", str(error))
+        if found:
+            raise ValueError(
+                f"{name!r} holds more than tensors, such as `{found[1]}`, which could "
+                "run any program, and nothing of it was run; if you trust it, load it "
+                "by `torch.load` and save its state dict alone"
+            ) from error
+        raise ValueError(
+            f"{name!r} is damaged, or a pickle that is not of `torch.save`; save the "
+            "state dict alone, by `torch.save(module.state_dict(), path)`"
+        ) from error
+    except Exception as error:  # of many kinds, where the file is damaged
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"{name!r} is truncated or damaged, or not of `torch.save`: {reason}"
+        ) from error
