@@ -21,20 +21,19 @@ from dynconv_jax.weights.pretrained import from_pretrained, give_streams
 from dynconv_jax.weights.pretrained_config import weights_in
 from dynconv_jax.weights.recognize import (
     check_size,
-    contradiction,
     inner_state_dict,
     merged,
-    refusal,
     shapes_of,
     without_scheduled,
 )
+from dynconv_jax.weights.refusals import contradiction, refusal
 from dynconv_jax.weights.torch_layout import leaves_of
 from dynconv_jax.weights.wrappers import unwrap
 
 _ARGUMENT = "state_dict_or_path"
 _WITHOUT_HEAD = (
-    "Build that with the `num_classes` of yours, and give it what is there: "
-    "`load_torch_state_dict(net, state_dict, ignore=({head!r},))`."
+    "build that with the `num_classes` of yours, and give it what is there: "
+    "`load_torch_state_dict(net, state_dict, ignore=({head!r},))`"
 )
 
 

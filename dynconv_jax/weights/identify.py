@@ -1,18 +1,17 @@
 """A state dict held against networks that it may be of, which have no values."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from dynconv_jax.models.abstract import abstract_module
 from dynconv_jax.models.registry import create_model
-from dynconv_jax.weights.published import Call
 from dynconv_jax.weights.recognize import (
     Match,
     Problem,
     best_match,
-    description,
     shapes_of,
 )
+from dynconv_jax.weights.trunks import Call
 from dynconv_jax.weights.words import IN_FLAX, renamed
 
 # What checks a state dict against a module, as `prepare` of `loading.py`.
@@ -81,22 +80,3 @@ def identify(state_dict: Mapping[str, Any], prepare: Prepare) -> Match | None:
         ]
 
     return best_match(shapes_of(state_dict), misfits_of)
-
-
-def describe(
-    state_dict: Mapping[str, Any], prepare: Prepare, problems: Sequence[Problem] = ()
-) -> str:
-    """Returns a sentence on what a state dict is of, or an empty string.
-
-    Args:
-        state_dict: Arrays by PyTorch key.
-        prepare: See `Prepare`.
-        problems: Of the module that was to load it.
-
-    Example:
-        >>> import numpy as np
-        >>> describe({"conv1.attention.channel_fc.weight": np.ones((8, 4))}, print)
-        'It looks like a network or layer with ODConv.'
-    """
-    found = identify(state_dict, prepare)
-    return description(shapes_of(state_dict), found, in_flax, problems)

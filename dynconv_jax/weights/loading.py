@@ -11,9 +11,11 @@ from flax import nnx
 from dynconv_jax.checks import check_state_dict
 from dynconv_jax.layers.chen_layout import from_chen_layout
 from dynconv_jax.weights.counterparts import silent_differences
-from dynconv_jax.weights.identify import describe
+from dynconv_jax.weights.identify import identify, in_flax
 from dynconv_jax.weights.leaf import Leaf
 from dynconv_jax.weights.names import check_names, keys_to_ignore
+from dynconv_jax.weights.recognize import Match, Problem, shapes_of
+from dynconv_jax.weights.refusals import description
 from dynconv_jax.weights.torch_layout import leaves_of
 from dynconv_jax.weights.wrappers import unwrap
 
@@ -36,13 +38,13 @@ class DoesNotFit(ValueError):
     Attributes:
         problems: Each by its kind and in words that name the key, the most telling
             first.
-        description: What the state dict is of, if that is known.
+        match: What the state dict is of, as far as that is known.
     """
 
-    def __init__(self, message: str, problems: list[tuple[str, str]], description: str):
+    def __init__(self, message: str, problems: list[Problem], match: Match | None):
         super().__init__(message)
         self.problems = problems
-        self.description = description
+        self.match = match
 
 
 def load_torch_state_dict(
@@ -165,7 +167,7 @@ def prepare(
         if not leaf.is_optional or (leaf.is_abstract and not is_outline)
     ]
     unexpected = [key for key in state_dict if key not in known]
-    problems: list[tuple[str, str]] = []
+    problems: list[Problem] = []
     accepted: dict[tuple[int, ...], tuple[str, Leaf, np.ndarray]] = {}
     for key, leaf in leaves:
         if key not in state_dict:
@@ -205,19 +207,21 @@ def prepare(
             missing, unexpected = [], [key for key in unexpected if key not in moved]
         problems += [("missing key", f"{k}, of shape {known[k]}") for k in missing]
         problems += [("unexpected key", given_key[key]) for key in unexpected]
-        description = "" if is_outline else describe(values, prepare, problems)
-        if description:
-            hints.append(description)
+        match = None if is_outline else identify(values, prepare)
+        told_of = ""
+        if not is_outline:
+            told_of = description(shapes_of(values), match, in_flax, problems)
+            hints += [told_of] if told_of else []
         if is_chen:
             hints.append("Build the layer with `chen_options`, for its layout.")
-        if missing and unexpected and not description:
+        if missing and unexpected and not told_of:
             hints.append(
                 "Keys follow the names of attributes; modules that name them otherwise "
                 "than PyTorch need a row in `dynconv_jax.LAYOUT`."
             )
         name, problems = type(module).__name__, _most_telling_first(problems)
         message = "\n".join([_refusal(name, problems), *hints])
-        raise DoesNotFit(message, problems, description)
+        raise DoesNotFit(message, problems, match)
     if not is_of_jax:
         notes += silent_differences(module)
     writes = [(leaf, value) for _, leaf, value in accepted.values()]
@@ -297,7 +301,7 @@ def _misfit(name: str, leaf: Leaf, value: np.ndarray) -> tuple[str, str] | None:
     return None
 
 
-def _most_telling_first(problems: list[tuple[str, str]]) -> list[tuple[str, str]]:
+def _most_telling_first(problems: list[Problem]) -> list[Problem]:
     """Orders what is wrong by its kind, weights before statistics."""
     kinds = [*_KINDS]
 
@@ -308,7 +312,7 @@ def _most_telling_first(problems: list[tuple[str, str]]) -> list[tuple[str, str]
     return sorted(problems, key=rank)
 
 
-def _refusal(name: str, problems: list[tuple[str, str]]) -> str:
+def _refusal(name: str, problems: list[Problem]) -> str:
     """Returns what is wrong: how many of which kind, and the first of each."""
     totals, lines = [], []
     for kind, several in _KINDS.items():

@@ -19,6 +19,7 @@ from dynconv_jax.models.description import DTYPES, description_of, is_plain, pla
 from dynconv_jax.models.registry import create_model
 from dynconv_jax.weights.directories import new_directory
 from dynconv_jax.weights.files import load_weights, save_weights, write_file
+from dynconv_jax.weights.identify import in_flax
 from dynconv_jax.weights.loading import DoesNotFit
 from dynconv_jax.weights.pretrained_config import (
     CONFIG,
@@ -30,6 +31,7 @@ from dynconv_jax.weights.pretrained_config import (
     check_place,
     read_config,
 )
+from dynconv_jax.weights.refusals import foreign
 from dynconv_jax.weights.torch_layout import leaves_of
 from dynconv_jax.weights.words import IN_FLAX, IN_PYTORCH, renamed
 
@@ -151,11 +153,12 @@ def from_pretrained(
     except ValueError as error:
         if not isinstance(error.__cause__, DoesNotFit):
             raise
-        problems = [f"{kind}: {text}" for kind, text in error.__cause__.problems]
+        found = error.__cause__
+        problems = [f"{kind}: {text}" for kind, text in found.problems]
         raise ValueError(
             f"`path`: {os.fspath(path / WEIGHTS)!r} does not fit the "
             f"{type(model).__name__} that {CONFIG} tells of: {problems[0]}"
-            f"{_more(problems)}. {error.__cause__.description}".rstrip(" .")
+            f"{_more(problems)}{foreign(found.match, in_flax, found.problems)}"
         ) from error
     give_streams(model, rngs)
     return model

@@ -121,7 +121,7 @@ class DynamicConvNd(ExpertConvNd, Router):
             self.router = self._check_router(router)
 
     def _check_router(
-        self, router: Callable[[Tensor], Tensor]
+        self, router: Callable[[Tensor], Tensor] | str
     ) -> Callable[[Tensor], Tensor]:
         if isinstance(router, DynamicConvNd):
             raise TypeError(

@@ -17,19 +17,18 @@ from dynconv_torch.weights.pretrained import from_pretrained
 from dynconv_torch.weights.pretrained_config import weights_in
 from dynconv_torch.weights.recognize import (
     check_size,
-    contradiction,
     inner_state_dict,
     merged,
-    refusal,
     shapes_of,
     without_scheduled,
 )
+from dynconv_torch.weights.refusals import contradiction, refusal
 from dynconv_torch.weights.wrappers import unwrap
 
 _ARGUMENT = "state_dict_or_path"
 _WITHOUT_HEAD = (
-    "Build that with the `num_classes` of yours, and give it what is there: "
-    "`net.load_state_dict(state_dict, strict=False)`, which leaves {head!r} as it is."
+    "build that with the `num_classes` of yours, and give it what is there: "
+    "`net.load_state_dict(state_dict, strict=False)`, which leaves {head!r} as it is"
 )
 
 

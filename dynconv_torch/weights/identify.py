@@ -9,15 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from dynconv_torch.models.registry import create_model
-from dynconv_torch.weights.published import Call
 from dynconv_torch.weights.recognize import (
     SCHEDULED,
     Match,
     Problem,
     best_match,
-    description,
     shapes_of,
 )
+from dynconv_torch.weights.trunks import Call
 
 _SIZES = re.compile(
     r"size mismatch for (?P<key>\S+): .* shape torch\.Size\((?P<theirs>.*)\) from "
@@ -75,7 +74,7 @@ def misfits(
     # As `load_state_dict`, which raises before it has told of everything.
     def load(module: nn.Module, tensors: dict[str, Tensor], prefix: str) -> None:
         module._load_from_state_dict(
-            tensors, prefix, {}, True, missing, unexpected, told
+            tensors, prefix, {"version": 2}, True, missing, unexpected, told
         )
         for name, child in module.named_children():
             inner = f"{prefix}{name}."
@@ -95,7 +94,7 @@ def misfits(
     problems += [
         ("missing key", f"{key}, of shape {shapes[key]}")
         for key in missing
-        if key.rpartition(".")[2] not in SCHEDULED
+        if key.rpartition(".")[2] not in (*SCHEDULED, "num_batches_tracked")
     ]
     return problems + [("unexpected key", key) for key in unexpected]
 
@@ -138,13 +137,3 @@ def identify(state_dict: Mapping[str, Any]) -> Match | None:
         return misfits({"name": call.name, **call.options}, state_dict)
 
     return best_match(shapes_of(state_dict), misfits_of)
-
-
-def describe(state_dict: Mapping[str, Any]) -> str:
-    """Returns a sentence on what a state dict is of, or an empty string.
-
-    Example:
-        >>> describe({"conv1.attention.channel_fc.weight": torch.ones(8, 4)})
-        'It looks like a network or layer with ODConv.'
-    """
-    return description(shapes_of(state_dict), identify(state_dict), dict)

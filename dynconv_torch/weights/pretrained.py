@@ -18,7 +18,7 @@ from dynconv_torch.models.description import description_of, is_plain, plain
 from dynconv_torch.models.registry import create_model
 from dynconv_torch.weights.directories import new_directory
 from dynconv_torch.weights.files import read_weights
-from dynconv_torch.weights.identify import describe, loses
+from dynconv_torch.weights.identify import identify, loses
 from dynconv_torch.weights.pretrained_config import (
     CONFIG,
     OWN,
@@ -30,6 +30,8 @@ from dynconv_torch.weights.pretrained_config import (
     check_place,
     read_config,
 )
+from dynconv_torch.weights.recognize import shapes_of
+from dynconv_torch.weights.refusals import foreign
 
 # What training and evaluation differ in, and what a gradient is computed from.
 _MODES = ("training", "grad_checkpointing")
@@ -160,10 +162,12 @@ def from_pretrained(
             return model
         except RuntimeError as error:  # of a value that a schedule could not write
             problems = str(error).strip().splitlines()[-1:]
+    is_foreign = shapes_of(tensors) != _shapes(made)
+    told_of = foreign(identify(tensors), dict) if is_foreign else ""
     raise ValueError(
         f"`path`: {os.fspath(path / WEIGHTS)!r} does not fit the "
         f"{type(made).__name__} that {CONFIG} tells of: {problems[0].strip()}"
-        f"{_more(problems)}. {describe(tensors)}".rstrip(" .")
+        f"{_more(problems)}{told_of}"
     )
 
 

@@ -9,23 +9,24 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from dynconv_torch.models.options import option_names
+from dynconv_torch.models.options import did_you_mean, option_names
+from dynconv_torch.models.registry import GIVEN
 from dynconv_torch.weights.members import MEMBERS, Shapes, Unread
-from dynconv_torch.weights.published import NETWORKS, Call
-from dynconv_torch.weights.wrappers import listed
+from dynconv_torch.weights.published import NETWORKS
+from dynconv_torch.weights.trunks import Call
 
 # The largest of the published networks has a hundred million. A file may say of one
 # number that it is an array of any shape, and a network of that shape would be built.
 MOST_NUMBERS = 2**32
+
+# The kinds of problems that shapes do not tell.
+OF_VALUES = ("wrong dtype", "wrong value")
 
 # What schedules write, and a checkpoint may lack.
 SCHEDULED = ("temperature", "assignment")
 
 # How deep networks lie in others, and layers in networks.
 _DEPTH = 12
-
-# How many keys a refusal names of each kind before it counts the rest.
-_NAMED = 3
 
 # What is wrong with an array, and in what words: as of `misfits` below.
 Problem = tuple[str, str]
@@ -118,80 +119,6 @@ def recognize_layers(shapes: Shapes) -> list[str]:
     ]
 
 
-def words(call: Call, renamed: Callable[[dict[str, Any]], dict[str, Any]]) -> str:
-    """Returns a call as one writes it.
-
-    Args:
-        call: The call.
-        renamed: Answers options in the words of the package.
-
-    Example:
-        >>> call = Call("resnet18", {"num_classes": 10}, "resnet18")
-        >>> words(call, dict)
-        "`create_model('resnet18', num_classes=10)`"
-    """
-    options = renamed(call.options)
-    if options.get("num_classes") == 1000 and call.name != "dynamic_net":
-        del options["num_classes"]  # the default of the others
-    given = [f"{name}={value!r}" for name, value in options.items()]
-    return f"`create_model({', '.join([repr(call.name), *given])})`"
-
-
-def description(
-    shapes: Shapes,
-    match: Match | None,
-    renamed: Callable[[dict[str, Any]], dict[str, Any]],
-    problems: Sequence[Problem] = (),
-) -> str:
-    """Returns a sentence on what a state dict is of, or an empty string.
-
-    Args:
-        shapes: Of its arrays.
-        match: What `best_match` answered.
-        renamed: See `words`.
-        problems: Of a module that was to load it.
-
-    Example:
-        >>> description({"net.0.fc_phi.weight": (16, 4)}, None, dict)
-        'It looks like a network or layer with Dynamic Convolution Decomposition.'
-    """
-    if match is not None and not match.problems:
-        told_of = f"It is of {match.call.title}: {words(match.call, renamed)} takes it."
-        if problems and all(_is_of(match.call.head, text) for _, text in problems):
-            told_of += f" `ignore=({match.call.head!r},)` loads all but its head."
-        return told_of
-    layers = recognize_layers(shapes)
-    if match is not None:
-        return (
-            f"It looks like {match.call.title}, but does not fit "
-            f"{words(match.call, renamed)}: {told(match)}."
-        )
-    if layers:
-        return f"It looks like a network or layer with {' and '.join(layers)}."
-    return ""
-
-
-def told(match: Match) -> str:
-    """Returns in what a checkpoint is not of a network, in one line.
-
-    Example:
-        >>> call = Call("resnet18", {}, "resnet18")
-        >>> told(Match(call, [("missing key", "fc.bias, of shape (10,)")]))
-        '1 missing key (fc.bias, of shape (10,))'
-    """
-    parts = list(match.call.doubts)
-    for kind in dict.fromkeys(kind for kind, _ in match.problems):
-        texts = [text for each, text in match.problems if each == kind]
-        plural = "s" if len(texts) > 1 else ""
-        parts.append(f"{len(texts)} {kind}{plural} ({listed(texts, _NAMED)})")
-    return "; ".join(parts)
-
-
-def _is_of(head: str, problem: str) -> bool:
-    """Whether words on an array, which begin with its key, are on one of the head."""
-    return problem.startswith(f"{head}.")
-
-
 def check_size(shapes: Shapes) -> None:
     """Refuses arrays of more numbers than any network has.
 
@@ -266,78 +193,30 @@ def merged(
         build: Builds the network.
         layer: Builds its convolutions; None if they are static.
 
+    Raises:
+        TypeError: If neither takes an option.
+
     Example:
         >>> def layer(temperature): ...
         >>> merged({"name": "resnet18"}, {"temperature": 2.0}, lambda: None, layer)
         {'name': 'resnet18', 'conv_options': {'temperature': 2.0}}
     """
-    of_model = option_names(build) or ()
-    of_layer = () if layer is None else option_names(layer) or ()
+    of_layer = set(option_names(layer) or () if layer else ()) - {*GIVEN}
+    of_model = {*(option_names(build) or options), "conv_options"}
     found = dict(arguments)
     inside = dict(found.get("conv_options", {}))
     for name, value in options.items():
         if name == "conv_options" and isinstance(value, Mapping):
             inside |= value
-        elif name in of_layer and name not in of_model:
+        elif name in of_layer:
             inside[name] = value
-        else:
+        elif name in of_model:
             found[name] = value
+        else:
+            known = sorted(of_model | of_layer)
+            raise TypeError(
+                "create_model_from_checkpoint() got an unexpected keyword argument "
+                f"{name!r}; {did_you_mean(name, known)}{found['name']} and its "
+                f"convolutions take {known}"
+            )
     return found | ({"conv_options": inside} if inside else {})
-
-
-def refusal(
-    shapes: Shapes,
-    match: Match | None,
-    renamed: Callable[[dict[str, Any]], dict[str, Any]],
-    without_head: str,
-) -> str:
-    """Returns why no network is built, in one line.
-
-    Args:
-        shapes: Of the checkpoint.
-        match: What `best_match` answered.
-        renamed: See `words`.
-        without_head: How a network takes a checkpoint without `{head}`.
-
-    Example:
-        >>> refusal({"net.weight": (8, 3)}, None, dict, "").partition(";")[0]
-        'it is of no network that is known'
-    """
-    told_of = description(shapes, match, renamed)
-    if match is None:
-        titles = ", ".join(network.title for network in NETWORKS)
-        keys = listed(sorted(shapes), _NAMED) or "none at all"
-        return (
-            f"it is of no network that is known; its keys are {keys}, and known are: "
-            f"{titles}. {told_of}".rstrip()
-        )
-    head = match.call.head
-    lacks_head = all(
-        kind == "missing key" and _is_of(head, text) for kind, text in match.problems
-    )
-    way_out = f" {without_head.format(head=head)}" if lacks_head else ""
-    return f"it is only nearly of a network that is known. {told_of}{way_out}"
-
-
-def contradiction(
-    read: Mapping[str, Any], options: Mapping[str, Any], problems: Sequence[Problem]
-) -> str:
-    """Returns what is wrong with options by which a checkpoint does not fit.
-
-    Args:
-        read: The options that were read off the checkpoint.
-        options: Those of the caller.
-        problems: In what the checkpoint is not of what both build.
-
-    Example:
-        >>> problem = "wrong shape", "fc.bias has (9,)"
-        >>> contradiction({"num_classes": 9}, {"num_classes": 7}, [problem])
-        '`num_classes` (=7) contradicts it, which says 9: fc.bias has (9,)'
-    """
-    first = problems[0][1]
-    for name, value in options.items():
-        if name in read and read[name] != value:
-            told_of = f"`{name}` (={value!r}) contradicts it, which says {read[name]!r}"
-            return f"{told_of}: {first}"
-    given = ", ".join(f"`{name}` (={value!r})" for name, value in options.items())
-    return f"with {given} it does not fit: {first}" if given else first
