@@ -1,4 +1,4 @@
-"""A checkpoint alone becomes its network, in both frameworks, bit by bit, or nothing."""
+"""A checkpoint alone becomes its network, bit by bit, in both frameworks, or none."""
 
 import warnings
 from typing import Any
