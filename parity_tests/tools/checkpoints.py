@@ -1,11 +1,14 @@
 """Checkpoints: state dicts of published layouts, and of networks of one's own."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 import dynconv_torch
+
+Array = TypeVar("Array")
 
 
 def shapes_of(name: str, **options: Any) -> dict[str, tuple[int, ...]]:
@@ -34,7 +37,7 @@ def trained(name: str, **options: Any) -> dict[str, torch.Tensor]:
     return state_dict
 
 
-def as_published(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def as_published(state_dict: Mapping[str, Array]) -> dict[str, Array]:
     """Returns what checkpoints of others have: nothing that a schedule moves."""
     scheduled = ("temperature", "assignment")
     return {

@@ -78,7 +78,8 @@ def test_every_member_has_a_case():
 
 @BOTH
 def test_the_port_of_chen_becomes_a_network_and_comes_back(package):
-    options = dict(conv="dynamic", conv_options={"router": "chen", "num_experts": 2})
+    own = {"router": "chen", "num_experts": 2}
+    options: dict[str, Any] = dict(conv="dynamic", conv_options=own)
     state_dict = to_chen_layout(trained(**SMALL, **options))
     net = made(package, state_dict)
     if package is dynconv_jax:
@@ -408,7 +409,8 @@ def test_loading_names_the_network_that_a_state_dict_is_of():
 
 def test_loading_says_how_to_take_all_but_the_head():
     state_dict = zeros(shapes_of(**SMALL))
-    module = dynconv_jax.create_model(**SMALL | {"num_classes": 3}, rngs=nnx.Rngs(0))
+    other: dict[str, Any] = {**SMALL, "num_classes": 3}
+    module = dynconv_jax.create_model(**other, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError) as caught:
         dynconv_jax.load_torch_state_dict(module, as_published(state_dict))
     message = str(caught.value)
