@@ -40,6 +40,7 @@ PLANS = [
     StackPlan("patches", 1),
     StackPlan("patches", 4),
     StackPlan("xla", 1),
+    StackPlan("row_conv"),
 ]
 
 
@@ -88,11 +89,20 @@ def test_images_of_few_channels_are_a_product():
     assert chosen(operation_of("outputs", (32, 32), 3, 32)).form == "patches"
 
 
-@pytest.mark.parametrize("place", [("tpu", 1), ("gpu", 1), ("cpu", 4)])
+@pytest.mark.parametrize("place", [("tpu", 4), ("gpu", 1), ("cpu", 4)])
 @pytest.mark.parametrize("result", ROLES)
 def test_elsewhere_a_stack_is_one_product(place, result):
     operation = operation_of(result, (16, 16), 32, 32)
     assert chosen(operation, *place) == StackPlan("patches")
+
+
+@pytest.mark.parametrize("result", ROLES)
+@pytest.mark.parametrize("strides", [1, 2])
+def test_on_one_tpu_a_stack_is_a_convolution_with_the_kernels_as_an_axis(
+    result, strides
+):
+    operation = operation_of(result, (16, 16), 32, 32, strides=strides)
+    assert chosen(operation, "tpu") == StackPlan("row_conv")
 
 
 @pytest.mark.parametrize("platform", ["tpu", "gpu"])
@@ -109,3 +119,18 @@ def test_depthwise_convolutions_are_sums_of_taps():
 @pytest.mark.parametrize("result", ROLES)
 def test_images_of_one_channel_are_not_taken_for_depthwise(result):
     assert chosen(operation_of(result, channels=1)).form == "patches"
+
+
+@pytest.mark.parametrize("form", ["patches", "row_conv"])
+def test_a_wide_gradient_of_narrow_operands_is_not_rounded(form, rng):
+    operation = dataclasses.replace(operation_of("kernel"), kernel_dtype=jnp.float32)
+    narrow = [
+        jnp.asarray(rng.normal(size=each.shape), jnp.bfloat16)
+        for each in types_of(operation)
+    ]
+    wide = [each.astype(jnp.float32) for each in narrow]
+    plan = StackPlan(form)
+    (found,) = jax.jit(StackedConv(operation, plan))(*narrow)
+    (expected,) = jax.jit(StackedConv(operation_of("kernel"), plan))(*wide)
+    assert found.dtype == jnp.float32
+    assert_close({"kernel": found}, {"kernel": expected}, dtype="float32")
