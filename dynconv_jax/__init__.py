@@ -42,6 +42,7 @@ from dynconv_jax.layers import (
     ModulatedConv,
     ODConv,
     WarehouseConv,
+    WarehouseLinear,
     replace_convs,
     set_assignment,
 )
@@ -100,6 +101,7 @@ __all__ = [
     "SigmoidRouter",
     "Temperature",
     "WarehouseConv",
+    "WarehouseLinear",
     "capture_attention",
     "capture_routers",
     "capture_routing",

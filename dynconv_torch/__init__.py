@@ -51,9 +51,11 @@ from dynconv_torch.layers import (
     WarehouseConv1d,
     WarehouseConv2d,
     WarehouseConv3d,
+    WarehouseLinear,
     chen_options,
     set_assignment,
     to_chen_layout,
+    to_warehouse_layout,
 )
 from dynconv_torch.models import (
     DynamicNet,
@@ -107,6 +109,7 @@ __all__ = [
     "WarehouseConv1d",
     "WarehouseConv2d",
     "WarehouseConv3d",
+    "WarehouseLinear",
     "capture_routers",
     "chen_options",
     "create_model",
@@ -126,5 +129,6 @@ __all__ = [
     "set_assignment",
     "set_temperature",
     "to_chen_layout",
+    "to_warehouse_layout",
     "with_warehouses",
 ]

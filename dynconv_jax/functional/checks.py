@@ -142,6 +142,22 @@ def check_positive(name: str, value: Any) -> None:
         raise ValueError(f"`{name}` (={value}) must be positive and finite")
 
 
+def check_init(init: Any) -> None:
+    """Refuses what does not say how a layer is drawn.
+
+    Raises:
+        ValueError: If it is no such word.
+
+    Example:
+        >>> check_init("published")
+    """
+    if init not in ("default", "published"):
+        raise ValueError(
+            f"`init` (={init!r}) must be 'default', or 'published', as the authors "
+            "draw their own"
+        )
+
+
 def _kind(value: Any) -> str:
     """Says what something is, in place of a long `repr`."""
     if value is None or isinstance(value, bool | int | float | complex | str):

@@ -36,12 +36,15 @@ class Share:
         geometry: The layer's convolution.
         tiles: The number of spatial, out and in tiles of its kernel.
         start: The first cell that is the layer's own.
+        num_own: How many cells are: the ratio times the number of tiles, rounded
+            down.
         assigned: For each tile its own cell; the number of cells stands for zero.
     """
 
     geometry: Geometry
     tiles: tuple[int, int, int]
     start: int
+    num_own: int
     assigned: tuple[int, ...]
 
 
@@ -124,23 +127,33 @@ class Tiling:
                     start += step
                 else:
                     assigned.append(num_cells)
-            shares.append(Share(geometry, counts, own, tuple(assigned)))
+            num_own = math.prod(counts) * step // block
+            shares.append(Share(geometry, counts, own, num_own, tuple(assigned)))
         return cls((*cell, in_planes, out_planes), num_cells, tuple(shares))
 
-    def deviations(self) -> tuple[float, ...]:
+    def deviations(self, init: str = "default") -> tuple[float, ...]:
         """Returns for each cell the standard deviation to draw it with.
 
         That of Kaiming's normal initialiser (fan-out, ReLU) for the kernel of the layer
         whose own the cell is, as it is with the assigned cells alone: the tiles that
         are assigned zero do not count.
+
+        Args:
+            init: `"default"`, or `"published"`: the authors take the cells of a layer,
+                one below the other, for a kernel, whose fan-out grows with their number
+                and not with that of tiles.
         """
         deviations = [0.0] * self.num_cells
+        *window, _, out_planes = self.cell_shape
         for share in self.shares:
             geometry = share.geometry
             fan_out = geometry.taps * geometry.out_features
             fan_out /= geometry.feature_group_count
             filled = sum(cell < self.num_cells for cell in share.assigned)
             deviation = (2 * len(share.assigned) / (fan_out * filled)) ** 0.5
+            if init == "published":
+                fan_out = max(1, share.num_own) * out_planes * math.prod(window)
+                deviation = (2 / fan_out) ** 0.5
             # The next layer overwrites from its own start on.
             deviations[share.start :] = [deviation] * (self.num_cells - share.start)
         return tuple(deviations)

@@ -18,6 +18,7 @@ from dynconv_jax.layers.kernel_warehouse import (
 from dynconv_jax.layers.modulated_conv import ModulatedConv
 from dynconv_jax.layers.od_conv import ODConv
 from dynconv_jax.layers.pooled_linear import PooledLinear
+from dynconv_jax.layers.warehouse_linear import WarehouseLinear, linear_geometry
 
 __all__ = [
     "AdaptiveConv",
@@ -35,6 +36,8 @@ __all__ = [
     "ODConv",
     "PooledLinear",
     "WarehouseConv",
+    "WarehouseLinear",
+    "linear_geometry",
     "replace_convs",
     "set_assignment",
 ]

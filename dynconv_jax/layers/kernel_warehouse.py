@@ -11,7 +11,7 @@ Training moves τ from 1 to 0, so that it starts from static kernels.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
 from dynconv_jax.checks import check_rngs
-from dynconv_jax.functional.checks import check_dtypes
+from dynconv_jax.functional.checks import check_dtypes, check_init
 from dynconv_jax.functional.choice import check_implementation
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.numerics import keep_wide
@@ -88,6 +88,7 @@ class KernelWarehouse(HoldsScheduled):
         out_ratio: float = 1.0,
         spatial_partition: bool = True,
         assignment: float = 0.0,
+        init: Literal["default", "published"] = "default",
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -105,6 +106,9 @@ class KernelWarehouse(HoldsScheduled):
                 window, which must then be the same in all layers.
             assignment: The initial τ. Published checkpoints are evaluated with 0, and
                 published trainings start from 1, with which attention learns nothing.
+            init: How the cells are drawn: `"default"`, as said above, or `"published"`,
+                as the authors do. With `ratio` 1 the two are one where a cell has all
+                in-planes of its layer, and that no groups; else theirs are narrower.
             param_dtype: The dtype of the cells.
             rngs: Where the initial cells come from.
 
@@ -112,6 +116,7 @@ class KernelWarehouse(HoldsScheduled):
             ValueError: If the layers cannot share cells, or a value is out of range.
         """
         Assignment.check(assignment)
+        check_init(init)
         check_dtypes(param_dtype=param_dtype)
         check_rngs(rngs)
         self.tiling = Tiling.create(
@@ -122,7 +127,7 @@ class KernelWarehouse(HoldsScheduled):
             spatial_partition=spatial_partition,
         )
         self.param_dtype = param_dtype
-        deviations = jnp.asarray(self.tiling.deviations(), param_dtype)
+        deviations = jnp.asarray(self.tiling.deviations(init), param_dtype)
         shape = (self.tiling.num_cells, *self.tiling.cell_shape)
         drawn = jax.random.normal(rngs.params(), shape, param_dtype)
         axes = tuple(range(1, len(shape)))
@@ -207,6 +212,7 @@ class WarehouseConv(Convolution):
         use_bias: bool = False,
         reduction: int = 16,
         norm: str = "batch",
+        nonlocal_basis_ratio: float = 1.0,
         implementation: str = "auto",
         dtype: DTypeLike | None = None,
         precision: lax.PrecisionLike = None,
@@ -225,6 +231,9 @@ class WarehouseConv(Convolution):
                 units.
             norm: What normalises them: `"batch"`, as published, which needs two samples
                 to train, `"layer"`, or `"none"`.
+            nonlocal_basis_ratio: Below 1 the attention for the cells of other layers is
+                mixed from as many numbers, this times their number, and 16 at least.
+                It saves parameters where many layers share.
             implementation: How to convolve: `"auto"`, `"patches"`, `"rows"`, `"scan"`,
                 `"taps"` (depthwise) or `"vmap"`; see `per_sample_conv`.
             dtype: The dtype of the computation; None infers it from the input and the
@@ -261,8 +270,11 @@ class WarehouseConv(Convolution):
             geometry.in_features,
             len(self.share.assigned),
             warehouse.tiling.num_cells,
+            start=self.share.start,
+            num_own=self.share.num_own,
             reduction=reduction,
             norm=norm,
+            nonlocal_basis_ratio=nonlocal_basis_ratio,
             dtype=dtype,
             param_dtype=param_dtype,
             precision=precision,

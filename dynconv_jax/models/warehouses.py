@@ -5,8 +5,8 @@ first without arrays, to learn its layers, then with the warehouses made for the
 """
 
 import dataclasses
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import jax.numpy as jnp
 from flax import nnx
@@ -14,8 +14,10 @@ from jax.typing import DTypeLike
 
 from dynconv_jax.checks import check_rngs
 from dynconv_jax.functional.geometry import Geometry, PaddingLike
+from dynconv_jax.initializers import kaiming_fan_out, torch_linear
 from dynconv_jax.layers.convolution import Convolution
 from dynconv_jax.layers.kernel_warehouse import KernelWarehouse, WarehouseConv
+from dynconv_jax.layers.warehouse_linear import WarehouseLinear, linear_geometry
 from dynconv_jax.models.abstract import abstract_module
 
 
@@ -27,6 +29,30 @@ class _Request:
     use_bias: bool
     dtype: Any
     param_dtype: Any
+    is_linear: bool = False
+
+    def static(self, rngs: nnx.Rngs) -> nnx.Module:
+        """Builds the layer without cells."""
+        geometry = self.geometry
+        shared: dict[str, Any] = dict(
+            use_bias=self.use_bias,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            rngs=rngs,
+        )
+        if self.is_linear:
+            return torch_linear(geometry.in_features, geometry.out_features, **shared)
+        return nnx.Conv(
+            geometry.in_features,
+            geometry.out_features,
+            geometry.kernel_size,
+            geometry.strides,
+            padding=geometry.padding,
+            kernel_dilation=geometry.kernel_dilation,
+            feature_group_count=geometry.feature_group_count,
+            kernel_init=kaiming_fan_out,
+            **shared,
+        )
 
 
 class _Outline(Convolution):
@@ -37,10 +63,14 @@ class _Outline(Convolution):
         self._take_geometry(geometry)
 
 
-def _conv(answer: Callable[[_Request, nnx.Rngs], nnx.Module]) -> Callable:
-    """Returns a function with the signature of `nnx.Conv`, that `answer` answers."""
+class _Conv:
+    """What stands for `nnx.Conv`, that `answer` answers."""
 
-    def conv(
+    def __init__(self, answer: Callable[[_Request, nnx.Rngs], nnx.Module]):
+        self._answer = answer
+
+    def __call__(
+        self,
         in_features: int,
         out_features: int,
         kernel_size: Sequence[int],
@@ -65,9 +95,24 @@ def _conv(answer: Callable[[_Request, nnx.Rngs], nnx.Module]) -> Callable:
         )
         dtype = None if dtype is None else jnp.dtype(dtype)
         request = _Request(geometry, use_bias, dtype, jnp.dtype(param_dtype))
-        return answer(request, rngs)
+        return self._answer(request, rngs)
 
-    return conv
+    def linear(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        use_bias: bool = True,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> nnx.Module:
+        """Stands for `nnx.Linear`."""
+        dtype = None if dtype is None else jnp.dtype(dtype)
+        geometry = linear_geometry(in_features, out_features)
+        param_dtype = jnp.dtype(param_dtype)
+        request = _Request(geometry, use_bias, dtype, param_dtype, is_linear=True)
+        return self._answer(request, rngs)
 
 
 def _outline(build: Callable[..., Any]) -> tuple[list[_Request], list[str]]:
@@ -78,18 +123,31 @@ def _outline(build: Callable[..., Any]) -> tuple[list[_Request], list[str]]:
         requests.append(request)
         return _Outline(len(requests) - 1, request.geometry)
 
-    model = abstract_module(lambda rngs: build(conv=_conv(record), rngs=rngs))
+    model = abstract_module(lambda rngs: build(conv=_Conv(record), rngs=rngs))
     if not requests:
         raise ValueError("`build` never called its `conv`; there is nothing to share")
     paths = [""] * len(requests)
-    for path, part in nnx.iter_modules(model):
+    parts: dict[tuple[Any, ...], Any] = dict(nnx.iter_modules(model))
+    for path, part in parts.items():
         if isinstance(part, _Outline):
-            paths[part.index] = ".".join(map(str, path))
+            paths[part.index] = ".".join(_names(path, parts))
     return requests, paths
+
+
+def _names(
+    path: tuple[Any, ...], parts: Mapping[tuple[Any, ...], Any]
+) -> Iterator[str]:
+    """Yields the names of a path as PyTorch has them: a row of layers has numbers."""
+    for depth, name in enumerate(path):
+        is_row = isinstance(parts.get(path[:depth]), nnx.Sequential)
+        if not (is_row and name == "layers"):
+            yield str(name)
 
 
 def stage_and_kernel_size(index: int, geometry: Geometry, path: str) -> Hashable:
     """Groups the layers of a stage that have one kernel size.
+
+    Published networks are grouped otherwise: `kw_resnet18` and its siblings are those.
 
     The stage is the beginning of the path, up to the first part with a digit in it. In
     networks that number their blocks in one row, as MobileNetV2 does, that is a single
@@ -102,7 +160,7 @@ def stage_and_kernel_size(index: int, geometry: Geometry, path: str) -> Hashable
 
     Example:
         >>> geometry = Geometry.create(8, 8, (3, 3))
-        >>> stage_and_kernel_size(4, geometry, "layer1.layers.0.conv2")
+        >>> stage_and_kernel_size(4, geometry, "layer1.0.conv2")
         ('layer1', (3, 3))
     """
     stage = []
@@ -117,13 +175,15 @@ def with_warehouses(
     build: Callable[..., Any],
     *,
     group_by: Callable[[int, Geometry, str], Hashable] = stage_and_kernel_size,
-    ratio: float = 1.0,
-    in_ratio: float = 1.0,
-    out_ratio: float = 1.0,
+    ratio: float | Mapping[Any, float] = 1.0,
+    in_ratio: float | Mapping[Any, float] = 1.0,
+    out_ratio: float | Mapping[Any, float] = 1.0,
     spatial_partition: bool = True,
     assignment: float = 0.0,
+    init: Literal["default", "published"] = "default",
     reduction: int = 16,
     norm: str = "batch",
+    nonlocal_basis_ratio: float = 1.0,
     implementation: str = "auto",
     rngs: nnx.Rngs,
 ) -> Any:
@@ -134,16 +194,23 @@ def with_warehouses(
     Args:
         build: Builds the model, called as `build(conv=conv, rngs=rngs)`. It builds the
             convolutions with `conv`, which has the signature of `nnx.Conv`, and must
-            build the same ones in the same order each time.
+            build the same ones in the same order each time. A linear layer that is to
+            share is `conv.linear(in_features, out_features, rngs=rngs)`.
         group_by: Answers a key for a layer, from its index, its geometry and its path
-            in the model; layers with one key share a warehouse.
-        ratio: The parameter budget, see `KernelWarehouse`, as the next four are.
-        in_ratio: The in-planes of a cell over the largest possible.
-        out_ratio: The out-planes of a cell over the largest possible.
+            in the model, such as `"layer1.0.conv2"`, the same as in `dynconv_torch`;
+            layers with one key share a warehouse. None leaves a layer static.
+        ratio: The parameter budget, see `KernelWarehouse`, as the next five are: one
+            for all warehouses, or by the keys of `group_by` one for each that is named,
+            and 1 for the others.
+        in_ratio: The in-planes of a cell over the largest possible, likewise.
+        out_ratio: The out-planes of a cell over the largest possible, likewise.
         spatial_partition: Whether a cell is one tap of a window.
         assignment: The initial τ.
-        reduction: Of the attention, see `WarehouseConv`, as the next two are.
+        init: How the cells are drawn.
+        reduction: Of the attention, see `WarehouseConv`, as the next three are.
         norm: What normalises inside of the attention.
+        nonlocal_basis_ratio: Of how many numbers the attention for the cells of other
+            layers is mixed.
         implementation: How to convolve.
         rngs: Where the initial parameters come from; `build` gets it too.
 
@@ -152,7 +219,7 @@ def with_warehouses(
 
     Raises:
         ValueError: If the layers of a group cannot share cells, or `build` builds other
-            layers the second time, or none at all.
+            layers the second time, or none at all; or if there is a ratio for no group.
 
     Example:
         >>> def build(conv, rngs):
@@ -172,7 +239,11 @@ def with_warehouses(
     requests, paths = _outline(build)
     groups: dict[Hashable, list[int]] = {}
     for index, (request, path) in enumerate(zip(requests, paths, strict=True)):
-        groups.setdefault(group_by(index, request.geometry, path), []).append(index)
+        key = group_by(index, request.geometry, path)
+        if key is not None:
+            groups.setdefault(key, []).append(index)
+    ratios = dict(ratio=ratio, in_ratio=in_ratio, out_ratio=out_ratio)
+    _check_groups(groups, ratios)
 
     def warehouse_of(key: Hashable, members: list[int]) -> KernelWarehouse:
         try:
@@ -182,11 +253,10 @@ def with_warehouses(
                 raise ValueError(f"`param_dtype` must be one for all, not {names}")
             return KernelWarehouse(
                 [requests[index].geometry for index in members],
-                ratio=ratio,
-                in_ratio=in_ratio,
-                out_ratio=out_ratio,
+                **{name: _of_group(given, key) for name, given in ratios.items()},
                 spatial_partition=spatial_partition,
                 assignment=assignment,
+                init=init,
                 param_dtype=param_dtypes.pop(),
                 rngs=rngs,
             )
@@ -202,9 +272,9 @@ def with_warehouses(
         for warehouse, members in zip(warehouses, groups.values(), strict=True)
         for place, index in enumerate(members)
     }
-    built: list[WarehouseConv] = []
+    built: list[nnx.Module] = []
 
-    def allocate(request: _Request, rngs: nnx.Rngs) -> WarehouseConv:
+    def allocate(request: _Request, rngs: nnx.Rngs) -> nnx.Module:
         index = len(built)
         if index == len(requests) or request != requests[index]:
             first = requests[index] if index < len(requests) else "not at all"
@@ -212,13 +282,18 @@ def with_warehouses(
                 f"`build` must build the same layers each time: layer {index} was "
                 f"{first}, and is now {request}"
             )
+        if index not in places:
+            built.append(request.static(rngs))
+            return built[-1]
         warehouse, place = places[index]
-        layer = WarehouseConv(
+        layer_class = WarehouseLinear if request.is_linear else WarehouseConv
+        layer = layer_class(
             warehouse,
             place,
             use_bias=request.use_bias,
             reduction=reduction,
             norm=norm,
+            nonlocal_basis_ratio=nonlocal_basis_ratio,
             implementation=implementation,
             dtype=request.dtype,
             rngs=rngs,
@@ -226,7 +301,7 @@ def with_warehouses(
         built.append(layer)
         return layer
 
-    model = build(conv=_conv(allocate), rngs=rngs)
+    model = build(conv=_Conv(allocate), rngs=rngs)
     if len(built) < len(requests):
         raise ValueError(
             "`build` must build the same layers each time: at first it built "
@@ -239,3 +314,26 @@ def with_warehouses(
         )
     model.warehouses = nnx.List(warehouses)
     return model
+
+
+def _of_group(given: float | Mapping[Any, float], key: Hashable) -> float:
+    """Returns the ratio of one group."""
+    return given.get(key, 1.0) if isinstance(given, Mapping) else given
+
+
+def _check_groups(
+    groups: Mapping[Hashable, Any], ratios: Mapping[str, float | Mapping[Any, float]]
+) -> None:
+    """Refuses a model without groups, and a ratio of a group that there is not."""
+    if not groups:
+        raise ValueError(
+            "`group_by` answers None for every layer, and then all are static; answer "
+            "a key for those that are to share cells"
+        )
+    for name, given in ratios.items():
+        for key in given if isinstance(given, Mapping) else ():
+            if key not in groups:
+                raise ValueError(
+                    f"`{name}` is given for {key!r}, which `group_by` answers for no "
+                    f"layer; it answers {list(groups)}"
+                )

@@ -17,6 +17,7 @@ from dynconv_jax.weights.names import check_names, keys_to_ignore
 from dynconv_jax.weights.recognize import Match, Problem, shapes_of
 from dynconv_jax.weights.refusals import description
 from dynconv_jax.weights.torch_layout import leaves_of
+from dynconv_jax.weights.warehouse_layout import from_warehouse_layout
 from dynconv_jax.weights.wrappers import unwrap
 
 # What may be wrong, the most telling first: of one, of several.
@@ -56,7 +57,7 @@ def load_torch_state_dict(
     that the module's dtype cannot hold is refused. Temperatures, whatever else a
     schedule moves, and `num_batches_tracked` may be absent and then keep their values.
     Arrays keep their sharding. The layout of Chen et al.'s port (see `chen_options`) is
-    recognised.
+    recognised, and that of KernelWarehouse's checkpoints.
 
     What is around a state dict is taken off, with a warning that says so: the dict of a
     checkpoint (`"state_dict"`, `"model"`, and before these the averaged weights of
@@ -154,9 +155,10 @@ def prepare(
     known = {key: leaf.torch_shape for key, leaf in leaves}
     values, names, notes = unwrap(given, known)
     state_dict = from_chen_layout(values, known)
+    is_chen = state_dict.keys() != values.keys()
+    state_dict = from_warehouse_layout(state_dict, known)
     # What is wrong is told of the keys that the user knows.
     given_key = dict(zip(state_dict, names, strict=True))
-    is_chen = state_dict.keys() != values.keys()
     ignored = keys_to_ignore(ignore, known.keys() | state_dict.keys())
     leaves = _without(leaves, ignored)
     state_dict = {k: value for k, value in state_dict.items() if k not in ignored}

@@ -53,6 +53,7 @@ from dynconv_jax.weights.counterparts import (
     transposed_row,
 )
 from dynconv_jax.weights.leaf import Leaf
+from dynconv_jax.weights.warehouse_layout import to_warehouse_layout
 
 
 def _router_name(layer: nnx.Module) -> str:
@@ -272,8 +273,18 @@ def torch_variables(module: nnx.Module) -> dict[str, nnx.Variable]:
     return {key: leaf.variables[0] for key, leaf in leaves_of(module) if leaf.variables}
 
 
+# The layouts of checkpoints, and what makes one of the twin's.
+_LAYOUTS: dict[str, Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]] = {
+    "dynconv": lambda state_dict: state_dict,
+    "chen": to_chen_layout,
+    "kernel_warehouse": to_warehouse_layout,
+}
+
+
 def to_torch_state_dict(
-    module: nnx.Module, *, layout: Literal["dynconv", "chen"] = "dynconv"
+    module: nnx.Module,
+    *,
+    layout: Literal["dynconv", "chen", "kernel_warehouse"] = "dynconv",
 ) -> dict[str, np.ndarray]:
     """Returns the state of `module` under PyTorch's keys, in PyTorch's layout.
 
@@ -283,16 +294,17 @@ def to_torch_state_dict(
 
     Args:
         module: A layer or a model.
-        layout: `"dynconv"`, the keys of `dynconv_torch`; or `"chen"`, where every
+        layout: `"dynconv"`, the keys of `dynconv_torch`; `"chen"`, where every
             `DynamicConv` is as the checkpoints of Chen et al.'s port have it (see
-            `chen_options`), without its temperature.
+            `chen_options`), without its temperature; or `"kernel_warehouse"`, where the
+            cells of `with_warehouses` are as in published checkpoints, without τ.
 
     Returns:
         NumPy arrays by key, in the order of the module's attributes.
 
     Raises:
         TypeError: If `module` is no module.
-        ValueError: If the layout is not known, or cannot hold a router; if a part of
+        ValueError: If the layout is not known, or cannot hold the module; if a part of
             the module has no counterpart in PyTorch, or holds several layers in one; or
             if the warehouse of a layer is no part of the module.
 
@@ -302,10 +314,11 @@ def to_torch_state_dict(
         >>> state_dict["weight"].shape, state_dict["fc2.weight"].shape
         ((4, 8, 3, 5, 3), (4, 1))
     """
-    if layout not in ("dynconv", "chen"):
-        raise ValueError(f"`layout` (={layout!r}) must be 'dynconv' or 'chen'")
-    state_dict = {key: leaf.to_torch() for key, leaf in leaves_of(module)}
-    return to_chen_layout(state_dict) if layout == "chen" else state_dict
+    if layout not in _LAYOUTS:
+        raise ValueError(
+            f"`layout` (={layout!r}) must be one of {', '.join(map(repr, _LAYOUTS))}"
+        )
+    return _LAYOUTS[layout]({key: leaf.to_torch() for key, leaf in leaves_of(module)})
 
 
 def torch_shapes(module: nnx.Module) -> dict[str, tuple[int, ...]]:

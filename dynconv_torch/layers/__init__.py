@@ -37,6 +37,8 @@ from dynconv_torch.layers.modulated_conv import (
     ModulatedConv3d,
 )
 from dynconv_torch.layers.od_conv import ODConv1d, ODConv2d, ODConv3d
+from dynconv_torch.layers.warehouse_layout import to_warehouse_layout
+from dynconv_torch.layers.warehouse_linear import WarehouseLinear, linear_geometry
 
 __all__ = [
     "AdaptiveConv1d",
@@ -66,7 +68,10 @@ __all__ = [
     "WarehouseConv1d",
     "WarehouseConv2d",
     "WarehouseConv3d",
+    "WarehouseLinear",
     "chen_options",
+    "linear_geometry",
     "set_assignment",
     "to_chen_layout",
+    "to_warehouse_layout",
 ]

@@ -11,12 +11,12 @@ Training moves τ from 1 to 0, so that it starts from static kernels.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from dynconv_torch.functional.checks import check_dtype
+from dynconv_torch.functional.checks import check_dtype, check_init
 from dynconv_torch.functional.choice import check_implementation
 from dynconv_torch.functional.geometry import Geometry
 from dynconv_torch.functional.per_sample import add_bias, per_sample_conv
@@ -77,6 +77,7 @@ class KernelWarehouse(HoldsScheduled):
         out_ratio: float = 1.0,
         spatial_partition: bool = True,
         assignment: float = 0.0,
+        init: Literal["default", "published"] = "default",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
@@ -94,6 +95,9 @@ class KernelWarehouse(HoldsScheduled):
                 window, which must then be the same in all layers.
             assignment: The initial τ. Published checkpoints are evaluated with 0, and
                 published trainings start from 1, with which attention learns nothing.
+            init: How the cells are drawn: `"default"`, as said above, or `"published"`,
+                as the authors do. With `ratio` 1 the two are one where a cell has all
+                in-planes of its layer, and that no groups; else theirs are narrower.
             device: Where the cells are.
             dtype: The dtype of the cells.
 
@@ -102,6 +106,8 @@ class KernelWarehouse(HoldsScheduled):
         """
         super().__init__()
         check_dtype(dtype)
+        check_init(init)
+        self.init = init
         self.tiling = Tiling.create(
             geometries,
             ratio=ratio,
@@ -118,7 +124,7 @@ class KernelWarehouse(HoldsScheduled):
     def reset_parameters(self) -> None:
         """Draws the cells, each for the layer that it is assigned to."""
         nn.init.normal_(self.cells)
-        deviations = self.cells.new_tensor(self.tiling.deviations())
+        deviations = self.cells.new_tensor(self.tiling.deviations(self.init))
         with torch.no_grad():
             self.cells.mul_(deviations.view(-1, *(1,) * (self.cells.ndim - 1)))
 
@@ -189,6 +195,7 @@ class WarehouseConvNd(ConvolutionNd):
         bias: bool = False,
         reduction: int = 16,
         norm: str = "batch",
+        nonlocal_basis_ratio: float = 1.0,
         implementation: str = "auto",
     ):
         """Builds the layer; geometry, device and dtype are those of the warehouse.
@@ -201,6 +208,9 @@ class WarehouseConvNd(ConvolutionNd):
                 units.
             norm: What normalises them: `"batch"`, as published, which needs two samples
                 to train, `"layer"`, or `"none"`.
+            nonlocal_basis_ratio: Below 1 the attention for the cells of other layers is
+                mixed from as many numbers, this times their number, and 16 at least.
+                It saves parameters where many layers share.
             implementation: How to convolve: `"auto"`, `"loop"`, `"grouped"` or
                 `"patches"`; see `per_sample_conv`.
 
@@ -229,8 +239,11 @@ class WarehouseConvNd(ConvolutionNd):
             geometry.in_channels,
             len(self.share.assigned),
             warehouse.tiling.num_cells,
+            start=self.share.start,
+            num_own=self.share.num_own,
             reduction=reduction,
             norm=norm,
+            nonlocal_basis_ratio=nonlocal_basis_ratio,
             **where,
         )
         zeros = torch.zeros(self.out_channels, **where) if bias else None

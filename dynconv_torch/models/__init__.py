@@ -11,6 +11,7 @@ from dynconv_torch.models.efficientnet_cc import (
     tf_efficientnet_cc_b1_8e,
 )
 from dynconv_torch.models.grad_checkpointing import set_grad_checkpointing
+from dynconv_torch.models.kw_networks import kw_resnet18, kw_resnet50
 from dynconv_torch.models.mobilenet_v2 import MobileNetV2, mobilenet_v2
 from dynconv_torch.models.registry import (
     create_model,
@@ -29,6 +30,8 @@ __all__ = [
     "efficientnet_cc_b0_4e",
     "efficientnet_cc_b0_8e",
     "efficientnet_cc_b1_8e",
+    "kw_resnet18",
+    "kw_resnet50",
     "list_convolutions",
     "list_models",
     "mobilenet_v2",

@@ -5,8 +5,9 @@ first without arrays, to learn its layers, then with the warehouses made for the
 """
 
 import dataclasses
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -18,8 +19,9 @@ from dynconv_torch.layers.kernel_warehouse import (
     WarehouseConv1d,
     WarehouseConv2d,
     WarehouseConv3d,
-    WarehouseConvNd,
 )
+from dynconv_torch.layers.warehouse_layout import from_warehouse_layout
+from dynconv_torch.layers.warehouse_linear import WarehouseLinear, linear_geometry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +32,32 @@ class _Request:
     bias: bool
     device: torch.device | str | None
     dtype: torch.dtype | None
+    is_linear: bool = False
+
+    def static(self) -> nn.Module:
+        """Builds the layer without cells."""
+        geometry = self.geometry
+        widths = geometry.in_channels, geometry.out_channels
+        shared: dict[str, Any] = dict(
+            bias=self.bias, device=self.device, dtype=self.dtype
+        )
+        if self.is_linear:
+            return nn.Linear(*widths, **shared)
+        conv_class = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[geometry.rank - 1]
+        conv: Any = conv_class(
+            *widths,
+            geometry.kernel_size,  # pyright: ignore[reportArgumentType]
+            geometry.stride,  # pyright: ignore[reportArgumentType]
+            geometry.padding,  # pyright: ignore[reportArgumentType]
+            geometry.dilation,  # pyright: ignore[reportArgumentType]
+            geometry.groups,
+            **shared,
+        )
+        fan_out = geometry.out_channels * math.prod(geometry.kernel_size)
+        nn.init.normal_(conv.weight, std=(2 / fan_out) ** 0.5)
+        if self.bias:
+            nn.init.zeros_(conv.bias)
+        return conv
 
 
 class _Outline(ConvolutionNd):
@@ -42,10 +70,15 @@ class _Outline(ConvolutionNd):
         self.take_geometry(geometry)
 
 
-def _conv(answer: Callable[[_Request], nn.Module], rank: int) -> Callable:
-    """Returns a function with the signature of `nn.Conv2d`, that `answer` answers."""
+class _Conv:
+    """What stands for `nn.Conv2d`, that `answer` answers."""
 
-    def conv(
+    def __init__(self, answer: Callable[[_Request], nn.Module], rank: int):
+        self._answer = answer
+        self._rank = rank
+
+    def __call__(
+        self,
         in_channels: int,
         out_channels: int,
         kernel_size: int | Sequence[int],
@@ -61,15 +94,25 @@ def _conv(answer: Callable[[_Request], nn.Module], rank: int) -> Callable:
             in_channels,
             out_channels,
             kernel_size,
-            rank=rank,
+            rank=self._rank,
             stride=stride,
             padding=padding,
             dilation=dilation,
             groups=groups,
         )
-        return answer(_Request(geometry, bias, device, dtype))
+        return self._answer(_Request(geometry, bias, device, dtype))
 
-    return conv
+    def linear(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> nn.Module:
+        """Stands for `nn.Linear`."""
+        geometry = linear_geometry(in_features, out_features)
+        return self._answer(_Request(geometry, bias, device, dtype, is_linear=True))
 
 
 def _outline(
@@ -83,7 +126,7 @@ def _outline(
         return _Outline(len(requests) - 1, request.geometry)
 
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        model = build(conv=_conv(record, rank))
+        model = build(conv=_Conv(record, rank))
     if not requests:
         raise ValueError("`build` never called its `conv`; there is nothing to share")
     paths = [""] * len(requests)
@@ -95,6 +138,8 @@ def _outline(
 
 def stage_and_kernel_size(index: int, geometry: Geometry, path: str) -> Hashable:
     """Groups the layers of a stage that have one kernel size.
+
+    Published networks are grouped otherwise: `kw_resnet18` and its siblings are those.
 
     The stage is the beginning of the path, up to the first part with a digit in it. In
     networks that number their blocks in one row, as MobileNetV2 does, that is a single
@@ -123,13 +168,15 @@ def with_warehouses(
     *,
     rank: int = 2,
     group_by: Callable[[int, Geometry, str], Hashable] = stage_and_kernel_size,
-    ratio: float = 1.0,
-    in_ratio: float = 1.0,
-    out_ratio: float = 1.0,
+    ratio: float | Mapping[Any, float] = 1.0,
+    in_ratio: float | Mapping[Any, float] = 1.0,
+    out_ratio: float | Mapping[Any, float] = 1.0,
     spatial_partition: bool = True,
     assignment: float = 0.0,
+    init: Literal["default", "published"] = "default",
     reduction: int = 16,
     norm: str = "batch",
+    nonlocal_basis_ratio: float = 1.0,
     implementation: str = "auto",
 ) -> Any:
     """Builds a model whose convolutions are tiled with cells that they share.
@@ -139,25 +186,35 @@ def with_warehouses(
     Args:
         build: Builds the model, called as `build(conv=conv)`. It builds the
             convolutions with `conv`, which has the signature of `torch.nn.Conv2d`, and
-            must build the same ones in the same order each time.
+            must build the same ones in the same order each time. A linear layer that is
+            to share is `conv.linear(in_features, out_features)`.
         rank: The number of spatial dimensions of the convolutions.
         group_by: Answers a key for a layer, from its index, its geometry and its path
-            in the model; layers with one key share a warehouse.
-        ratio: The parameter budget, see `KernelWarehouse`, as the next four are.
-        in_ratio: The in-planes of a cell over the largest possible.
-        out_ratio: The out-planes of a cell over the largest possible.
+            in the model, such as `"layer1.0.conv2"`, the same as in `dynconv_jax`;
+            layers with one key share a warehouse. None leaves a layer static.
+        ratio: The parameter budget, see `KernelWarehouse`, as the next five are: one
+            for all warehouses, or by the keys of `group_by` one for each that is named,
+            and 1 for the others.
+        in_ratio: The in-planes of a cell over the largest possible, likewise.
+        out_ratio: The out-planes of a cell over the largest possible, likewise.
         spatial_partition: Whether a cell is one tap of a window.
         assignment: The initial τ.
-        reduction: Of the attention, see `WarehouseConv2d`, as the next two are.
+        init: How the cells are drawn.
+        reduction: Of the attention, see `WarehouseConv2d`, as the next three are.
         norm: What normalises inside of the attention.
+        nonlocal_basis_ratio: Of how many numbers the attention for the cells of other
+            layers is mixed.
         implementation: How to convolve.
 
     Returns:
         What `build` returns, with the list of warehouses as its attribute `warehouses`.
+        Its `load_state_dict` takes published checkpoints too, whose cells have other
+        keys; `to_warehouse_layout` makes one of its `state_dict`.
 
     Raises:
         ValueError: If the layers of a group cannot share cells, or `build` builds other
-            layers the second time, or none at all, or a value is out of range.
+            layers the second time, or none at all, or a value is out of range; or if
+            there is a ratio for no group.
 
     Example:
         >>> def build(conv):
@@ -174,7 +231,11 @@ def with_warehouses(
     requests, paths = _outline(build, rank)
     groups: dict[Hashable, list[int]] = {}
     for index, (request, path) in enumerate(zip(requests, paths, strict=True)):
-        groups.setdefault(group_by(index, request.geometry, path), []).append(index)
+        key = group_by(index, request.geometry, path)
+        if key is not None:
+            groups.setdefault(key, []).append(index)
+    ratios = dict(ratio=ratio, in_ratio=in_ratio, out_ratio=out_ratio)
+    _check_groups(groups, ratios)
 
     def warehouse_of(key: Hashable, members: list[int]) -> KernelWarehouse:
         try:
@@ -184,11 +245,10 @@ def with_warehouses(
             device, dtype = where.pop()
             return KernelWarehouse(
                 [requests[index].geometry for index in members],
-                ratio=ratio,
-                in_ratio=in_ratio,
-                out_ratio=out_ratio,
+                **{name: _of_group(given, key) for name, given in ratios.items()},
                 spatial_partition=spatial_partition,
                 assignment=assignment,
+                init=init,
                 device=device,
                 dtype=dtype,
             )
@@ -204,10 +264,10 @@ def with_warehouses(
         for warehouse, members in zip(warehouses, groups.values(), strict=True)
         for place, index in enumerate(members)
     }
-    layer_class = (WarehouseConv1d, WarehouseConv2d, WarehouseConv3d)[rank - 1]
-    built: list[WarehouseConvNd] = []
+    conv_class = (WarehouseConv1d, WarehouseConv2d, WarehouseConv3d)[rank - 1]
+    built: list[nn.Module] = []
 
-    def allocate(request: _Request) -> WarehouseConvNd:
+    def allocate(request: _Request) -> nn.Module:
         index = len(built)
         if index == len(requests) or request != requests[index]:
             first = requests[index] if index < len(requests) else "not at all"
@@ -215,19 +275,24 @@ def with_warehouses(
                 f"`build` must build the same layers each time: layer {index} was "
                 f"{first}, and is now {request}"
             )
+        if index not in places:
+            built.append(request.static())
+            return built[-1]
         warehouse, place = places[index]
+        layer_class = WarehouseLinear if request.is_linear else conv_class
         layer = layer_class(
             warehouse,
             place,
             bias=request.bias,
             reduction=reduction,
             norm=norm,
+            nonlocal_basis_ratio=nonlocal_basis_ratio,
             implementation=implementation,
         )
         built.append(layer)
         return layer
 
-    model = build(conv=_conv(allocate, rank))
+    model = build(conv=_Conv(allocate, rank))
     if len(built) < len(requests):
         raise ValueError(
             "`build` must build the same layers each time: at first it built "
@@ -239,4 +304,38 @@ def with_warehouses(
             "rename that, the warehouses are kept there"
         )
     model.warehouses = nn.ModuleList(warehouses)
+    model.register_load_state_dict_pre_hook(_load_published)
     return model
+
+
+def _load_published(
+    model: nn.Module, state_dict: dict[str, Any], prefix: str, *reports: Any
+) -> None:
+    """Loads also what is in the layout of `warehouse_layout.py`."""
+    known = [f"{prefix}{key}" for key in model.state_dict()]
+    renamed = from_warehouse_layout(state_dict, known)
+    state_dict.clear()
+    state_dict.update(renamed)
+
+
+def _of_group(given: float | Mapping[Any, float], key: Hashable) -> float:
+    """Returns the ratio of one group."""
+    return given.get(key, 1.0) if isinstance(given, Mapping) else given
+
+
+def _check_groups(
+    groups: Mapping[Hashable, Any], ratios: Mapping[str, float | Mapping[Any, float]]
+) -> None:
+    """Refuses a model without groups, and a ratio of a group that there is not."""
+    if not groups:
+        raise ValueError(
+            "`group_by` answers None for every layer, and then all are static; answer "
+            "a key for those that are to share cells"
+        )
+    for name, given in ratios.items():
+        for key in given if isinstance(given, Mapping) else ():
+            if key not in groups:
+                raise ValueError(
+                    f"`{name}` is given for {key!r}, which `group_by` answers for no "
+                    f"layer; it answers {list(groups)}"
+                )

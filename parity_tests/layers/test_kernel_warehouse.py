@@ -20,11 +20,13 @@ from torch.nn import functional as F
 import dynconv_jax
 import dynconv_torch
 from dynconv_jax import KernelWarehouse, set_assignment
+from dynconv_jax.functional.tiling import Tiling
 from dynconv_jax.weights import (
     load_torch_state_dict,
     to_torch_state_dict,
     torch_variables,
 )
+from dynconv_torch.functional.tiling import Tiling as TorchTiling
 from parity_tests.functional.test_tiling import jax_geometries, torch_geometries
 from parity_tests.parity import as_numpy, assert_parity, run_torch, torch_state
 from parity_tests.tolerances import assert_close
@@ -83,6 +85,7 @@ def cases(draw: st.DrawFn) -> Case:
         norm=draw(st.sampled_from(["layer", "none"])),  # one program for both modes
         bias=draw(st.booleans()),
         assignment=draw(st.sampled_from([0.0, 0.4, 1.0])),
+        nonlocal_basis_ratio=draw(st.sampled_from([1.0, 0.3])),
         batch=draw(st.integers(2, 3)),
     )
 
@@ -140,6 +143,34 @@ def test_layers_start_as_kaiming_would_draw_them(ratio):
             )
             mean = sum(powers) / len(share.assigned)  # zero tiles among them
             assert abs(mean * fan_out / 2 - 1) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("ratio", "deviation"), [(4, 0.0295), (1, 0.0590), (0.25, 0.0833)]
+)
+def test_cells_may_be_drawn_as_the_authors_draw_them(ratio, deviation):
+    row = (64, 64, (3, 3))
+    half: dict[str, Any] = dict(in_ratio=0.5, out_ratio=0.5) if ratio < 1 else {}
+    options: dict[str, Any] = dict(ratio=ratio, init="published", **half)
+    twin = dynconv_torch.KernelWarehouse(torch_geometries(row), **options)
+    drawn = [twin.cells.detach().numpy()]
+    if ratio == 0.25:
+        ours = KernelWarehouse(jax_geometries(row), rngs=nnx.Rngs(0), **options)
+        drawn.append(np.asarray(ours.cells[...]))
+    for cells in drawn:
+        assert abs(cells.std() / deviation - 1) < 0.02
+
+
+def test_every_layer_has_the_published_deviation_of_its_own_cells():
+    rows = (8, 16, (3, 3)), (8, 4, (1, 1))
+    for tiling in (
+        Tiling.create(jax_geometries(*rows), ratio=2),
+        TorchTiling.create(torch_geometries(*rows), ratio=2),
+    ):
+        first, second = 9 * 4 * 2, 1 * 2  # each cell has 4 out-planes
+        expected = [(2 / (4 * first)) ** 0.5] * first
+        expected += [(2 / (4 * second)) ** 0.5] * second
+        assert tiling.deviations("published") == tuple(expected)
 
 
 # τ.
@@ -230,6 +261,32 @@ def test_names_of_the_attention_are_those_of_published_checkpoints():
         "attention.fc2.weight": (90, 16),
         "attention.fc2.bias": (90,),
     }
+
+
+def test_names_of_an_attention_with_a_basis_are_those_of_published_checkpoints():
+    rows = (32, 8, (3, 3)), (32, 64, (3, 3))  # 9 and 72 tiles: 81 cells
+    layer = dynconv_torch.WarehouseConv2d(
+        dynconv_torch.KernelWarehouse(torch_geometries(*rows)),
+        nonlocal_basis_ratio=0.25,
+    )
+    shapes = {name: tuple(p.shape) for name, p in layer.named_parameters()}
+    assert shapes == {
+        "attention.basis_bias": (9 * 82,),
+        "attention.fc1.weight": (16, 32),
+        "attention.norm1.weight": (16,),
+        "attention.norm1.bias": (16,),
+        "attention.fc2.weight": (9 * (9 + 18 + 1), 16),
+        "attention.fc3.weight": (72, 18),
+    }
+
+
+@pytest.mark.parametrize("ratio", [1.0, 0.25])
+def test_a_warehouse_of_one_layer_has_nothing_to_have_a_basis_for(ratio):
+    layer = dynconv_torch.WarehouseConv2d(
+        dynconv_torch.KernelWarehouse(torch_geometries((4, 8, (3, 3)))),
+        nonlocal_basis_ratio=ratio,
+    )
+    assert layer.attention.fc3 is None and layer.attention.fc2.bias is not None
 
 
 def test_the_gradient_of_the_cells_sums_over_the_layers():

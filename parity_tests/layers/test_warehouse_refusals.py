@@ -165,3 +165,33 @@ def test_what_are_no_geometries_is_refused(wrong):
         KernelWarehouse(wrong, rngs=nnx.Rngs(0))
     with pytest.raises(TypeError, match="^`geometries` .*Geometry.create"):
         dynconv_torch.KernelWarehouse(wrong)
+
+
+@pytest.mark.parametrize("init", ["kaiming", None, 1])
+def test_another_way_to_draw_cells_is_refused(init):
+    row = (4, 8, (1,))
+    message = r"^`init` .* must be 'default', or 'published'"
+    with pytest.raises(ValueError, match=message):
+        KernelWarehouse(jax_geometries(row), init=init, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=message):
+        dynconv_torch.KernelWarehouse(torch_geometries(row), init=init)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "error"), [(0, ValueError), (1.5, ValueError), ("1", TypeError)]
+)
+def test_an_impossible_basis_is_refused(ratio, error):
+    rows = (4, 8, (1,)), (4, 8, (1,))
+    options: dict[str, Any] = dict(nonlocal_basis_ratio=ratio)
+    message = "`nonlocal_basis_ratio` "
+    with pytest.raises(error, match=message):
+        abstractly(
+            lambda: WarehouseConv(
+                KernelWarehouse(jax_geometries(*rows), rngs=nnx.Rngs(0)),
+                rngs=nnx.Rngs(0),
+                **options,
+            )
+        )
+    with pytest.raises(error, match=message):
+        warehouse = dynconv_torch.KernelWarehouse(torch_geometries(*rows))
+        dynconv_torch.WarehouseConv1d(warehouse, **options)

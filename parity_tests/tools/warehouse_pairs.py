@@ -32,6 +32,13 @@ CASES = {
     "2d, a quarter, attention alone": Case(
         ratio=0.25, in_ratio=0.5, norm="none", batch=2
     ),
+    "2d, half the cells, a basis": Case(
+        ratio=0.5,
+        in_ratio=0.5,
+        out_ratio=0.5,
+        assignment=0.3,
+        nonlocal_basis_ratio=0.5,
+    ),
     "3d, whole windows": Case(
         3, ((2, 1, 2), (2, 1, 2)), spatial_partition=False, norm="none", batch=1
     ),
@@ -58,7 +65,12 @@ class JaxPair(nnx.Module):
         self.warehouse = KernelWarehouse(
             geometries, param_dtype=dtype, rngs=rngs, **case.sharing
         )
-        options: dict[str, Any] = dict(norm=case.norm, use_bias=case.bias, rngs=rngs)
+        options: dict[str, Any] = dict(
+            norm=case.norm,
+            use_bias=case.bias,
+            nonlocal_basis_ratio=case.nonlocal_basis_ratio,
+            rngs=rngs,
+        )
         self.first = WarehouseConv(self.warehouse, **options)
         self.second = WarehouseConv(self.warehouse, **options)
 
@@ -81,8 +93,13 @@ class TorchPair(torch.nn.Module):
             geometries, dtype=dtype, **case.sharing
         )
         layer = getattr(dynconv_torch, f"WarehouseConv{rank}d")
-        self.first = layer(self.warehouse, norm=case.norm, bias=case.bias)
-        self.second = layer(self.warehouse, norm=case.norm, bias=case.bias)
+        options: dict[str, Any] = dict(
+            norm=case.norm,
+            bias=case.bias,
+            nonlocal_basis_ratio=case.nonlocal_basis_ratio,
+        )
+        self.first = layer(self.warehouse, **options)
+        self.second = layer(self.warehouse, **options)
         for parameter in self.parameters():  # also the biases
             parameter.data.normal_(0, 0.5)
 

@@ -28,6 +28,7 @@ class Case:
     norm: str = "batch"
     bias: bool = False
     assignment: float = 0.0
+    nonlocal_basis_ratio: float = 1.0
     batch: int = 3
 
     @property
@@ -58,7 +59,7 @@ class PlainStore(torch.nn.Module):
 class PlainAttention(torch.nn.Module):
     """What holds the parameters; `PlainLayer` computes with them."""
 
-    def __init__(self, channels: int, entries: int, norm: str):
+    def __init__(self, channels, norm, tiles, cells, own, basis_ratio):
         super().__init__()
         hidden = max(int(channels / 16), 16)
         self.fc1 = torch.nn.Linear(channels, hidden, bias=norm != "batch")
@@ -66,20 +67,27 @@ class PlainAttention(torch.nn.Module):
             self.norm1 = torch.nn.BatchNorm1d(hidden)
         elif norm == "layer":
             self.norm1 = torch.nn.LayerNorm(hidden)
-        self.fc2 = torch.nn.Linear(hidden, entries)
+        if basis_ratio < 1:
+            basis = max(int((cells - own) * basis_ratio), 16)
+            self.fc2 = torch.nn.Linear(hidden, tiles * (own + basis + 1), bias=False)
+            self.fc3 = torch.nn.Linear(basis, cells - own, bias=False)
+            self.basis_bias = torch.nn.Parameter(torch.zeros(tiles * (cells + 1)))
+        else:
+            self.fc2 = torch.nn.Linear(hidden, tiles * (cells + 1))
         self.double()
 
 
 class PlainLayer(torch.nn.Module):
     """One layer, sample by sample and tile by tile."""
 
-    def __init__(self, shape, case, cell_shape, num_cells, assigned, options):
+    def __init__(self, shape, case, cell_shape, num_cells, assigned, start, options):
         super().__init__()
+        self.start, self.own = start, int(len(assigned) * case.ratio)
         self.shape, self.cell_shape, self.num_cells = shape, cell_shape, num_cells
         self.assigned, self.options, self.norm = assigned, options, case.norm
         channels = shape[1] * options["groups"]
-        entries = len(assigned) * (num_cells + 1)
-        self.attention = PlainAttention(channels, entries, case.norm)
+        sizes = len(assigned), num_cells, self.own, case.nonlocal_basis_ratio
+        self.attention = PlainAttention(channels, case.norm, *sizes)
         bias = torch.zeros(shape[0], dtype=torch.float64) if case.bias else None
         self.bias = None if bias is None else torch.nn.Parameter(bias)
 
@@ -110,14 +118,29 @@ class PlainLayer(torch.nn.Module):
             mean, var = norm.running_mean, norm.running_var
         return (rows - mean) / torch.sqrt(var + 1e-5) * norm.weight + norm.bias
 
+    def logits(self, hidden):
+        """Each tile's numbers (n + 1) before they are normalised."""
+        linear = self.attention.fc2
+        if linear.bias is not None:
+            return (linear.weight @ hidden + linear.bias).split(self.num_cells + 1)
+        tiles = []
+        biases = self.attention.basis_bias.split(self.num_cells + 1)
+        for rows, bias in zip(linear.weight.chunk(len(biases)), biases, strict=True):
+            numbers = list(rows @ hidden)
+            own, basis = numbers[: self.own], torch.stack(numbers[self.own : -1])
+            entries = [row @ basis for row in self.attention.fc3.weight]
+            for offset, number in enumerate(own):
+                entries.insert(self.start + offset, number)
+            tiles.append(torch.stack([*entries, numbers[-1]]) + bias)
+        return tiles
+
     def forward(self, x, store):
         """Convolves each sample with the kernel that its tiles make."""
         outputs = []
         own = torch.eye(self.num_cells, dtype=torch.float64)
         for sample, hidden in zip(x, self.hidden(x), strict=True):
             hidden = torch.where(hidden > 0, hidden, torch.zeros_like(hidden))
-            linear = self.attention.fc2
-            z = (linear.weight @ hidden + linear.bias).split(self.num_cells + 1)
+            z = self.logits(hidden)
             kernel = torch.zeros(self.shape, dtype=torch.float64)
             co, ci, *size = self.cell_shape
             shape = (self.num_cells, *[1] * len(self.cell_shape))
@@ -159,6 +182,7 @@ class PlainPair(torch.nn.Module):
         counts = [math.prod(shape) // (co * ci * math.prod(size)) for shape in shapes]
         num_cells = int(case.ratio * sum(counts))
         assigned: list[list[int]] = []
+        starts = []
         start = 0
         for count in counts:
             own = []
@@ -170,15 +194,17 @@ class PlainPair(torch.nn.Module):
                 on_diagonal = tile % block == (tile // block) % block
                 own.append(start + tile // block if on_diagonal else num_cells)
             assigned.append(own)
+            starts.append(start)
             start += int(count * case.ratio)
         self.warehouse = PlainStore((num_cells, co, ci, *size), case.assignment)
         cell_shape = (co, ci, *size)
         shared = case, cell_shape, num_cells
         self.first = PlainLayer(
-            shapes[0], *shared, assigned[0], dict(padding=1, groups=1)
+            shapes[0], *shared, assigned[0], starts[0], dict(padding=1, groups=1)
         )
         self.second = PlainLayer(
-            shapes[1], *shared, assigned[1], dict(stride=2, groups=case.groups)
+            *(shapes[1], *shared, assigned[1], starts[1]),
+            dict(stride=2, groups=case.groups),
         )
 
     def forward(self, x):
