@@ -11,7 +11,11 @@ from dynconv_jax.models.efficientnet_cc import (
     tf_efficientnet_cc_b1_8e,
 )
 from dynconv_jax.models.grad_checkpointing import set_grad_checkpointing
-from dynconv_jax.models.kw_networks import kw_resnet18, kw_resnet50
+from dynconv_jax.models.kw_networks import (
+    kw_mobilenet_v2,
+    kw_resnet18,
+    kw_resnet50,
+)
 from dynconv_jax.models.layer_groups import head_of, layer_groups
 from dynconv_jax.models.mobilenet_v2 import MobileNetV2, mobilenet_v2
 from dynconv_jax.models.registry import (
@@ -32,6 +36,7 @@ __all__ = [
     "efficientnet_cc_b0_8e",
     "efficientnet_cc_b1_8e",
     "head_of",
+    "kw_mobilenet_v2",
     "kw_resnet18",
     "kw_resnet50",
     "layer_groups",

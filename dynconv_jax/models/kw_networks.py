@@ -13,6 +13,7 @@ from typing import Any, Literal, TypedDict, Unpack
 from jax.typing import DTypeLike
 
 from dynconv_jax.functional.geometry import Geometry
+from dynconv_jax.models.mobilenet_v2 import MobileNetV2, mobilenet_v2
 from dynconv_jax.models.options import check_options
 from dynconv_jax.models.resnet import ResNet, resnet18, resnet50
 from dynconv_jax.models.warehouses import with_warehouses
@@ -42,6 +43,12 @@ class ResNetOptions(_NetworkOptions, total=False):
     """Options of a ResNet of warehouses: those of `ResNet`, and `WarehouseOptions`."""
 
 
+class MobileNetV2Options(_NetworkOptions, total=False):
+    """Options of a MobileNetV2 of warehouses."""
+
+    width_mult: float
+
+
 # The options of `with_warehouses` by budget. Of half the cells and fewer, each is half
 # as wide, so that a layer of one tile still has a cell of its own.
 _HALVED = dict(in_ratio=0.5, out_ratio=0.5)
@@ -54,6 +61,18 @@ RESNET18: Mapping[float, Mapping[str, Any]] = {
 }
 RESNET50: Mapping[float, Mapping[str, Any]] = {
     0.5: dict(ratio=0.5, nonlocal_basis_ratio=1 / 16, **_HALVED),
+    1: {},
+    4: dict(ratio=4),
+}
+# The keys are those of `mobilenet_stage`.
+_LAST_STAGE = dict.fromkeys([(6, "expand"), (6, "project")], 0.5)
+MOBILENET_V2: Mapping[float, Mapping[str, Any]] = {
+    0.5: dict(
+        ratio={**_LAST_STAGE, "classifier": 0.5},
+        in_ratio={**_LAST_STAGE, "classifier": 0.025},
+        out_ratio=_LAST_STAGE,
+        reduction=32,
+    ),
     1: {},
     4: dict(ratio=4),
 }
@@ -140,6 +159,93 @@ def kw_resnet50(
     build = functools.partial(resnet50, num_classes, dynamic="all")
     group_by = functools.partial(resnet_stage, first=None)
     return build_shared(build, group_by, settings, options)
+
+
+# Which warehouse the layers of a block belong to, the stem first, the last convolution
+# last: a block that leads to the next stage belongs to its own, and the last two stages
+# are one.
+_STAGE_OF_BLOCK = (0, 1, 1, 2, 2, 3, 3, 3, 4, 4, 4, 4, 5, 5, 5, 6, 6, 6, 6)
+
+
+def mobilenet_stage(
+    index: int, geometry: Geometry, path: str, *, ratio: float = 1
+) -> Hashable:
+    """Groups the layers of a MobileNetV2 by stage and kind, as published.
+
+    Of a stage the depthwise convolutions share; and so do its 1×1 convolutions, or at
+    other ratios than 1 those that expand and those that project apart. At half the
+    parameters those of all stages but the last are static.
+
+    Args:
+        index: The layer's place in the order of building.
+        geometry: The layer's convolution.
+        path: The layer's path in the model.
+        ratio: The parameter budget.
+
+    Example:
+        >>> geometry = Geometry.create(16, 96, (1, 1))
+        >>> paths = [f"features.2.conv.{layer}" for layer in ("0.0", "1.0", "2")]
+        >>> [mobilenet_stage(0, geometry, path)[1] for path in paths]
+        ['pointwise', 'depthwise', 'pointwise']
+    """
+    part, number, *inner = path.split(".")
+    if part == "classifier":
+        return "classifier"
+    block = int(number)
+    stage = _STAGE_OF_BLOCK[block]
+    if block == 0:
+        return stage, "stem"
+    if len(inner) == 3 and (block == 1 or inner[1] == "1"):
+        return stage, "depthwise"
+    if ratio == 1:
+        return stage, "pointwise"
+    if ratio < 1 and stage < 6:
+        return None
+    return stage, "expand" if len(inner) == 3 else "project"
+
+
+def kw_mobilenet_v2(
+    num_classes: int = 1000,
+    *,
+    ratio: float = 1.0,
+    **options: Unpack[MobileNetV2Options],
+) -> MobileNetV2:
+    """Returns a MobileNetV2, whose convolutions share warehouses.
+
+    At half the parameters the classifier is dynamic, and most 1×1 convolutions are not.
+
+    Args:
+        num_classes: The number of logits.
+        ratio: The parameter budget: 0.5, 1 or 4.
+        **options: Those of `MobileNetV2`, without dropout by default, and of
+            `with_warehouses`. Published are networks of `width_mult` 0.5 and 1.
+
+    Raises:
+        TypeError: If an option is unknown.
+        ValueError: If there is no such network, or a value is out of range.
+
+    Example:
+        >>> from dynconv_jax.models.abstract import abstract_module
+        >>> build = functools.partial(kw_mobilenet_v2, 10, ratio=0.5)
+        >>> net = abstract_module(lambda rngs: build(rngs=rngs))
+        >>> [warehouse.cells.shape for warehouse in net.warehouses][-1]
+        (20, 1, 32, 10)
+    """
+    settings = published(kw_mobilenet_v2, MOBILENET_V2, ratio, options)
+    group_by = functools.partial(mobilenet_stage, ratio=ratio)
+    build = _with_dynamic_classifier if ratio < 1 else mobilenet_v2
+    build = functools.partial(build, num_classes, dynamic="all")
+    return build_shared(build, group_by, settings, {"dropout": 0.0, **options})
+
+
+def _with_dynamic_classifier(num_classes: int, *, conv: Any, **options) -> MobileNetV2:
+    """Builds a MobileNetV2 whose classifier `conv` builds too."""
+    net = mobilenet_v2(num_classes, conv=conv, **options)
+    names = "dtype", "param_dtype", "rngs"
+    shared = {name: options[name] for name in names if name in options}
+    features = net.classifier.layers[1].in_features
+    net.classifier.layers[1] = conv.linear(features, num_classes, **shared)
+    return net
 
 
 def published(

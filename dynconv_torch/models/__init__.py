@@ -11,7 +11,11 @@ from dynconv_torch.models.efficientnet_cc import (
     tf_efficientnet_cc_b1_8e,
 )
 from dynconv_torch.models.grad_checkpointing import set_grad_checkpointing
-from dynconv_torch.models.kw_networks import kw_resnet18, kw_resnet50
+from dynconv_torch.models.kw_networks import (
+    kw_mobilenet_v2,
+    kw_resnet18,
+    kw_resnet50,
+)
 from dynconv_torch.models.mobilenet_v2 import MobileNetV2, mobilenet_v2
 from dynconv_torch.models.registry import (
     create_model,
@@ -30,6 +34,7 @@ __all__ = [
     "efficientnet_cc_b0_4e",
     "efficientnet_cc_b0_8e",
     "efficientnet_cc_b1_8e",
+    "kw_mobilenet_v2",
     "kw_resnet18",
     "kw_resnet50",
     "list_convolutions",

@@ -17,7 +17,11 @@ from dynconv_torch.models.efficientnet_cc import (
     tf_efficientnet_cc_b0_8e,
     tf_efficientnet_cc_b1_8e,
 )
-from dynconv_torch.models.kw_networks import kw_resnet18, kw_resnet50
+from dynconv_torch.models.kw_networks import (
+    kw_mobilenet_v2,
+    kw_resnet18,
+    kw_resnet50,
+)
 from dynconv_torch.models.mobilenet_v2 import mobilenet_v2
 from dynconv_torch.models.options import check_options, did_you_mean
 from dynconv_torch.models.resnet import resnet18, resnet34, resnet50
@@ -31,6 +35,7 @@ MODELS: dict[str, Callable[..., Any]] = {
     "tf_efficientnet_cc_b0_4e": tf_efficientnet_cc_b0_4e,
     "tf_efficientnet_cc_b0_8e": tf_efficientnet_cc_b0_8e,
     "tf_efficientnet_cc_b1_8e": tf_efficientnet_cc_b1_8e,
+    "kw_mobilenet_v2": kw_mobilenet_v2,
     "kw_resnet18": kw_resnet18,
     "kw_resnet50": kw_resnet50,
     "mobilenet_v2": mobilenet_v2,
