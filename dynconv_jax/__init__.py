@@ -47,6 +47,7 @@ from dynconv_jax.layers import (
     set_assignment,
 )
 from dynconv_jax.models import (
+    ConvNeXt,
     DynamicNet,
     EfficientNet,
     MobileNetV2,
@@ -81,6 +82,7 @@ __all__ = [
     "BatchNorm",
     "CondConv",
     "Conv",
+    "ConvNeXt",
     "DeadExpertWarning",
     "DecomposedConv",
     "DynamicConv",

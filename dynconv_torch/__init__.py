@@ -58,6 +58,7 @@ from dynconv_torch.layers import (
     to_warehouse_layout,
 )
 from dynconv_torch.models import (
+    ConvNeXt,
     DynamicNet,
     EfficientNet,
     MobileNetV2,
@@ -82,6 +83,7 @@ __all__ = [
     "CondConv1d",
     "CondConv2d",
     "CondConv3d",
+    "ConvNeXt",
     "DecomposedConv1d",
     "DecomposedConv2d",
     "DecomposedConv3d",

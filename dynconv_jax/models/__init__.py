@@ -1,5 +1,6 @@
 """Networks, one architecture a file."""
 
+from dynconv_jax.models.convnext import ConvNeXt
 from dynconv_jax.models.dynamic_net import DynamicNet
 from dynconv_jax.models.efficientnet_cc import (
     EfficientNet,
@@ -12,6 +13,7 @@ from dynconv_jax.models.efficientnet_cc import (
 )
 from dynconv_jax.models.grad_checkpointing import set_grad_checkpointing
 from dynconv_jax.models.kw_networks import (
+    kw_convnext_tiny,
     kw_mobilenet_v2,
     kw_resnet18,
     kw_resnet50,
@@ -27,6 +29,7 @@ from dynconv_jax.models.resnet import ResNet, resnet18, resnet34, resnet50
 from dynconv_jax.models.warehouses import with_warehouses
 
 __all__ = [
+    "ConvNeXt",
     "DynamicNet",
     "EfficientNet",
     "MobileNetV2",
@@ -36,6 +39,7 @@ __all__ = [
     "efficientnet_cc_b0_8e",
     "efficientnet_cc_b1_8e",
     "head_of",
+    "kw_convnext_tiny",
     "kw_mobilenet_v2",
     "kw_resnet18",
     "kw_resnet50",

@@ -125,7 +125,7 @@ class Convolutions:
         stages: int,
         padding: Any = None,
         norm_options: Mapping[str, Any] = MappingProxyType({}),
-        init: Literal["torchvision", "efficientnet"] = "torchvision",
+        init: Literal["torchvision", "efficientnet", "convnext"] = "torchvision",
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -143,7 +143,7 @@ class Convolutions:
             init: How kernels are drawn that are static: from N(0, 2 / fan_out), where
                 the fan-out is that of all groups or, for `"efficientnet"`, of one. The
                 latter holds for CondConv too, expert by expert, and draws its routers
-                from U(±1/√(fan_in + fan_out)).
+                from U(±1/√(fan_in + fan_out)). With `"convnext"` from N(0, 0.02²).
             dtype: The dtype of the computation of every layer; None infers it.
             param_dtype: The dtype of every parameter.
             rngs: Where the initial parameters come from.
@@ -182,9 +182,10 @@ class Convolutions:
         groups: int = 1,
         role: Role = "body",
         stage: int = 0,
+        use_bias: bool = False,
         in_basic_block: bool = False,
     ) -> Any:
-        """Builds a square convolution without bias.
+        """Builds a square convolution.
 
         Args:
             in_features: C, the number of input channels.
@@ -195,6 +196,7 @@ class Convolutions:
             groups: The number of channel groups.
             role: What the convolution is to the network.
             stage: Which stage it is in, from 1.
+            use_bias: Whether it has a bias.
             in_basic_block: Whether it is one of the two of a basic block, for which a
                 dynamic convolution may have `basic_block_options`.
         """
@@ -203,12 +205,14 @@ class Convolutions:
         options: dict[str, Any] = dict(
             padding=padding,
             feature_group_count=groups,
-            use_bias=False,
+            use_bias=use_bias,
             **self.shared,
         )
         place = in_features, out_features, (kernel_size, kernel_size), strides
         is_efficient = self.init == "efficientnet"
         kernel_init = fan_out_of_a_group(groups) if is_efficient else kaiming_fan_out
+        if self.init == "convnext":
+            kernel_init = nnx.initializers.normal(0.02)
         if self.conv is not None and is_dynamic(
             self.dynamic,
             kernel_size=kernel_size,

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypedDict, Unpack
 from jax.typing import DTypeLike
 
 from dynconv_jax.functional.geometry import Geometry
+from dynconv_jax.models.convnext import ConvNeXt
 from dynconv_jax.models.mobilenet_v2 import MobileNetV2, mobilenet_v2
 from dynconv_jax.models.options import check_options
 from dynconv_jax.models.resnet import ResNet, resnet18, resnet50
@@ -32,7 +33,6 @@ class WarehouseOptions(TypedDict, total=False):
 
 class _NetworkOptions(WarehouseOptions, total=False):
     in_features: int
-    dropout: float
     drop_path_rate: float
     dtype: DTypeLike | None
     param_dtype: DTypeLike
@@ -42,11 +42,20 @@ class _NetworkOptions(WarehouseOptions, total=False):
 class ResNetOptions(_NetworkOptions, total=False):
     """Options of a ResNet of warehouses: those of `ResNet`, and `WarehouseOptions`."""
 
+    dropout: float
+
 
 class MobileNetV2Options(_NetworkOptions, total=False):
-    """Options of a MobileNetV2 of warehouses."""
+    """Options of a MobileNetV2 of warehouses, likewise."""
 
+    dropout: float
     width_mult: float
+
+
+class ConvNeXtOptions(_NetworkOptions, total=False):
+    """Options of a ConvNeXt of warehouses, likewise."""
+
+    layer_scale: float
 
 
 # The options of `with_warehouses` by budget. Of half the cells and fewer, each is half
@@ -76,6 +85,8 @@ MOBILENET_V2: Mapping[float, Mapping[str, Any]] = {
     1: {},
     4: dict(ratio=4),
 }
+
+CONVNEXT_TINY: Mapping[float, Mapping[str, Any]] = {1: dict(norm="layer")}
 
 
 def resnet_stage(
@@ -246,6 +257,58 @@ def _with_dynamic_classifier(num_classes: int, *, conv: Any, **options) -> Mobil
     features = net.classifier.layers[1].in_features
     net.classifier.layers[1] = conv.linear(features, num_classes, **shared)
     return net
+
+
+def convnext_stage(index: int, geometry: Geometry, path: str) -> Hashable:
+    """Groups the layers of a ConvNeXt by stage and kind, as published.
+
+    Of a stage the depthwise convolutions share, and so do its 1×1 convolutions. What is
+    before a stage has a warehouse of its own.
+
+    Args:
+        index: The layer's place in the order of building.
+        geometry: The layer's convolution.
+        path: The layer's path in the model.
+
+    Example:
+        >>> geometry = Geometry.create(96, 384, (1, 1))
+        >>> convnext_stage(0, geometry, "stages.0.2.pwconv1")
+        ('stages', '0', 'pwconv')
+        >>> convnext_stage(0, geometry, "downsample_layers.1.1")
+        ('downsample_layers', '1')
+    """
+    part, number, *inner = path.split(".")
+    if part == "downsample_layers":
+        return part, number
+    return part, number, inner[1].rstrip("12")
+
+
+def kw_convnext_tiny(
+    num_classes: int = 1000, *, ratio: float = 1.0, **options: Unpack[ConvNeXtOptions]
+) -> ConvNeXt:
+    """Returns a ConvNeXt-T, whose convolutions share warehouses, the stem too.
+
+    Args:
+        num_classes: The number of logits.
+        ratio: The parameter budget: 1.
+        **options: Those of `ConvNeXt` and of `with_warehouses`; `norm` is `"layer"` by
+            default.
+
+    Raises:
+        TypeError: If an option is unknown.
+        ValueError: If there is no such network, or a value is out of range.
+
+    Example:
+        >>> from dynconv_jax.models.abstract import abstract_module
+        >>> net = abstract_module(lambda rngs: kw_convnext_tiny(10, rngs=rngs))
+        >>> [warehouse.cells.shape for warehouse in net.warehouses][-1]
+        (24, 1, 1, 768, 768)
+    """
+    settings = published(kw_convnext_tiny, CONVNEXT_TINY, ratio, options)
+    build = functools.partial(
+        ConvNeXt, (3, 3, 9, 3), (96, 192, 384, 768), num_classes, dynamic="all"
+    )
+    return build_shared(build, convnext_stage, settings, options)
 
 
 def published(

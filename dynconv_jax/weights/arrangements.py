@@ -138,6 +138,10 @@ flat = Arrangement(
 single = Arrangement(
     lambda array, _: array.reshape(1), lambda array, _: array.reshape(())
 )
+# (C) → (1, C, 1, 1), what scales the channels of images.
+on_channels = Arrangement(
+    lambda array, _: array.reshape(1, -1, 1, 1), lambda array, _: array.reshape(-1)
+)
 # Nothing in JAX, a count of 0 in PyTorch.
 nothing = Arrangement(lambda arrays, _: np.zeros((), np.int64), lambda array, _: ())
 

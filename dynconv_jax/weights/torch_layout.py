@@ -32,10 +32,12 @@ from dynconv_jax.layers import (
     WarehouseConv,
 )
 from dynconv_jax.layers.chen_layout import to_chen_layout
+from dynconv_jax.models.convnext import Block
 from dynconv_jax.scheduled import Scheduled
 from dynconv_jax.weights.arrangements import (
     channels_first,
     nothing,
+    on_channels,
     pointwise,
     same,
     single,
@@ -120,6 +122,7 @@ LAYOUT: dict[type, Row | Callable[[Any], Row]] = {
         "kernel": ("weight", stacked_transposed),
         "router": (_router_name, same),
     },
+    Block: {"gamma": ("gamma", on_channels)},
     KernelWarehouse: {"cells": ("cells", stacked_channels_first)},
 }
 

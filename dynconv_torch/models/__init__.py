@@ -1,5 +1,6 @@
 """Networks, one architecture a file."""
 
+from dynconv_torch.models.convnext import ConvNeXt
 from dynconv_torch.models.dynamic_net import DynamicNet
 from dynconv_torch.models.efficientnet_cc import (
     EfficientNet,
@@ -12,6 +13,7 @@ from dynconv_torch.models.efficientnet_cc import (
 )
 from dynconv_torch.models.grad_checkpointing import set_grad_checkpointing
 from dynconv_torch.models.kw_networks import (
+    kw_convnext_tiny,
     kw_mobilenet_v2,
     kw_resnet18,
     kw_resnet50,
@@ -26,6 +28,7 @@ from dynconv_torch.models.resnet import ResNet, resnet18, resnet34, resnet50
 from dynconv_torch.models.warehouses import with_warehouses
 
 __all__ = [
+    "ConvNeXt",
     "DynamicNet",
     "EfficientNet",
     "MobileNetV2",
@@ -34,6 +37,7 @@ __all__ = [
     "efficientnet_cc_b0_4e",
     "efficientnet_cc_b0_8e",
     "efficientnet_cc_b1_8e",
+    "kw_convnext_tiny",
     "kw_mobilenet_v2",
     "kw_resnet18",
     "kw_resnet50",

@@ -112,7 +112,7 @@ class Convolutions:
         stages: int,
         padding: Any = None,
         norm_options: Mapping[str, Any] = MappingProxyType({}),
-        init: Literal["torchvision", "efficientnet"] = "torchvision",
+        init: Literal["torchvision", "efficientnet", "convnext"] = "torchvision",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
@@ -129,7 +129,8 @@ class Convolutions:
             init: How kernels are drawn that are static: from N(0, 2 / fan_out), where
                 the fan-out is that of all groups or, for `"efficientnet"`, of one. The
                 latter holds for CondConv too, expert by expert, and draws its routers
-                from U(±1/√(fan_in + fan_out)).
+                from U(±1/√(fan_in + fan_out)). With `"convnext"` from N(0, 0.02²), and
+                biases are 0.
             device: Where the parameters are.
             dtype: The dtype of every parameter.
 
@@ -164,9 +165,10 @@ class Convolutions:
         groups: int = 1,
         role: Role = "body",
         stage: int = 0,
+        bias: bool = False,
         in_basic_block: bool = False,
     ) -> Any:
-        """Builds a square convolution without bias.
+        """Builds a square convolution.
 
         Args:
             in_channels: C, the number of input channels.
@@ -177,6 +179,7 @@ class Convolutions:
             groups: The number of channel groups.
             role: What the convolution is to the network.
             stage: Which stage it is in, from 1.
+            bias: Whether it has a bias.
             in_basic_block: Whether it is one of the two of a basic block, for which a
                 dynamic convolution may have `basic_block_options`.
         """
@@ -186,7 +189,7 @@ class Convolutions:
             stride=stride,
             padding=padding,
             groups=groups,
-            bias=False,
+            bias=bias,
             **self.shared,
         )
         if self.conv is not None and is_dynamic(
@@ -212,7 +215,11 @@ class Convolutions:
             fan_out = kernel_size**2 * out_channels
             if self.init == "efficientnet":
                 fan_out //= groups
-            nn.init.normal_(layer.weight, std=(2 / fan_out) ** 0.5)
+            is_convnext = self.init == "convnext"
+            deviation = 0.02 if is_convnext else (2 / fan_out) ** 0.5
+            nn.init.normal_(layer.weight, std=deviation)
+            if bias:
+                nn.init.zeros_(layer.bias)
         return layer
 
     def norm(self, channels: int, **options) -> nn.BatchNorm2d:

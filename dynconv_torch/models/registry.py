@@ -18,6 +18,7 @@ from dynconv_torch.models.efficientnet_cc import (
     tf_efficientnet_cc_b1_8e,
 )
 from dynconv_torch.models.kw_networks import (
+    kw_convnext_tiny,
     kw_mobilenet_v2,
     kw_resnet18,
     kw_resnet50,
@@ -35,6 +36,7 @@ MODELS: dict[str, Callable[..., Any]] = {
     "tf_efficientnet_cc_b0_4e": tf_efficientnet_cc_b0_4e,
     "tf_efficientnet_cc_b0_8e": tf_efficientnet_cc_b0_8e,
     "tf_efficientnet_cc_b1_8e": tf_efficientnet_cc_b1_8e,
+    "kw_convnext_tiny": kw_convnext_tiny,
     "kw_mobilenet_v2": kw_mobilenet_v2,
     "kw_resnet18": kw_resnet18,
     "kw_resnet50": kw_resnet50,
