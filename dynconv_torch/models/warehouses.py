@@ -22,6 +22,7 @@ from dynconv_torch.layers.kernel_warehouse import (
 )
 from dynconv_torch.layers.warehouse_layout import from_warehouse_layout
 from dynconv_torch.layers.warehouse_linear import WarehouseLinear, linear_geometry
+from dynconv_torch.models.kw_recognition import call_of, recognize_kw_network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -311,11 +312,30 @@ def with_warehouses(
 def _load_published(
     model: nn.Module, state_dict: dict[str, Any], prefix: str, *reports: Any
 ) -> None:
-    """Loads also what is in the layout of `warehouse_layout.py`."""
-    known = [f"{prefix}{key}" for key in model.state_dict()]
-    renamed = from_warehouse_layout(state_dict, known)
+    """Loads also what is in the layout of `warehouse_layout.py`.
+
+    Of a published network with other options it says which.
+    """
+    own = {prefix + key: value for key, value in model.state_dict().items()}
+    renamed = from_warehouse_layout(state_dict, own)
     state_dict.clear()
     state_dict.update(renamed)
+    _, is_strict, *_, errors = reports
+    given = _recognized(renamed, prefix) if is_strict else None
+    if given and given != _recognized(own, prefix):  # which is refused in any case
+        errors.append(f"the state dict is of what `{call_of(*given)}` makes")
+
+
+def _recognized(
+    state_dict: Mapping[str, Any], prefix: str
+) -> tuple[str, dict[str, Any]] | None:
+    """Returns what published network a state dict is of, if of one."""
+    shapes = {
+        key.removeprefix(prefix): tuple(getattr(value, "shape", ()))
+        for key, value in state_dict.items()
+        if key.startswith(prefix)
+    }
+    return recognize_kw_network(shapes)
 
 
 def _of_group(given: float | Mapping[Any, float], key: Hashable) -> float:
