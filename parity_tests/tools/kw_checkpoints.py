@@ -1,7 +1,7 @@
 """The checkpoints of KernelWarehouse's networks: keys and shapes, from the paper alone.
 
-Written from what is published of the networks (which layers share, which are static, how
-cells are cut), without a line of the two packages.
+Written from what is published of the networks (which layers share, which are static,
+how cells are cut), without a line of the two packages.
 """
 
 import dataclasses
@@ -75,11 +75,9 @@ class Checkpoint:
             return given.get(name, 1.0) if isinstance(given, dict) else given
 
         for index, (name, rows) in enumerate(self.shared.items()):
-            gcds = [
-                math.gcd(*(shape[axis] for _, shape, *_ in rows)) for axis in (0, 1)
-            ]
-            co = int(gcds[0] * of(out_ratio, name))
-            ci = int(gcds[1] * of(in_ratio, name))
+            outputs, widths, *_ = zip(*(shape for _, shape, *_ in rows), strict=True)
+            co = int(math.gcd(*outputs) * of(out_ratio, name))
+            ci = int(math.gcd(*widths) * of(in_ratio, name))
             tiles = [math.prod(shape) // (co * ci) for _, shape, *_ in rows]
             cells = int(sum(tiles) * of(ratio, name))
             ones = [1] * (len(rows[0][1]) - 2)
