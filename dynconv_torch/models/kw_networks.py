@@ -8,9 +8,7 @@ kernel size, and with them those that lead to the next stage.
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypedDict, Unpack
-
-import torch
+from typing import Any, Literal
 
 from dynconv_torch.models.convnext import ConvNeXt
 from dynconv_torch.models.kw_grouping import (
@@ -20,45 +18,8 @@ from dynconv_torch.models.kw_grouping import (
     resnet_stage,
 )
 from dynconv_torch.models.mobilenet_v2 import MobileNetV2, mobilenet_v2
-from dynconv_torch.models.options import check_options
 from dynconv_torch.models.resnet import ResNet, resnet18, resnet50
 from dynconv_torch.models.warehouses import with_warehouses
-
-
-class WarehouseOptions(TypedDict, total=False):
-    """What networks pass on to `with_warehouses`, which explains it."""
-
-    assignment: float
-    init: Literal["default", "published"]
-    norm: str
-    implementation: str
-
-
-class _NetworkOptions(WarehouseOptions, total=False):
-    in_channels: int
-    drop_path_rate: float
-    device: torch.device | str | None
-    dtype: torch.dtype | None
-
-
-class ResNetOptions(_NetworkOptions, total=False):
-    """Options of a ResNet of warehouses: those of `ResNet`, and `WarehouseOptions`."""
-
-    dropout: float
-
-
-class MobileNetV2Options(_NetworkOptions, total=False):
-    """Options of a MobileNetV2 of warehouses, likewise."""
-
-    dropout: float
-    width_mult: float
-
-
-class ConvNeXtOptions(_NetworkOptions, total=False):
-    """Options of a ConvNeXt of warehouses, likewise."""
-
-    layer_scale: float
-
 
 # The options of `with_warehouses` by budget. Of half the cells and fewer, each is half
 # as wide, so that a layer of one tile still has a cell of its own.
@@ -87,35 +48,57 @@ MOBILENET_V2: Mapping[float, Mapping[str, Any]] = {
     1: {},
     4: dict(ratio=4),
 }
-CONVNEXT_TINY: Mapping[float, Mapping[str, Any]] = {1: dict(norm="layer")}
+CONVNEXT_TINY: Mapping[float, Mapping[str, Any]] = {1: {}}
 
 
 def kw_resnet18(
-    num_classes: int = 1000, *, ratio: float = 1.0, **options: Unpack[ResNetOptions]
+    num_classes: int = 1000,
+    *,
+    ratio: float = 1.0,
+    assignment: float = 0.0,
+    init: Literal["default", "published"] = "default",
+    norm: str = "batch",
+    implementation: str = "auto",
+    **options,
 ) -> ResNet:
     """Returns a ResNet of 18 layers, whose convolutions share warehouses.
 
     Args:
         num_classes: The number of logits.
         ratio: The parameter budget: 0.25, 0.5, 1, 2 or 4.
-        **options: Those of `ResNet` and of `with_warehouses`.
+        assignment: The initial τ, see `KernelWarehouse`, as the next is.
+        init: How the cells are drawn.
+        norm: What normalises inside of the attention.
+        implementation: How to convolve.
+        **options: Those of `ResNet`, without `dynamic`. `conv=None` makes the static
+            network, for which the options above count nothing.
 
     Raises:
         TypeError: If an option is unknown.
-        ValueError: If there is no such network, or a value is out of range.
+        ValueError: If there is no network of this budget, or a value is out of range.
 
     Example:
         >>> net = kw_resnet18(10, ratio=0.25, device="meta")
         >>> [warehouse.cells.shape for warehouse in net.warehouses][0]
         torch.Size([56, 32, 32, 1, 1])
     """
-    settings = published(kw_resnet18, RESNET18, ratio, options)
-    build = functools.partial(resnet18, num_classes, dynamic="all")
-    return build_shared(build, resnet_stage, settings, options)
+    shared = dict(
+        assignment=assignment, init=init, norm=norm, implementation=implementation
+    )
+    settings = published("kw_resnet18", RESNET18, ratio)
+    build = functools.partial(resnet18, num_classes)
+    return build_shared(build, resnet_stage, options, **settings, **shared)
 
 
 def kw_resnet50(
-    num_classes: int = 1000, *, ratio: float = 1.0, **options: Unpack[ResNetOptions]
+    num_classes: int = 1000,
+    *,
+    ratio: float = 1.0,
+    assignment: float = 0.0,
+    init: Literal["default", "published"] = "default",
+    norm: str = "batch",
+    implementation: str = "auto",
+    **options,
 ) -> ResNet:
     """Returns a ResNet of 50 layers, whose convolutions share warehouses.
 
@@ -125,28 +108,40 @@ def kw_resnet50(
     Args:
         num_classes: The number of logits.
         ratio: The parameter budget: 0.5, 1 or 4.
-        **options: Those of `ResNet` and of `with_warehouses`.
+        assignment: The initial τ, see `KernelWarehouse`, as the next is.
+        init: How the cells are drawn.
+        norm: What normalises inside of the attention.
+        implementation: How to convolve.
+        **options: Those of `ResNet`, without `dynamic`. `conv=None` makes the static
+            network, for which the options above count nothing.
 
     Raises:
         TypeError: If an option is unknown.
-        ValueError: If there is no such network, or a value is out of range.
+        ValueError: If there is no network of this budget, or a value is out of range.
 
     Example:
         >>> net = kw_resnet50(10, device="meta")
         >>> [warehouse.cells.shape for warehouse in net.warehouses][0]
         torch.Size([87, 64, 64, 1, 1])
     """
-    settings = published(kw_resnet50, RESNET50, ratio, options)
-    build = functools.partial(resnet50, num_classes, dynamic="all")
+    shared = dict(
+        assignment=assignment, init=init, norm=norm, implementation=implementation
+    )
+    settings = published("kw_resnet50", RESNET50, ratio)
+    build = functools.partial(resnet50, num_classes)
     group_by = functools.partial(resnet_stage, first=None)
-    return build_shared(build, group_by, settings, options)
+    return build_shared(build, group_by, options, **settings, **shared)
 
 
 def kw_mobilenet_v2(
     num_classes: int = 1000,
     *,
     ratio: float = 1.0,
-    **options: Unpack[MobileNetV2Options],
+    assignment: float = 0.0,
+    init: Literal["default", "published"] = "default",
+    norm: str = "batch",
+    implementation: str = "auto",
+    **options,
 ) -> MobileNetV2:
     """Returns a MobileNetV2, whose convolutions share warehouses.
 
@@ -155,28 +150,38 @@ def kw_mobilenet_v2(
     Args:
         num_classes: The number of logits.
         ratio: The parameter budget: 0.5, 1 or 4.
-        **options: Those of `MobileNetV2`, without dropout by default, and of
-            `with_warehouses`. Published are networks of `width_mult` 0.5 and 1.
+        assignment: The initial τ, see `KernelWarehouse`, as the next is.
+        init: How the cells are drawn.
+        norm: What normalises inside of the attention.
+        implementation: How to convolve.
+        **options: Those of `MobileNetV2`, as of `kw_resnet18`; without dropout by
+            default. Published are networks of `width_mult` 0.5 and 1.
 
     Raises:
         TypeError: If an option is unknown.
-        ValueError: If there is no such network, or a value is out of range.
+        ValueError: If there is no network of this budget, or a value is out of range.
 
     Example:
         >>> net = kw_mobilenet_v2(10, ratio=0.5, device="meta")
         >>> [warehouse.cells.shape for warehouse in net.warehouses][-1]
         torch.Size([20, 10, 32, 1])
     """
-    settings = published(kw_mobilenet_v2, MOBILENET_V2, ratio, options)
+    shared = dict(
+        assignment=assignment, init=init, norm=norm, implementation=implementation
+    )
+    settings = published("kw_mobilenet_v2", MOBILENET_V2, ratio)
     group_by = functools.partial(mobilenet_stage, ratio=ratio)
     build = _with_dynamic_classifier if ratio < 1 else mobilenet_v2
-    build = functools.partial(build, num_classes, dynamic="all")
-    return build_shared(build, group_by, settings, {"dropout": 0.0, **options})
+    build = functools.partial(build, num_classes)
+    options = {"dropout": 0.0, **options}
+    return build_shared(build, group_by, options, **settings, **shared)
 
 
 def _with_dynamic_classifier(num_classes: int, *, conv: Any, **options) -> MobileNetV2:
-    """Builds a MobileNetV2 whose classifier `conv` builds too."""
+    """Builds a MobileNetV2 whose classifier `conv`, if any, builds too."""
     net = mobilenet_v2(num_classes, conv=conv, **options)
+    if conv is None:
+        return net
     shared = {name: options[name] for name in ("device", "dtype") if name in options}
     features = net.classifier[1].in_features
     net.classifier[1] = conv.linear(features, num_classes, **shared)
@@ -184,57 +189,62 @@ def _with_dynamic_classifier(num_classes: int, *, conv: Any, **options) -> Mobil
 
 
 def kw_convnext_tiny(
-    num_classes: int = 1000, *, ratio: float = 1.0, **options: Unpack[ConvNeXtOptions]
+    num_classes: int = 1000,
+    *,
+    ratio: float = 1.0,
+    assignment: float = 0.0,
+    init: Literal["default", "published"] = "default",
+    norm: str = "layer",
+    implementation: str = "auto",
+    **options,
 ) -> ConvNeXt:
     """Returns a ConvNeXt-T, whose convolutions share warehouses, the stem too.
 
     Args:
         num_classes: The number of logits.
         ratio: The parameter budget: 1.
-        **options: Those of `ConvNeXt` and of `with_warehouses`; `norm` is `"layer"` by
-            default.
+        assignment: The initial τ, see `KernelWarehouse`, as the next is.
+        init: How the cells are drawn.
+        norm: What normalises inside of the attention.
+        implementation: How to convolve.
+        **options: Those of `ConvNeXt`, as of `kw_resnet18`.
 
     Raises:
         TypeError: If an option is unknown.
-        ValueError: If there is no such network, or a value is out of range.
+        ValueError: If there is no network of this budget, or a value is out of range.
 
     Example:
         >>> net = kw_convnext_tiny(10, device="meta")
         >>> [warehouse.cells.shape for warehouse in net.warehouses][-1]
         torch.Size([24, 768, 768, 1, 1])
     """
-    settings = published(kw_convnext_tiny, CONVNEXT_TINY, ratio, options)
-    build = functools.partial(
-        ConvNeXt, (3, 3, 9, 3), (96, 192, 384, 768), num_classes, dynamic="all"
+    shared = dict(
+        assignment=assignment, init=init, norm=norm, implementation=implementation
     )
-    return build_shared(build, convnext_stage, settings, options)
+    settings = published("kw_convnext_tiny", CONVNEXT_TINY, ratio)
+    depths, widths = (3, 3, 9, 3), (96, 192, 384, 768)
+    build = functools.partial(ConvNeXt, depths, widths, num_classes)
+    return build_shared(build, convnext_stage, options, **settings, **shared)
 
 
 def published(
-    network: Callable[..., Any],
-    table: Mapping[float, Mapping[str, Any]],
-    ratio: float,
-    options: Mapping[str, Any],
+    name: str, table: Mapping[float, Mapping[str, Any]], ratio: float
 ) -> Mapping[str, Any]:
     """Returns the settings of a published budget.
 
     Args:
-        network: The function that was called.
+        name: Of the network.
         table: Its settings by budget.
         ratio: The budget.
-        options: What the function was given beside.
 
     Raises:
-        TypeError: If it does not take an option.
         ValueError: If there is no network of this budget.
 
     Example:
-        >>> published(kw_resnet18, RESNET18, 4, {})
+        >>> published("kw_resnet18", RESNET18, 4)
         {'ratio': 4}
     """
-    check_options(options, network)
     if isinstance(ratio, bool) or ratio not in table:
-        name = network.__name__
         raise ValueError(
             f"`ratio` (={ratio!r}) of {name} must be one of {list(table)}, the budgets "
             "that were published; for another, give `with_warehouses` the network"
@@ -245,22 +255,29 @@ def published(
 def build_shared(
     build: Callable[..., Any],
     group_by: GroupBy,
-    settings: Mapping[str, Any],
     options: Mapping[str, Any],
+    **settings: Any,
 ) -> Any:
-    """Builds a network with warehouses.
+    """Builds a network with warehouses, or the static one where `conv` is None.
 
     Args:
-        build: Builds it by `conv` and the options of a network.
+        build: Builds it by `conv`, `dynamic` and further options.
         group_by: As of `with_warehouses`.
-        settings: Further options of `with_warehouses`.
-        options: Those of the network, and `WarehouseOptions`.
+        options: Those of the network.
+        **settings: Further options of `with_warehouses`.
+
+    Raises:
+        ValueError: If the options say which convolutions are dynamic, or what they are.
     """
     options = dict(options)
-    own = WarehouseOptions.__annotations__
-    shared = {name: options.pop(name) for name in own if name in options}
-    return with_warehouses(
-        functools.partial(build, **options),
-        group_by=group_by,
-        **{**settings, **shared},
-    )
+    if options.get("conv", "warehouses") is None:
+        return build(**options)
+    for name in ("conv", "dynamic"):
+        if name in options:
+            raise ValueError(
+                f"`{name}` (={options[name]!r}) must be left out: which convolutions "
+                "share warehouses is as published; the network without `kw_` in its "
+                "name takes others, and `conv=None` makes this one static"
+            )
+    build = functools.partial(build, dynamic="all", **options)
+    return with_warehouses(build, group_by=group_by, **settings)

@@ -20,6 +20,7 @@ from dynconv_torch.layers.kernel_warehouse import (
     WarehouseConv2d,
     WarehouseConv3d,
 )
+from dynconv_torch.layers.same_conv import PaddedConv1d, PaddedConv2d, PaddedConv3d
 from dynconv_torch.layers.warehouse_layout import from_warehouse_layout
 from dynconv_torch.layers.warehouse_linear import WarehouseLinear, linear_geometry
 from dynconv_torch.models.kw_recognition import call_of, recognize_kw_network
@@ -38,25 +39,16 @@ class _Request:
     def static(self) -> nn.Module:
         """Builds the layer without cells."""
         geometry = self.geometry
-        widths = geometry.in_channels, geometry.out_channels
         shared: dict[str, Any] = dict(
             bias=self.bias, device=self.device, dtype=self.dtype
         )
         if self.is_linear:
-            return nn.Linear(*widths, **shared)
-        conv_class = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[geometry.rank - 1]
-        conv: Any = conv_class(
-            *widths,
-            geometry.kernel_size,  # pyright: ignore[reportArgumentType]
-            geometry.stride,  # pyright: ignore[reportArgumentType]
-            geometry.padding,  # pyright: ignore[reportArgumentType]
-            geometry.dilation,  # pyright: ignore[reportArgumentType]
-            geometry.groups,
-            **shared,
-        )
+            return nn.Linear(geometry.in_channels, geometry.out_channels, **shared)
+        padded = (PaddedConv1d, PaddedConv2d, PaddedConv3d)[geometry.rank - 1]
+        conv = padded(geometry, **shared)
         fan_out = geometry.out_channels * math.prod(geometry.kernel_size)
         nn.init.normal_(conv.weight, std=(2 / fan_out) ** 0.5)
-        if self.bias:
+        if conv.bias is not None:
             nn.init.zeros_(conv.bias)
         return conv
 

@@ -77,13 +77,13 @@ def test_both_frameworks_agree_on_keys_with_dynamic_convolutions():
 
 
 def test_layers_are_drawn_as_those_of_the_authors():
-    ours = ConvNeXt((1, 1, 1, 1), (8, 8, 16, 96), 10, rngs=nnx.Rngs(0))
-    theirs = TorchConvNeXt((1, 1, 1, 1), (8, 8, 16, 96), 10)
+    sizes = (1, 1, 1, 1), (16, 16, 16, 16), 64
+    ours, theirs = ConvNeXt(*sizes, rngs=nnx.Rngs(0)), TorchConvNeXt(*sizes)
     state = {k: v.numpy() for k, v in theirs.state_dict().items()}
     for arrays in (dynconv_jax.to_torch_state_dict(ours), state):
         assert np.allclose(arrays["stages.3.0.gamma"], 1e-6)
         for key in ("stages.3.0.pwconv1.weight", "head.weight"):
-            assert abs(arrays[key].std() / 0.02 - 1) < 0.1
+            assert abs(arrays[key].std() / 0.02 - 1) < 0.15
         for key in ("stages.3.0.pwconv1.bias", "head.bias"):
             assert not arrays[key].any()
 

@@ -160,21 +160,20 @@ def drawn(net: torch.nn.Module, images: np.ndarray, rng) -> torch.nn.Module:
 @pytest.mark.slow
 def test_a_small_convnext_of_warehouses_agrees(rng):
     sizes: Any = ((1, 1, 1, 1), (4, 8, 8, 8), 3)
-    options: dict[str, Any] = dict(dynamic="all")
     images = rng.normal(size=(2, 32, 64, 3))
     ours = abstract_module(
         lambda rngs: build_shared(
-            functools.partial(ConvNeXt, *sizes, param_dtype="float64", **options),
+            functools.partial(ConvNeXt, *sizes, param_dtype="float64"),
             convnext_stage,
-            dict(norm="layer"),
             dict(rngs=rngs),
+            norm="layer",
         )
     )
     theirs = torch_build_shared(
-        functools.partial(TorchConvNeXt, *sizes, dtype=torch.float64, **options),
+        functools.partial(TorchConvNeXt, *sizes, dtype=torch.float64),
         torch_grouping.convnext_stage,
-        dict(norm="layer"),
         {},
+        norm="layer",
     )
     assert_parity(ours, drawn(theirs, images, rng), images)
 
@@ -253,15 +252,35 @@ def test_budgets_that_were_not_published_are_refused(build, name, ratio):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        (dict(conv="dynamic"), "'conv'; .*'ratio'"),
-        (dict(dynamic=1), "'dynamic'; .*'ratio'"),
         (dict(asignment=1.0), "did you mean 'assignment'"),
-        (dict(width_mult=0.5), "'width_mult'"),
+        (dict(width_mult=0.5), "'width_mult'; it takes .*'ratio'.*'dropout'"),
     ],
 )
 def test_options_of_other_networks_are_refused(build, option, message):
     with pytest.raises(TypeError, match=f"kw_resnet18.*{message}"):
         build("kw_resnet18", **option)
+
+
+@BUILDERS
+@pytest.mark.parametrize("name", ["kw_resnet18", "kw_mobilenet_v2"])
+@pytest.mark.parametrize(
+    "option", [dict(conv="dynamic"), dict(conv="kernel_warehouse"), dict(dynamic=1)]
+)
+def test_what_is_dynamic_is_as_published(build, name, option):
+    with pytest.raises(ValueError, match="^`(conv|dynamic)` .* must be left out"):
+        build(name, ratio=0.5, **option)
+
+
+@BUILDERS
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+def test_the_static_network_has_the_names_of_the_dynamic_one(build, name):
+    def shapes(net):
+        if isinstance(net, torch.nn.Module):
+            return {key: tuple(value.shape) for key, value in net.state_dict().items()}
+        return torch_shapes(net)
+
+    static = build(f"kw_{name}", 3, conv="static", ratio=0.5)
+    assert shapes(static) == shapes(build(name, 3))
 
 
 def test_options_reach_the_warehouses():
@@ -274,7 +293,6 @@ def test_options_reach_the_warehouses():
 
 
 def test_networks_train_with_rates_of_their_own():
-    net = abstract("kw_resnet18", 3, ratio=0.25, dropout=0.1, drop_path_rate=0.2)
-    assert net.dropout.rate == 0.1 and net.layer4.layers[1].drop_path.rate == 0.2
-    classifier = abstract("kw_mobilenet_v2", 3, width_mult=0.1).classifier
-    assert classifier.layers[0].rate == 0.0
+    net = on_meta("kw_resnet18", 3, ratio=0.25, dropout=0.1, drop_path_rate=0.2)
+    assert net.dropout.p == 0.1 and net.layer4[1].drop_path.p == 0.2
+    assert on_meta("kw_mobilenet_v2", 3, width_mult=0.1).classifier[0].p == 0.0

@@ -295,3 +295,132 @@ def test_an_attribute_of_the_model_is_not_overwritten():
         warehouses = "mine"
 
     refused("Taken.*attribute `warehouses`", Taken, TorchTaken)
+
+
+# Static layers, ratios of their own, linear layers.
+
+
+class JaxHead(nnx.Module):
+    """Two convolutions, and a linear layer that `conv` builds."""
+
+    def __init__(self, conv, *, dtype: Any = "float64", rngs):
+        shared: dict[str, Any] = dict(param_dtype=dtype, rngs=rngs)
+        self.conv1 = conv(2, 4, (3, 3), 2, padding=1, **shared)
+        self.conv2 = conv(4, 4, (1, 2), padding="VALID", use_bias=False, **shared)
+        self.fc = conv.linear(4, 6, **shared)
+
+    def __call__(self, x):
+        x = self.conv2(jnp.tanh(self.conv1(x)))
+        return self.fc(x) + self.fc(x.mean((1, 2)))[:, None, None]
+
+
+class TorchHead(torch.nn.Module):
+    """The twin of `JaxHead`."""
+
+    def __init__(self, conv):
+        super().__init__()
+        self.conv1 = conv(2, 4, 3, 2, padding=1)
+        self.conv2 = conv(4, 4, (1, 2), bias=False)
+        self.fc = conv.linear(4, 6)
+
+    def forward(self, x):
+        x = self.conv2(torch.tanh(self.conv1(x))).movedim(1, -1)
+        return (self.fc(x) + self.fc(x.mean((1, 2)))[:, None, None]).movedim(-1, 1)
+
+
+def all_but_the_first(index, geometry, path):
+    return None if path == "conv1" else path
+
+
+def test_models_with_static_and_linear_layers_agree(rng):
+    options: dict[str, Any] = dict(
+        group_by=all_but_the_first,
+        ratio={"conv2": 2, "fc": 0.5},
+        out_ratio={"fc": 0.5},
+        norm="layer",
+        assignment=0.3,
+    )
+    theirs = dynconv_torch.with_warehouses(TorchHead, **options).double()
+    shapes = [tuple(warehouse.cells.shape) for warehouse in theirs.warehouses]
+    assert shapes == [(4, 4, 4, 1, 1), (1, 3, 4, 1)]
+    assert isinstance(theirs.conv1, torch.nn.Conv2d)
+    for parameter in theirs.parameters():
+        parameter.data.normal_(0, 0.5)
+    ours = outlined(JaxHead, **options)
+    assert type(ours.conv1) is nnx.Conv
+    assert_parity(ours, theirs, rng.normal(size=(2, 7, 6, 2)))
+
+
+def test_a_linear_layer_is_the_product_with_its_mixed_kernel(rng):
+    theirs = dynconv_torch.with_warehouses(TorchHead, norm="none").double()
+    layer = theirs.fc
+    for parameter in layer.parameters():
+        parameter.data.normal_(0, 0.5)
+    x = torch.from_numpy(rng.normal(size=(2, 3, 4)))
+    attention = layer.conv.attention
+    for sample, output in zip(x, layer(x), strict=True):
+        hidden = attention.fc1.weight @ sample.mean(0) + attention.fc1.bias
+        z = attention.fc2.weight @ hidden.clamp(min=0) + attention.fc2.bias
+        weights = z / (z.abs().sum() + 1e-3)  # one tile, of one cell and zero
+        kernel = weights[0] * layer.conv.warehouse.cells[0, :, :, 0]
+        expected = sample @ kernel.T + layer.conv.bias
+        np.testing.assert_allclose(
+            output.detach().numpy(), expected.detach().numpy(), rtol=1e-10
+        )
+
+
+def test_static_layers_are_drawn_as_those_of_networks():
+    def build(conv, rngs):
+        return nnx.Sequential(
+            conv(8, 64, (3, 3), rngs=rngs),
+            conv(64, 64, (1, 1), rngs=rngs),
+            conv.linear(8, 8, rngs=rngs),
+        )
+
+    def torch_build(conv):
+        return torch.nn.Sequential(conv(8, 64, 3), conv(64, 64, 1), conv.linear(8, 8))
+
+    options: dict[str, Any] = dict(
+        group_by=lambda index, geometry, path: "one" if path == "1" else None
+    )
+    ours = dynconv_jax.with_warehouses(build, rngs=nnx.Rngs(0), **options)
+    theirs = dynconv_torch.with_warehouses(torch_build, **options)
+    assert type(ours.layers[2]) is nnx.Linear and type(theirs[2]) is torch.nn.Linear
+    for kernel in (np.asarray(ours.layers[0].kernel[...]), theirs[0].weight):
+        assert abs(kernel.std() * (9 * 64 / 2) ** 0.5 - 1) < 0.05
+    assert not theirs[0].bias.any()
+
+
+def test_a_model_of_which_all_is_static_is_refused():
+    group_by: Any = lambda index, geometry, path: None  # noqa: E731
+    refused("answers None for every layer", JaxNet, TorchNet, group_by=group_by)
+
+
+@pytest.mark.parametrize("name", ["ratio", "in_ratio", "out_ratio"])
+def test_a_ratio_of_no_group_is_refused(name):
+    options: dict[str, Any] = {name: {"two": 1.0}}
+    message = rf"^`{name}` is given for 'two', .*answers \['one'\]"
+    refused(message, JaxNet, TorchNet, group_by=in_one, **options)
+
+
+def test_a_warehouse_of_convolutions_makes_no_linear_layer():
+    geometry = Geometry.create(4, 6, (2,), padding="VALID")
+    message = r"`kernel_size` \(=\(2,\)\).*`linear_geometry\(4, 6\)`"
+    with pytest.raises(ValueError, match=message):
+        abstract_module(
+            lambda rngs: dynconv_jax.WarehouseLinear(
+                dynconv_jax.KernelWarehouse([geometry], rngs=rngs), rngs=rngs
+            )
+        )
+    twin = dynconv_torch.functional.Geometry.create(4, 6, 2, rank=1)
+    with pytest.raises(ValueError, match=message):
+        dynconv_torch.WarehouseLinear(dynconv_torch.KernelWarehouse([twin]))
+
+
+def test_a_vector_without_a_batch_is_refused():
+    theirs = dynconv_torch.with_warehouses(TorchHead, norm="none").fc
+    with pytest.raises(ValueError, match=r"`x` \(shape \(4,\)\)"):
+        theirs(torch.ones(4))
+    ours = outlined(JaxHead, norm="none").fc
+    with pytest.raises(ValueError, match=r"`inputs` \(shape \(4,\)\)"):
+        ours(jnp.ones(4))

@@ -28,6 +28,7 @@ DEFAULT_CONVOLUTIONS: dict[str, tuple[str, dict[str, Any]]] = {
         for name in list_models()
         if "efficientnet_cc" in name
     },
+    **{name: ("kernel_warehouse", {}) for name in list_models() if name[:3] == "kw_"},
 }
 
 # The options of convolutions that have a flag of their own.

@@ -72,7 +72,8 @@ def _list_models(console: Console, pattern: str, config: Config) -> None:
     say(
         console,
         "Pictures are of the size that published weights are of; others will do. Each "
-        f"model takes, by --conv, one of: {', '.join(list_convolutions())}.",
+        f"model takes, by --conv, one of: {', '.join(list_convolutions())}; kw_... is "
+        "as published, or static.",
     )
 
 
