@@ -218,7 +218,7 @@ class Convolutions:
             is_convnext = self.init == "convnext"
             deviation = 0.02 if is_convnext else (2 / fan_out) ** 0.5
             nn.init.normal_(layer.weight, std=deviation)
-            if bias:
+            if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
         return layer
 

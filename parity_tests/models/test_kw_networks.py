@@ -285,7 +285,7 @@ def test_the_static_network_has_the_names_of_the_dynamic_one(build, name):
 
 def test_options_reach_the_warehouses():
     options: dict[str, Any] = dict(assignment=0.5, init="published", norm="none")
-    net = dynconv_torch.create_model("kw_resnet18", 3, ratio=0.25, **options)
+    net: Any = dynconv_torch.create_model("kw_resnet18", 3, ratio=0.25, **options)
     assert [float(each.assignment) for each in net.warehouses] == [0.5] * 4
     assert not any("norm1" in key for key in net.state_dict())
     first = net.warehouses[0].cells.std().item()

@@ -15,6 +15,7 @@ from dynconv_jax.functional import Geometry
 from dynconv_jax.models.abstract import abstract_module
 from dynconv_jax.models.warehouses import stage_and_kernel_size
 from dynconv_jax.weights import torch_variables
+from dynconv_torch.functional import Geometry as TorchGeometry
 from dynconv_torch.models.warehouses import stage_and_kernel_size as torch_key
 from parity_tests.parity import assert_parity
 
@@ -412,7 +413,7 @@ def test_a_warehouse_of_convolutions_makes_no_linear_layer():
                 dynconv_jax.KernelWarehouse([geometry], rngs=rngs), rngs=rngs
             )
         )
-    twin = dynconv_torch.functional.Geometry.create(4, 6, 2, rank=1)
+    twin = TorchGeometry.create(4, 6, 2, rank=1)
     with pytest.raises(ValueError, match=message):
         dynconv_torch.WarehouseLinear(dynconv_torch.KernelWarehouse([twin]))
 

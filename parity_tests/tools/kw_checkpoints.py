@@ -196,22 +196,19 @@ def convnext_tiny(classes: int = 1000) -> Shapes:
     made.conv("downsample_layers.0.0", 3, 96, (4, 4), "stem", bias=True)
     made.layer_norm("downsample_layers.0.1", 96)
     for number in (1, 2, 3):
-        key, ends = f"downsample_layers.{number}", widths[number - 1 : number + 1]
-        made.layer_norm(f"{key}.0", ends[0])
-        made.conv(f"{key}.1", *ends, (2, 2), f"between {number}", bias=True)
+        key, name = f"downsample_layers.{number}", f"between {number}"
+        width, following = widths[number - 1], widths[number]
+        made.layer_norm(f"{key}.0", width)
+        made.conv(f"{key}.1", width, following, (2, 2), name, bias=True)
     for stage, (width, depth) in enumerate(zip(widths, depths, strict=True)):
         for index in range(depth):
             key = f"stages.{stage}.{index}"
             made.shapes[f"{key}.gamma"] = (1, width, 1, 1)
             made.layer_norm(f"{key}.norm", width)
             depthwise, pointwise = f"stage {stage} depthwise", f"stage {stage}"
-            rows = [
-                ("dwconv", width, width, (7, 7), depthwise, width),
-                ("pwconv1", width, 4 * width, (1, 1), pointwise, 1),
-                ("pwconv2", 4 * width, width, (1, 1), pointwise, 1),
-            ]
-            for name, *row in rows:
-                made.conv(f"{key}.{name}", *row, bias=True)  # pyright: ignore
+            made.conv(f"{key}.dwconv", width, width, (7, 7), depthwise, width, True)
+            for number, ends in ((1, (width, 4 * width)), (2, (4 * width, width))):
+                made.conv(f"{key}.pwconv{number}", *ends, (1, 1), pointwise, bias=True)
     made.layer_norm("norm", 768)
     made.linear("head", 768, classes)
     return made.finish(1.0)
