@@ -12,6 +12,8 @@ import dynconv_torch
 from dynconv_jax import ConvNeXt, count_parameters
 from dynconv_jax.models import head_of, layer_groups
 from dynconv_jax.models.abstract import abstract_module
+from dynconv_jax.models.convnext import Block
+from dynconv_jax.models.convolutions import Convolutions
 from dynconv_jax.weights.torch_layout import torch_shapes
 from dynconv_torch import ConvNeXt as TorchConvNeXt
 from parity_tests.parity import assert_parity
@@ -77,15 +79,20 @@ def test_both_frameworks_agree_on_keys_with_dynamic_convolutions():
 
 
 def test_layers_are_drawn_as_those_of_the_authors():
-    sizes = (1, 1, 1, 1), (16, 16, 16, 16), 64
-    ours, theirs = ConvNeXt(*sizes, rngs=nnx.Rngs(0)), TorchConvNeXt(*sizes)
+    make = Convolutions(None, "all", stages=4, init="convnext", rngs=nnx.Rngs(0))
+    block = Block(16, stage=1, drop_path_rate=0.0, layer_scale=0.5, make=make)
+    theirs = TorchConvNeXt((1, 1, 1, 1), (16, 16, 16, 16), 64, layer_scale=0.5)
     state = {k: v.numpy() for k, v in theirs.state_dict().items()}
-    for arrays in (dynconv_jax.to_torch_state_dict(ours), state):
-        assert np.allclose(arrays["stages.3.0.gamma"], 1e-6)
-        for key in ("stages.3.0.pwconv1.weight", "head.weight"):
-            assert abs(arrays[key].std() / 0.02 - 1) < 0.15
-        for key in ("stages.3.0.pwconv1.bias", "head.bias"):
-            assert not arrays[key].any()
+    own = {
+        f"stages.3.0.{key}": value
+        for key, value in dynconv_jax.to_torch_state_dict(block).items()
+    }
+    for arrays in (own, state):
+        assert (arrays["stages.3.0.gamma"] == 0.5).all()
+        assert abs(arrays["stages.3.0.pwconv1.weight"].std() / 0.02 - 1) < 0.15
+        assert not arrays["stages.3.0.pwconv1.bias"].any()
+    assert abs(state["head.weight"].std() / 0.02 - 1) < 0.15
+    assert not state["head.bias"].any()
 
 
 def test_groups_are_the_stem_each_block_and_the_head():
