@@ -86,9 +86,9 @@ def recognize_kw_network(shapes: Shapes) -> tuple[str, dict[str, Any]] | None:
         shapes: Of the arrays of a state dict, by PyTorch key.
 
     Returns:
-        The name, and the options that show: `num_classes`, `ratio`, of MobileNetV2
-        `width_mult`, and `in_features` where it is not 3. None if it is none of these
-        networks.
+        The name, and the options that show, in the words of PyTorch: `num_classes`,
+        `ratio`, of MobileNetV2 `width_mult`, and `in_channels` where it is not 3. None
+        if it is none of these networks.
 
     Example:
         >>> from dynconv_jax.models.abstract import abstract_module
@@ -120,7 +120,7 @@ def recognize_kw_network(shapes: Shapes) -> tuple[str, dict[str, Any]] | None:
             options["width_mult"] = _width_mult(shapes)
         channels = shapes.get(network.stem, (0, 3))[1]
         if channels != 3:
-            options["in_features"] = channels
+            options["in_channels"] = channels
         return network.name, options
     return None
 
@@ -131,22 +131,3 @@ def _width_mult(shapes: Shapes) -> float:
     usual = 1.0, 0.5, 0.75, 0.35, 0.25, 1.4
     fits = [each for each in usual if make_divisible(320 * each) == width]
     return fits[0] if fits else width / 320
-
-
-def call_of(name: str, options: Mapping[str, Any]) -> str:
-    """Returns the call of `create_model` that has these arguments, as one writes it.
-
-    Args:
-        name: Of the network.
-        options: Of the network.
-
-    Example:
-        >>> call_of("kw_resnet18", {"num_classes": 10, "ratio": 0.25})
-        "create_model('kw_resnet18', 10, ratio=0.25)"
-    """
-    rest = dict(options)
-    arguments = [repr(name)]
-    if "num_classes" in rest:
-        arguments.append(repr(rest.pop("num_classes")))
-    arguments += [f"{option}={value!r}" for option, value in rest.items()]
-    return f"create_model({', '.join(arguments)})"

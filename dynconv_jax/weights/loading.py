@@ -10,6 +10,7 @@ from flax import nnx
 
 from dynconv_jax.checks import check_state_dict
 from dynconv_jax.layers.chen_layout import from_chen_layout
+from dynconv_jax.layers.warehouse_layout import from_warehouse_layout
 from dynconv_jax.weights.counterparts import silent_differences
 from dynconv_jax.weights.identify import identify, in_flax
 from dynconv_jax.weights.leaf import Leaf
@@ -17,7 +18,6 @@ from dynconv_jax.weights.names import check_names, keys_to_ignore
 from dynconv_jax.weights.recognize import Match, Problem, shapes_of
 from dynconv_jax.weights.refusals import description
 from dynconv_jax.weights.torch_layout import leaves_of
-from dynconv_jax.weights.warehouse_layout import from_warehouse_layout
 from dynconv_jax.weights.wrappers import unwrap
 
 # What may be wrong, the most telling first: of one, of several.

@@ -32,6 +32,7 @@ from dynconv_jax.layers import (
     WarehouseConv,
 )
 from dynconv_jax.layers.chen_layout import to_chen_layout
+from dynconv_jax.layers.warehouse_layout import to_warehouse_layout
 from dynconv_jax.models.convnext import Block
 from dynconv_jax.scheduled import Scheduled
 from dynconv_jax.weights.arrangements import (
@@ -55,7 +56,6 @@ from dynconv_jax.weights.counterparts import (
     transposed_row,
 )
 from dynconv_jax.weights.leaf import Leaf
-from dynconv_jax.weights.warehouse_layout import to_warehouse_layout
 
 
 def _router_name(layer: nnx.Module) -> str:

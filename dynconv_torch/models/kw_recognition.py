@@ -86,9 +86,9 @@ def recognize_kw_network(shapes: Shapes) -> tuple[str, dict[str, Any]] | None:
         shapes: Of the arrays of a state dict, by PyTorch key.
 
     Returns:
-        The name, and the options that show: `num_classes`, `ratio`, of MobileNetV2
-        `width_mult`, and `in_channels` where it is not 3. None if it is none of these
-        networks.
+        The name, and the options that show, in the words of PyTorch: `num_classes`,
+        `ratio`, of MobileNetV2 `width_mult`, and `in_channels` where it is not 3. None
+        if it is none of these networks.
 
     Example:
         >>> from dynconv_torch.models.kw_networks import kw_resnet18

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from dynconv_torch.models.dynamic_net import WIDTHS, scaled_widths
 from dynconv_torch.models.efficientnet_cc import STAGES as EFFICIENT_STAGES
+from dynconv_torch.models.kw_recognition import recognize_kw_network
 from dynconv_torch.models.mobilenet_v2 import STAGES as MOBILE_STAGES
 from dynconv_torch.models.mobilenet_v2 import make_divisible
 from dynconv_torch.weights.members import Place, Shapes, shape_of, without
@@ -213,7 +214,19 @@ def _efficientnets(shapes: Shapes) -> Iterator[Call]:
     yield call._replace(options=options, guesses=guesses)
 
 
+# KernelWarehouse's own networks
+
+_KW_HEADS = {"kw_convnext_tiny": "head", "kw_mobilenet_v2": "classifier"}
+
+
+def _kw_networks(shapes: Shapes) -> Iterator[Call]:
+    if found := recognize_kw_network(shapes):
+        name, options = found
+        yield Call(name, options, name, _KW_HEADS.get(name, "fc"))
+
+
 NETWORKS = (
+    Network("KernelWarehouse's networks", (), _kw_networks),
     Network("DynamicNet", ("stem.1.weight", "stage1.bn.weight"), _dynamic_nets),
     Network("ResNet", ("bn1.weight", "layer1.0.bn1.weight"), _resnets),
     Network(

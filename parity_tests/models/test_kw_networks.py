@@ -11,6 +11,10 @@ import torch
 import dynconv_jax
 import dynconv_torch
 from dynconv_jax import count_parameters
+from dynconv_jax.layers.warehouse_layout import (
+    from_warehouse_layout,
+    to_warehouse_layout,
+)
 from dynconv_jax.models.abstract import abstract_module
 from dynconv_jax.models.convnext import ConvNeXt
 from dynconv_jax.models.kw_grouping import (
@@ -20,10 +24,6 @@ from dynconv_jax.models.kw_grouping import (
 )
 from dynconv_jax.models.kw_networks import build_shared
 from dynconv_jax.weights.torch_layout import torch_shapes
-from dynconv_jax.weights.warehouse_layout import (
-    from_warehouse_layout,
-    to_warehouse_layout,
-)
 from dynconv_torch.models import kw_grouping as torch_grouping
 from dynconv_torch.models.convnext import ConvNeXt as TorchConvNeXt
 from dynconv_torch.models.kw_networks import build_shared as torch_build_shared
