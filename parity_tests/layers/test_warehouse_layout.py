@@ -251,7 +251,7 @@ def test_a_published_checkpoint_alone_makes_its_network(rng):
         for key, shape in shapes.items()
         if not key.endswith("num_batches_tracked")
     }
-    made = dynconv_torch.create_model_from_checkpoint({"state_dict": arrays})
+    made = dynconv_torch.create_model_from_checkpoint(arrays)
     returned = dynconv_torch.to_warehouse_layout(made.state_dict())
     for key, value in arrays.items():
         np.testing.assert_array_equal(returned[key].numpy(), value)
