@@ -65,7 +65,7 @@ def mix_kernels(
     return mixed.unflatten(1, weight.shape[1:])
 
 
-def _merge_experts(weight: Tensor, groups: int) -> Tensor:
+def merge_experts(weight: Tensor, groups: int) -> Tensor:
     """Makes of experts (K, O, C/g, *k) one kernel with g·K·O/g outputs, in that order.
 
     A group's outputs stay together.
@@ -196,7 +196,7 @@ def dynamic_conv(
     )
     if form == "experts":
         assert attention is not None
-        merged = _merge_experts(weight, geometry.groups)
+        merged = merge_experts(weight, geometry.groups)
         output = conv_by_experts(input, attention, merged, geometry)
         return add_bias(output, bias)
     mixed = weight[:1] if attention is None else mix_kernels(attention, weight)
