@@ -8,8 +8,12 @@ from torch import nn
 from dynconv_torch.checks import check_module
 from dynconv_torch.gating import RECORDED, RouterOutput
 from dynconv_torch.layers.adaptive_conv import StyleAttention
+from dynconv_torch.layers.frequency_dynamic_conv import BinAttention
 from dynconv_torch.layers.od_conv import ODAttention
 from dynconv_torch.routing import Router, SigmoidRouter
+
+# What records its answers, subclasses included.
+ROUTERS = Router, SigmoidRouter, ODAttention, StyleAttention, BinAttention
 
 
 def capture_routers(
@@ -41,7 +45,7 @@ def capture_routers(
     routers = {
         path: part
         for path, part in model.named_modules()
-        if isinstance(part, (Router, SigmoidRouter, ODAttention, StyleAttention))
+        if isinstance(part, ROUTERS)
     }
     for router in routers.values():
         setattr(router, RECORDED, [])

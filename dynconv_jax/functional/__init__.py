@@ -4,6 +4,7 @@ from dynconv_jax.functional.adaptive import adaptive_conv
 from dynconv_jax.functional.choice import explain
 from dynconv_jax.functional.conv import conv, conv_general_dilated
 from dynconv_jax.functional.dynamic import dynamic_conv
+from dynconv_jax.functional.frequency_dynamic import frequency_dynamic_conv
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.mixing import mix_kernels
 from dynconv_jax.functional.modulated import modulated_conv
@@ -22,6 +23,7 @@ __all__ = [
     "dynamic_conv",
     "dynamic_conv_transpose",
     "explain",
+    "frequency_dynamic_conv",
     "load_balance_loss",
     "mix_kernels",
     "modulated_conv",

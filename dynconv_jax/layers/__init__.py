@@ -9,6 +9,8 @@ from dynconv_jax.layers.dynamic_conv import DynamicConv
 from dynconv_jax.layers.dynamic_conv_block import DynamicConvBlock
 from dynconv_jax.layers.dynamic_conv_transpose import DynamicConvTranspose
 from dynconv_jax.layers.equalized_linear import EqualizedLinear
+from dynconv_jax.layers.fd_conv import FDConv
+from dynconv_jax.layers.frequency_dynamic_conv import FrequencyDynamicConv
 from dynconv_jax.layers.kernel_warehouse import (
     Assignment,
     KernelWarehouse,
@@ -31,6 +33,8 @@ __all__ = [
     "DynamicConvBlock",
     "DynamicConvTranspose",
     "EqualizedLinear",
+    "FDConv",
+    "FrequencyDynamicConv",
     "KernelWarehouse",
     "ModulatedConv",
     "ODConv",

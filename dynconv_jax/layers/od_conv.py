@@ -1,12 +1,14 @@
 """ODConv: attention along all four dimensions of the kernel space."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.typing import Initializer
 from jax import lax
 from jax.typing import DTypeLike
 
@@ -74,9 +76,13 @@ class ODAttention(HoldsScheduled):
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         precision: lax.PrecisionLike = None,
+        head_inits: Mapping[str, Initializer] = MappingProxyType({}),
         rngs: nnx.Rngs,
     ):
         """Builds the router; `ODConv` explains the arguments.
+
+        What initialises the kernel of a head, other than Kaiming-normal by fan-out, is
+        in `head_inits`, by its name, such as `"channel"`.
 
         Raises:
             TypeError: If a count is not an integer.
@@ -91,24 +97,27 @@ class ODAttention(HoldsScheduled):
         hidden = max(in_features // reduction, min_hidden)
         rank, taps = len(kernel_size), math.prod(kernel_size)
         shared: dict[str, Any] = dict(param_dtype=param_dtype, rngs=rngs)
-        linear: dict[str, Any] = dict(
-            rank=rank, precision=precision, kernel_init=kaiming_fan_out, **shared
+        linear: dict[str, Any] = dict(rank=rank, precision=precision, **shared)
+
+        def head(name: str, size: int, is_present: bool = True) -> PooledLinear | None:
+            init = head_inits.get(name, kaiming_fan_out)
+            if not is_present:
+                return None
+            return PooledLinear(hidden, size, kernel_init=init, **linear)
+
+        self.fc = PooledLinear(
+            in_features, hidden, use_bias=False, kernel_init=kaiming_fan_out, **linear
         )
-
-        def head(size: int, is_present: bool) -> PooledLinear | None:
-            return PooledLinear(hidden, size, **linear) if is_present else None
-
-        self.fc = PooledLinear(in_features, hidden, use_bias=False, **linear)
         trunk_norm = attention_norm(norm, hidden, **shared)
         if norm == "batch":
             self.bn = trunk_norm
         elif norm == "layer":
             self.ln = trunk_norm
-        self.channel_fc = PooledLinear(hidden, in_features, **linear)
+        self.channel_fc = head("channel", in_features)
         has_filters = not feature_group_count == in_features == out_features
-        self.filter_fc = head(out_features, has_filters)
-        self.spatial_fc = head(taps, taps > 1)
-        self.kernel_fc = head(num_experts, num_experts > 1)
+        self.filter_fc = head("filter", out_features, has_filters)
+        self.spatial_fc = head("spatial", taps, taps > 1)
+        self.kernel_fc = head("kernel", num_experts, num_experts > 1)
         self.temperature = Temperature.create(temperature)
 
     def __call__(self, inputs: jax.Array) -> Attentions:
@@ -117,20 +126,20 @@ class ODAttention(HoldsScheduled):
         Raises:
             ValueError: In training with `norm="batch"`, if there is one sample.
         """
-        pooled = self.fc(spatial_mean(inputs, self.dtype))
+        return self._of_pooled(spatial_mean(inputs, self.dtype))
+
+    def _of_pooled(self, pooled: jax.Array) -> Attentions:
+        """Returns the attentions for pooled inputs (B, C)."""
         trunk_norm = getattr(self, "bn", getattr(self, "ln", None))
-        hidden = jax.nn.relu(normalise(trunk_norm, pooled))
+        hidden = self._activate(normalise(trunk_norm, self.fc(pooled)))
 
         def gate(head: PooledLinear | None, name: str) -> jax.Array | None:
             if head is None:
                 return None
             logits = head(hidden)
-            if name == "attention":
-                gates = attend(logits, self.temperature[...])
-                record_softmax(self, gates, logits, self.temperature[...])
-                return gates
-            scale = self.temperature[...].astype(logits.dtype)
-            gates = jax.nn.sigmoid(logits / scale)
+            if name == "kernel":
+                return self._mixture(logits)
+            gates = self._gates(logits)
             record_attention(self, gates, name)
             return gates
 
@@ -141,8 +150,22 @@ class ODAttention(HoldsScheduled):
             channel=channel,
             filter=gate(self.filter_fc, "filter"),
             spatial=None if taps is None else taps.reshape(-1, *self.kernel_size),
-            kernel=gate(self.kernel_fc, "attention"),
+            kernel=gate(self.kernel_fc, "kernel"),
         )
+
+    # What a member with other gates has otherwise.
+    def _activate(self, hidden: jax.Array) -> jax.Array:
+        return jax.nn.relu(hidden)
+
+    def _gates(self, logits: jax.Array) -> jax.Array:
+        """Returns the factors of channels, filters or taps."""
+        return jax.nn.sigmoid(logits / self.temperature[...].astype(logits.dtype))
+
+    def _mixture(self, logits: jax.Array) -> jax.Array:
+        """Returns, and records, the weights of the experts."""
+        attention = attend(logits, self.temperature[...])
+        record_softmax(self, attention, logits, self.temperature[...])
+        return attention
 
 
 class ODConv(ExpertConv):

@@ -6,7 +6,14 @@ from typing import Any
 
 from flax import nnx
 
-from dynconv_jax.layers import CondConv, DecomposedConv, DynamicConv, ODConv
+from dynconv_jax.layers import (
+    CondConv,
+    DecomposedConv,
+    DynamicConv,
+    FDConv,
+    FrequencyDynamicConv,
+    ODConv,
+)
 from dynconv_jax.models.description import attach, describe
 from dynconv_jax.models.dynamic_net import DynamicNet
 from dynconv_jax.models.efficientnet_cc import (
@@ -51,6 +58,8 @@ CONVOLUTIONS: dict[str, Callable[..., Any] | None] = {
     "condconv": CondConv,
     "decomposed": DecomposedConv,
     "dynamic": DynamicConv,
+    "fdconv": FDConv,
+    "frequency_dynamic": FrequencyDynamicConv,
     "kernel_warehouse": with_warehouses,  # which builds the model, not a layer
     "odconv": ODConv,
 }

@@ -11,6 +11,7 @@ from flax import nnx
 from dynconv_jax.functional import Geometry
 from dynconv_jax.layers import (
     DecomposedConv,
+    FDConv,
     KernelWarehouse,
     ModulatedConv,
     WarehouseConv,
@@ -22,7 +23,7 @@ from dynconv_jax.weights.names import keys_to_ignore
 from dynconv_jax.weights.torch_layout import leaves_of
 
 # The layers of the family, and what belongs to several of them in a model.
-FAMILY = (ExpertConv, WarehouseConv, DecomposedConv, ModulatedConv)
+FAMILY = (ExpertConv, WarehouseConv, DecomposedConv, ModulatedConv, FDConv)
 SHARED = (Router, SigmoidRouter, KernelWarehouse)
 
 Path = tuple[Any, ...]

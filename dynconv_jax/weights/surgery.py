@@ -21,6 +21,8 @@ from dynconv_jax.layers import (
     DecomposedConv,
     DynamicConv,
     DynamicConvTranspose,
+    FDConv,
+    FrequencyDynamicConv,
     ModulatedConv,
     ODConv,
     WarehouseConv,
@@ -118,7 +120,7 @@ def init_from_static(
         for write in start:
             value = write.value
             # Of the kernels, which alone have so many axes.
-            is_static = isinstance(layer, (DecomposedConv, ModulatedConv))
+            is_static = isinstance(layer, (DecomposedConv, FDConv, ModulatedConv))
             if rngs is not None and noise and value.ndim > 2 and not is_static:
                 drawn = jax.random.normal(rngs.params(), value.shape, value.dtype)
                 value = value + noise * value.std() * drawn
@@ -184,6 +186,11 @@ def _(layer: DynamicConv, source: nnx.Conv, model: nnx.Module) -> list:
 
 
 @static_start.register
+def _(layer: FrequencyDynamicConv, source: nnx.Conv, model: nnx.Module) -> list:
+    return _equal_experts(layer, source)
+
+
+@static_start.register
 def _(layer: CondConv, source: nnx.Conv, model: nnx.Module) -> list:
     if not _sigmoid_routers(model):
         raise NoExactStart(
@@ -219,16 +226,21 @@ def _(layer: ODConv, source: nnx.Conv, model: nnx.Module) -> list:
         for head in (attention.channel_fc, attention.filter_fc, attention.spatial_fc)
         if head is not None
     ]
-    written = [
-        Write(parameter, jnp.zeros_like(parameter[...]))
-        for head in gates
-        for parameter in (head.kernel, head.bias)
-        if parameter is not None
-    ]
     # A sigmoid of 0 is one half, and so is each gate; halves are exact. A bias meets
     # the gate of the filters only.
     of_bias = 1.0 if attention.filter_fc is None else 2.0
-    return [*_equal_experts(layer, source, 2.0 ** len(gates), of_bias), *written]
+    experts = _equal_experts(layer, source, 2.0 ** len(gates), of_bias)
+    return [*experts, *_zeros(gates)]
+
+
+def _zeros(parts: Iterable[Any]) -> list[Write]:
+    """Makes whatever linear layers and convolutions answer 0."""
+    return [
+        Write(parameter, jnp.zeros_like(parameter[...]))
+        for part in parts
+        for parameter in (part.kernel, part.bias)
+        if parameter is not None
+    ]
 
 
 @static_start.register
@@ -266,6 +278,25 @@ def _(layer: DecomposedConv, source: nnx.Conv, model: nnx.Module) -> list:
         Write(layer.p.kernel, jnp.zeros_like(layer.p.kernel[...])),
         *_static_bias(layer.p.bias, source),
     ]
+
+
+@static_start.register
+def _(layer: FDConv, source: nnx.Conv, model: nnx.Module) -> list:
+    trained = source.kernel[...]
+    bias = _static_bias(layer.bias, source)
+    if layer.attention is None:
+        return [Write(layer.kernel, trained), *bias]
+    spectra = layer._to_spectra(trained, layer.num_spectra).astype(trained.dtype)
+    # Twice the sigmoid of 0 is 1: so is each gate, and bands are weighed alike.
+    attention = layer.attention
+    heads = (
+        *(attention.channel_fc, attention.filter_fc),
+        *(attention.spatial_fc, attention.kernel_fc),
+    )
+    gates = [layer.local.conv, *(head for head in heads if head is not None)]
+    if layer.modulation is not None:
+        gates.extend(layer.modulation.convs)
+    return [Write(layer.spectrum, spectra), *bias, *_zeros(gates)]
 
 
 @static_start.register

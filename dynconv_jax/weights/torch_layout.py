@@ -25,6 +25,8 @@ from dynconv_jax.layers import (
     CondConv,
     DynamicConv,
     DynamicConvTranspose,
+    FDConv,
+    FrequencyDynamicConv,
     KernelWarehouse,
     ModulatedConv,
     ODConv,
@@ -32,6 +34,7 @@ from dynconv_jax.layers import (
     WarehouseConv,
 )
 from dynconv_jax.layers.chen_layout import to_chen_layout
+from dynconv_jax.layers.fd_attention import BandModulation
 from dynconv_jax.layers.warehouse_layout import to_warehouse_layout
 from dynconv_jax.models.convnext import Block
 from dynconv_jax.scheduled import Scheduled
@@ -113,6 +116,15 @@ LAYOUT: dict[type, Row | Callable[[Any], Row]] = {
     PooledLinear: {"kernel": ("weight", pointwise)},
     AdaptiveConv: {"kernel": ("weight", stacked_channels_first)},
     ODConv: {"kernel": ("weight", stacked_channels_first)},
+    FrequencyDynamicConv: {"kernel": ("weight", stacked_channels_first)},
+    FDConv: {
+        "kernel": ("weight", channels_first),
+        "spectrum": ("dft_weight", same),
+        "attention": ("KSM_Global", same),
+        "local": ("KSM_Local", same),
+        "modulation": ("FBM", same),
+    },
+    BandModulation: {"convs": ("freq_weight_conv_list", same)},
     CondConv: {"kernel": ("weight", stacked_flattened)},
     DynamicConv: {
         "kernel": ("weight", stacked_channels_first),

@@ -2,6 +2,7 @@
 
 from dynconv_torch.functional.adaptive import adaptive_conv
 from dynconv_torch.functional.dynamic import dynamic_conv, mix_kernels
+from dynconv_torch.functional.frequency_dynamic import frequency_dynamic_conv
 from dynconv_torch.functional.geometry import Geometry
 from dynconv_torch.functional.modulated import modulated_conv
 from dynconv_torch.functional.per_sample import per_sample_conv
@@ -16,6 +17,7 @@ __all__ = [
     "adaptive_conv",
     "dynamic_conv",
     "dynamic_conv_transpose",
+    "frequency_dynamic_conv",
     "load_balance_loss",
     "mix_kernels",
     "modulated_conv",

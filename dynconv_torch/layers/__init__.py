@@ -24,6 +24,8 @@ from dynconv_torch.layers.dynamic_conv_transpose import (
     DynamicConvTranspose3d,
 )
 from dynconv_torch.layers.equalized_linear import EqualizedLinear
+from dynconv_torch.layers.fd_conv import FDConv2d
+from dynconv_torch.layers.frequency_dynamic_conv import FrequencyDynamicConv2d
 from dynconv_torch.layers.kernel_warehouse import (
     KernelWarehouse,
     WarehouseConv1d,
@@ -58,6 +60,8 @@ __all__ = [
     "DynamicConvTranspose2d",
     "DynamicConvTranspose3d",
     "EqualizedLinear",
+    "FDConv2d",
+    "FrequencyDynamicConv2d",
     "KernelWarehouse",
     "ModulatedConv1d",
     "ModulatedConv2d",

@@ -129,28 +129,43 @@ class ODAttention(HoldsScheduled):
             ValueError: In training with `norm="batch"`, if there is one sample.
         """
         with without_autocast(x.device):
-            pooled = spatial_mean(x, *dtypes_of(self))
-            trunk_norm = getattr(self, "bn", getattr(self, "ln", None))
-            hidden = F.relu(normalise(trunk_norm, self._of_one_pixel(self.fc, pooled)))
+            return self._of_pooled(spatial_mean(x, *dtypes_of(self)))
 
-            def gate(head: nn.Module | None) -> Tensor | None:
-                if head is None:
-                    return None
-                logits = self._of_one_pixel(head, hidden)
-                if head is self.kernel_fc:
-                    attention = attend(logits, self.temperature)
-                    record_softmax(self, attention, logits, self.temperature)
-                    return attention
-                return torch.sigmoid(logits / self.temperature.to(logits))
+    def _of_pooled(self, pooled: Tensor) -> Attentions:
+        """Returns the attentions for pooled inputs (B, C)."""
+        trunk_norm = getattr(self, "bn", getattr(self, "ln", None))
+        normed = normalise(trunk_norm, self._of_one_pixel(self.fc, pooled))
+        hidden = self._activate(normed)
 
-            channel, taps = gate(self.channel_fc), gate(self.spatial_fc)
-            assert channel is not None
-            return Attentions(
-                channel=channel,
-                filter=gate(self.filter_fc),
-                spatial=None if taps is None else taps.unflatten(1, self.kernel_size),
-                kernel=gate(self.kernel_fc),
-            )
+        def gate(head: nn.Module | None) -> Tensor | None:
+            if head is None:
+                return None
+            logits = self._of_one_pixel(head, hidden)
+            is_of_experts = head is self.kernel_fc
+            return self._mixture(logits) if is_of_experts else self._gates(logits)
+
+        channel, taps = gate(self.channel_fc), gate(self.spatial_fc)
+        assert channel is not None
+        return Attentions(
+            channel=channel,
+            filter=gate(self.filter_fc),
+            spatial=None if taps is None else taps.unflatten(1, self.kernel_size),
+            kernel=gate(self.kernel_fc),
+        )
+
+    # What a member with other gates has otherwise.
+    def _activate(self, hidden: Tensor) -> Tensor:
+        return F.relu(hidden)
+
+    def _gates(self, logits: Tensor) -> Tensor:
+        """Returns the factors of channels, filters or taps."""
+        return torch.sigmoid(logits / self.temperature.to(logits))
+
+    def _mixture(self, logits: Tensor) -> Tensor:
+        """Returns, and records, the weights of the experts."""
+        attention = attend(logits, self.temperature)
+        record_softmax(self, attention, logits, self.temperature)
+        return attention
 
     def _of_one_pixel(self, layer: nn.Module, features: Tensor) -> Tensor:
         """Applies a 1×1 convolution to features (B, I)."""

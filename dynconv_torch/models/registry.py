@@ -6,7 +6,14 @@ from typing import Any
 
 from torch import nn
 
-from dynconv_torch.layers import CondConv2d, DecomposedConv2d, DynamicConv2d, ODConv2d
+from dynconv_torch.layers import (
+    CondConv2d,
+    DecomposedConv2d,
+    DynamicConv2d,
+    FDConv2d,
+    FrequencyDynamicConv2d,
+    ODConv2d,
+)
 from dynconv_torch.models.description import attach, describe
 from dynconv_torch.models.dynamic_net import DynamicNet
 from dynconv_torch.models.efficientnet_cc import (
@@ -51,6 +58,8 @@ CONVOLUTIONS: dict[str, Callable[..., Any] | None] = {
     "condconv": CondConv2d,
     "decomposed": DecomposedConv2d,
     "dynamic": DynamicConv2d,
+    "fdconv": FDConv2d,
+    "frequency_dynamic": FrequencyDynamicConv2d,
     "kernel_warehouse": with_warehouses,  # which builds the model, not a layer
     "odconv": ODConv2d,
 }
