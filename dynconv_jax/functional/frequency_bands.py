@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float, Shaped
 
 from dynconv_jax.functional.numerics import at_least_float32, multiply_wide
+from dynconv_jax.functional.sharding import leave_to_partitioner
 
 
 def lowest_waves(size: int, reduction: int, dtype: DTypeLike) -> jax.Array:
@@ -40,7 +41,7 @@ def lowest_waves(size: int, reduction: int, dtype: DTypeLike) -> jax.Array:
     # Of whole turns nothing is left, so that no large angle is rounded.
     turns = (jnp.arange(size)[:, None] * frequency) % size
     length = jnp.asarray(size, dtype)
-    angles = turns.astype(dtype) * (2 * math.pi / length)
+    angles = turns.astype(dtype) * (2 * math.pi) / length
     waves = jnp.where((index % 2 == 1) | (index == 0), jnp.cos(angles), jnp.sin(angles))
     return waves * jnp.sqrt(jnp.where(index == 0, 1, 2).astype(dtype) / length)
 
@@ -69,6 +70,15 @@ def modulate_bands(
         >>> bool(jnp.allclose(modulate_bands(images, gates, (2, 4)), 1))
         True
     """
+    result = [(inputs, axis, size) for axis, size in enumerate(inputs.shape)]
+    return leave_to_partitioner(
+        lambda *operands: _modulate(*operands, reductions), (inputs, gates), result
+    )
+
+
+def _modulate(
+    inputs: jax.Array, gates: jax.Array, reductions: Sequence[int]
+) -> jax.Array:
     wide = inputs.astype(at_least_float32(inputs.dtype))
     _, height, width, _ = inputs.shape
     dtype = wide.dtype

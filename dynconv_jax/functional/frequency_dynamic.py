@@ -23,6 +23,7 @@ from dynconv_jax.functional.checks import take_arrays
 from dynconv_jax.functional.dynamic import dynamic_conv
 from dynconv_jax.functional.geometry import Geometry, PaddingLike, check_operands
 from dynconv_jax.functional.numerics import Numerics, at_least_float32
+from dynconv_jax.functional.sharding import leave_to_partitioner, of_convolution
 from dynconv_jax.functional.static import conv_by_one_kernel
 from dynconv_jax.functional.windows import gather_windows
 
@@ -153,23 +154,32 @@ def frequency_dynamic_conv(
             f"= {expected}, with the bins of the outputs along `axis` (={axis!r})"
         )
     numerics = Numerics(precision, preferred_element_type).settled
-    if implementation == "experts":
-        convolve = functools.partial(_conv_by_experts, numerics=numerics)
-    else:
-        convolve = functools.partial(
-            _conv_by_bins,
-            implementation=implementation,
-            precision=precision,
-            preferred_element_type=preferred_element_type,
-        )
-    return convolve(inputs, attention, kernel, bias, geometry, position)
+
+    def convolve(
+        inputs: jax.Array, attention: jax.Array, kernel: jax.Array
+    ) -> jax.Array:
+        operands = inputs, attention, kernel, geometry, position, numerics
+        if implementation == "experts":
+            return _conv_by_experts(*operands)
+        return _conv_by_bins(*operands, implementation)
+
+    outputs = leave_to_partitioner(
+        convolve,
+        (inputs, attention, kernel),
+        of_convolution(inputs, kernel, geometry.output_size(inputs.shape[1:3])),
+        stack=kernel,
+    )
+    if bias is None:
+        return outputs
+    wide = at_least_float32(bias.dtype)
+    own = jnp.matmul(attention.astype(wide), bias.astype(wide), precision=precision)
+    return outputs + jnp.expand_dims(own, 2 - position).astype(outputs.dtype)
 
 
 def _conv_by_experts(
     inputs: jax.Array,
     attention: jax.Array,
     kernel: jax.Array,
-    bias: jax.Array | None,
     geometry: Geometry,
     position: int,
     numerics: Numerics,
@@ -194,11 +204,6 @@ def _conv_by_experts(
         ),
     )
     mixed = mixed.reshape(*mixed.shape[:3], -1)
-    if bias is not None:
-        own = jnp.matmul(
-            attention.astype(accumulator), bias.astype(accumulator), precision="highest"
-        )
-        mixed = mixed + jnp.expand_dims(own, 2 - position)
     return mixed.astype(numerics.output_dtype(inputs.dtype))
 
 
@@ -206,10 +211,10 @@ def _conv_by_bins(
     inputs: jax.Array,
     attention: jax.Array,
     kernel: jax.Array,
-    bias: jax.Array | None,
     geometry: Geometry,
     position: int,
-    **options: object,
+    numerics: Numerics,
+    implementation: str,
 ) -> jax.Array:
     """Convolves along the other axis, with each bin as a sample of its own."""
     if position == 0:  # the bins go last
@@ -228,12 +233,13 @@ def _conv_by_bins(
         rows,
         attention.reshape(batch * bins, experts),
         kernel.reshape(experts, length, taps * width, features),
-        bias,
         strides=convolving.strides,
         padding=convolving.padding,
         kernel_dilation=convolving.kernel_dilation,
         feature_group_count=groups,
-        **options,  # pyright: ignore[reportArgumentType]
+        implementation=implementation,
+        precision=numerics.precision,
+        preferred_element_type=numerics.preferred_element_type,
     )
     outputs = outputs.reshape(batch, bins, *outputs.shape[1:])
     return outputs if position == 0 else outputs.swapaxes(1, 2)

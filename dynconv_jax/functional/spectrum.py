@@ -18,6 +18,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Float, Shaped
 
+from dynconv_jax.functional.cost import devices_of_a_batch
 from dynconv_jax.functional.mixing import mix_kernels
 
 
@@ -147,7 +148,9 @@ def mix_bands(
         (5, 3, 3, 4, 2)
     """
     batch, count = attention.shape[0], spectra.shape[0]
-    if not isinstance(batch, int) or 2 * batch > count * bands:
+    # XLA gathers a batch over devices to transform it.
+    is_small = isinstance(batch, int) and 2 * batch <= count * bands
+    if not is_small or devices_of_a_batch() > 1:
         kernels = band_kernels(spectra, bands, kernel_shape)
         return mix_kernels(attention, kernels, precision=precision)
     index = _bands_of(bands, kernel_shape)

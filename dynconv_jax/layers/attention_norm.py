@@ -48,7 +48,7 @@ def attention_norm(
 def normalise(
     layer: BatchNorm | nnx.LayerNorm | None, features: jax.Array
 ) -> jax.Array:
-    """Applies a norm to features (B, H).
+    """Applies a norm to features (B, ..., H).
 
     Raises:
         ValueError: If a batch norm is training with one sample.
@@ -59,8 +59,8 @@ def normalise(
     """
     if layer is None:
         return features
-    samples = features.shape[0]
-    is_one = isinstance(samples, int) and samples == 1
+    sizes = features.shape[:-1]
+    is_one = all(isinstance(size, int) and size == 1 for size in sizes)
     if is_one and isinstance(layer, BatchNorm) and not layer.use_running_average:
         raise ValueError(
             "`norm` (='batch') normalises the attention over the samples, and in "

@@ -17,7 +17,6 @@ from dynconv_jax.functional.static import few_channel_conv
 from dynconv_jax.gating import record_attention
 from dynconv_jax.initializers import kaiming_fan_out, promote_to_widest
 from dynconv_jax.layers.attention_norm import attention_norm
-from dynconv_jax.layers.conv import Conv
 from dynconv_jax.layers.od_conv import Attentions, ODAttention
 
 # So small that a layer begins as a static one.
@@ -158,7 +157,7 @@ class LocalAttention(nnx.Module):
         """Builds the router for the kernels of a convolution."""
         self.geometry = geometry
         taps = round(math.log2(geometry.in_features) / 2 + 0.5) // 2 * 2 + 1
-        self.conv = Conv(
+        self.conv = nnx.Conv(
             1,
             geometry.out_features * geometry.taps,
             (taps,),
@@ -184,11 +183,14 @@ class LocalAttention(nnx.Module):
         with jax.numpy_dtype_promotion("standard"):  # as in `normalise`
             normed = self.norm(pooled)
         logits = self.conv(normed[..., None])
-        logits = logits.reshape(
-            *(logits.shape[0], groups, -1, groups, outputs, *size)
-        )
+        # Of a batch sharded over explicit axes a reshape does but one thing.
+        logits = logits.reshape(*logits.shape[:2], groups * outputs, *size)
+        if groups == 1:
+            return twice_sigmoid(jnp.moveaxis(logits, (1, 2), (-2, -1)))
         # A group's filters see its own channels only.
-        own = jnp.diagonal(logits, axis1=1, axis2=3)  # (B, C/g, O/g, *k, g)
+        split = logits.reshape(logits.shape[0], groups, -1, *logits.shape[2:])
+        split = split.reshape(*split.shape[:3], groups, outputs, *size)
+        own = jnp.diagonal(split, axis1=1, axis2=3)  # (B, C/g, O/g, *k, g)
         own = jnp.moveaxis(own, (1, -1, 2), (-3, -2, -1))
         return twice_sigmoid(own.reshape(*own.shape[:-2], groups * outputs))
 
@@ -222,7 +224,7 @@ class BandModulation(nnx.Module):
         """Builds the modulation; the arguments are those of `nnx.Conv`."""
         self.convs = nnx.List(
             [
-                Conv(
+                nnx.Conv(
                     in_features,
                     1,
                     (3, 3),

@@ -21,7 +21,6 @@ from dynconv_jax.functional.numerics import at_least_float32
 from dynconv_jax.gating import Temperature, attend, record_softmax
 from dynconv_jax.initializers import kaiming_fan_out, promote_to_widest
 from dynconv_jax.layers.attention_norm import attention_norm, normalise
-from dynconv_jax.layers.conv import Conv
 from dynconv_jax.layers.expert_conv import ExpertConv, ExpertOptions
 from dynconv_jax.layers.pooled_linear import PooledLinear
 from dynconv_jax.scheduled import HoldsScheduled
@@ -87,7 +86,7 @@ class BinAttention(HoldsScheduled):
         weights: dict[str, Any] = dict(
             precision=precision, kernel_init=kaiming_fan_out, **shared
         )
-        self.conv1d1 = Conv(
+        self.conv1d1 = nnx.Conv(
             geometry.in_features,
             hidden,
             own.kernel_size,
@@ -116,13 +115,14 @@ class BinAttention(HoldsScheduled):
         other = 2 - check_axis(self.axis)
         dtype = at_least_float32(self.dtype or inputs.dtype)
         hidden = self.conv1d1(jnp.mean(inputs, axis=other, dtype=dtype))
-        batch, bins, features = hidden.shape
         trunk_norm = getattr(self, "bn", getattr(self, "ln", None))
-        normed = normalise(trunk_norm, hidden.reshape(batch * bins, features))
-        logits = self.conv1d2(jax.nn.relu(normed))
-        attention = attend(logits, self.temperature[...])
-        record_softmax(self, attention, logits, self.temperature[...])
-        return attention.reshape(batch, bins, attention.shape[-1])
+        logits = self.conv1d2(jax.nn.relu(normalise(trunk_norm, hidden)))
+        temperature = self.temperature[...]
+        attention = attend(logits, temperature)
+        if hasattr(self, "__captures__"):  # each bin is a sample to whoever listens
+            flat = (each.reshape(-1, each.shape[-1]) for each in (attention, logits))
+            record_softmax(self, *flat, temperature)
+        return attention
 
 
 class FrequencyDynamicConv(ExpertConv):

@@ -41,7 +41,7 @@ def lowest_waves(
     frequency = (index + 1) // 2
     # Of whole turns nothing is left, so that no large angle is rounded.
     turns = (torch.arange(size, device=like.device)[:, None] * frequency) % size
-    angles = turns.to(like.dtype) * (2 * math.pi / size)
+    angles = turns.to(like.dtype) * (2 * math.pi) / size
     is_cosine = (index % 2 == 1) | (index == 0)
     waves = torch.where(is_cosine, torch.cos(angles), torch.sin(angles))
     power = torch.where(index == 0, 1, 2).to(like.dtype) / size

@@ -30,7 +30,10 @@ SPECS: dict[str, tuple[str | None, ...]] = {
     "batch and channels": ("data", None, None, "space"),
 }
 # What flax's own convolutions, of which these layers are made, take, gradient and all.
-OF_FLAX = ("DecomposedConv", "DecomposedConv, pooled")
+OF_FLAX = (
+    *("DecomposedConv", "DecomposedConv, pooled"),
+    *("FDConv", "FrequencyDynamicConv"),
+)
 TAKEN_BY_FLAX = ("batch", "height", "width", "batch and height")
 FORMS = ("patches", "rows", "scan", "experts", "row_conv", "vmap", "taps")
 KERNELS: dict[str, tuple[str | None, ...]] = {

@@ -15,6 +15,8 @@ from dynconv_jax import (
     DynamicConv,
     DynamicConvBlock,
     DynamicConvTranspose,
+    FDConv,
+    FrequencyDynamicConv,
     KernelWarehouse,
     ModulatedConv,
     ODConv,
@@ -98,6 +100,8 @@ LAYERS: dict[str, Callable[..., Any]] = {
     ),
     "AdaptiveConv": functools.partial(Styled, AdaptiveConv),
     "WarehouseConv": Tiled,
+    "FDConv": functools.partial(FDConv, min_channels=2, num_experts=4),
+    "FrequencyDynamicConv": FrequencyDynamicConv,
 }
 
 

@@ -138,6 +138,33 @@ VARIANTS: dict[str, tuple[Callable[[], nn.Module], int]] = {
         2,
     ),
     "warehouse, layer norm": (lambda: OfWarehouse(2, norm="layer", bias=True), 2),
+    "fd": (
+        _layer("FDConv", 2, 6, 3, padding=1, bias=True, min_channels=2, num_experts=3),
+        2,
+    ),
+    "fd, pointwise, grouped, no norm": (
+        _layer(
+            *("FDConv", 2, 6, 1),
+            groups=2,
+            min_channels=2,
+            num_experts=3,
+            norm="none",
+        ),
+        2,
+    ),
+    "frequency": (
+        _layer("FrequencyDynamicConv", 2, 6, 3, stride=2, padding=1, bias=True),
+        2,
+    ),
+    "time, grouped": (
+        _layer(
+            *("FrequencyDynamicConv", 2, 6, (3, 2)),
+            groups=2,
+            padding="tf_same",
+            axis="time",
+        ),
+        2,
+    ),
     "block": (lambda: dynconv_torch.DynamicConvBlock(CHANNELS, 6, 3), 2),
     "routed block": (
         lambda: dynconv_torch.DynamicConvBlock(
