@@ -50,6 +50,7 @@ from dynconv_jax.layers import (
     set_assignment,
 )
 from dynconv_jax.models import (
+    FDYCNN,
     ConvNeXt,
     DynamicNet,
     EfficientNet,
@@ -93,6 +94,7 @@ __all__ = [
     "DynamicConvTranspose",
     "DynamicNet",
     "EfficientNet",
+    "FDYCNN",
     "FDConv",
     "FrequencyDynamicConv",
     "GateSummary",

@@ -61,6 +61,7 @@ from dynconv_torch.layers import (
     to_warehouse_layout,
 )
 from dynconv_torch.models import (
+    FDYCNN,
     ConvNeXt,
     DynamicNet,
     EfficientNet,
@@ -99,6 +100,7 @@ __all__ = [
     "DynamicConvTranspose3d",
     "DynamicNet",
     "EfficientNet",
+    "FDYCNN",
     "FDConv2d",
     "FrequencyDynamicConv2d",
     "KernelWarehouse",

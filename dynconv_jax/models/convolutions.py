@@ -184,6 +184,7 @@ class Convolutions:
         stage: int = 0,
         use_bias: bool = False,
         in_basic_block: bool = False,
+        static_bias: bool = False,
     ) -> Any:
         """Builds a square convolution.
 
@@ -199,6 +200,7 @@ class Convolutions:
             use_bias: Whether it has a bias.
             in_basic_block: Whether it is one of the two of a basic block, for which a
                 dynamic convolution may have `basic_block_options`.
+            static_bias: Whether it has a bias if it is static; a dynamic one has none.
         """
         if padding is None:
             padding = kernel_size // 2 if self.padding is None else self.padding
@@ -230,6 +232,7 @@ class Convolutions:
                 chosen = getattr(self.conv, "keywords", {})
                 options.update((k, v) for k, v in own.items() if k not in chosen)
             return self.conv(*place, **options)
+        options["use_bias"] = static_bias
         if role == "stem":
             options["conv_general_dilated"] = few_channel_conv
         return nnx.Conv(*place, kernel_init=kernel_init, **options)

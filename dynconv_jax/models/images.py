@@ -1,9 +1,11 @@
 """What the classifiers of images share: the check of their input, and pooling."""
 
+import math
 from typing import Any
 
 import jax
 from flax import nnx
+from jax import lax
 from jaxtyping import Float
 
 from dynconv_jax.functional.checks import check_arrays
@@ -41,6 +43,29 @@ def max_pool(
     """
     padding: Any = ((1, 1), (1, 1))  # which Flax takes, but annotates as a str
     return nnx.max_pool(inputs, (3, 3), (2, 2), padding)
+
+
+def avg_pool(
+    inputs: Float[jax.Array, "batch height width channels"], window: tuple[int, int]
+) -> Float[jax.Array, "batch out_height out_width channels"]:
+    """Returns the mean of windows side by side, without what fills none.
+
+    As `torch.nn.AvgPool2d`.
+
+    Args:
+        inputs: The features of each pixel.
+        window: The size of a window.
+
+    Returns:
+        The mean of each window.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> avg_pool(jnp.arange(5.0).reshape(1, 1, 5, 1), (1, 2)).ravel().tolist()
+        [0.5, 2.5]
+    """
+    sums = nnx.pool(inputs, 0.0, lax.add, window, window, "VALID")
+    return sums / math.prod(window)
 
 
 def global_average_pool(

@@ -37,6 +37,7 @@ from dynconv_jax.layers.chen_layout import to_chen_layout
 from dynconv_jax.layers.fd_attention import BandModulation
 from dynconv_jax.layers.warehouse_layout import to_warehouse_layout
 from dynconv_jax.models.convnext import Block
+from dynconv_jax.models.fdy_cnn import FDYCNN, WIDTHS, SoundBlock
 from dynconv_jax.scheduled import Scheduled
 from dynconv_jax.weights.arrangements import (
     channels_first,
@@ -64,6 +65,14 @@ from dynconv_jax.weights.leaf import Leaf
 def _router_name(layer: nnx.Module) -> str:
     """A router of the layer's own has its names on the layer, a given one does not."""
     return "" if getattr(layer, "owns_router", False) else "router"
+
+
+def _sound_block_row(block: SoundBlock) -> Row:
+    """The layers of all blocks are side by side, under numbered names."""
+    names = {"conv": "conv", "norm": "batchnorm", "gate": block.gate.activation}
+    return {
+        attribute: (f"{name}{block.index}", same) for attribute, name in names.items()
+    }
 
 
 _TWO_BIASES = refused(
@@ -135,6 +144,8 @@ LAYOUT: dict[type, Row | Callable[[Any], Row]] = {
         "router": (_router_name, same),
     },
     Block: {"gamma": ("gamma", on_channels)},
+    SoundBlock: _sound_block_row,
+    FDYCNN: {f"block{index}": ("cnn", same) for index in range(len(WIDTHS))},
     KernelWarehouse: {"cells": ("cells", stacked_channels_first)},
 }
 

@@ -11,6 +11,7 @@ from dynconv_torch.models.efficientnet_cc import (
     tf_efficientnet_cc_b0_8e,
     tf_efficientnet_cc_b1_8e,
 )
+from dynconv_torch.models.fdy_cnn import FDYCNN
 from dynconv_torch.models.grad_checkpointing import set_grad_checkpointing
 from dynconv_torch.models.kw_networks import (
     kw_convnext_tiny,
@@ -31,6 +32,7 @@ __all__ = [
     "ConvNeXt",
     "DynamicNet",
     "EfficientNet",
+    "FDYCNN",
     "MobileNetV2",
     "ResNet",
     "create_model",

@@ -167,6 +167,7 @@ class Convolutions:
         stage: int = 0,
         bias: bool = False,
         in_basic_block: bool = False,
+        static_bias: bool = False,
     ) -> Any:
         """Builds a square convolution.
 
@@ -182,6 +183,7 @@ class Convolutions:
             bias: Whether it has a bias.
             in_basic_block: Whether it is one of the two of a basic block, for which a
                 dynamic convolution may have `basic_block_options`.
+            static_bias: Whether it has a bias if it is static; a dynamic one has none.
         """
         if padding is None:
             padding = kernel_size // 2 if self.padding is None else self.padding
@@ -209,8 +211,11 @@ class Convolutions:
             layer = self.conv(in_channels, out_channels, kernel_size, **options)
             is_drawn = self.init == "efficientnet" and needs_attention(layer)
         else:
+            options["bias"] = static_bias
             layer = static_conv(in_channels, out_channels, kernel_size, **options)
             is_drawn = True
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
         if is_drawn:
             fan_out = kernel_size**2 * out_channels
             if self.init == "efficientnet":

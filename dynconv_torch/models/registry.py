@@ -24,6 +24,7 @@ from dynconv_torch.models.efficientnet_cc import (
     tf_efficientnet_cc_b0_8e,
     tf_efficientnet_cc_b1_8e,
 )
+from dynconv_torch.models.fdy_cnn import FDYCNN
 from dynconv_torch.models.kw_networks import (
     kw_convnext_tiny,
     kw_mobilenet_v2,
@@ -47,6 +48,7 @@ MODELS: dict[str, Callable[..., Any]] = {
     "kw_mobilenet_v2": kw_mobilenet_v2,
     "kw_resnet18": kw_resnet18,
     "kw_resnet50": kw_resnet50,
+    "fdy_cnn": FDYCNN,
     "mobilenet_v2": mobilenet_v2,
     "resnet18": resnet18,
     "resnet34": resnet34,
