@@ -98,6 +98,8 @@ def jax_members(shape: Shape) -> dict[str, nnx.Module]:
         "ODConv": dynconv_jax.ODConv(**options),
         "KernelWarehouse": dynconv_jax.WarehouseConv(warehouse, rngs=rngs),
         "DecomposedConv": dynconv_jax.DecomposedConv(**options),
+        "FDConv": dynconv_jax.FDConv(**options),
+        "FrequencyDynamicConv": dynconv_jax.FrequencyDynamicConv(**options),
     }
 
 
@@ -119,6 +121,8 @@ def torch_members(shape: Shape) -> dict[str, torch.nn.Module]:
             dynconv_torch.WarehouseConv2d(warehouse), warehouse
         ),
         "DecomposedConv": dynconv_torch.DecomposedConv2d(**options),
+        "FDConv": dynconv_torch.FDConv2d(**options),
+        "FrequencyDynamicConv": dynconv_torch.FrequencyDynamicConv2d(**options),
     }
 
 
@@ -186,8 +190,8 @@ def main(config: Config) -> None:
         "# What each member of the family costs",
         f"Measured on {datetime.date.today()} by `python -m benchmarks.family`, in "
         "float32: the static layer in figures, each member as a multiple of it. K = 4 "
-        "where there are experts; a warehouse of this one layer, ratio 1. Parameters "
-        "and multiply-adds (of one image, forward) are counted, memory is that of the "
+        "where there are experts, 64 bands of FDConv; a warehouse of this one layer, "
+        "ratio 1. Parameters and multiply-adds (of one image, forward) are counted, memory is that of the "
         "temporaries of the compiled gradient in JAX, times are medians of "
         f"{config.rounds} interleaved rounds, in training mode.",
         *(f"## {shape}\n\n{table(rows)}" for shape, rows in measured.items()),

@@ -43,9 +43,7 @@ def capture_routers(
     """
     check_module("model", model)
     routers = {
-        path: part
-        for path, part in model.named_modules()
-        if isinstance(part, ROUTERS)
+        path: part for path, part in model.named_modules() if isinstance(part, ROUTERS)
     }
     for router in routers.values():
         setattr(router, RECORDED, [])

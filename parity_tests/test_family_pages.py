@@ -23,9 +23,14 @@ MEMBERS = {
     "adaptive-conv": ["AdaptiveConv"],
     "kernel-warehouse": ["KernelWarehouse", "WarehouseConv"],
     "od-conv": ["ODConv"],
+    "fd-conv": ["FDConv"],
+    "frequency-dynamic-conv": ["FrequencyDynamicConv"],
 }
 
-NOT_TIMED = {"adaptive-conv", "dynamic-conv-transpose", "modulated-conv"}
+NOT_TIMED = {
+    *("adaptive-conv", "dynamic-conv-transpose", "modulated-conv"),
+    *("fd-conv", "frequency-dynamic-conv"),
+}
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 

@@ -144,7 +144,8 @@ def mix_bands(
 
     Example:
         >>> kernel = jnp.ones((3, 3, 4, 2))
-        >>> mix_bands(jnp.ones((5, 3)), to_spectrum(kernel)[None], 3, kernel.shape).shape
+        >>> spectra, attention = to_spectrum(kernel)[None], jnp.ones((5, 3))
+        >>> mix_bands(attention, spectra, 3, kernel.shape).shape
         (5, 3, 3, 4, 2)
     """
     batch, count = attention.shape[0], spectra.shape[0]

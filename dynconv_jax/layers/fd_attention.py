@@ -58,7 +58,7 @@ class StarReLU(nnx.Module):
 class FDAttention(ODAttention):
     """The router of `FDConv`: that of an `ODConv`, with other gates.
 
-        h = star_relu(norm(fc · pooled))            (B, A)    A = max(C // r, min_hidden)
+        h = star_relu(norm(fc · pooled))     (B, A)    A = max(C // r, min_hidden)
         channel, filter, spatial = 2 sigmoid((head · h + b) / T)
         kernel = 2 sigmoid((head · h + b) / T_k) / K
 
@@ -141,7 +141,8 @@ class LocalAttention(nnx.Module):
         norm: The layer norm over the channels.
 
     Example:
-        >>> attention = LocalAttention(Geometry.create(32, 24, (3, 3)), rngs=nnx.Rngs(0))
+        >>> geometry = Geometry.create(32, 24, (3, 3))
+        >>> attention = LocalAttention(geometry, rngs=nnx.Rngs(0))
         >>> attention(jnp.ones((2, 32))).shape, attention.conv.kernel.shape
         ((2, 3, 3, 32, 24), (3, 1, 216))
     """

@@ -330,5 +330,7 @@ class FDConv(Convolution):
             precision=self.precision,
         )
         if attentions.spatial is not None:
-            kernels = kernels * attentions.spatial[..., None, None].astype(kernels.dtype)
+            kernels = kernels * attentions.spatial[..., None, None].astype(
+                kernels.dtype
+            )
         return kernels * local.astype(kernels.dtype)

@@ -31,9 +31,9 @@ kaiming_fan_in = nnx.initializers.variance_scaling(2.0, "fan_in", "normal")
 class BinAttention(HoldsScheduled):
     """The router of `FrequencyDynamicConv`: an attention for each bin of an axis.
 
-        v = mean over the other axis of x         (B, F, C)
-        h = relu(norm(conv1d1(v)))                (B, F', H)    H = max(C // r, min_hidden)
-        a = softmax(conv1d2(h) / T)               (B, F', K)    those of a bin sum to 1
+        v = mean over the other axis of x       (B, F, C)
+        h = relu(norm(conv1d1(v)))              (B, F', H)  H = max(C // r, min_hidden)
+        a = softmax(conv1d2(h) / T)             (B, F', K)  those of a bin sum to 1
 
     `conv1d1` has the window, stride and padding of the layer along the axis, so that
     there is an attention for each bin of the outputs; `conv1d2` has one tap. All of it

@@ -104,8 +104,8 @@ class FDYCNN(Checkpointing):
     twice and the frequencies seven times, so that of 128 mel bins one is left. Nam et
     al., "Frequency Dynamic Convolution: Frequency-Adaptive Pattern Recognition for
     Sound Event Detection", Interspeech 2022. There a recurrent network of two layers
-    follows, for which `features` gives the input; here the mean over frames and a linear
-    layer classify whole recordings.
+    follows, for which `features` gives the input; here the mean over frames and a
+    linear layer classify whole recordings.
 
     Attributes:
         block0: The first `SoundBlock`; `block1` to `block6` follow.
@@ -168,9 +168,7 @@ class FDYCNN(Checkpointing):
             rngs=rngs,
         )
         width = in_features
-        for index, (features, pooling) in enumerate(
-            zip(widths, POOLINGS, strict=True)
-        ):
+        for index, (features, pooling) in enumerate(zip(widths, POOLINGS, strict=True)):
             layer = make(
                 width,
                 features,

@@ -60,7 +60,7 @@ class StarReLU(nn.Module):
 class FDAttention(ODAttention):
     """The router of `FDConv2d`: that of an `ODConv2d`, with other gates.
 
-        h = star_relu(norm(fc · pooled))            (B, A)    A = max(C // r, min_hidden)
+        h = star_relu(norm(fc · pooled))     (B, A)    A = max(C // r, min_hidden)
         channel, filter, spatial = 2 sigmoid((head · h + b) / T)
         kernel = 2 sigmoid((head · h + b) / T_k) / K
 

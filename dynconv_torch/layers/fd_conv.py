@@ -266,8 +266,10 @@ class FDConv2d(ConvolutionNd):
             if conv.bias is not None and layer.bias is not None:
                 layer.bias.copy_(conv.bias)
             for name, parameter in layer.named_parameters():
-                if "_fc." in name or "_conv_list." in name or name.endswith(
-                    "Local.conv.weight"
+                if (
+                    "_fc." in name
+                    or "_conv_list." in name
+                    or name.endswith("Local.conv.weight")
                 ):
                     parameter.zero_()
         return layer.train(conv.training)

@@ -29,9 +29,9 @@ from dynconv_torch.scheduled import HoldsScheduled
 class BinAttention(HoldsScheduled):
     """The router of `FrequencyDynamicConv2d`: an attention for each bin of an axis.
 
-        v = mean over the other axis of x         (B, C, F)
-        h = relu(norm(conv1d1(v)))                (B, H, F')    H = max(C // r, min_hidden)
-        a = softmax(conv1d2(h) / T)               (B, K, F')    those of a bin sum to 1
+        v = mean over the other axis of x       (B, C, F)
+        h = relu(norm(conv1d1(v)))              (B, H, F')  H = max(C // r, min_hidden)
+        a = softmax(conv1d2(h) / T)             (B, K, F')  those of a bin sum to 1
 
     `conv1d1` has the window, stride and padding of the layer along the axis, so that
     there is an attention for each bin of the outputs; `conv1d2` has one tap. All of it

@@ -67,8 +67,8 @@ class FDYCNN(Checkpointing):
     twice and the frequencies seven times, so that of 128 mel bins one is left. Nam et
     al., "Frequency Dynamic Convolution: Frequency-Adaptive Pattern Recognition for
     Sound Event Detection", Interspeech 2022. There a recurrent network of two layers
-    follows, for which `features` gives the input; here the mean over frames and a linear
-    layer classify whole recordings.
+    follows, for which `features` gives the input; here the mean over frames and a
+    linear layer classify whole recordings.
 
     Attributes:
         cnn: The layers of all blocks under their published names: `conv0`,
@@ -130,9 +130,7 @@ class FDYCNN(Checkpointing):
         )
         self.cnn = RoutedSequential()
         width = in_channels
-        for index, (channels, pooling) in enumerate(
-            zip(widths, POOLINGS, strict=True)
-        ):
+        for index, (channels, pooling) in enumerate(zip(widths, POOLINGS, strict=True)):
             layer = make(
                 width,
                 channels,

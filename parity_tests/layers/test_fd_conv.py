@@ -170,9 +170,7 @@ def plain_fd_conv(x, state, training, temperature, shape, options):
     normed = (trunk - mean) / torch.sqrt(variance + 1e-5)
     normed = normed * state["KSM_Global.bn.weight"] + state["KSM_Global.bn.bias"]
     squares = normed.clamp(min=0) ** 2
-    activated = (
-        state["KSM_Global.relu.scale"] * squares + state["KSM_Global.relu.bias"]
-    )
+    activated = state["KSM_Global.relu.scale"] * squares + state["KSM_Global.relu.bias"]
     rows = []
     for sample, hidden in zip(x, activated, strict=True):
 
@@ -182,9 +180,7 @@ def plain_fd_conv(x, state, training, temperature, shape, options):
             return 2 * torch.sigmoid(linear(f"{name}_fc", hidden) / temperature)
 
         pooled = sample.mean((1, 2))
-        centred = (pooled - pooled.mean()) / torch.sqrt(
-            pooled.var(correction=0) + 1e-5
-        )
+        centred = (pooled - pooled.mean()) / torch.sqrt(pooled.var(correction=0) + 1e-5)
         centred = centred * state["KSM_Local.norm.weight"]
         centred = centred + state["KSM_Local.norm.bias"]
         taps = state["KSM_Local.conv.weight"].shape[-1]

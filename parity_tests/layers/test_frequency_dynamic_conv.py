@@ -235,9 +235,7 @@ def test_layer_is_drawn_as_published():
 
 def test_static_convolution_is_kept_whole_in_a_layer(rng):
     layer, _ = layers(4, 6, (3, 3), padding=1, bias=True)
-    static = nnx.Conv(
-        4, 6, (3, 3), padding=1, param_dtype="float64", rngs=nnx.Rngs(0)
-    )
+    static = nnx.Conv(4, 6, (3, 3), padding=1, param_dtype="float64", rngs=nnx.Rngs(0))
     init_from_static(layer, static)
     inputs = rng.normal(size=(2, 5, 6, 4))
     assert_close({"": layer(inputs)}, {"": static(inputs)}, dtype="float64")
