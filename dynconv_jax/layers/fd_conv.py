@@ -52,13 +52,14 @@ class FDConv(Convolution):
     The parameter is the Fourier transform of the kernel as one matrix, in K disjoint
     bands: there are K experts in the parameters of one. `modulation` weighs the spatial
     frequencies of the input, if the kernel is 3×3. Takes the place of `nnx.Conv`, with
-    its argument names, for 2 spatial dimensions. As published, it is a plain convolution
-    where there are few channels, or the kernel is neither 1×1 nor 3×3. Chen et al.,
-    "Frequency Dynamic Convolution for Dense Image Prediction", CVPR 2025, section 3.
+    its argument names, for 2 spatial dimensions. As published, it is a plain
+    convolution where there are few channels, or the kernel is neither 1×1 nor 3×3. Chen
+    et al., "Frequency Dynamic Convolution for Dense Image Prediction", CVPR 2025,
+    section 3.
 
     Attributes:
-        spectrum: Shape (spectra, O·k, C/g·k // 2 + 1, 2), real and imaginary parts; None
-            in a plain convolution.
+        spectrum: Shape (spectra, O·k, C/g·k // 2 + 1, 2), real and imaginary parts;
+            None in a plain convolution.
         kernel: Shape (*kernel_size, C/g, O), of a plain convolution; else None.
         bias: Shape (O,), or None.
         attention: The `FDAttention`; `attentions` calls it. None in a plain one.
@@ -133,8 +134,8 @@ class FDConv(Convolution):
                 are computed in float32 at least.
             param_dtype: The dtype of the parameters.
             precision: As in `jax.lax.conv_general_dilated`.
-            kernel_init: Initialises the kernel whose spectrum it begins with, by default
-                as `torch.nn.Conv2d` does.
+            kernel_init: Initialises the kernel whose spectrum it begins with, by
+                default as `torch.nn.Conv2d` does.
             bias_init: Initialises the bias.
             rngs: Where the initial parameters come from.
 

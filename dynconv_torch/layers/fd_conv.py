@@ -246,8 +246,8 @@ class FDConv2d(ConvolutionNd):
         """
         if conv.padding_mode != "zeros":
             raise ValueError(
-                f"`conv` pads by {conv.padding_mode!r}, and an FDConv2d with zeros; pad "
-                "before the layer, and give it no padding"
+                f"`conv` pads by {conv.padding_mode!r}, and an FDConv2d with zeros; "
+                "pad before the layer, and give it no padding"
             )
         padding: Any = conv.padding
         layer = cls(

@@ -1,4 +1,4 @@
-"""FDConv: parity, its equations once more, plain convolutions, weights, static starts."""
+"""FDConv: parity, its equations once more, plain convolutions, weights, starts."""
 
 import math
 from typing import Any
@@ -27,7 +27,7 @@ from parity_tests.parity import assert_parity, torch_state
 from parity_tests.tolerances import assert_close
 from parity_tests.tools.modules import jax_twin
 
-FEW = {"min_channels": 2, "num_experts": 5}
+FEW: dict[str, Any] = {"min_channels": 2, "num_experts": 5}
 
 
 def torch_layer(channels, outputs, kernel_size, dtype=torch.float64, **options):

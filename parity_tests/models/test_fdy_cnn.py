@@ -1,7 +1,9 @@
 """FDYCNN: parity, published keys and counts, what it refuses."""
 
+from typing import Any
+
 import jax
-import numpy as np
+import jax.numpy as jnp
 import pytest
 import torch
 from flax import nnx
@@ -14,7 +16,7 @@ from dynconv_jax.weights.torch_layout import torch_shapes
 from parity_tests.parity import assert_parity, copy_weights
 from parity_tests.tolerances import assert_close
 
-TINY = dict(width_mult=1 / 32, dropout=0.0)  # 1, 2, 4 and 8 channels
+TINY: dict[str, Any] = dict(width_mult=1 / 32, dropout=0.0)  # 1, 2, 4, 8 channels
 
 
 def networks(activation="cg", **options):
@@ -54,10 +56,10 @@ def test_outputs_and_features_agree(rng):
     assert_close({"": own}, {"": logits}, dtype="float64")
 
 
-def expected_shapes():
+def expected_shapes() -> dict[str, tuple[int, ...]]:
     """The keys and shapes of the published network, but for its recurrent part."""
     widths = (1, 32, 64, 128, 256, 256, 256, 256)
-    shapes = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for index, (width, out) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
         conv, norm = f"cnn.conv{index}", f"cnn.batchnorm{index}"
         if index == 0:
@@ -128,7 +130,7 @@ def test_sounds_that_do_not_fit_are_refused(shape, message):
     ours = abstract_module(lambda rngs: FDYCNN(**TINY, rngs=rngs))
     theirs = dynconv_torch.FDYCNN(**TINY, device="meta")
     with pytest.raises(ValueError, match=message):
-        ours.features(np.ones(shape))
+        ours.features(jnp.ones(shape))
     with pytest.raises(ValueError, match=message):
         theirs(torch.ones(shape).movedim(-1, 1))
 
