@@ -192,8 +192,8 @@ def main(config: Config) -> None:
         "float32: the static layer in figures, each member as a multiple of it. K = 4 "
         "where there are experts, 64 bands of FDConv; a warehouse of this one layer, "
         "ratio 1. Parameters and multiply-adds (of one image, forward) are counted, "
-        "memory is that of the temporaries of the compiled gradient in JAX, times are medians of "
-        f"{config.rounds} interleaved rounds, in training mode.",
+        "memory is that of the temporaries of the compiled gradient in JAX, times are "
+        f"medians of {config.rounds} interleaved rounds, in training mode.",
         *(f"## {shape}\n\n{table(rows)}" for shape, rows in measured.items()),
         "Machine: " + ", ".join(f"{name} {value}" for name, value in machine.items()),
     ]

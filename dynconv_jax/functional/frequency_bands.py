@@ -8,6 +8,7 @@ two back, in place of a Fourier transform, and what a narrow band keeps is a cor
 what a wider one has.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -71,9 +72,8 @@ def modulate_bands(
         True
     """
     result = [(inputs, axis, size) for axis, size in enumerate(inputs.shape)]
-    return leave_to_partitioner(
-        lambda *operands: _modulate(*operands, reductions), (inputs, gates), result
-    )
+    modulate = functools.partial(_modulate, reductions=reductions)
+    return leave_to_partitioner(modulate, (inputs, gates), result)
 
 
 def _modulate(

@@ -90,7 +90,7 @@ class FDAttention(ODAttention):
             ValueError: If a value is out of range.
         """
         heads = "channel", "filter", "spatial", "kernel"
-        inits = dict.fromkeys(heads, tiny)
+        inits: dict[str, nnx.Initializer] = dict.fromkeys(heads, tiny)
         if init == "published":
             inits["filter"] = kaiming_fan_out
         super().__init__(
@@ -152,7 +152,7 @@ class LocalAttention(nnx.Module):
         geometry: Geometry,
         *,
         param_dtype: DTypeLike = jnp.float32,
-        precision: lax.PrecisionLike = None,
+        precision: Any = None,
         rngs: nnx.Rngs,
     ):
         """Builds the router for the kernels of a convolution."""
@@ -219,7 +219,7 @@ class BandModulation(nnx.Module):
         *,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
-        precision: lax.PrecisionLike = None,
+        precision: Any = None,
         rngs: nnx.Rngs,
     ):
         """Builds the modulation; the arguments are those of `nnx.Conv`."""

@@ -120,8 +120,8 @@ class BinAttention(HoldsScheduled):
         temperature = self.temperature[...]
         attention = attend(logits, temperature)
         if hasattr(self, "__captures__"):  # each bin is a sample to whoever listens
-            flat = (each.reshape(-1, each.shape[-1]) for each in (attention, logits))
-            record_softmax(self, *flat, temperature)
+            rows = attention.reshape(-1, attention.shape[-1])
+            record_softmax(self, rows, logits.reshape(rows.shape), temperature)
         return attention
 
 

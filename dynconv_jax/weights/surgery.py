@@ -284,19 +284,20 @@ def _(layer: DecomposedConv, source: nnx.Conv, model: nnx.Module) -> list:
 def _(layer: FDConv, source: nnx.Conv, model: nnx.Module) -> list:
     trained = source.kernel[...]
     bias = _static_bias(layer.bias, source)
-    if layer.attention is None:
+    if layer.kernel is not None:
         return [Write(layer.kernel, trained), *bias]
+    attention, local, spectrum = layer.attention, layer.local, layer.spectrum
+    assert attention is not None and local is not None and spectrum is not None
     spectra = layer._to_spectra(trained, layer.num_spectra).astype(trained.dtype)
     # Twice the sigmoid of 0 is 1: so is each gate, and bands are weighed alike.
-    attention = layer.attention
     heads = (
         *(attention.channel_fc, attention.filter_fc),
         *(attention.spatial_fc, attention.kernel_fc),
     )
-    gates = [layer.local.conv, *(head for head in heads if head is not None)]
+    gates = [local.conv, *(head for head in heads if head is not None)]
     if layer.modulation is not None:
         gates.extend(layer.modulation.convs)
-    return [Write(layer.spectrum, spectra), *bias, *_zeros(gates)]
+    return [Write(spectrum, spectra), *bias, *_zeros(gates)]
 
 
 @static_start.register

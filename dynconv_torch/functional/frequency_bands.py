@@ -10,6 +10,7 @@ what a wider one has.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
@@ -19,12 +20,12 @@ from dynconv_torch.functional.numerics import at_least_float32
 
 
 def lowest_waves(
-    size: int | torch.SymInt, reduction: int, like: Tensor
+    size: Any, reduction: int, like: Tensor
 ) -> Float[Tensor, "size waves"]:
     """Returns an orthonormal basis of the signals without high frequencies.
 
     Args:
-        size: The length of a signal.
+        size: The length of a signal, a number or a symbol.
         reduction: k ≥ 2; there are frequencies up to 1 / (2 k), the highest one
             included.
         like: A tensor of the dtype and on the device that the result is to have.

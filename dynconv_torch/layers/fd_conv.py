@@ -74,6 +74,8 @@ class FDConv2d(ConvolutionNd):
 
     rank = 2
     bands: Tensor
+    weight: nn.Parameter | None
+    dft_weight: nn.Parameter | None
 
     def __init__(
         self,

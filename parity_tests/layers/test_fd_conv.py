@@ -216,7 +216,7 @@ def test_layer_computes_the_equations(name, training):
     if name == "one band":
         options = {**options, "num_spectra": 2}
     layer = torch_layer(shape[-1], outputs, kernel_size, **options, temperature=1.7)
-    torch.nn.init.normal_(layer.KSM_Global.bn.running_mean)
+    torch.nn.init.normal_(layer.get_buffer("KSM_Global.bn.running_mean"))
     layer.train(training)
     x = torch.randn(shape, dtype=torch.float64).movedim(-1, 1).requires_grad_()
     state = dict(layer.named_parameters())
@@ -322,10 +322,11 @@ def test_few_channels_and_other_windows_are_plain_convolutions(arguments, is_pla
 
 @pytest.mark.parametrize("spectra", [1, 2])
 def test_layer_begins_as_a_static_convolution_but_for_a_millionth(spectra, rng):
-    options = dict(padding=1, num_spectra=spectra)
+    options: dict[str, Any] = dict(padding=1, num_spectra=spectra)
     twin = dynconv_torch.FDConv2d(6, 4, 3, **FEW, **options).double()
     layer = jax_twin(twin, FDConv, 6, 4, (3, 3), **FEW, **options)
     x = torch.from_numpy(rng.normal(size=(2, 6, 8, 7)))
+    assert twin.dft_weight is not None
     whole = torch.fft.irfft2(torch.view_as_complex(twin.dft_weight).sum(0), s=(12, 18))
     kernel = whole.reshape(4, 3, 6, 3).transpose(1, 2) * twin.scale
     expected = F.conv2d(x, kernel, padding=1).detach().numpy()

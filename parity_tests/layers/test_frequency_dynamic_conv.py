@@ -136,13 +136,14 @@ def plain_frequency_dynamic_conv(x, state, training, temperature, axis, geometry
             logits = state["attention.conv1d2.weight"][..., 0] @ features[:, bin]
             logits = (logits + state["attention.conv1d2.bias"]) / temperature
             weights = torch.exp(logits) / torch.exp(logits).sum()
-            kernel, bias = 0, 0
+            kernel = torch.zeros_like(state["weight"][0])
+            bias = torch.zeros(len(kernel)).to(x)
             for index, weight in enumerate(weights):
                 kernel = kernel + weight * state["weight"][index]
                 if "bias" in state:
                     bias = bias + weight * state["bias"][index]
             y = F.conv2d(sample[None], kernel, None, stride, padding, 1, groups)[0]
-            y = y + (bias.reshape(-1, 1, 1) if "bias" in state else 0)
+            y = y + bias.reshape(-1, 1, 1)
             columns.append(y.select(1 + position, bin))
         rows.append(torch.stack(columns, 1 + position))
     return torch.stack(rows)
@@ -155,8 +156,7 @@ def test_layer_computes_the_equations(name, implementation, training):
     shape, outputs, kernel_size, options = CASES[name]
     options = {**options, "temperature": 1.7, "implementation": implementation}
     layer = torch_layer(shape[-1], outputs, kernel_size, **options)
-    assert isinstance(layer.attention.bn, torch.nn.BatchNorm1d)
-    torch.nn.init.normal_(layer.attention.bn.running_mean)
+    torch.nn.init.normal_(layer.get_buffer("attention.bn.running_mean"))
     layer.train(training)
     x = torch.randn(shape, dtype=torch.float64).movedim(-1, 1).requires_grad_()
     state = dict(layer.named_parameters())

@@ -98,7 +98,7 @@ def test_keys_and_shapes_are_those_of_the_published_network():
 
 
 def test_norms_are_the_published_ones():
-    ours = abstract_module(lambda rngs: FDYCNN(rngs=rngs))
+    ours: Any = abstract_module(lambda rngs: FDYCNN(rngs=rngs))
     theirs = dynconv_torch.FDYCNN(device="meta")
     norm, twin = ours.block3.norm, theirs.cnn.get_submodule("batchnorm3")
     assert (norm.epsilon, norm.momentum) == (1e-3, pytest.approx(0.01))
@@ -107,7 +107,8 @@ def test_norms_are_the_published_ones():
 
 
 def test_static_convolutions_have_biases_and_dynamic_ones_none():
-    for options, are_biased in ((dict(conv=None), 7), (dict(dynamic="all"), 0)):
+    cases: Any = (({"conv": None}, 7), ({"dynamic": "all"}, 0))
+    for options, are_biased in cases:
         ours = abstract_module(
             lambda rngs, options=options: FDYCNN(**TINY, **options, rngs=rngs)
         )
