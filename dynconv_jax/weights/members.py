@@ -266,6 +266,45 @@ def _decomposed(layers: Sequence[Layer], shapes: Shapes) -> dict[str, Any]:
     )
 
 
+def _fdconv(layers: Sequence[Layer], shapes: Shapes) -> dict[str, Any]:
+    pairs = _hidden(layers, "KSM_Global.fc.weight")
+    spectra = one_of(
+        "spectra", (shape_of(each.arrays, "dft_weight", 4)[0] for each in layers)
+    )
+    # Without a head there is one band.
+    heads = (each.arrays.get("KSM_Global.kernel_fc.weight", (1,)) for each in layers)
+    floor = min(16, *(hidden for _, hidden in pairs))
+    reduction = reduction_of(pairs, floor=floor, default=16)
+    if reduction is None:
+        raise Unread("the units of its attentions follow no `reduction`")
+    arrays = layers[0].arrays
+    norm = "layer" if "KSM_Global.ln.weight" in arrays else "none"
+    return without(
+        dict(num_experts=64, num_spectra=1, reduction=16, min_hidden=16, norm="batch"),
+        num_experts=one_of("bands", (head[0] // spectra for head in heads)),
+        num_spectra=spectra,
+        reduction=reduction,
+        min_hidden=floor,
+        norm="batch" if "KSM_Global.bn.running_mean" in arrays else norm,
+    )
+
+
+def _frequency_dynamic(layers: Sequence[Layer], shapes: Shapes) -> dict[str, Any]:
+    found = [shape_of(each.arrays, "attention.conv1d1.weight", 3) for each in layers]
+    pairs = [(channels, hidden) for hidden, channels, _ in found]
+    floor = min(4, *(hidden for _, hidden in pairs))
+    reduction = reduction_of(pairs, floor=floor, default=4)
+    if reduction is None:
+        raise Unread("the units of its attentions follow no `reduction`")
+    return without(
+        dict(num_experts=4, reduction=4, min_hidden=4, norm="batch"),
+        num_experts=_experts(layers),
+        reduction=reduction,
+        min_hidden=floor,
+        norm=_norm(layers, "bn", "ln"),
+    )
+
+
 def _is_tiled(arrays: Shapes) -> bool:
     linear = {"attention.fc1.weight", "attention.fc2.weight"}
     is_bare = "weight" not in arrays and linear <= arrays.keys()
@@ -369,6 +408,20 @@ MEMBERS = (
         _has("fc_phi.weight", "fc_scale.weight"),
         _channels("q.weight"),
         _decomposed,
+    ),
+    Member(
+        "fdconv",
+        "FDConv",
+        _has("KSM_Global.fc.weight"),
+        _channels("KSM_Global.fc.weight"),
+        _fdconv,
+    ),
+    Member(
+        "frequency_dynamic",
+        "FrequencyDynamicConv",
+        _has("attention.conv1d1.weight"),
+        _channels("attention.conv1d1.weight"),
+        _frequency_dynamic,
     ),
     Member(
         "condconv",

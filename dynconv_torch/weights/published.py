@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from dynconv_torch.models.dynamic_net import WIDTHS, scaled_widths
 from dynconv_torch.models.efficientnet_cc import STAGES as EFFICIENT_STAGES
+from dynconv_torch.models.fdy_cnn import WIDTHS as SOUND_WIDTHS
 from dynconv_torch.models.kw_recognition import recognize_kw_network
 from dynconv_torch.models.mobilenet_v2 import STAGES as MOBILE_STAGES
 from dynconv_torch.models.mobilenet_v2 import make_divisible
@@ -223,6 +224,42 @@ def _kw_networks(shapes: Shapes) -> Iterator[Call]:
     if found := recognize_kw_network(shapes):
         name, options = found
         yield Call(name, options, name, _KW_HEADS.get(name, "fc"))
+# FDYCNN
+
+
+def _sound_place(match: re.Match[str]) -> Place:
+    index = int(match["index"])
+    return Place("body", index) if index else Place("stem")
+
+
+_FDY_CNN = Trunk(
+    re.compile(r"cnn\.conv(?P<index>[0-6])(?=\.)"),
+    _sound_place,
+    stem="cnn.conv0",
+    head="fc.weight",
+    stages=len(SOUND_WIDTHS) - 1,
+    dynamic="paper",
+    conv="frequency_dynamic",
+)
+
+
+def _fdy_cnns(shapes: Shapes) -> Iterator[Call]:
+    norms = (f"cnn.batchnorm{index}.weight" for index in range(len(SOUND_WIDTHS)))
+    widths = [shape_of(shapes, norm, 1)[0] for norm in norms]
+    width_mult = multiplier(
+        lambda number: scaled_widths(SOUND_WIDTHS, number) == widths,
+        widths[-1],
+        SOUND_WIDTHS[-1],
+    )
+    options = without(
+        dict(width_mult=1.0, activation="cg"),
+        width_mult=width_mult,
+        activation="glu" if "cnn.glu0.linear.weight" in shapes else "cg",
+    )
+    call = read(shapes, _FDY_CNN, "fdy_cnn", **options)
+    # Spectrograms have one channel, where images have three.
+    found = dict(in_channels=3) | call.options
+    yield call._replace(options=without(dict(in_channels=1), **found))
 
 
 NETWORKS = (
@@ -232,5 +269,6 @@ NETWORKS = (
     Network(
         "MobileNetV2", ("features.0.1.weight", "features.1.conv.2.weight"), _mobilenets
     ),
+    Network("FDYCNN", ("cnn.batchnorm0.weight", "cnn.batchnorm6.weight"), _fdy_cnns),
     Network("EfficientNet", ("bn1.weight", "blocks.0.0.bn1.weight"), _efficientnets),
 )

@@ -58,6 +58,8 @@ MEMBERS: dict[str, dict[str, Any]] = {
     "odconv": dict(conv="odconv", conv_options={"num_experts": 1}),
     "decomposed": dict(conv="decomposed"),
     "kernel_warehouse": dict(conv="kernel_warehouse", conv_options={"ratio": 0.5}),
+    "fdconv": dict(conv="fdconv", conv_options={"num_experts": 3}),
+    "frequency_dynamic": dict(conv="frequency_dynamic"),
 }
 
 

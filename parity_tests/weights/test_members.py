@@ -18,6 +18,8 @@ EXPERTS = (4, 8, 8, 3, 3)
         ({"attention.fc1.weight": (3, 8, 1)}, "Chen et al"),
         ({"fc_phi.weight": (16, 4)}, "Decomposition"),
         ({"routing_fn.weight": (4, 8)}, "CondConv"),
+        ({"KSM_Global.fc.weight": (16, 64, 1, 1)}, "FDConv"),
+        ({"attention.conv1d1.weight": (4, 8, 3)}, "FrequencyDynamicConv"),
         ({"fc2.weight": (4, 8)}, "DynamicConv"),
     ],
 )

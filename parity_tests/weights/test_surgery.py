@@ -236,6 +236,7 @@ def test_what_is_ignored_stays_as_it_is_and_all_else_starts(member, trained):
     experts = {
         "decomposed": ("stage{}.dyn.conv.weight",),
         "kernel_warehouse": ("warehouses.{}.cells",),
+        "fdconv": ("stage{}.dyn.dft_weight",),
     }.get(member, ("stage{}.dyn.weight",))
     first = 0 if member == "kernel_warehouse" else 1
     keys = [experts[0].format(first + stage) for stage in range(3)]

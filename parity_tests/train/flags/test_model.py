@@ -98,7 +98,7 @@ def test_flags_and_named_options_reach_the_convolutions():
     ("flags", "words"),
     [
         (dict(model="resnet81"), ["--model (=resnet81)", "'resnet18'"]),
-        (dict(conv="dinamic"), ["--conv (=dinamic)", "did you mean 'dynamic'?"]),
+        (dict(conv="dinamic"), ["--conv (=dinamic)", "did you mean 'dynamic'"]),
         (
             dict(model="resnet18", num_experts=3),
             ["--num-experts (=3)", "--model resnet18", "--conv"],
