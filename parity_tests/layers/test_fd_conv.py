@@ -25,7 +25,7 @@ from dynconv_jax.models.abstract import abstract_module
 from dynconv_jax.weights.torch_layout import torch_shapes
 from parity_tests.parity import assert_parity, torch_state
 from parity_tests.tolerances import assert_close
-from parity_tests.tools.modules import jax_twin
+from parity_tests.tools.modules import jax_twin, thinned
 
 FEW: dict[str, Any] = {"min_channels": 2, "num_experts": 5}
 
@@ -66,7 +66,7 @@ CASES: dict[str, tuple[tuple[int, ...], int, tuple[int, ...], dict[str, Any]]] =
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", thinned(CASES, "grouped"))
 def test_layers_agree(name, rng):
     shape, outputs, kernel_size, options = CASES[name]
     pair = layers(
@@ -75,6 +75,7 @@ def test_layers_agree(name, rng):
     assert_parity(*pair, rng.normal(size=shape))
 
 
+@pytest.mark.slow
 @settings(max_examples=2, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_layers_agree_with_options_crossed(data):
@@ -97,6 +98,7 @@ def test_layers_agree_with_options_crossed(data):
     assert_parity(*pair, np.random.default_rng(groups).normal(size=shape))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_layers_agree_in_narrower_dtypes(dtype, rng):
     pair = layers(6, 4, (3, 3), dtype, padding=1)
@@ -107,6 +109,9 @@ def test_layers_agree_in_narrower_dtypes(dtype, rng):
 
 
 # The equations once more
+
+
+EQUATIONS = [name for name in CASES if "plain" not in name and "1" not in name]
 
 
 def plain_kernel(state, weights, shape, alpha):
@@ -210,7 +215,7 @@ def plain_fd_conv(x, state, training, temperature, shape, options):
 
 
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("name", [each for each in CASES if "1" not in each][:8])
+@pytest.mark.parametrize("name", thinned(EQUATIONS, "spectra", "grouped"))
 def test_layer_computes_the_equations(name, training):
     shape, outputs, kernel_size, options = CASES[name]
     if name == "one band":
@@ -320,6 +325,7 @@ def test_few_channels_and_other_windows_are_plain_convolutions(arguments, is_pla
     assert set(twin.state_dict()) == set(torch_shapes(layer))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spectra", [1, 2])
 def test_layer_begins_as_a_static_convolution_but_for_a_millionth(spectra, rng):
     options: dict[str, Any] = dict(padding=1, num_spectra=spectra)
@@ -351,7 +357,9 @@ def test_published_start_has_lively_gates_of_filters():
     assert all(0.8 < each / expected < 1.2 for each in deviations["published"])
 
 
-@pytest.mark.parametrize("name", ["grouped", "spectra", "pointwise", "plain"])
+@pytest.mark.parametrize(
+    "name", thinned(["grouped", "spectra", "pointwise", "plain"], "spectra")
+)
 def test_static_convolution_is_kept_whole_in_a_layer(name, rng):
     shape, outputs, kernel_size, options = CASES[name]
     options = {"padding": 0, **options, "bias": True}

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import torch
 from flax import nnx
 
@@ -11,6 +12,14 @@ from parity_tests.parity import as_torch, copy_weights, torch_state
 from parity_tests.tools.jax_modules import build
 
 DTYPES = ["float32", "float64", "bfloat16"]
+
+
+def thinned(names, *kept):
+    """Returns names as parameters, of which all but some are for the slow tests."""
+    return [
+        name if name in kept else pytest.param(name, marks=pytest.mark.slow)
+        for name in names
+    ]
 
 
 def jax_conv(rank, dtype="float64", seed=0, **options):
