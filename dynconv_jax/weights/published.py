@@ -224,6 +224,8 @@ def _kw_networks(shapes: Shapes) -> Iterator[Call]:
     if found := recognize_kw_network(shapes):
         name, options = found
         yield Call(name, options, name, _KW_HEADS.get(name, "fc"))
+
+
 # FDYCNN
 
 
