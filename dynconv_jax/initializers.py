@@ -1,6 +1,6 @@
 """The initialisers that PyTorch's layers use, so that training starts alike."""
 
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import jax
 from flax import nnx
@@ -9,11 +9,18 @@ from jax.typing import DTypeLike
 
 Arrays = TypeVar("Arrays", bound=tuple)
 
+# How a layer draws its parameters: in the library's way, or in that of its authors.
+Init = Literal["default", "published"]
+INITS = "default", "published"
+
 # torch.nn.Linear and torch.nn.Conv2d draw their weights from U(±1/√fan_in).
 torch_kernel_init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 # As torch.nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu") draws.
 kaiming_fan_out = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+# As torch.nn.init.kaiming_uniform_(weight) draws.
+kaiming_uniform = nnx.initializers.variance_scaling(2.0, "fan_in", "uniform")
 
 
 def torch_bias_init(fan_in: int) -> nnx.Initializer:
@@ -50,6 +57,8 @@ def promote_to_widest(
 def torch_linear(in_features: int, out_features: int, **options) -> nnx.Linear:
     """Returns an `nnx.Linear` that draws its parameters as `torch.nn.Linear` does.
 
+    Unless the options say otherwise.
+
     Args:
         in_features: The number of input features.
         out_features: The number of output features.
@@ -59,11 +68,9 @@ def torch_linear(in_features: int, out_features: int, **options) -> nnx.Linear:
         >>> torch_linear(4, 2, rngs=nnx.Rngs(0)).kernel.shape
         (4, 2)
     """
-    return nnx.Linear(
-        in_features,
-        out_features,
+    usual: dict[str, Any] = dict(
         kernel_init=torch_kernel_init,
         bias_init=torch_bias_init(in_features),
         promote_dtype=promote_to_widest,
-        **options,
     )
+    return nnx.Linear(in_features, out_features, **usual | options)

@@ -21,12 +21,20 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Float, Shaped
 
 from dynconv_jax.checks import check_rngs
-from dynconv_jax.functional.checks import check_arrays, check_dtypes, check_rate
+from dynconv_jax.functional.checks import (
+    check_arrays,
+    check_choice,
+    check_dtypes,
+    check_rate,
+)
 from dynconv_jax.functional.geometry import expert_count, positive_int
 from dynconv_jax.functional.numerics import at_least_float32
 from dynconv_jax.functional.pooling import spatial_mean
 from dynconv_jax.gating import Temperature, attend, record_attention, record_softmax
 from dynconv_jax.initializers import (
+    INITS,
+    Init,
+    kaiming_fan_out,
     promote_to_widest,
     torch_bias_init,
     torch_kernel_init,
@@ -79,6 +87,8 @@ class Router(HoldsScheduled):
         noise_std: float = 0.0,
         hidden_features: int | None = None,
         use_hidden_bias: bool = True,
+        use_bias: bool = True,
+        init: Init = "default",
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         precision: lax.PrecisionLike = None,
@@ -101,6 +111,9 @@ class Router(HoldsScheduled):
                 keys come from the stream `noise` of `rngs`.
             hidden_features: H, in place of what `reduction` gives.
             use_hidden_bias: Whether the first linear layer has a bias.
+            use_bias: Whether the second has one.
+            init: `"published"` draws both layers from N(0, 2 / fan_out), with biases of
+                0, as Chen et al.'s port does; `"default"` as `torch.nn.Linear` does.
             dtype: The dtype of the computation, raised to float32 where it is
                 narrower; None infers it from the input and the parameters.
             param_dtype: The dtype of the parameters.
@@ -120,6 +133,7 @@ class Router(HoldsScheduled):
                 f"`top_k` (={top_k}) must not exceed `num_experts` (={num_experts})"
             )
         check_rate("dropout_rate", dropout_rate)
+        check_choice("init", init, INITS)
         check_dtypes(dtype=dtype, param_dtype=param_dtype, optional=("dtype",))
         check_rngs(rngs)
         self.top_k = top_k
@@ -130,10 +144,15 @@ class Router(HoldsScheduled):
         options: dict[str, Any] = dict(
             param_dtype=param_dtype, precision=precision, rngs=rngs
         )
+        if init == "published":
+            zeros = nnx.initializers.zeros_init()
+            options.update(kernel_init=kaiming_fan_out, bias_init=zeros)
         self.fc1 = torch_linear(
             in_features, hidden_features, use_bias=use_hidden_bias, **options
         )
-        self.fc2 = torch_linear(hidden_features, num_experts, **options)
+        self.fc2 = torch_linear(
+            hidden_features, num_experts, use_bias=use_bias, **options
+        )
         # Without dropout there is no random state to carry through every jit.
         self.dropout = nnx.Dropout(dropout_rate, rngs=rngs if dropout_rate else None)
         self.noise = LogitNoise(noise_std, rngs=rngs)

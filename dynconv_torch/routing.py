@@ -16,12 +16,18 @@ import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from dynconv_torch.functional.checks import check_dtype, check_rate, check_tensors
+from dynconv_torch.functional.checks import (
+    check_choice,
+    check_dtype,
+    check_rate,
+    check_tensors,
+)
 from dynconv_torch.functional.geometry import expert_count, positive_int
 from dynconv_torch.functional.numerics import call_wide, dtypes_of, without_autocast
 from dynconv_torch.functional.pooling import spatial_mean
 from dynconv_torch.functional.tracing import sizes_of
 from dynconv_torch.gating import Temperature, attend, record_output, record_softmax
+from dynconv_torch.initializers import INITS, Init, kaiming_fan_out
 from dynconv_torch.logit_noise import LogitNoise
 from dynconv_torch.scheduled import HoldsScheduled, set_scheduled
 
@@ -69,6 +75,8 @@ class Router(HoldsScheduled):
         noise_std: float = 0.0,
         hidden_channels: int | None = None,
         hidden_bias: bool = True,
+        bias: bool = True,
+        init: Init = "default",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
@@ -87,6 +95,9 @@ class Router(HoldsScheduled):
             noise_std: The standard deviation of the `LogitNoise` on z in training.
             hidden_channels: H, in place of what `reduction` gives.
             hidden_bias: Whether the first linear layer has a bias.
+            bias: Whether the second has one.
+            init: `"published"` draws both layers from N(0, 2 / fan_out), with biases of
+                0, as Chen et al.'s port does; `"default"` as `torch.nn.Linear`.
             device: Where the parameters are.
             dtype: The dtype of the parameters.
 
@@ -104,6 +115,7 @@ class Router(HoldsScheduled):
                 f"`top_k` (={top_k}) must not exceed `num_experts` (={num_experts})"
             )
         check_rate("dropout", dropout)
+        check_choice("init", init, INITS)
         check_dtype(dtype)
         self.top_k = top_k
         if hidden_channels is None:
@@ -112,7 +124,14 @@ class Router(HoldsScheduled):
         self.fc1 = nn.Linear(
             in_channels, hidden_channels, hidden_bias, device=device, dtype=dtype
         )
-        self.fc2 = nn.Linear(hidden_channels, num_experts, device=device, dtype=dtype)
+        self.fc2 = nn.Linear(
+            hidden_channels, num_experts, bias, device=device, dtype=dtype
+        )
+        if init == "published":
+            for layer in (self.fc1, self.fc2):
+                kaiming_fan_out(layer.weight)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
         self.dropout = nn.Dropout(dropout)
         self.noise = LogitNoise(noise_std)
         self.hold_scheduled(Temperature, temperature, self.fc1.weight.device)

@@ -25,6 +25,7 @@ WORDS = {
     "in_features": "in_channels",
     "kernel_dilation": "dilation",
     "router_hidden_features": "router_hidden_channels",
+    "router_use_bias": "router_bias",
     "router_use_hidden_bias": "router_hidden_bias",
     "stem_features": "stem_channels",
     "strides": "stride",
@@ -57,6 +58,7 @@ FUNCTIONS: list[tuple[Any, Any]] = [
 PAIRS: list[tuple[Any, Any]] = [
     *LAYERS,
     *FUNCTIONS,
+    (dynconv_jax.DynamicClassifier, dynconv_torch.DynamicClassifier),
     (dynconv_jax.DynamicConvBlock, dynconv_torch.DynamicConvBlock),
     (dynconv_jax.KernelWarehouse, dynconv_torch.KernelWarehouse),
     (dynconv_jax.WarehouseConv, dynconv_torch.WarehouseConv2d),
@@ -128,6 +130,8 @@ def test_what_the_frameworks_have_not_is_as_the_definition_says():
         router_dropout=0.0,
         router_noise=0.0,
         router_hidden_bias=True,
+        router_bias=True,
+        init="default",
         bias=False,
     )
     assert expected.items() <= found.items()

@@ -5,6 +5,7 @@ from dynconv_jax.layers.batch_norm import BatchNorm
 from dynconv_jax.layers.cond_conv import CondConv
 from dynconv_jax.layers.conv import Conv, replace_convs
 from dynconv_jax.layers.decomposed_conv import DecomposedConv
+from dynconv_jax.layers.dynamic_classifier import DynamicClassifier
 from dynconv_jax.layers.dynamic_conv import DynamicConv
 from dynconv_jax.layers.dynamic_conv_block import DynamicConvBlock
 from dynconv_jax.layers.dynamic_conv_transpose import DynamicConvTranspose
@@ -29,6 +30,7 @@ __all__ = [
     "CondConv",
     "Conv",
     "DecomposedConv",
+    "DynamicClassifier",
     "DynamicConv",
     "DynamicConvBlock",
     "DynamicConvTranspose",

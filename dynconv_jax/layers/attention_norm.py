@@ -5,6 +5,7 @@ from typing import Any
 import jax
 from flax import nnx
 
+from dynconv_jax.functional.checks import check_choice
 from dynconv_jax.initializers import promote_to_widest
 from dynconv_jax.layers.batch_norm import BatchNorm
 
@@ -28,10 +29,7 @@ def attention_norm(
         >>> attention_norm("layer", 16, rngs=nnx.Rngs(0)).num_features
         16
     """
-    if norm not in NORMS:
-        raise ValueError(
-            f"`norm` (={norm!r}) must be one of {', '.join(map(repr, NORMS))}"
-        )
+    check_choice("norm", norm, NORMS)
     if norm == "batch":
         return BatchNorm(features, **options)
     if norm == "layer":

@@ -1,7 +1,8 @@
 """The layout of the widely copied PyTorch port of Chen et al.'s dynamic convolution.
 
     attention.fc1.weight (H, C, 1, 1)       a 1×1 convolution without bias
-    attention.fc2.weight (K, H, 1, 1)       a 1×1 convolution, with attention.fc2.bias
+    attention.fc2.weight (K, H, 1, 1)       a 1×1 convolution
+    attention.fc2.bias (K)                  its bias, which the port's 3-D layer has not
     weight (K, O, C/g, *k), bias (K, O)     the experts
 
 The trailing ones are as many as there are spatial dimensions. It is the layer's own
@@ -22,7 +23,7 @@ OPTIONAL = ("fc2.bias",)
 
 
 def chen_options(
-    in_features: int, num_experts: int = 4, *, ratio: float = 0.25
+    in_features: int, num_experts: int = 4, *, ratio: float = 0.25, rank: int = 2
 ) -> dict[str, Any]:
     """Returns the options of a `DynamicConv` that loads the port's checkpoints.
 
@@ -31,6 +32,8 @@ def chen_options(
         num_experts: K.
         ratio: The hidden layer has H = int(C · ratio) + 1 units, or K of images of
             three channels.
+        rank: The number of spatial dimensions. With three, where the port's second
+            layer has no bias, the router has none either.
 
     Example:
         >>> from flax import nnx
@@ -45,6 +48,7 @@ def chen_options(
         num_experts=num_experts,
         router_hidden_features=hidden,
         router_use_hidden_bias=False,
+        router_use_bias=rank != 3,
     )
 
 

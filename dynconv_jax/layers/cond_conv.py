@@ -8,7 +8,13 @@ import jax
 from flax import nnx
 from jax.typing import DTypeLike
 
-from dynconv_jax.initializers import torch_bias_init, torch_kernel_init
+from dynconv_jax.functional.checks import check_choice
+from dynconv_jax.initializers import (
+    INITS,
+    Init,
+    torch_bias_init,
+    torch_kernel_init,
+)
 from dynconv_jax.layers.expert_conv import ExpertConv, ExpertOptions
 
 
@@ -45,6 +51,7 @@ class CondConv(ExpertConv):
         kernel_size: Sequence[int],
         strides: int | Sequence[int] | None = 1,
         *,
+        init: Init = "default",
         rngs: nnx.Rngs,
         **options: Unpack[ExpertOptions],
     ):
@@ -55,6 +62,7 @@ class CondConv(ExpertConv):
             out_features: O, the number of output channels.
             kernel_size: A tuple of 1, 2 or 3 ints; its length is the rank.
             strides: An int, or one per spatial dimension.
+            init: `"default"` or `"published"`, which are the same here.
             rngs: Where the initial parameters come from.
             **options: The options of `ExpertConv`, as `DynamicConv` explains them. By
                 default each expert is drawn as `torch.nn.Conv2d` draws its own: kernel
@@ -65,6 +73,7 @@ class CondConv(ExpertConv):
                 `kernel_size`.
             ValueError: If a value is out of range or does not fit the others.
         """
+        check_choice("init", init, INITS)
 
         def bias_init(key: jax.Array, shape, dtype: DTypeLike = float) -> jax.Array:
             # By the time it is called, the arguments have been checked.

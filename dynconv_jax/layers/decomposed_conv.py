@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +12,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from dynconv_jax.checks import check_rngs
-from dynconv_jax.functional.activations import relu6
-from dynconv_jax.functional.checks import check_dtypes
+from dynconv_jax.functional.checks import check_choice, check_dtypes
 from dynconv_jax.functional.geometry import (
     Geometry,
     PaddingLike,
@@ -21,43 +20,75 @@ from dynconv_jax.functional.geometry import (
 )
 from dynconv_jax.functional.numerics import scale_channels
 from dynconv_jax.functional.pooling import adaptive_avg_pool
-from dynconv_jax.gating import record_attention
-from dynconv_jax.initializers import torch_kernel_init, torch_linear
-from dynconv_jax.layers.batch_norm import BatchNorm
+from dynconv_jax.initializers import (
+    INITS,
+    Init,
+    kaiming_fan_out,
+    torch_kernel_init,
+)
 from dynconv_jax.layers.convolution import Convolution
+from dynconv_jax.layers.decomposition import Decomposed, Decomposition
+
+Variant = Literal["resnet", "mobilenet_v2"]
+VARIANTS = "resnet", "mobilenet_v2"
 
 
-class Decomposition(NamedTuple):
-    """What a `DecomposedConv` makes of an input.
-
-    Attributes:
-        scale: Λ, shape (B, O), the weights of the static outputs, from 0 to 2.
-        phi: Φ, shape (B, L, L), what mixes the latent channels.
-    """
-
-    scale: jax.Array
-    phi: jax.Array
-
-
-def _hard_gate(logits: jax.Array) -> jax.Array:
-    """From 0 to 2, and 1 at 0: twice the hard sigmoid."""
-    return relu6(logits + 3) / 3
-
-
-class SqueezeGate(nnx.Module):
-    """Features times the gates that a linear layer computes from them.
+class Sizes(NamedTuple):
+    """What a `DecomposedConv` pools its input to, and how wide its branches are.
 
     Attributes:
-        fc: The linear layer, in a sequence as checkpoints have it.
+        pool: Into how many bins the input is pooled along each spatial dimension.
+        features: How many features that gives.
+        latent: L.
+        hidden: s, the number of squeezed features.
     """
 
-    def __init__(self, features: int, **options):
-        """Builds the layer; the options are those of `nnx.Linear`."""
-        self.fc = nnx.Sequential(torch_linear(features, features, **options))
+    pool: int
+    features: int
+    latent: int
+    hidden: int
 
-    def __call__(self, inputs: jax.Array) -> jax.Array:
-        """Returns gated features (B, s)."""
-        return inputs * _hard_gate(self.fc(inputs))
+
+def decomposed_sizes(
+    variant: Variant,
+    in_features: int,
+    out_features: int,
+    *,
+    rank: int = 2,
+    pool: int | None = None,
+    reduction: int = 16,
+    min_hidden: int = 4,
+) -> Sizes:
+    """Returns the sizes of a `DecomposedConv`, whose arguments these are.
+
+    Args:
+        variant: Whose layer it is.
+        in_features: C.
+        out_features: O.
+        rank: The number of spatial dimensions.
+        pool: Bins along each of them; None takes those of the variant.
+        reduction: How many times fewer the squeezed features are.
+        min_hidden: How many there are at least.
+
+    Example:
+        >>> decomposed_sizes("mobilenet_v2", 32, 192)
+        Sizes(pool=2, features=128, latent=16, hidden=16)
+    """
+    expands = in_features < out_features
+    if pool is None:
+        pool = 2 if variant == "mobilenet_v2" and expands else 1
+    features = pool**rank * in_features
+    if variant == "mobilenet_v2":
+        ratio = 8 if expands else 2
+        latent = min(features, out_features) // ratio
+        while latent**2 > 2 * features:
+            ratio *= 2
+            latent = min(features, out_features) // ratio
+        latent = max(latent, 4)
+    else:
+        latent = math.isqrt(features)
+    hidden = max(max(features, latent**2) // reduction, min_hidden)
+    return Sizes(pool, features, latent, hidden)
 
 
 def check_latent_size(geometry: Geometry) -> None:
@@ -76,7 +107,7 @@ def check_latent_size(geometry: Geometry) -> None:
         )
 
 
-class DecomposedConv(Convolution):
+class DecomposedConv(Convolution, Decomposed):
     """A static convolution, scaled per sample, plus a dynamic low-rank 1×1 convolution.
 
         y = Λ(x) ⊙ (W₀ ∗ x) + P · (bn2(Φ(x) q) + q)        q = bn1(Q ∗ x)
@@ -86,6 +117,9 @@ class DecomposedConv(Convolution):
     layers. There is no kernel per sample, and no temperature. Takes the place of
     `nnx.Conv`, with its argument names, for 1, 2 or 3 spatial dimensions. Li et al.,
     "Revisiting Dynamic Convolution via Matrix Decomposition", ICLR 2021, section 3.
+
+    In PyTorch's layout `q` and `p` of the variant `"mobilenet_v2"` are `conv_q` and
+    `conv_p`.
 
     Attributes:
         conv: The static convolution W₀; `q` and `p` are the 1×1 convolutions.
@@ -117,9 +151,11 @@ class DecomposedConv(Convolution):
         kernel_dilation: int | Sequence[int] | None = 1,
         feature_group_count: int = 1,
         use_bias: bool = False,
-        pool: int = 1,
+        variant: Variant = "resnet",
+        pool: int | None = None,
         reduction: int = 16,
         min_hidden: int = 4,
+        init: Init = "default",
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         precision: lax.PrecisionLike = None,
@@ -138,13 +174,20 @@ class DecomposedConv(Convolution):
             kernel_dilation: An int, or one per spatial dimension.
             feature_group_count: g of the static convolution; it must divide C and O.
             use_bias: Whether P has a bias; published layers have none.
-            pool: Into how many bins the input is pooled along each spatial dimension.
-                Published networks have 2 in basic blocks and 1 elsewhere; see
-                `basic_block_options`. The pooled features are pool^rank · C, and L is
-                the root of their number.
-            reduction: The squeezed features are max(pool^rank · C // reduction,
-                min_hidden).
-            min_hidden: How many squeezed features there are at least.
+            variant: Whose layer it is, as the authors published two: `"resnet"`, whose
+                L is the root of the number of pooled features, or `"mobilenet_v2"`,
+                where both depend on C and O; see `decomposed_sizes`.
+            pool: Into how many bins the input is pooled along each spatial dimension,
+                which gives pool^rank · C features; None is 1, or with `"mobilenet_v2"`
+                2 where C < O. Published ResNets have 2 in basic blocks; see
+                `basic_block_options`.
+            reduction: The squeezed features are max(max(pool^rank · C, L²) //
+                reduction, min_hidden).
+            min_hidden: How many squeezed features there are at least. Published
+                bottleneck blocks have no such floor, which is to say 1.
+            init: `"published"` draws the three convolutions from N(0, 2 / fan_out), and
+                in `"mobilenet_v2"` the linear layers from N(0, 0.01²); `"default"` all
+                as PyTorch's own layers. `kernel_init` wins over both.
             dtype: The dtype of the computation; None infers it from the input and the
                 parameters. Λ and Φ are computed in float32 at least.
             param_dtype: The dtype of the parameters.
@@ -168,24 +211,39 @@ class DecomposedConv(Convolution):
         )
         check_latent_size(geometry)
         self._take_geometry(geometry)
-        self.pool = positive_int("pool", pool)
+        check_choice("variant", variant, VARIANTS)
+        check_choice("init", init, INITS)
+        if pool is not None:
+            positive_int("pool", pool)
         positive_int("reduction", reduction)
         positive_int("min_hidden", min_hidden)
         check_dtypes(dtype=dtype, param_dtype=param_dtype, optional=("dtype",))
         check_rngs(rngs)
+        self.variant = variant
         self.dtype = dtype
-        self.precision = precision
-        pooled_features = self.pool**geometry.rank * in_features
-        latent = math.isqrt(pooled_features)
-        hidden = max(pooled_features // reduction, min_hidden)
-        shared: dict[str, Any] = dict(param_dtype=param_dtype, rngs=rngs)
+        sizes = decomposed_sizes(
+            variant,
+            in_features,
+            out_features,
+            rank=geometry.rank,
+            pool=pool,
+            reduction=reduction,
+            min_hidden=min_hidden,
+        )
+        self.pool, latent = sizes.pool, sizes.latent
+        linear: dict[str, Any] = {}
+        if init == "published":
+            if kernel_init is torch_kernel_init:
+                kernel_init = kaiming_fan_out
+            if variant == "mobilenet_v2":
+                linear["kernel_init"] = nnx.initializers.normal(0.01)
         conv: dict[str, Any] = dict(
             dtype=dtype,
             precision=precision,
             kernel_init=kernel_init,
-            **shared,
+            param_dtype=param_dtype,
+            rngs=rngs,
         )
-        linear: dict[str, Any] = dict(use_bias=False, precision=precision, **shared)
         point = (1,) * geometry.rank
 
         self.conv = nnx.Conv(
@@ -203,14 +261,17 @@ class DecomposedConv(Convolution):
             in_features, latent, point, geometry.strides, use_bias=False, **conv
         )
         self.p = nnx.Conv(latent, out_features, point, use_bias=use_bias, **conv)
-        self.bn1 = BatchNorm(latent, dtype=dtype, **shared)
-        self.bn2 = BatchNorm(latent, dtype=dtype, **shared)
-        self.fc = nnx.Sequential(
-            torch_linear(pooled_features, hidden, **linear),
-            SqueezeGate(hidden, **linear),
+        self._build_decomposition(
+            sizes.features,
+            sizes.hidden,
+            latent,
+            out_features,
+            dtype=dtype,
+            precision=precision,
+            param_dtype=param_dtype,
+            rngs=rngs,
+            **linear,
         )
-        self.fc_phi = torch_linear(hidden, latent * latent, **linear)
-        self.fc_scale = torch_linear(hidden, out_features, **linear)
 
     def decomposition(self, inputs: jax.Array) -> Decomposition:
         """Returns Λ and Φ.
@@ -225,7 +286,7 @@ class DecomposedConv(Convolution):
             ValueError: If the inputs do not fit the layer.
         """
         flat, batch = self._flatten(inputs)
-        scale, phi = self._decompose(flat)
+        scale, phi = self._decompose(self._features(flat))
         return Decomposition(
             scale.reshape(*batch, *scale.shape[1:]),
             phi.reshape(*batch, *phi.shape[1:]),
@@ -245,18 +306,10 @@ class DecomposedConv(Convolution):
             ValueError: If the inputs do not fit the layer.
         """
         flat, batch = self._flatten(inputs)
-        scale, phi = self._decompose(flat)
+        scale, phi = self._decompose(self._features(flat))
         latent = self.q(flat)
         self._check_values(inputs, latent)
-        latent = self.bn1(latent)
-        # In the dtype of Φ: in float16 it would overflow before the norm shrinks it.
-        mixed = jnp.einsum(
-            "b...j,bij->b...i",
-            latent.astype(phi.dtype),
-            phi,
-            precision=self.precision,
-        )
-        dynamic = self.p(self.bn2(mixed).astype(latent.dtype) + latent)
+        dynamic = self.p(self._mix(self.bn1(latent), phi))
         static = scale_channels(self.conv(flat), scale)
         if static.shape != dynamic.shape:  # one symbolic size, written in two ways
             static = self._as_sized(static, dynamic.shape)
@@ -267,19 +320,6 @@ class DecomposedConv(Convolution):
         flat, batch = self._flatten_batch(inputs)
         self.geometry.output_size(flat.shape[1:-1])  # refuses empty dimensions
         return flat, batch
-
-    def _check_values(self, inputs: jax.Array, latent: jax.Array) -> None:
-        sizes = latent.shape[:-1]
-        is_one = all(isinstance(size, int) and size == 1 for size in sizes)
-        # Over a mapped axis there are more values than are seen here.
-        is_alone = is_one and self.bn1.axis_name is None
-        if is_alone and not self.bn1.use_running_average:
-            raise ValueError(
-                f"`inputs` (shape {inputs.shape}) gives the batch norms of the layer "
-                "one value per channel, whose variance is not defined in training; "
-                "train with a larger batch or larger inputs, or put the layer in "
-                "evaluation mode"
-            )
 
     def _as_sized(self, static: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         """Returns an array of a symbolic shape under another name for that shape."""
@@ -293,16 +333,9 @@ class DecomposedConv(Convolution):
                 f"to be the same; give the padding in numbers, such as {pads}"
             ) from None
 
-    def _decompose(self, inputs: jax.Array) -> Decomposition:
+    def _features(self, inputs: jax.Array) -> jax.Array:
+        """Returns what Λ and Φ come from, shape (B, pool^rank · C)."""
         pooled = adaptive_avg_pool(inputs, self.pool, self.dtype)
         # In PyTorch's order: all bins of a channel side by side.
         batch, *bins = jnp.moveaxis(pooled, -1, 1).shape
-        features = jnp.moveaxis(pooled, -1, 1).reshape(batch, math.prod(bins))
-        hidden = self.fc(features)
-        phi = self.fc_phi(hidden)
-        latent = math.isqrt(phi.shape[-1])
-        scale = _hard_gate(self.fc_scale(hidden))
-        phi = phi.reshape(batch, latent, latent)
-        record_attention(self, scale, "scale")
-        record_attention(self, phi, "phi")
-        return Decomposition(scale, phi)
+        return jnp.moveaxis(pooled, -1, 1).reshape(batch, math.prod(bins))

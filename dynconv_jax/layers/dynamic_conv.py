@@ -12,8 +12,9 @@ from flax.typing import Initializer, PromoteDtypeFn
 from jax import lax
 from jax.typing import DTypeLike
 
-from dynconv_jax.functional.checks import check_arrays
+from dynconv_jax.functional.checks import check_arrays, check_choice
 from dynconv_jax.functional.geometry import PaddingLike
+from dynconv_jax.initializers import INITS, Init, kaiming_uniform
 from dynconv_jax.layers.chen_layout import chen_hidden
 from dynconv_jax.layers.expert_conv import (
     ExpertConv,
@@ -64,11 +65,13 @@ class DynamicConv(ExpertConv):
         router_noise: float = 0.0,
         router_hidden_features: int | None = None,
         router_use_hidden_bias: bool = True,
+        router_use_bias: bool = True,
         router: Callable[[jax.Array], jax.Array] | Literal["chen"] | None = None,
         implementation: str = "auto",
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         precision: lax.PrecisionLike = None,
+        init: Init = "default",
         kernel_init: Initializer = default_kernel_init,
         bias_init: Initializer = default_bias_init,
         promote_dtype: PromoteDtypeFn = dtypes.promote_dtype,
@@ -99,7 +102,8 @@ class DynamicConv(ExpertConv):
             router_hidden_features: The units of the router's hidden layer, in place of
                 what `reduction` gives.
             router_use_hidden_bias: Whether the router's first linear layer has a bias.
-            router: A router of one's own, (B, *S, C) → (B, K), in place of the seven
+            router_use_bias: Whether its second has one.
+            router: A router of one's own, (B, *S, C) → (B, K), in place of the eight
                 options above; one router may serve several layers. Or `"chen"`, that of
                 the port of Chen et al.: C // reduction + 1 hidden units, or K of three
                 channels, without a bias; see `chen_options`.
@@ -111,6 +115,11 @@ class DynamicConv(ExpertConv):
                 parameters. The router computes in float32 at least.
             param_dtype: The dtype of the parameters.
             precision: As in `jax.lax.conv_general_dilated`.
+            init: `"published"` draws each expert from U(±√(6 / fan_in)) and the
+                router's layers from N(0, 2 / fan_out) with biases of 0, as Chen et
+                al.'s port does in one and two dimensions; `"default"` the experts from
+                N(0, 0.02²) and the router as `torch.nn.Linear`. `kernel_init` wins over
+                both.
             kernel_init: Initialises each expert on its own, from the shape
                 (*kernel_size, C/g, O), so that K does not count as receptive field.
             bias_init: Initialises the bias of each expert on its own.
@@ -125,6 +134,9 @@ class DynamicConv(ExpertConv):
                 `kernel_size`.
             ValueError: If a value is out of range or does not fit the others.
         """
+        check_choice("init", init, INITS)
+        if init == "published" and kernel_init is default_kernel_init:
+            kernel_init = kaiming_uniform
         super().__init__(
             in_features,
             out_features,
@@ -151,6 +163,7 @@ class DynamicConv(ExpertConv):
             router = None
             router_hidden_features = chen_hidden(in_features, num_experts, reduction)
             router_use_hidden_bias = False
+            router_use_bias = len(self.kernel_size) != 3
         self.owns_router = router is None
         if router is None:
             router = Router(
@@ -163,6 +176,8 @@ class DynamicConv(ExpertConv):
                 noise_std=router_noise,
                 hidden_features=router_hidden_features,
                 use_hidden_bias=router_use_hidden_bias,
+                use_bias=router_use_bias,
+                init=init,
                 dtype=dtype,
                 param_dtype=param_dtype,
                 precision=precision,

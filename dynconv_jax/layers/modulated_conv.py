@@ -11,10 +11,11 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from dynconv_jax.checks import check_rngs
-from dynconv_jax.functional.checks import check_dtypes, check_rate
+from dynconv_jax.functional.checks import check_choice, check_dtypes, check_rate
 from dynconv_jax.functional.geometry import Geometry, PaddingLike, positive_int
 from dynconv_jax.functional.modulated import check_modulation, modulated_conv
 from dynconv_jax.functional.numerics import at_least_float32, keep_wide
+from dynconv_jax.initializers import INITS, Init
 from dynconv_jax.layers.convolution import Convolution
 from dynconv_jax.layers.equalized_linear import EqualizedLinear
 from dynconv_jax.layers.style import Styled, flatten_latents, own_gain
@@ -70,6 +71,7 @@ class ModulatedConv(Styled, Convolution):
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         precision: lax.PrecisionLike = None,
+        init: Init = "default",
         kernel_init: Initializer = default_kernel_init,
         bias_init: Initializer = default_bias_init,
         rngs: nnx.Rngs,
@@ -102,6 +104,7 @@ class ModulatedConv(Styled, Convolution):
                 float32 at least.
             param_dtype: The dtype of the parameters.
             precision: As in `jax.lax.conv_general_dilated`.
+            init: `"default"` or `"published"`, which are the same here.
             kernel_init: Initialises the kernel, by default from N(0, 1).
             bias_init: Initialises the bias.
             rngs: Where the initial parameters come from.
@@ -125,6 +128,7 @@ class ModulatedConv(Styled, Convolution):
         )
         check_dtypes(dtype=dtype, param_dtype=param_dtype, optional=("dtype",))
         check_rngs(rngs)
+        check_choice("init", init, INITS)
         self._take_geometry(geometry)
         self.style_features = positive_int("style_features", style_features)
         self.demodulate = demodulate

@@ -12,11 +12,12 @@ from flax.typing import Initializer
 from jax import lax
 from jax.typing import DTypeLike
 
+from dynconv_jax.functional.checks import check_choice
 from dynconv_jax.functional.geometry import positive_int
 from dynconv_jax.functional.numerics import scale_channels
 from dynconv_jax.functional.pooling import spatial_mean
 from dynconv_jax.gating import Temperature, attend, record_attention, record_softmax
-from dynconv_jax.initializers import kaiming_fan_out
+from dynconv_jax.initializers import INITS, Init, kaiming_fan_out
 from dynconv_jax.layers.attention_norm import attention_norm, normalise
 from dynconv_jax.layers.expert_conv import ExpertConv, ExpertOptions
 from dynconv_jax.layers.pooled_linear import PooledLinear
@@ -203,6 +204,7 @@ class ODConv(ExpertConv):
         min_hidden: int = 16,
         norm: str = "batch",
         temperature: float = 1.0,
+        init: Init = "default",
         rngs: nnx.Rngs,
         **options: Unpack[ExpertOptions],
     ):
@@ -219,6 +221,7 @@ class ODConv(ExpertConv):
                 than one sample in training, `"layer"` or `"none"`.
             temperature: The initial T. Published schedules let it fall from 30 to 1
                 over the first 10 epochs; see `set_temperature`.
+            init: `"default"` or `"published"`, which are the same here.
             rngs: Where the initial parameters come from.
             **options: The options of `ExpertConv`, as `DynamicConv` explains them. With
                 one expert there is no attention over experts; by default each expert is
@@ -230,6 +233,7 @@ class ODConv(ExpertConv):
                 `kernel_size`.
             ValueError: If a value is out of range or does not fit the others.
         """
+        check_choice("init", init, INITS)
         options.setdefault("kernel_init", kaiming_fan_out)
         super().__init__(
             in_features, out_features, kernel_size, strides, rngs=rngs, **options

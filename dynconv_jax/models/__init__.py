@@ -26,7 +26,13 @@ from dynconv_jax.models.registry import (
     list_convolutions,
     list_models,
 )
-from dynconv_jax.models.resnet import ResNet, resnet18, resnet34, resnet50
+from dynconv_jax.models.resnet import (
+    ResNet,
+    resnet18,
+    resnet34,
+    resnet50,
+    resnet101,
+)
 from dynconv_jax.models.warehouses import with_warehouses
 
 __all__ = [
@@ -49,6 +55,7 @@ __all__ = [
     "list_convolutions",
     "list_models",
     "mobilenet_v2",
+    "resnet101",
     "resnet18",
     "resnet34",
     "resnet50",

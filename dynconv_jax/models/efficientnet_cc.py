@@ -16,7 +16,7 @@ from dynconv_jax.functional.geometry import positive_int
 from dynconv_jax.functional.numerics import at_least_float32
 from dynconv_jax.layers.cond_conv import CondConv
 from dynconv_jax.layers.given_attention import apply, route
-from dynconv_jax.models.convolutions import Convolutions, fan_out_of_a_group
+from dynconv_jax.models.convolutions import Convolutions, Dynamic, fan_out_of_a_group
 from dynconv_jax.models.drop_path import DropPath
 from dynconv_jax.models.grad_checkpointing import Blocks
 from dynconv_jax.models.images import check_images, global_average_pool
@@ -193,7 +193,7 @@ class EfficientNet(nnx.Module):
         *,
         stages: Sequence[Stage | tuple] = STAGES,
         conv: Callable[..., Any] | None = None,
-        dynamic: str | int = 3,
+        dynamic: Dynamic = 3,
         tensorflow: bool = False,
         in_features: int = 3,
         stem_features: int = 32,

@@ -1,7 +1,7 @@
 """MobileNetV2, with static or dynamic convolutions."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,15 +10,23 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from dynconv_jax.functional.activations import relu6
-from dynconv_jax.functional.checks import check_positive, check_rate
+from dynconv_jax.functional.checks import check_choice, check_positive, check_rate
 from dynconv_jax.functional.geometry import positive_int
 from dynconv_jax.layers.given_attention import RoutedSequential, route
-from dynconv_jax.models.convolutions import Convolutions, check_dynamic_has_conv
+from dynconv_jax.models.convolutions import (
+    Convolutions,
+    Dynamic,
+    check_dynamic_has_conv,
+)
 from dynconv_jax.models.drop_path import DropPath
 from dynconv_jax.models.grad_checkpointing import Checkpointing
+from dynconv_jax.models.heads import HEADS, dynamic_head
 from dynconv_jax.models.images import check_images, global_average_pool
 from dynconv_jax.models.layer_groups import LayerGroups
 from dynconv_jax.models.options import check_options
+
+Layout = Literal["torchvision", "flat"]
+LAYOUTS = "torchvision", "flat"
 
 # The paper's: expansion, output channels, blocks, stride of the first block.
 STAGES = (
@@ -71,6 +79,7 @@ class InvertedResidual(nnx.Module):
         *,
         stage: int,
         drop_path_rate: float,
+        is_flat: bool = False,
         make: Convolutions,
     ):
         """Builds the block.
@@ -82,6 +91,8 @@ class InvertedResidual(nnx.Module):
             expansion: How many times wider the depthwise convolution is.
             stage: The stage of the network, from 1.
             drop_path_rate: The share of samples whose branch is dropped in training.
+            is_flat: Whether all layers are in one sequence, without sequences of a
+                convolution, its norm and its activation in it.
             make: Builds the layers.
         """
         hidden = in_features * expansion
@@ -95,6 +106,14 @@ class InvertedResidual(nnx.Module):
         )
         layers.append(make(hidden, out_features, 1, stage=stage))
         layers.append(make.norm(out_features))
+        if is_flat:
+            layers = [
+                part
+                for layer in layers
+                for part in (
+                    layer.layers if isinstance(layer, RoutedSequential) else (layer,)
+                )
+            ]
         self.conv = RoutedSequential(*layers)
         self.has_shortcut = strides == 1 and in_features == out_features
         self.drop_path = DropPath(drop_path_rate, make.shared["rngs"])
@@ -114,7 +133,8 @@ class MobileNetV2(Checkpointing):
 
     Attributes:
         features: The stem, the blocks, and the last convolution.
-        classifier: Dropout and the linear head.
+        classifier: Dropout and the head. With `layout="flat"` the last convolution is
+            `conv`.
 
     Example:
         >>> def logits(images):
@@ -129,9 +149,11 @@ class MobileNetV2(Checkpointing):
         *,
         stages: Sequence[tuple[int, int, int, int]] = STAGES,
         conv: Callable[..., Any] | None = None,
-        dynamic: str | int = "paper",
+        dynamic: Dynamic = "paper",
         width_mult: float = 1.0,
         in_features: int = 3,
+        head: Literal["linear", "dynamic"] = "linear",
+        layout: Layout = "torchvision",
         dropout: float = 0.2,
         drop_path_rate: float = 0.0,
         dtype: DTypeLike | None = None,
@@ -149,11 +171,15 @@ class MobileNetV2(Checkpointing):
                 (also one without a router, that takes the attention of its block);
                 None makes all static.
             dynamic: Which convolutions are dynamic: `"paper"` (all but the stem),
-                `"all"`, `"pointwise"` (the 1×1 convolutions of the blocks), or an int
-                n, the blocks of the last n stages.
+                `"all"`, `"pointwise"` (the 1×1 convolutions of the blocks), an int n,
+                the blocks of the last n stages, or `("pointwise", n)`.
             width_mult: Multiplies all widths; they are rounded to multiples of 8, and
                 the last convolution is never narrower than at 1.
             in_features: The number of channels of the images.
+            head: `"linear"`, or `"dynamic"` for a `DynamicClassifier`.
+            layout: How parameters are named: as `"torchvision"`'s, or `"flat"`, as in
+                Li et al.'s checkpoints of decomposition: the layers of a block are all
+                in one row, and the last convolution is `conv`, beside `features`.
             dropout: The rate of the dropout before the head. The keys come from the
                 stream `dropout` of `rngs`, as those of the next.
             drop_path_rate: Of n blocks, counted from 0, block i is skipped in training
@@ -169,6 +195,8 @@ class MobileNetV2(Checkpointing):
         self.in_features = positive_int("in_features", in_features)
         self.num_classes = positive_int("num_classes", num_classes)
         check_positive("width_mult", width_mult)
+        check_choice("head", head, HEADS)
+        check_choice("layout", layout, LAYOUTS)
         check_rate("dropout", dropout)
         check_rate("drop_path_rate", drop_path_rate)
         make = Convolutions(
@@ -197,20 +225,33 @@ class MobileNetV2(Checkpointing):
                         expansion,
                         stage=stage,
                         drop_path_rate=drop_path_rate * (len(features) - 1) / total,
+                        is_flat=layout == "flat",
                         make=make,
                     )
                 )
                 width = channels
         last = make_divisible(1280 * max(1.0, width_mult))
-        features.append(conv_norm_relu6(make, width, last, 1, role="head"))
+        conv_last = conv_norm_relu6(make, width, last, 1, role="head")
+        self.layout = layout
+        if layout == "flat":
+            self.conv = conv_last
+        else:
+            features.append(conv_last)
         self.features = nnx.Sequential(*features)
         self.stem_routing_fn = make.router(in_features, features[0])
-        self.head_routing_fn = make.router(width, features[-1])
-        # Without dropout there is no random state to carry through every jit.
-        drop = nnx.Dropout(dropout, rngs=rngs if dropout else None)
-        init = nnx.initializers.normal(0.01)
-        linear = nnx.Linear(last, num_classes, kernel_init=init, **make.shared)
-        self.classifier = nnx.Sequential(drop, linear)
+        self.head_routing_fn = make.router(width, conv_last)
+        drawn: dict[str, Any] = dict(
+            kernel_init=nnx.initializers.normal(0.01),
+            bias_init=nnx.initializers.zeros_init(),
+            **make.shared,
+        )
+        if head == "dynamic":
+            self.classifier = dynamic_head(last, num_classes, dropout, **drawn)
+        else:
+            # Without dropout there is no random state to carry through every jit.
+            drop = nnx.Dropout(dropout, rngs=rngs if dropout else None)
+            linear = nnx.Linear(last, num_classes, **drawn)
+            self.classifier = nnx.Sequential(drop, linear)
 
     def __call__(
         self, inputs: Float[jax.Array, "batch height width in_features"]
@@ -227,7 +268,8 @@ class MobileNetV2(Checkpointing):
             ValueError: If the inputs do not fit the network.
         """
         check_images(inputs, self.in_features)
-        stem, *blocks, head = self.features.layers
+        stem, *blocks = self.features.layers
+        head = self.conv if self.layout == "flat" else blocks.pop()
         x = stem(inputs, route(self.stem_routing_fn, inputs))
         for block in blocks:
             x = self._call(block, x)
@@ -236,9 +278,11 @@ class MobileNetV2(Checkpointing):
 
     def _layer_groups(self) -> LayerGroups:
         """The stem, each block, the last with the convolution after it; the head."""
-        last = len(self.features.layers) - 1
-        blocks = [(f"features.{index}",) for index in range(1, last - 1)]
-        end = f"features.{last - 1}", f"features.{last}", "head_routing_fn"
+        layers = [f"features.{index}" for index in range(len(self.features.layers))]
+        if self.layout == "flat":
+            layers.append("conv")
+        blocks = [(name,) for name in layers[1:-2]]
+        end = *layers[-2:], "head_routing_fn"
         return [("features.0", "stem_routing_fn"), *blocks, end, ("classifier",)]
 
 

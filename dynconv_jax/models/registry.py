@@ -33,7 +33,8 @@ from dynconv_jax.models.kw_networks import (
 )
 from dynconv_jax.models.mobilenet_v2 import mobilenet_v2
 from dynconv_jax.models.options import check_options, did_you_mean
-from dynconv_jax.models.resnet import resnet18, resnet34, resnet50
+from dynconv_jax.models.published import PUBLISHED
+from dynconv_jax.models.resnet import resnet18, resnet34, resnet50, resnet101
 from dynconv_jax.models.warehouses import with_warehouses
 
 MODELS: dict[str, Callable[..., Any]] = {
@@ -53,6 +54,8 @@ MODELS: dict[str, Callable[..., Any]] = {
     "resnet18": resnet18,
     "resnet34": resnet34,
     "resnet50": resnet50,
+    "resnet101": resnet101,
+    **PUBLISHED,
 }
 
 CONVOLUTIONS: dict[str, Callable[..., Any] | None] = {
@@ -112,7 +115,8 @@ def create_model(
         conv: What its convolutions are: one of `list_convolutions()`, or a
             callable with the signature of `nnx.Conv`; None leaves it to the model.
         conv_options: Options of the convolution, such as `{"num_experts": 8}`; of
-            `"kernel_warehouse"` those of `with_warehouses`.
+            `"kernel_warehouse"` those of `with_warehouses`. Of a published network
+            (`od_resnet18`) without `conv` they are those of its own.
         rngs: Where the initial parameters come from.
         **options: Options of the model.
 
@@ -155,6 +159,8 @@ def create_model(
             f"`conv` (={layer!r}) must be one of {list_convolutions()}, or a callable "
             "with the signature of `nnx.Conv`"
         )
+    if conv is None and conv_options:
+        layer = own_convolution(build)
     if layer is None and conv_options:
         raise ValueError(
             f"`conv_options` (={dict(conv_options)!r}) are of a dynamic convolution; "
@@ -180,6 +186,19 @@ def create_model(
     model = build(rngs=rngs, **options)
     attach(model, describe(name, conv, conv_options or {}, given, CONVOLUTIONS))
     return model
+
+
+def own_convolution(build: Callable[..., Any]) -> Callable[..., Any] | None:
+    """Returns what the convolutions of a published network are, with its settings.
+
+    Args:
+        build: One of `MODELS`.
+
+    Example:
+        >>> own_convolution(MODELS["od_resnet18"]).keywords
+        {'num_experts': 1}
+    """
+    return getattr(build, "keywords", {}).get("conv")
 
 
 def _given_to(layer: Callable[..., Any]) -> tuple[str, ...]:

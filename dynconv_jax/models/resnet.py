@@ -1,7 +1,7 @@
 """ResNet, with static or dynamic convolutions."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +9,18 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from dynconv_jax.functional.checks import check_rate
+from dynconv_jax.functional.checks import check_choice, check_positive, check_rate
 from dynconv_jax.functional.geometry import positive_int
 from dynconv_jax.initializers import torch_linear
 from dynconv_jax.layers.given_attention import RoutedSequential, apply, route
-from dynconv_jax.models.convolutions import Convolutions, check_dynamic_has_conv
+from dynconv_jax.models.convolutions import (
+    Convolutions,
+    Dynamic,
+    check_dynamic_has_conv,
+)
 from dynconv_jax.models.drop_path import DropPath
 from dynconv_jax.models.grad_checkpointing import Blocks
+from dynconv_jax.models.heads import HEADS, dynamic_head
 from dynconv_jax.models.images import check_images, global_average_pool, max_pool
 from dynconv_jax.models.layer_groups import LayerGroups
 from dynconv_jax.models.options import check_options
@@ -139,7 +144,8 @@ class ResNet(nnx.Module):
     Attributes:
         conv1: The 7×7 convolution of the stem, stride 2; `bn1` follows.
         layer1: The blocks of the first stage; `layer2` to `layer4` follow.
-        fc: The linear head.
+        fc: The linear head, after `dropout`; or `classifier`, a dropout and a
+            `DynamicClassifier`.
 
     Example:
         >>> def logits(images):
@@ -155,8 +161,10 @@ class ResNet(nnx.Module):
         num_classes: int = 1000,
         *,
         conv: Callable[..., Any] | None = None,
-        dynamic: str | int = "paper",
+        dynamic: Dynamic = "paper",
         in_features: int = 3,
+        head: Literal["linear", "dynamic"] = "linear",
+        head_std: float | None = None,
         dropout: float = 0.0,
         drop_path_rate: float = 0.0,
         dtype: DTypeLike | None = None,
@@ -175,8 +183,11 @@ class ResNet(nnx.Module):
                 None makes all static.
             dynamic: Which convolutions are dynamic: `"paper"` (all but the stem and the
                 shortcuts), `"all"`, `"pointwise"` (the 1×1 convolutions of the blocks),
-                or an int n, the blocks of the last n stages.
+                an int n, the blocks of the last n stages, or `("pointwise", n)`.
             in_features: The number of channels of the images.
+            head: `"linear"`, or `"dynamic"` for a `DynamicClassifier`.
+            head_std: The standard deviation of the initial weights of a linear head,
+                whose bias is then 0; None draws both as `torch.nn.Linear`.
             dropout: The rate of the dropout before the head. The keys come from the
                 stream `dropout` of `rngs`, as those of the next.
             drop_path_rate: The share of samples that skip the last block in training.
@@ -194,6 +205,9 @@ class ResNet(nnx.Module):
         depths = [positive_int("depths", depth) for depth in depths]
         self.in_features = positive_int("in_features", in_features)
         self.num_classes = positive_int("num_classes", num_classes)
+        check_choice("head", head, HEADS)
+        if head_std is not None:
+            check_positive("head_std", head_std)
         check_rate("dropout", dropout)
         check_rate("drop_path_rate", drop_path_rate)
         make = Convolutions(
@@ -224,9 +238,17 @@ class ResNet(nnx.Module):
                 count += 1
             stages.append(Blocks(*blocks))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
-        # Without dropout there is no random state to carry through every jit.
-        self.dropout = nnx.Dropout(dropout, rngs=rngs if dropout else None)
-        self.fc = torch_linear(width, num_classes, **make.shared)
+        self.head = head
+        if head == "dynamic":
+            self.classifier = dynamic_head(width, num_classes, dropout, **make.shared)
+        else:
+            # Without dropout there is no random state to carry through every jit.
+            self.dropout = nnx.Dropout(dropout, rngs=rngs if dropout else None)
+            drawn: dict[str, Any] = {}
+            if head_std is not None:
+                drawn["kernel_init"] = nnx.initializers.normal(head_std)
+                drawn["bias_init"] = nnx.initializers.zeros_init()
+            self.fc = torch_linear(width, num_classes, **drawn, **make.shared)
         make.check_used()
 
     def __call__(
@@ -249,7 +271,10 @@ class ResNet(nnx.Module):
         x = max_pool(x)
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = stage(x)
-        return self.fc(self.dropout(global_average_pool(x)))
+        x = global_average_pool(x)
+        if self.head == "dynamic":
+            return self.classifier(x)
+        return self.fc(self.dropout(x))
 
     def _layer_groups(self) -> LayerGroups:
         """The stem, each block, the head."""
@@ -259,7 +284,8 @@ class ResNet(nnx.Module):
             for number, stage in enumerate(stages, start=1)
             for index in range(len(stage.layers))
         ]
-        return [("conv1", "bn1", "stem_routing_fn"), *blocks, ("fc",)]
+        head = "classifier" if self.head == "dynamic" else "fc"
+        return [("conv1", "bn1", "stem_routing_fn"), *blocks, (head,)]
 
 
 def _variant(
@@ -308,3 +334,14 @@ def resnet50(num_classes: int = 1000, **options) -> ResNet:
         (2048, 10)
     """
     return _variant(Bottleneck, (3, 4, 6, 3), num_classes, options)
+
+
+def resnet101(num_classes: int = 1000, **options) -> ResNet:
+    """Returns the ResNet of 101 layers; the options are those of `ResNet`.
+
+    Example:
+        >>> net = nnx.eval_shape(lambda: resnet101(10, rngs=nnx.Rngs(0)))
+        >>> len(net.layer3.layers)
+        23
+    """
+    return _variant(Bottleneck, (3, 4, 23, 3), num_classes, options)

@@ -23,6 +23,7 @@ from dynconv_jax.layers import (
     AdaptiveConv,
     BatchNorm,
     CondConv,
+    DecomposedConv,
     DynamicConv,
     DynamicConvTranspose,
     FDConv,
@@ -73,6 +74,11 @@ def _sound_block_row(block: SoundBlock) -> Row:
     return {
         attribute: (f"{name}{block.index}", same) for attribute, name in names.items()
     }
+def _latent_names(layer: nnx.Module) -> Row:
+    """Of the two layers that were published, one has other names for Q and P."""
+    if getattr(layer, "variant", None) != "mobilenet_v2":
+        return {}
+    return {"q": ("conv_q", same), "p": ("conv_p", same)}
 
 
 _TWO_BIASES = refused(
@@ -135,6 +141,7 @@ LAYOUT: dict[type, Row | Callable[[Any], Row]] = {
     },
     BandModulation: {"convs": ("freq_weight_conv_list", same)},
     CondConv: {"kernel": ("weight", stacked_flattened)},
+    DecomposedConv: _latent_names,
     DynamicConv: {
         "kernel": ("weight", stacked_channels_first),
         "router": (_router_name, same),

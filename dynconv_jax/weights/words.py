@@ -11,6 +11,7 @@ IN_PYTORCH = {
     "head_features": "head_channels",
     "router_hidden_features": "router_hidden_channels",
     "router_use_hidden_bias": "router_hidden_bias",
+    "router_use_bias": "router_bias",
     "kernel_dilation": "dilation",
     "feature_group_count": "groups",
 }

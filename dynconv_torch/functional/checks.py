@@ -123,6 +123,20 @@ def check_init(init: Any) -> None:
         raise ValueError(
             f"`init` (={init!r}) must be 'default', or 'published', as the authors "
             "draw their own"
+def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
+    """Refuses what is none of some words.
+
+    Raises:
+        ValueError: If it is none.
+
+    Example:
+        >>> check_choice("norm", "group", ("batch", "layer"))
+        Traceback (most recent call last):
+        ValueError: `norm` (='group') must be one of 'batch', 'layer'
+    """
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(
+            f"`{name}` (={value!r}) must be one of {', '.join(map(repr, choices))}"
         )
 
 

@@ -12,6 +12,7 @@ from dynconv_torch.layers.decomposed_conv import (
     DecomposedConv2d,
     DecomposedConv3d,
 )
+from dynconv_torch.layers.dynamic_classifier import DynamicClassifier
 from dynconv_torch.layers.dynamic_conv import (
     DynamicConv1d,
     DynamicConv2d,
@@ -52,6 +53,7 @@ __all__ = [
     "DecomposedConv1d",
     "DecomposedConv2d",
     "DecomposedConv3d",
+    "DynamicClassifier",
     "DynamicConv1d",
     "DynamicConv2d",
     "DynamicConv3d",

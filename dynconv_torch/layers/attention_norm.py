@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from dynconv_torch.functional.checks import check_choice
 from dynconv_torch.functional.numerics import call_wide
 from dynconv_torch.functional.tracing import has_open_size
 
@@ -27,10 +28,7 @@ def attention_norm(
         >>> attention_norm("layer", 16).normalized_shape
         (16,)
     """
-    if norm not in NORMS:
-        raise ValueError(
-            f"`norm` (={norm!r}) must be one of {', '.join(map(repr, NORMS))}"
-        )
+    check_choice("norm", norm, NORMS)
     if norm == "batch":
         return nn.BatchNorm1d(features, **options)
     if norm == "layer":

@@ -23,6 +23,7 @@ from dynconv_torch.functional.checks import check_positive
 from dynconv_torch.functional.geometry import positive_int
 from dynconv_torch.functional.numerics import call_wide, dtypes_of, without_autocast
 from dynconv_torch.functional.pooling import spatial_mean
+from dynconv_torch.initializers import kaiming_fan_out
 from dynconv_torch.layers.attention_norm import attention_norm, normalise
 
 
@@ -114,6 +115,8 @@ class CellAttention(nn.Module):
             if layer is None:
                 continue
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+        for layer in (self.fc1, self.fc2):
+            kaiming_fan_out(layer.weight)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
         if self.basis_bias is not None:

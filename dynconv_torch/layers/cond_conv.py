@@ -6,7 +6,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from dynconv_torch.functional.checks import check_choice
 from dynconv_torch.functional.geometry import PaddingLike
+from dynconv_torch.initializers import INITS, Init
 from dynconv_torch.layers.expert_conv import ExpertConvNd
 
 
@@ -35,6 +37,8 @@ class CondConvNd(ExpertConvNd):
         implementation: str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        init: Init = "default",
     ):
         """Builds the layer; its parameters are drawn as `torch.nn.Conv2d` draws them.
 
@@ -54,12 +58,14 @@ class CondConvNd(ExpertConvNd):
                 `"patches"` or `"experts"`; see `dynconv_torch.dynamic_conv`.
             device: Where the parameters are.
             dtype: The dtype of the parameters.
+            init: `"default"` or `"published"`, which are the same here.
 
         Raises:
             TypeError: If an argument is of the wrong kind.
             ValueError: If a value is out of range or does not fit the others.
         """
         super().__init__()
+        check_choice("init", init, INITS)
         if isinstance(padding, str) and padding.lower() == "same":
             padding = "tf_same"  # what "same" is with a stride of 1, and more
         self.build_experts(

@@ -2,62 +2,85 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dynconv_torch.functional.checks import check_dtype
+from dynconv_torch.functional.checks import check_choice, check_dtype
 from dynconv_torch.functional.geometry import (
     Geometry,
     PaddingLike,
     positive_int,
 )
-from dynconv_torch.functional.numerics import (
-    call_wide,
-    dtypes_of,
-    scale_channels,
-    without_autocast,
-)
+from dynconv_torch.functional.numerics import scale_channels, without_autocast
 from dynconv_torch.functional.pooling import adaptive_avg_pool
-from dynconv_torch.functional.tracing import has_open_size, sizes_of
+from dynconv_torch.functional.tracing import sizes_of
+from dynconv_torch.initializers import INITS, Init
 from dynconv_torch.layers.convolution import ConvolutionNd
+from dynconv_torch.layers.decomposition import Decomposed, Decomposition
 from dynconv_torch.layers.same_conv import PaddedConv1d, PaddedConv2d, PaddedConv3d
 
-
-class Decomposition(NamedTuple):
-    """What a `DecomposedConv2d` makes of an input.
-
-    Attributes:
-        scale: Λ, shape (B, O), the weights of the static outputs, from 0 to 2.
-        phi: Φ, shape (B, L, L), what mixes the latent channels.
-    """
-
-    scale: Tensor
-    phi: Tensor
+Variant = Literal["resnet", "mobilenet_v2"]
+VARIANTS = "resnet", "mobilenet_v2"
 
 
-def _hard_gate(logits: Tensor) -> Tensor:
-    """From 0 to 2, and 1 at 0: twice the hard sigmoid."""
-    return F.relu6(logits + 3) / 3
-
-
-class SqueezeGate(nn.Module):
-    """Features times the gates that a linear layer computes from them.
+class Sizes(NamedTuple):
+    """What a `DecomposedConv2d` pools its input to, and how wide its branches are.
 
     Attributes:
-        fc: The linear layer, in a sequence as checkpoints have it.
+        pool: Into how many bins the input is pooled along each spatial dimension.
+        features: How many features that gives.
+        latent: L.
+        hidden: s, the number of squeezed features.
     """
 
-    def __init__(self, features: int, **options):
-        """Builds the layer; the options are those of `torch.nn.Linear`."""
-        super().__init__()
-        self.fc = nn.Sequential(nn.Linear(features, features, **options))
+    pool: int
+    features: int
+    latent: int
+    hidden: int
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Returns gated features (B, s)."""
-        return x * _hard_gate(self.fc(x))
+
+def decomposed_sizes(
+    variant: Variant,
+    in_channels: int,
+    out_channels: int,
+    *,
+    rank: int = 2,
+    pool: int | None = None,
+    reduction: int = 16,
+    min_hidden: int = 4,
+) -> Sizes:
+    """Returns the sizes of a `DecomposedConv2d`, whose arguments these are.
+
+    Args:
+        variant: Whose layer it is.
+        in_channels: C.
+        out_channels: O.
+        rank: The number of spatial dimensions.
+        pool: Bins along each of them; None takes those of the variant.
+        reduction: How many times fewer the squeezed features are.
+        min_hidden: How many there are at least.
+
+    Example:
+        >>> decomposed_sizes("mobilenet_v2", 32, 192)
+        Sizes(pool=2, features=128, latent=16, hidden=16)
+    """
+    expands = in_channels < out_channels
+    if pool is None:
+        pool = 2 if variant == "mobilenet_v2" and expands else 1
+    features = pool**rank * in_channels
+    if variant == "mobilenet_v2":
+        ratio = 8 if expands else 2
+        latent = min(features, out_channels) // ratio
+        while latent**2 > 2 * features:
+            ratio *= 2
+            latent = min(features, out_channels) // ratio
+        latent = max(latent, 4)
+    else:
+        latent = math.isqrt(features)
+    hidden = max(max(features, latent**2) // reduction, min_hidden)
+    return Sizes(pool, features, latent, hidden)
 
 
 def check_latent_size(geometry: Geometry) -> None:
@@ -76,7 +99,7 @@ def check_latent_size(geometry: Geometry) -> None:
         )
 
 
-class DecomposedConvNd(ConvolutionNd):
+class DecomposedConvNd(ConvolutionNd, Decomposed):
     """What the decomposed convolutions of all ranks share."""
 
     basic_block_options: ClassVar[Mapping[str, Any]] = {"pool": 2}
@@ -91,12 +114,14 @@ class DecomposedConvNd(ConvolutionNd):
         dilation: int | Sequence[int] = 1,
         groups: int = 1,
         bias: bool = False,
-        pool: int = 1,
+        pool: int | None = None,
         reduction: int = 16,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
         min_hidden: int = 4,
+        variant: Variant = "resnet",
+        init: Init = "default",
     ):
         """Builds the layer.
 
@@ -111,16 +136,24 @@ class DecomposedConvNd(ConvolutionNd):
             dilation: An int, or one per spatial dimension.
             groups: g of the static convolution; it must divide C and O.
             bias: Whether P has a bias; published layers have none.
-            pool: Into how many bins the input is pooled along each spatial dimension.
-                Published networks have 2 in basic blocks and 1 elsewhere; see
-                `basic_block_options`. The pooled features are pool^rank · C, and L is
-                the root of their number.
-            reduction: The squeezed features are max(pool^rank · C // reduction,
-                min_hidden).
+            pool: Into how many bins the input is pooled along each spatial dimension,
+                which gives pool^rank · C features; None is 1, or with the variant
+                `"mobilenet_v2"` 2 where C < O. Published ResNets have 2 in basic
+                blocks; see `basic_block_options`.
+            reduction: The squeezed features are max(max(pool^rank · C, L²) //
+                reduction, min_hidden).
             device: Where the parameters are.
             dtype: The dtype of the parameters. Λ and Φ are computed in float32 at
                 least.
-            min_hidden: How many squeezed features there are at least.
+            min_hidden: How many squeezed features there are at least. Published
+                bottleneck blocks have no such floor, which is to say 1.
+            variant: Whose layer it is, as the authors published two: `"resnet"`, whose
+                L is the root of the number of pooled features, or `"mobilenet_v2"`,
+                where both depend on C and O (see `decomposed_sizes`) and Q and P are
+                `conv_q` and `conv_p`.
+            init: `"published"` draws the three convolutions from N(0, 2 / fan_out), and
+                in `"mobilenet_v2"` the linear layers from N(0, 0.01²); `"default"` all
+                as PyTorch's own layers.
 
         Raises:
             TypeError: If an argument is of the wrong kind.
@@ -139,13 +172,24 @@ class DecomposedConvNd(ConvolutionNd):
         )
         check_latent_size(geometry)
         self.take_geometry(geometry)
-        self.pool = positive_int("pool", pool)
+        check_choice("variant", variant, VARIANTS)
+        check_choice("init", init, INITS)
+        if pool is not None:
+            positive_int("pool", pool)
         positive_int("reduction", reduction)
         positive_int("min_hidden", min_hidden)
         check_dtype(dtype)
-        pooled_channels = self.pool**self.rank * in_channels
-        self.latent_channels = latent = math.isqrt(pooled_channels)
-        hidden = max(pooled_channels // reduction, min_hidden)
+        self.variant = variant
+        sizes = decomposed_sizes(
+            variant,
+            in_channels,
+            out_channels,
+            rank=self.rank,
+            pool=pool,
+            reduction=reduction,
+            min_hidden=min_hidden,
+        )
+        self.pool = sizes.pool
         shared: dict[str, Any] = dict(device=device, dtype=dtype)
         static: dict[str, Any] = dict(bias=False, **shared)
         conv_cls: Any = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[self.rank - 1]
@@ -166,15 +210,28 @@ class DecomposedConvNd(ConvolutionNd):
                 groups,
                 **static,
             )
-        self.q = conv_cls(in_channels, latent, 1, geometry.stride, **static)
-        self.p = conv_cls(latent, out_channels, 1, bias=bias, **shared)
-        self.bn1 = norm_cls(latent, **shared)
-        self.bn2 = nn.BatchNorm1d(latent, **shared)
-        self.fc = nn.Sequential(
-            nn.Linear(pooled_channels, hidden, **static), SqueezeGate(hidden, **static)
+        q = conv_cls(in_channels, sizes.latent, 1, geometry.stride, **static)
+        p = conv_cls(sizes.latent, out_channels, 1, bias=bias, **shared)
+        for name, each in zip(self.latent_names, (q, p), strict=True):
+            self.add_module(name, each)
+        self.build_decomposition(
+            sizes.features, sizes.hidden, sizes.latent, out_channels, norm_cls, **shared
         )
-        self.fc_phi = nn.Linear(hidden, latent * latent, **static)
-        self.fc_scale = nn.Linear(hidden, out_channels, **static)
+        if init == "published":
+            self._draw_as_published()
+
+    def _draw_as_published(self) -> None:
+        for part in self.modules():
+            if isinstance(part, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+                fan_out = math.prod(part.kernel_size) * part.out_channels
+                nn.init.normal_(part.weight, std=(2 / fan_out) ** 0.5)
+            elif isinstance(part, nn.Linear) and self.variant == "mobilenet_v2":
+                nn.init.normal_(part.weight, std=0.01)
+
+    @property
+    def latent_names(self) -> tuple[str, str]:
+        """The names of Q and P."""
+        return ("conv_q", "conv_p") if self.variant == "mobilenet_v2" else ("q", "p")
 
     def decomposition(self, x: Tensor) -> Decomposition:
         """Returns Λ and Φ.
@@ -189,8 +246,8 @@ class DecomposedConvNd(ConvolutionNd):
             ValueError: If the input does not fit the layer.
         """
         if self._is_unbatched(x):
-            return Decomposition(*(each[0] for each in self._decompose(x[None])))
-        return self._decompose(x)
+            return Decomposition(*(each[0] for each in self.decomposition(x[None])))
+        return self.decompose(self._features(x))
 
     def forward(self, x: Tensor) -> Tensor:
         """Applies the layer.
@@ -206,16 +263,12 @@ class DecomposedConvNd(ConvolutionNd):
         """
         if self._is_unbatched(x):
             return self.forward(x[None])[0]
-        scale, phi = self._decompose(x)
-        latent = self.q(x)
-        self._check_values(x, latent)
+        q, p = (getattr(self, name) for name in self.latent_names)
+        scale, phi = self.decompose(self._features(x))
+        latent = q(x)
+        self.check_values(x, latent)
         latent = self.bn1(latent)
-        pixels = latent.flatten(2)
-        # In the dtype of Φ: in float16 it would overflow before the norm shrinks it.
-        with without_autocast(x.device):
-            mixed = call_wide(self.bn2, phi @ pixels.to(phi.dtype))
-        mixed = mixed.to(pixels.dtype) + pixels
-        dynamic = self.p(mixed.reshape(latent.shape))
+        dynamic = p(self.mix(latent.flatten(2), phi).reshape(latent.shape))
         return scale_channels(self.conv(x), scale) + dynamic
 
     def _is_unbatched(self, x: Tensor) -> bool:
@@ -223,29 +276,11 @@ class DecomposedConvNd(ConvolutionNd):
         self.geometry.output_size(sizes_of(x)[-self.rank :])  # refuses empty dimensions
         return answer
 
-    def _check_values(self, x: Tensor, latent: Tensor) -> None:
-        # Layers of other kinds, as the norm over several processes, see more values.
-        is_own = type(self.bn1) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-        if not (is_own and self.bn1.training) or has_open_size(latent):
-            return
-        if latent.numel() == latent.shape[1]:
-            raise ValueError(
-                f"`x` (shape {tuple(x.shape)}) gives the batch norms of the layer one "
-                "value per channel, whose variance is not defined in training; train "
-                "with a larger batch or larger inputs, or put the layer in evaluation "
-                "mode"
-            )
-
-    def _decompose(self, x: Tensor) -> Decomposition:
+    def _features(self, x: Tensor) -> Tensor:
+        """Returns what Λ and Φ come from, shape (B, pool^rank · C)."""
         with without_autocast(x.device):
-            dtypes = dtypes_of(self.fc, self.fc_phi, self.fc_scale)
-            pooled = adaptive_avg_pool(x, self.pool, *dtypes)
-            hidden = call_wide(self.fc, pooled.flatten(1))
-            phi = call_wide(self.fc_phi, hidden)
-            return Decomposition(
-                scale=_hard_gate(call_wide(self.fc_scale, hidden)),
-                phi=phi.unflatten(1, (self.latent_channels, self.latent_channels)),
-            )
+            pooled = adaptive_avg_pool(x, self.pool, *self.gate_dtypes())
+        return pooled.flatten(1)
 
     def extra_repr(self) -> str:
         """Returns the arguments of the layer, for its `repr`."""

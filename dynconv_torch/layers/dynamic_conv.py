@@ -6,7 +6,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from dynconv_torch.functional.checks import check_choice
 from dynconv_torch.functional.geometry import PaddingLike
+from dynconv_torch.initializers import INITS, Init
 from dynconv_torch.layers.chen_layout import chen_hidden, from_chen_layout
 from dynconv_torch.layers.expert_conv import ExpertConvNd
 from dynconv_torch.routing import Router
@@ -43,6 +45,8 @@ class DynamicConvNd(ExpertConvNd, Router):
         router_noise: float = 0.0,
         router_hidden_channels: int | None = None,
         router_hidden_bias: bool = True,
+        router_bias: bool = True,
+        init: Init = "default",
     ):
         """Builds the layer.
 
@@ -76,15 +80,22 @@ class DynamicConvNd(ExpertConvNd, Router):
             router_hidden_channels: The units of the router's hidden layer, in place of
                 what `reduction` gives.
             router_hidden_bias: Whether the router's first linear layer has a bias.
+            router_bias: Whether its second has one.
+            init: `"published"` draws each expert from U(±√(6 / fan_in)) and the
+                router's layers from N(0, 2 / fan_out) with biases of 0, as Chen et
+                al.'s port does in one and two dimensions; `"default"` the experts from
+                N(0, 0.02²) and the router as `torch.nn.Linear`.
 
         Raises:
             TypeError: If an argument is of the wrong kind.
             ValueError: If a value is out of range or does not fit the others.
         """
+        check_choice("init", init, INITS)
         if isinstance(router, str) and router == "chen":
             router = None
             router_hidden_channels = chen_hidden(in_channels, num_experts, reduction)
             router_hidden_bias = False
+            router_bias = self.rank != 3
         if router is None:
             Router.__init__(
                 self,
@@ -97,11 +108,14 @@ class DynamicConvNd(ExpertConvNd, Router):
                 noise_std=router_noise,
                 hidden_channels=router_hidden_channels,
                 hidden_bias=router_hidden_bias,
+                bias=router_bias,
+                init=init,
                 device=device,
                 dtype=dtype,
             )
         else:
             nn.Module.__init__(self)
+        self._init = init
         self.build_experts(
             in_channels,
             out_channels,
@@ -119,6 +133,13 @@ class DynamicConvNd(ExpertConvNd, Router):
         self.owns_router = router is None
         if router is not None:
             self.router = self._check_router(router)
+
+    def reset_parameters(self) -> None:
+        """Draws the experts, as `init` says, and zeroes their biases."""
+        super().reset_parameters()
+        if self._init == "published":
+            for expert in self.weight.data:
+                nn.init.kaiming_uniform_(expert)
 
     def _check_router(
         self, router: Callable[[Tensor], Tensor] | str

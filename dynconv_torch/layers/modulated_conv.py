@@ -5,11 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from dynconv_torch.functional.checks import check_dtype, check_rate
+from dynconv_torch.functional.checks import check_choice, check_dtype, check_rate
 from dynconv_torch.functional.geometry import Geometry, PaddingLike, positive_int
 from dynconv_torch.functional.modulated import check_modulation, modulated_conv
 from dynconv_torch.functional.numerics import at_least_float32
 from dynconv_torch.functional.tracing import sizes_of
+from dynconv_torch.initializers import INITS, Init
 from dynconv_torch.layers.convolution import ConvolutionNd
 from dynconv_torch.layers.equalized_linear import EqualizedLinear
 from dynconv_torch.layers.style import Styled, apply_wide, check_latents, own_gain
@@ -39,6 +40,7 @@ class ModulatedConvNd(Styled, ConvolutionNd):
         pre_normalize: bool = False,
         gain: float | None = None,
         magnitude_momentum: float | None = None,
+        init: Init = "default",
     ):
         """Builds the layer.
 
@@ -67,6 +69,7 @@ class ModulatedConvNd(Styled, ConvolutionNd):
             magnitude_momentum: Divide the inputs by a running root mean square of
                 theirs, as StyleGAN3 does, and keep that share of it in an update (0.999
                 there). It is updated in training mode. None divides by nothing.
+            init: `"default"` or `"published"`, which are the same here.
 
         Raises:
             TypeError: If an argument is of the wrong kind.
@@ -87,6 +90,7 @@ class ModulatedConvNd(Styled, ConvolutionNd):
             implementation, demodulate=demodulate, pre_normalize=pre_normalize
         )
         check_dtype(dtype)
+        check_choice("init", init, INITS)
         self.take_geometry(geometry)
         self.style_channels = positive_int("style_channels", style_channels)
         self.demodulate = demodulate

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dynconv_torch.functional.checks import check_choice
 from dynconv_torch.functional.geometry import PaddingLike, positive_int
 from dynconv_torch.functional.numerics import (
     call_wide,
@@ -17,6 +18,7 @@ from dynconv_torch.functional.numerics import (
 )
 from dynconv_torch.functional.pooling import spatial_mean
 from dynconv_torch.gating import Temperature, attend, record_softmax
+from dynconv_torch.initializers import INITS, Init, kaiming_fan_out
 from dynconv_torch.layers.attention_norm import attention_norm, normalise
 from dynconv_torch.layers.expert_conv import ExpertConvNd
 from dynconv_torch.scheduled import HoldsScheduled
@@ -36,10 +38,6 @@ class Attentions(NamedTuple):
     filter: Tensor | None
     spatial: Tensor | None
     kernel: Tensor | None
-
-
-def _kaiming_fan_out(weight: Tensor) -> None:
-    nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu")
 
 
 class ODAttention(HoldsScheduled):
@@ -118,7 +116,7 @@ class ODAttention(HoldsScheduled):
         """Draws the linear layers Kaiming-normal by fan-out; their biases become 0."""
         for layer in self.children():
             if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-                _kaiming_fan_out(layer.weight)
+                kaiming_fan_out(layer.weight)
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
 
@@ -199,6 +197,7 @@ class ODConvNd(ExpertConvNd):
         *,
         min_hidden: int = 16,
         norm: str = "batch",
+        init: Init = "default",
     ):
         """Builds the layer.
 
@@ -226,12 +225,14 @@ class ODConvNd(ExpertConvNd):
             min_hidden: How many units the trunk has at least.
             norm: How the trunk is normalised: `"batch"` as published, which needs more
                 than one sample in training, `"layer"` or `"none"`.
+            init: `"default"` or `"published"`, which are the same here.
 
         Raises:
             TypeError: If an argument is of the wrong kind.
             ValueError: If a value is out of range or does not fit the others.
         """
         super().__init__()
+        check_choice("init", init, INITS)
         self.build_experts(
             in_channels,
             out_channels,
@@ -263,7 +264,7 @@ class ODConvNd(ExpertConvNd):
     def reset_parameters(self) -> None:
         """Draws each expert Kaiming-normal by its own fan-out; biases become 0."""
         for expert in self.weight.data:
-            _kaiming_fan_out(expert)
+            kaiming_fan_out(expert)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 

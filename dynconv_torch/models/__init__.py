@@ -25,7 +25,13 @@ from dynconv_torch.models.registry import (
     list_convolutions,
     list_models,
 )
-from dynconv_torch.models.resnet import ResNet, resnet18, resnet34, resnet50
+from dynconv_torch.models.resnet import (
+    ResNet,
+    resnet18,
+    resnet34,
+    resnet50,
+    resnet101,
+)
 from dynconv_torch.models.warehouses import with_warehouses
 
 __all__ = [
@@ -46,6 +52,7 @@ __all__ = [
     "list_convolutions",
     "list_models",
     "mobilenet_v2",
+    "resnet101",
     "resnet18",
     "resnet34",
     "resnet50",

@@ -19,7 +19,8 @@ from dynconv_torch.layers.same_conv import SameConv2d
 
 Role = Literal["stem", "body", "downsample", "head"]
 
-CHOICES = ("paper", "all", "pointwise")
+# Which convolutions are dynamic.
+Dynamic = str | int | tuple[str, int]
 
 
 def check_dynamic(dynamic: Any, stages: int) -> None:
@@ -27,13 +28,19 @@ def check_dynamic(dynamic: Any, stages: int) -> None:
 
     Example:
         >>> check_dynamic("pointwise", stages=4)
+        >>> check_dynamic(("pointwise", 3), stages=4)
     """
-    is_count = isinstance(dynamic, int) and not isinstance(dynamic, bool)
-    if dynamic not in (range(1, stages + 1) if is_count else CHOICES):
-        raise ValueError(
-            f"`dynamic` (={dynamic!r}) must be 'paper', 'all', 'pointwise' or an "
-            f"int from 1 to {stages}, the number of last stages"
-        )
+    match dynamic:
+        case "paper" | "all" | "pointwise":
+            return
+        case int(last) | ("pointwise", int(last)):
+            if not isinstance(last, bool) and 1 <= last <= stages:
+                return
+    raise ValueError(
+        f"`dynamic` (={dynamic!r}) must be 'paper', 'all', 'pointwise' or an "
+        f"int from 1 to {stages}, the number of last stages; or the last two together, "
+        "as ('pointwise', 1)"
+    )
 
 
 def check_dynamic_has_conv(options: Mapping[str, Any], stages: int) -> None:
@@ -59,7 +66,7 @@ def check_dynamic_has_conv(options: Mapping[str, Any], stages: int) -> None:
 
 
 def is_dynamic(
-    dynamic: str | int, *, kernel_size: int, role: Role, stage: int, stages: int
+    dynamic: Dynamic, *, kernel_size: int, role: Role, stage: int, stages: int
 ) -> bool:
     """Returns whether `dynamic` says so of a convolution; see `Convolutions`.
 
@@ -74,13 +81,18 @@ def is_dynamic(
         >>> is_dynamic("paper", kernel_size=7, role="stem", stage=0, stages=4)
         False
     """
-    if dynamic == "all":
-        return True
-    if dynamic == "paper":
-        return role in ("body", "head")
-    if dynamic == "pointwise":
-        return role == "body" and kernel_size == 1
-    return role == "body" and stage > stages - int(dynamic)
+    is_pointwise = role == "body" and kernel_size == 1
+    match dynamic:
+        case "all":
+            return True
+        case "paper":
+            return role in ("body", "head")
+        case int(last):
+            return role == "body" and stage > stages - last
+        case (_, int(last)):
+            return is_pointwise and stage > stages - last
+        case _:
+            return is_pointwise
 
 
 class Convolutions:
@@ -93,7 +105,8 @@ class Convolutions:
     - `"paper"`: body and head, as the papers of the family have it;
     - `"all"`: stem and shortcuts too;
     - `"pointwise"`: the 1×1 convolutions of the body;
-    - an int n: the body of the last n stages.
+    - an int n: the body of the last n stages;
+    - `("pointwise", n)`: of these the 1×1 convolutions.
 
     Example:
         >>> from dynconv_torch.layers import DynamicConv2d
@@ -107,7 +120,7 @@ class Convolutions:
     def __init__(
         self,
         conv: Callable[..., Any] | None,
-        dynamic: str | int,
+        dynamic: Dynamic,
         *,
         stages: int,
         padding: Any = None,

@@ -15,7 +15,7 @@ from dynconv_torch.functional.geometry import positive_int
 from dynconv_torch.functional.numerics import at_least_float32
 from dynconv_torch.layers.cond_conv import CondConv2d
 from dynconv_torch.layers.given_attention import apply, route
-from dynconv_torch.models.convolutions import Convolutions
+from dynconv_torch.models.convolutions import Convolutions, Dynamic
 from dynconv_torch.models.drop_path import DropPath
 from dynconv_torch.models.grad_checkpointing import Blocks
 from dynconv_torch.models.images import check_images, global_average_pool
@@ -194,7 +194,7 @@ class EfficientNet(nn.Module):
         *,
         stages: Sequence[Stage | tuple] = STAGES,
         conv: Callable[..., Any] | None = None,
-        dynamic: str | int = 3,
+        dynamic: Dynamic = 3,
         tensorflow: bool = False,
         in_channels: int = 3,
         stem_channels: int = 32,

@@ -1,20 +1,28 @@
 """MobileNetV2, with static or dynamic convolutions."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dynconv_torch.functional.checks import check_positive, check_rate
+from dynconv_torch.functional.checks import check_choice, check_positive, check_rate
 from dynconv_torch.functional.geometry import positive_int
 from dynconv_torch.layers.given_attention import RoutedSequential, route
-from dynconv_torch.models.convolutions import Convolutions, check_dynamic_has_conv
+from dynconv_torch.models.convolutions import (
+    Convolutions,
+    Dynamic,
+    check_dynamic_has_conv,
+)
 from dynconv_torch.models.drop_path import DropPath
 from dynconv_torch.models.grad_checkpointing import Checkpointing
+from dynconv_torch.models.heads import HEADS, dynamic_head
 from dynconv_torch.models.images import check_images, global_average_pool
 from dynconv_torch.models.options import check_options
+
+Layout = Literal["torchvision", "flat"]
+LAYOUTS = "torchvision", "flat"
 
 # The paper's: expansion, output channels, blocks, stride of the first block.
 STAGES = (
@@ -67,6 +75,7 @@ class InvertedResidual(nn.Module):
         *,
         stage: int,
         drop_path_rate: float,
+        is_flat: bool = False,
         make: Convolutions,
     ):
         """Builds the block.
@@ -78,6 +87,8 @@ class InvertedResidual(nn.Module):
             expansion: How many times wider the depthwise convolution is.
             stage: The stage of the network, from 1.
             drop_path_rate: The share of samples whose branch is dropped in training.
+            is_flat: Whether all layers are in one sequence, without sequences of a
+                convolution, its norm and its activation in it.
             make: Builds the layers.
         """
         super().__init__()
@@ -90,6 +101,12 @@ class InvertedResidual(nn.Module):
         )
         layers.append(make(hidden, out_channels, 1, stage=stage))
         layers.append(make.norm(out_channels))
+        if is_flat:
+            layers = [
+                part
+                for layer in layers
+                for part in (layer if isinstance(layer, RoutedSequential) else (layer,))
+            ]
         self.conv = RoutedSequential(*layers)
         self.has_shortcut = stride == 1 and in_channels == out_channels
         self.drop_path = DropPath(drop_path_rate)
@@ -109,7 +126,8 @@ class MobileNetV2(Checkpointing):
 
     Attributes:
         features: The stem, the blocks, and the last convolution.
-        classifier: Dropout and the linear head.
+        classifier: Dropout and the head. With `layout="flat"` the last convolution is
+            `conv`.
 
     Example:
         >>> net = MobileNetV2(10, width_mult=0.25).eval()
@@ -123,9 +141,11 @@ class MobileNetV2(Checkpointing):
         *,
         stages: Sequence[tuple[int, int, int, int]] = STAGES,
         conv: Callable[..., Any] | None = None,
-        dynamic: str | int = "paper",
+        dynamic: Dynamic = "paper",
         width_mult: float = 1.0,
         in_channels: int = 3,
+        head: Literal["linear", "dynamic"] = "linear",
+        layout: Layout = "torchvision",
         dropout: float = 0.2,
         drop_path_rate: float = 0.0,
         device: torch.device | str | None = None,
@@ -142,11 +162,15 @@ class MobileNetV2(Checkpointing):
                 num_experts=8)` (also one without a router, that takes the attention of
                 its block); None makes all static.
             dynamic: Which convolutions are dynamic: `"paper"` (all but the stem),
-                `"all"`, `"pointwise"` (the 1×1 convolutions of the blocks), or an int
-                n, the blocks of the last n stages.
+                `"all"`, `"pointwise"` (the 1×1 convolutions of the blocks), an int n,
+                the blocks of the last n stages, or `("pointwise", n)`.
             width_mult: Multiplies all widths; they are rounded to multiples of 8, and
                 the last convolution is never narrower than at 1.
             in_channels: The number of channels of the images.
+            head: `"linear"`, or `"dynamic"` for a `DynamicClassifier`.
+            layout: How parameters are named: as `"torchvision"`'s, or `"flat"`, as in
+                Li et al.'s checkpoints of decomposition: the layers of a block are all
+                in one row, and the last convolution is `conv`, beside `features`.
             dropout: The rate of the dropout before the head.
             drop_path_rate: Of n blocks, counted from 0, block i is skipped in training
                 by a share of i / n of this; one without a shortcut never is.
@@ -161,6 +185,8 @@ class MobileNetV2(Checkpointing):
         self.in_channels = positive_int("in_channels", in_channels)
         positive_int("num_classes", num_classes)
         check_positive("width_mult", width_mult)
+        check_choice("head", head, HEADS)
+        check_choice("layout", layout, LAYOUTS)
         check_rate("dropout", dropout)
         check_rate("drop_path_rate", drop_path_rate)
         make = Convolutions(
@@ -184,19 +210,31 @@ class MobileNetV2(Checkpointing):
                         expansion,
                         stage=stage,
                         drop_path_rate=drop_path_rate * (len(features) - 1) / total,
+                        is_flat=layout == "flat",
                         make=make,
                     )
                 )
                 width = channels
         last = make_divisible(1280 * max(1.0, width_mult))
-        features.append(conv_norm_relu6(make, width, last, 1, role="head"))
+        conv_last = conv_norm_relu6(make, width, last, 1, role="head")
+        self.layout = layout
+        if layout == "flat":
+            self.conv = conv_last
+        else:
+            features.append(conv_last)
         self.features = nn.Sequential(*features)
         self.stem_routing_fn = make.router(in_channels, features[0])
-        self.head_routing_fn = make.router(width, features[-1])
-        linear = nn.Linear(last, num_classes, device=device, dtype=dtype)
-        nn.init.normal_(linear.weight, std=0.01)
-        nn.init.zeros_(linear.bias)
-        self.classifier = nn.Sequential(nn.Dropout(dropout), linear)
+        self.head_routing_fn = make.router(width, conv_last)
+        if head == "dynamic":
+            self.classifier = dynamic_head(last, num_classes, dropout, **make.shared)
+        else:
+            linear = nn.Linear(last, num_classes, **make.shared)
+            self.classifier = nn.Sequential(nn.Dropout(dropout), linear)
+        for part in self.classifier.modules():
+            if isinstance(part, nn.Linear):
+                nn.init.normal_(part.weight, std=0.01)
+                if part.bias is not None:
+                    nn.init.zeros_(part.bias)
 
     def forward(
         self, x: Float[Tensor, "batch in_channels height width"]
@@ -213,7 +251,8 @@ class MobileNetV2(Checkpointing):
             ValueError: If the input does not fit the network.
         """
         check_images(x, self.in_channels)
-        stem, *blocks, head = self.features
+        stem, *blocks = self.features
+        head = self.conv if self.layout == "flat" else blocks.pop()
         x = stem(x, route(self.stem_routing_fn, x))
         for block in blocks:
             x = self._call(block, x)

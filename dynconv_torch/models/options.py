@@ -79,7 +79,8 @@ def check_options(
     known = [name for name in known if name not in given]
     for name in options:
         if name not in known:
-            build_name = getattr(build, "__name__", repr(build))
+            function = getattr(build, "func", build)  # of a partial
+            build_name = getattr(function, "__name__", repr(build))
             guess = did_you_mean(name, known)
             raise TypeError(
                 f"{build_name}() got an unexpected keyword argument {name!r}{where}; "

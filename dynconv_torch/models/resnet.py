@@ -1,19 +1,24 @@
 """ResNet, with static or dynamic convolutions."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dynconv_torch.functional.checks import check_rate
+from dynconv_torch.functional.checks import check_choice, check_positive, check_rate
 from dynconv_torch.functional.geometry import positive_int
 from dynconv_torch.layers.given_attention import RoutedSequential, apply, route
-from dynconv_torch.models.convolutions import Convolutions, check_dynamic_has_conv
+from dynconv_torch.models.convolutions import (
+    Convolutions,
+    Dynamic,
+    check_dynamic_has_conv,
+)
 from dynconv_torch.models.drop_path import DropPath
 from dynconv_torch.models.grad_checkpointing import Blocks
+from dynconv_torch.models.heads import HEADS, dynamic_head
 from dynconv_torch.models.images import check_images, global_average_pool
 from dynconv_torch.models.options import check_options
 
@@ -138,7 +143,8 @@ class ResNet(nn.Module):
     Attributes:
         conv1: The 7×7 convolution of the stem, stride 2; `bn1` follows.
         layer1: The blocks of the first stage; `layer2` to `layer4` follow.
-        fc: The linear head.
+        fc: The linear head, after `dropout`; or `classifier`, a dropout and a
+            `DynamicClassifier`.
 
     Example:
         >>> net = ResNet(BasicBlock, [1, 1, 1, 1], 10)
@@ -153,8 +159,10 @@ class ResNet(nn.Module):
         num_classes: int = 1000,
         *,
         conv: Callable[..., Any] | None = None,
-        dynamic: str | int = "paper",
+        dynamic: Dynamic = "paper",
         in_channels: int = 3,
+        head: Literal["linear", "dynamic"] = "linear",
+        head_std: float | None = None,
         dropout: float = 0.0,
         drop_path_rate: float = 0.0,
         device: torch.device | str | None = None,
@@ -172,8 +180,11 @@ class ResNet(nn.Module):
                 its block); None makes all static.
             dynamic: Which convolutions are dynamic: `"paper"` (all but the stem and the
                 shortcuts), `"all"`, `"pointwise"` (the 1×1 convolutions of the blocks),
-                or an int n, the blocks of the last n stages.
+                an int n, the blocks of the last n stages, or `("pointwise", n)`.
             in_channels: The number of channels of the images.
+            head: `"linear"`, or `"dynamic"` for a `DynamicClassifier`.
+            head_std: The standard deviation of the initial weights of a linear head,
+                whose bias is then 0; None draws both as `torch.nn.Linear`.
             dropout: The rate of the dropout before the head.
             drop_path_rate: The share of samples that skip the last block in training.
                 Block i of n, counted from 0, is skipped by i / (n - 1) of it.
@@ -190,6 +201,9 @@ class ResNet(nn.Module):
         depths = [positive_int("depths", depth) for depth in depths]
         self.in_channels = positive_int("in_channels", in_channels)
         positive_int("num_classes", num_classes)
+        check_choice("head", head, HEADS)
+        if head_std is not None:
+            check_positive("head_std", head_std)
         check_rate("dropout", dropout)
         check_rate("drop_path_rate", drop_path_rate)
         make = Convolutions(conv, dynamic, stages=4, device=device, dtype=dtype)
@@ -218,8 +232,15 @@ class ResNet(nn.Module):
                 count += 1
             stages.append(Blocks(*blocks))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
-        self.dropout = nn.Dropout(dropout)
-        self.fc = nn.Linear(width, num_classes, device=device, dtype=dtype)
+        self.head = head
+        if head == "dynamic":
+            self.classifier = dynamic_head(width, num_classes, dropout, **make.shared)
+        else:
+            self.dropout = nn.Dropout(dropout)
+            self.fc = nn.Linear(width, num_classes, **make.shared)
+            if head_std is not None:
+                nn.init.normal_(self.fc.weight, std=head_std)
+                nn.init.zeros_(self.fc.bias)
         make.check_used()
 
     def forward(
@@ -242,7 +263,10 @@ class ResNet(nn.Module):
         x = F.max_pool2d(x, 3, 2, 1)
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = stage(x)
-        return self.fc(self.dropout(global_average_pool(x)))
+        x = global_average_pool(x)
+        if self.head == "dynamic":
+            return self.classifier(x)
+        return self.fc(self.dropout(x))
 
 
 def _variant(
@@ -289,3 +313,13 @@ def resnet50(num_classes: int = 1000, **options) -> ResNet:
         torch.Size([10, 2048])
     """
     return _variant(Bottleneck, (3, 4, 6, 3), num_classes, options)
+
+
+def resnet101(num_classes: int = 1000, **options) -> ResNet:
+    """Returns the ResNet of 101 layers; the options are those of `ResNet`.
+
+    Example:
+        >>> len(resnet101(10, device="meta").layer3)
+        23
+    """
+    return _variant(Bottleneck, (3, 4, 23, 3), num_classes, options)

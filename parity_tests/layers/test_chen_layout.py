@@ -32,7 +32,7 @@ class PlainLayer(torch.nn.Module):
         self.attention = torch.nn.ModuleDict(
             {
                 "fc1": conv(channels, hidden, 1, bias=False),
-                "fc2": conv(hidden, experts, 1),
+                "fc2": conv(hidden, experts, 1, bias=rank != 3),
             }
         )
 
@@ -58,13 +58,18 @@ def jax_layer(rank, channels, outputs, **options):
         padding="VALID",
         param_dtype="float64",
         rngs=nnx.Rngs(0),
-        **{"use_bias": True, **dynconv_jax.chen_options(channels), **options},
+        **{
+            "use_bias": True,
+            **dynconv_jax.chen_options(channels, rank=rank),
+            **options,
+        },
     )
 
 
 def torch_layer(rank, channels, outputs, **options):
     cls = getattr(dynconv_torch, f"DynamicConv{rank}d")
-    options = {"bias": True, **dynconv_torch.chen_options(channels), **options}
+    chen = dynconv_torch.chen_options(channels, rank=rank)
+    options = {"bias": True, **chen, **options}
     return cls(channels, outputs, SIZES[rank], **options).double()
 
 
@@ -85,8 +90,8 @@ def test_checkpoints_load_into_both_which_compute_the_same(rank, channels, rng):
 class JaxPair(nnx.Module):
     """A layer under a name, beside one that is not dynamic."""
 
-    def __init__(self, **options):
-        self.conv = jax_layer(2, 16, 8, **options)
+    def __init__(self, rank, **options):
+        self.conv = jax_layer(rank, 16, 8, **options)
         self.fc1 = nnx.Linear(8, 2, param_dtype="float64", rngs=nnx.Rngs(0))
 
 
@@ -99,12 +104,12 @@ class TorchPair(torch.nn.Module):
         self.fc1 = torch.nn.Linear(8, 2)
 
 
-@pytest.mark.parametrize("bias", [False, True])
-def test_checkpoints_come_back_bit_for_bit(bias, rng):
-    plain = TorchPair(PlainLayer(2, 16, 8, bias=bias)).double()
+@pytest.mark.parametrize(("rank", "bias"), [(2, False), (2, True), (3, True)])
+def test_checkpoints_come_back_bit_for_bit(rank, bias, rng):
+    plain = TorchPair(PlainLayer(rank, 16, 8, bias=bias)).double()
     expected = torch_state(plain)
-    ours = JaxPair(use_bias=bias)
-    theirs = TorchPair(torch_layer(2, 16, 8, bias=bias)).double()
+    ours = JaxPair(rank, use_bias=bias)
+    theirs = TorchPair(torch_layer(rank, 16, 8, bias=bias)).double()
     load_torch_state_dict(ours, expected)
     theirs.load_state_dict(plain.state_dict(), strict=True)
     returned = dynconv_torch.to_chen_layout(theirs.state_dict())
@@ -116,19 +121,24 @@ def test_checkpoints_come_back_bit_for_bit(bias, rng):
             np.testing.assert_array_equal(actual[key], value, strict=True)
 
 
-def test_keys_are_those_published():
-    layer = torch_layer(2, 16, 8)
+@pytest.mark.parametrize("rank", [2, 3])
+def test_keys_are_those_published(rank):
+    layer = torch_layer(rank, 16, 8)
     shapes = {
         key: tuple(value.shape)
         for key, value in dynconv_torch.to_chen_layout(layer.state_dict()).items()
     }
-    assert shapes == {
-        "weight": (4, 8, 16, 3, 2),
+    ones = (1,) * rank
+    expected = {
+        "weight": (4, 8, 16, *SIZES[rank]),
         "bias": (4, 8),
-        "attention.fc1.weight": (5, 16, 1, 1),
-        "attention.fc2.weight": (4, 5, 1, 1),
+        "attention.fc1.weight": (5, 16, *ones),
+        "attention.fc2.weight": (4, 5, *ones),
         "attention.fc2.bias": (4,),
     }
+    if rank == 3:  # whose second layer the port has without
+        del expected["attention.fc2.bias"]
+    assert shapes == expected
 
 
 def test_loading_leaves_the_temperature_and_the_state_dict_as_they_are():

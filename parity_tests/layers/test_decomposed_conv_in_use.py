@@ -12,8 +12,8 @@ from flax import nnx
 import dynconv_torch
 from dynconv_jax import DecomposedConv, load_torch_state_dict
 from dynconv_jax.gating import Attention
-from dynconv_jax.layers.decomposed_conv import _hard_gate as jax_gate
-from dynconv_torch.layers.decomposed_conv import _hard_gate as torch_gate
+from dynconv_jax.layers.decomposition import hard_gate as jax_gate
+from dynconv_torch.layers.decomposition import hard_gate as torch_gate
 from parity_tests.layers.test_decomposed_conv import layers, torch_layer
 from parity_tests.parity import assert_parity
 from parity_tests.tolerances import assert_close

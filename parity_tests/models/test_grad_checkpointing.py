@@ -19,6 +19,7 @@ from dynconv_torch import models as torch_models
 from dynconv_torch.gating import RECORDED
 from parity_tests.parity import as_torch, channels_first, torch_state
 from parity_tests.tolerances import assert_close
+from parity_tests.tools.registered import SLOW
 
 # Blocks that stride and such that do not, with routers, dropout and stochastic depth.
 ROUTED: dict[str, Any] = dict(num_experts=2, router_dropout=0.5)
@@ -201,7 +202,7 @@ def test_each_block_of_the_twin_is_computed_anew_where_that_is_asked(name, enabl
 
 def test_all_networks_have_blocks_to_compute_anew():
     for name in models.list_models():
-        if name.startswith("tf_") or name in ("resnet34", "resnet50"):
+        if name.startswith("tf_") or name in ("resnet34", "resnet50", *SLOW):
             continue  # built as another one is
         net = torch_models.create_model(name, device="meta")
         torch_models.set_grad_checkpointing(net)

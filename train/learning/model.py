@@ -12,12 +12,24 @@ from flax import nnx
 from dynconv_jax import Router, SigmoidRouter, create_model, list_models
 from dynconv_jax.layers.od_conv import ODAttention
 from dynconv_jax.models import set_grad_checkpointing
+from dynconv_jax.models.registry import CONVOLUTIONS, MODELS, own_convolution
 from train.errors import TrainError
 from train.flags.checks import flag_of
 from train.flags.config import Config
 from train.flags.recipe import USUAL
 from train.learning.fine_tuning import prepare_fine_tuning
 from train.learning.start import start_from_file
+
+
+def _published(name: str) -> tuple[str, dict[str, Any]] | None:
+    """Returns the convolution of a published network by name, and its options."""
+    conv = own_convolution(MODELS[name])
+    if conv is None:
+        return None
+    layer = getattr(conv, "func", conv)
+    known = next(each for each, other in CONVOLUTIONS.items() if other is layer)
+    return known, dict(getattr(conv, "keywords", {}))
+
 
 # What models are made of where `--conv` does not say, if not static.
 DEFAULT_CONVOLUTIONS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -29,6 +41,7 @@ DEFAULT_CONVOLUTIONS: dict[str, tuple[str, dict[str, Any]]] = {
         if "efficientnet_cc" in name
     },
     **{name: ("kernel_warehouse", {}) for name in list_models() if name[:3] == "kw_"},
+    **{name: own for name in list_models() if (own := _published(name))},
 }
 
 # The options of convolutions that have a flag of their own.

@@ -99,7 +99,8 @@ def _options(
     build: Callable[..., Any], *explaining: Callable[..., Any]
 ) -> list[Option]:
     """Returns those of a class or function that can be typed, in its order."""
-    sources = _sources(build)
+    set_already = getattr(build, "keywords", {})  # of a published network
+    sources = _sources(getattr(build, "func", build))
     parameters: dict[str, inspect.Parameter] = {}
     meanings: dict[str, str] = {}
     for source in sources:
@@ -118,7 +119,7 @@ def _options(
                 name=name,
                 flag=FLAGS.get(name, ""),
                 kind=" or ".join(kinds),
-                default=parameter.default,
+                default=set_already.get(name, parameter.default),
                 meaning=first_sentence(meanings[name]),
             )
         )

@@ -1,0 +1,19 @@
+"""The names of all models, for tests of each: those built as another one are slow."""
+
+import pytest
+
+from dynconv_jax import list_models
+from dynconv_jax.models.published import PUBLISHED
+
+# Of published networks, those with a head or a layout of their own.
+QUICK = "dcd_resnet18", "dcd_mobilenet_v2"
+SLOW = {"resnet101", *PUBLISHED} - {*QUICK}
+
+
+def marked(name: str, *values: object) -> object:
+    """Returns a case of a test, slow if its model is."""
+    marks = [pytest.mark.slow] if name in SLOW else []
+    return pytest.param(name, *values, marks=marks)
+
+
+NAMES = [marked(name) for name in list_models()]
