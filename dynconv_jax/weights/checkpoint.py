@@ -13,7 +13,12 @@ from jax.typing import DTypeLike
 
 from dynconv_jax.checks import check_rngs, check_state_dict
 from dynconv_jax.functional.checks import check_dtypes
-from dynconv_jax.models.registry import CONVOLUTIONS, MODELS, create_model
+from dynconv_jax.models.registry import (
+    CONVOLUTIONS,
+    MODELS,
+    create_model,
+    own_convolution,
+)
 from dynconv_jax.weights.files import read_weights
 from dynconv_jax.weights.identify import identify, in_flax, misfits
 from dynconv_jax.weights.loading import prepare
@@ -118,7 +123,9 @@ def create_model_from_checkpoint(
             {"name": match.call.name, **read, "param_dtype": param_dtype},
             options,
             MODELS[match.call.name],
-            CONVOLUTIONS.get(read.get("conv", "static")),
+            CONVOLUTIONS[read["conv"]]
+            if "conv" in read
+            else own_convolution(MODELS[match.call.name]),
         )
         model, problems = misfits(arguments, values, prepare)
         if problems:

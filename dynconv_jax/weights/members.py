@@ -247,19 +247,39 @@ def _condconv(layers: Sequence[Layer], shapes: Shapes) -> dict[str, Any]:
     return without(dict(num_experts=4), num_experts=_experts(layers))
 
 
+def _latent(arrays: Shapes) -> tuple[int, ...]:
+    """Returns the shape of Q, which has another name in MobileNetV2."""
+    is_other = "conv_q.weight" in arrays
+    return shape_of(arrays, "conv_q.weight" if is_other else "q.weight", 4)
+
+
 def _decomposed(layers: Sequence[Layer], shapes: Shapes) -> dict[str, Any]:
-    pairs = _hidden(layers, "fc.0.weight")
+    pooled = _hidden(layers, "fc.0.weight")
+    latent = [_latent(each.arrays)[:2] for each in layers]
     bins = [
-        math.isqrt(pooled // shape_of(each.arrays, "q.weight", 4)[1])
-        for each, (pooled, _) in zip(layers, pairs, strict=True)
+        math.isqrt(features // channels)
+        for (features, _), (_, channels) in zip(pooled, latent, strict=True)
+    ]
+    pairs = [
+        (max(features, width**2), hidden)
+        for (features, hidden), (width, _) in zip(pooled, latent, strict=True)
     ]
     usual = [2 if each.place.in_basic_block else 1 for each in layers]
+    variant = "resnet"
+    if any("conv_q.weight" in each.arrays for each in layers):
+        variant = "mobilenet_v2"
+        outputs = [shape_of(each.arrays, "conv.weight", 4)[0] for each in layers]
+        usual = [
+            2 if channels < out else 1
+            for (_, channels), out in zip(latent, outputs, strict=True)
+        ]
     floor = min(4, *(hidden for _, hidden in pairs))
     reduction = reduction_of(pairs, floor=floor, default=16)
     if reduction is None:
         raise Unread("the squeezed features of its layers follow no `reduction`")
     return without(
-        dict(reduction=16, min_hidden=4),
+        dict(variant="resnet", reduction=16, min_hidden=4),
+        variant=variant,
         pool=None if bins == usual else one_of("bins", bins),
         reduction=reduction,
         min_hidden=floor,
@@ -406,7 +426,7 @@ MEMBERS = (
         "decomposed",
         "Dynamic Convolution Decomposition",
         _has("fc_phi.weight", "fc_scale.weight"),
-        _channels("q.weight"),
+        lambda arrays: _latent(arrays)[1],
         _decomposed,
     ),
     Member(

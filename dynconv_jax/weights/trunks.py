@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from dynconv_jax.models.convolutions import is_dynamic
+from dynconv_jax.models.convolutions import Dynamic, is_dynamic
 from dynconv_jax.weights.members import (
     MEMBERS,
     Layer,
@@ -85,7 +85,7 @@ class Trunk(NamedTuple):
     stem: str
     head: str
     stages: int
-    dynamic: str | int | None
+    dynamic: Dynamic | None
     conv: str = "static"
 
 
@@ -184,10 +184,12 @@ def _in_channels(
 
 def _dynamic(
     layers: Sequence[Layer], dynamic: Sequence[Layer], trunk: Trunk
-) -> str | int:
+) -> Dynamic:
     """Returns the `dynamic` by which just these layers are dynamic."""
     found = {each.prefix for each in dynamic}
-    choices = [trunk.dynamic, "paper", "all", "pointwise", *range(1, trunk.stages + 1)]
+    last = range(1, trunk.stages + 1)
+    choices = [trunk.dynamic, "paper", "all", "pointwise", *last]
+    choices += [("pointwise", count) for count in last]
     for choice in choices:
         assert choice is not None
         told = {

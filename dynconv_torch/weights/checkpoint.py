@@ -10,7 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from dynconv_torch.functional.checks import check_dtype
-from dynconv_torch.models.registry import CONVOLUTIONS, MODELS, create_model
+from dynconv_torch.models.registry import (
+    CONVOLUTIONS,
+    MODELS,
+    create_model,
+    own_convolution,
+)
 from dynconv_torch.weights.files import read_weights
 from dynconv_torch.weights.identify import as_tensors, identify, loses, misfits
 from dynconv_torch.weights.pretrained import from_pretrained
@@ -105,7 +110,9 @@ def create_model_from_checkpoint(
             {"name": match.call.name, **read, "dtype": dtype},
             options,
             MODELS[match.call.name],
-            CONVOLUTIONS.get(read.get("conv", "static")),
+            CONVOLUTIONS[read["conv"]]
+            if "conv" in read
+            else own_convolution(MODELS[match.call.name]),
         )
         if problems := misfits(arguments, tensors):
             raise ValueError(contradiction(read, options, problems))

@@ -49,6 +49,7 @@ _RESNETS = {
     (True, (2, 2, 2, 2)): "resnet18",
     (True, (3, 4, 6, 3)): "resnet34",
     (False, (3, 4, 6, 3)): "resnet50",
+    (False, (3, 4, 23, 3)): "resnet101",
 }
 
 
@@ -81,7 +82,7 @@ _RESNET = Trunk(
 )
 
 
-def _resnets(shapes: Shapes) -> Iterator[Call]:
+def _resnets(shapes: Shapes, **own: str) -> Iterator[Call]:
     is_basic = "layer1.0.bn3.weight" not in shapes
     depths = tuple(
         count(shapes, f"layer{stage}.{{}}.bn1.weight") for stage in (1, 2, 3, 4)
@@ -89,7 +90,7 @@ def _resnets(shapes: Shapes) -> Iterator[Call]:
     known = [each for each in _RESNETS if each[0] == is_basic]
     nearest = min(known, key=lambda each: math.dist(each[1], depths))
     trunk = _RESNET if is_basic else _RESNET._replace(place=_bottleneck_place)
-    yield read(shapes, trunk, _RESNETS[nearest])
+    yield read(shapes, trunk._replace(**own), _RESNETS[nearest])
 
 
 # MobileNetV2
@@ -122,11 +123,16 @@ _MOBILENET = Trunk(
 )
 
 
-def _mobilenets(shapes: Shapes) -> Iterator[Call]:
+def _mobilenets(
+    shapes: Shapes,
+    trunk: Trunk = _MOBILENET,
+    last: tuple[str, str] = ("conv.2", "conv.3"),
+) -> Iterator[Call]:
+    """Of MobileNetV2, the last norm of whose first block, and of others, is `last`."""
     depths = [depth for _, _, depth, _ in MOBILE_STAGES]
     channels = [each for _, each, depth, _ in MOBILE_STAGES for _ in range(depth)]
-    norms = ["features.1.conv.2"]
-    norms += [f"features.{index}.conv.3" for index in range(2, sum(depths) + 1)]
+    norms = [f"features.1.{last[0]}"]
+    norms += [f"features.{index}.{last[1]}" for index in range(2, sum(depths) + 1)]
     widths = [
         shape_of(shapes, f"{norm}.weight", 1)[0] for norm in ("features.0.1", *norms)
     ]
@@ -138,7 +144,58 @@ def _mobilenets(shapes: Shapes) -> Iterator[Call]:
         channels[-1],
     )
     mult = without(dict(width_mult=1.0), width_mult=width_mult)
-    yield read(shapes, _MOBILENET, "mobilenet_v2", **mult)
+    yield read(shapes, trunk, "mobilenet_v2", **mult)
+
+
+# The networks of Dynamic Convolution Decomposition
+
+_FLAT = Trunk(
+    re.compile(
+        r"features\.(?P<index>0)\.0(?=\.)|conv\.0(?=\.)"
+        r"|features\.(?P<block>[1-9]\d?)\.conv\.(?P<part>[036])(?=\.)"
+    ),
+    lambda match: _flat_place(match),
+    stem="features.0.0",
+    head="",
+    stages=len(MOBILE_STAGES),
+    dynamic=("pointwise", 6),
+    conv="decomposed",
+)
+
+
+def _flat_place(match: re.Match[str]) -> Place:
+    if match["block"] is None:
+        is_stem = match["index"] is not None
+        return Place("stem") if is_stem else Place("head", kernel_size=1)
+    block = int(match["block"])
+    depths = [depth for _, _, depth, _ in MOBILE_STAGES]
+    ends = [sum(depths[: stage + 1]) for stage in range(len(depths))]
+    stage = next((n for n, end in enumerate(ends, 1) if block <= end), 0)
+    # The first block has nothing before its depthwise convolution.
+    is_depthwise = match["part"] == ("0" if block == 1 else "3")
+    return Place("body", stage, 3 if is_depthwise else 1)
+
+
+def _decomposed(shapes: Shapes) -> Iterator[Call]:
+    """Of the authors' layouts, whose classifier is 0 without a dropout before it."""
+    without_dropout = "classifier.0.cls.weight" in shapes
+    classifier = "classifier.0" if without_dropout else "classifier.1"
+    own = dict(head=f"{classifier}.cls.weight", conv="decomposed")
+    if "layer1.0.bn1.weight" in shapes:
+        (call,) = _resnets(shapes, **own)
+    else:
+        (call,) = _mobilenets(shapes, _FLAT._replace(**own), ("conv.4", "conv.7"))
+    options = dict(call.options)
+    if options.get("conv") == "decomposed":  # with options, and as it is anyway
+        del options["conv"]
+        inside = options.pop("conv_options", {})
+        usual = "mobilenet_v2" if call.name == "mobilenet_v2" else "resnet"
+        inside = without(dict(variant=usual), **inside)
+        options |= {"conv_options": inside} if inside else {}
+    if without_dropout:
+        options["dropout"] = 0.0
+    name = f"dcd_{call.name}"
+    yield call._replace(name=name, title=name, options=options, head="classifier")
 
 
 # EfficientNet
@@ -266,6 +323,8 @@ def _fdy_cnns(shapes: Shapes) -> Iterator[Call]:
 
 NETWORKS = (
     Network("KernelWarehouse's networks", (), _kw_networks),
+    Network("DCD", ("classifier.0.cls.weight",), _decomposed),
+    Network("DCD", ("classifier.1.cls.weight",), _decomposed),
     Network("DynamicNet", ("stem.1.weight", "stage1.bn.weight"), _dynamic_nets),
     Network("ResNet", ("bn1.weight", "layer1.0.bn1.weight"), _resnets),
     Network(

@@ -1,4 +1,4 @@
-"""Networks as published: names, shapes, settings, and what is read off keys."""
+"""Networks as published: their names, shapes and settings."""
 
 import functools
 from typing import Any
@@ -16,13 +16,11 @@ from dynconv_jax import to_torch_state_dict as state_of
 from dynconv_jax.models import resnet
 from dynconv_jax.models.abstract import abstract_module
 from dynconv_jax.models.published import PUBLISHED
-from dynconv_jax.models.published_layouts import read_published
 from dynconv_jax.weights.torch_layout import torch_shapes
 from dynconv_torch import DecomposedConv2d
 from dynconv_torch import models as torch_models
 from dynconv_torch.models import resnet as torch_resnet
 from dynconv_torch.models.published import PUBLISHED as OF_THE_TWIN
-from dynconv_torch.models.published_layouts import read_published as torch_read
 from parity_tests.parity import assert_parity, torch_state
 from parity_tests.tools import networks, published_shapes, registered
 
@@ -270,77 +268,6 @@ def test_published_networks_agree(name, rng):
     theirs = dynconv_torch.create_model(name, 7, dropout=0.0, dtype=torch.float64)
     networks.enliven(theirs, x, rng)
     assert_parity(ours, theirs, x)
-
-
-# What is read off keys
-
-READ = [(read_published, "in_features"), (torch_read, "in_channels")]
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-@pytest.mark.parametrize(("read", "word"), READ, ids=["jax", "torch"])
-def test_published_state_dicts_say_of_which_network_they_are(read, word, name):
-    shapes = published_shapes.published(name, 7)
-    assert read(shapes) == {"name": name, "num_classes": 7}
-    stem = "features.0.0.weight" if "mobilenet" in name else "conv1.weight"
-    shapes[stem] = (shapes[stem][0], 1, *shapes[stem][2:])
-    assert read(shapes) == {"name": name, "num_classes": 7, word: 1}
-
-
-def test_what_is_not_as_published_is_read_as_an_option():
-    shapes = shapes_of(
-        on_meta(
-            "dcd_mobilenet_v2",
-            7,
-            width_mult=0.5,
-            dropout=0.0,
-            conv_options={"reduction": 8},
-        )
-    )
-    expected = {
-        "name": "dcd_mobilenet_v2",
-        "num_classes": 7,
-        "width_mult": 0.5,
-        "dropout": 0.0,
-        "conv_options": {"reduction": 8},
-    }
-    for read, _ in READ:
-        assert read(shapes) == expected
-        shapes_of_four = published_shapes.published("od_resnet50", 7, experts=4)
-        found = read(shapes_of_four)
-        assert found is not None and found["conv_options"] == {"num_experts": 4}
-
-
-def spoiled(case):
-    """Shapes of no published network."""
-    shapes = published_shapes.published("od_resnet18")
-    match case:
-        case "static":
-            return published_shapes.resnet("resnet18", published_shapes.static, {})
-        case "another depth":
-            return {k: v for k, v in shapes.items() if not k.startswith("layer3.1")}
-        case "no head":
-            return {k: v for k, v in shapes.items() if not k.startswith("fc")}
-        case "two numbers of experts":
-            key = "layer3.1.conv1.weight"
-            return shapes | {key: (4, *shapes[key][1:])}
-        case "another width":
-            shapes = published_shapes.published("dcd_mobilenet_v2")
-            return shapes | {"features.5.conv.7.running_mean": (33,)}
-        case _:
-            return {}
-
-
-@pytest.mark.parametrize(
-    "case",
-    [
-        *("static", "another depth", "no head", "two numbers of experts"),
-        *("another width", "nothing"),
-    ],
-)
-def test_other_state_dicts_are_of_no_published_network(case):
-    for read, _ in READ:
-        assert read(spoiled(case)) is None
 
 
 def test_names_and_settings_are_those_of_the_twin():

@@ -13,10 +13,12 @@ from dynconv_jax.weights.recognize import candidates
 from dynconv_jax.weights.trunks import Call
 from dynconv_torch.layers import to_chen_layout
 from dynconv_torch.weights.identify import identify as identify_torch
+from parity_tests.tools import published_shapes, registered
 from parity_tests.tools.checkout import ROOT
 from parity_tests.tools.checkpoints import as_published, shapes_of, trained, zeros
 
-NAMES = dynconv_jax.list_models()
+NAMES = registered.NAMES
+OF_JAX = [registered.marked(n) for n in dynconv_jax.list_models() if n[:3] != "tf_"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -24,8 +26,8 @@ def test_every_network_is_recognised_whatever_its_classes_and_images(name):
     state_dict = zeros(shapes_of(name, num_classes=7, in_channels=5))
     match = identify_torch(state_dict)
     assert match is not None and match.problems == []
-    # What pads as TensorFlow does has the same arrays.
-    assert match.call.name == name.removeprefix("tf_")
+    # What pads as TensorFlow does has the same arrays; ODConv may be in any network.
+    assert match.call.name == name.removeprefix("tf_").removeprefix("od_")
     expected = {"num_classes": 7, "in_channels": 5}
     assert expected.items() <= match.call.options.items()
 
@@ -41,11 +43,12 @@ def test_every_network_is_recognised_whatever_its_classes_and_images(name):
         if name[:3] != "tf_"
     ],
 )
+@pytest.mark.parametrize("name", OF_JAX)
 def test_every_network_is_recognised_by_jax_in_its_own_words(name):
     state_dict = zeros(shapes_of(name, num_classes=7, in_channels=5))
     match = identify(as_published(state_dict), prepare)
     assert match is not None and match.problems == []
-    assert match.call.name == name
+    assert match.call.name == name.removeprefix("od_")
     assert in_flax(match.call.options)["in_features"] == 5
 
 
@@ -145,7 +148,7 @@ def test_only_of_condconv_weights_are_taken_to_be_of_tensorflow():
     chosen = {}
     for conv in ("condconv", "static"):
         shapes = shapes_of("efficientnet_cc_b0_4e", conv=conv)
-        (call,) = candidates(shapes)
+        call, *_ = candidates(shapes)
         chosen[conv] = call.options["tensorflow"]
         assert len(call.guessed({})) == 1 and call.guessed({"tensorflow": False}) == []
     assert chosen == {"condconv": True, "static": False}
@@ -258,3 +261,35 @@ def test_the_two_packages_have_one_table():
 def test_families_have_titles_and_signs_of_their_own():
     assert len({network.title for network in NETWORKS}) == len(NETWORKS)
     assert len({network.signs for network in NETWORKS}) == len(NETWORKS)
+
+
+@pytest.mark.parametrize(
+    "name", ["dcd_resnet18", "dcd_resnet34", "dcd_resnet50", "dcd_mobilenet_v2"]
+)
+def test_checkpoints_of_decomposition_are_read_by_their_names_alone(name):
+    call, *_ = candidates(published_shapes.published(name, 7))
+    assert (call.name, call.options, call.doubts) == (name, {"num_classes": 7}, ())
+
+
+def test_what_is_not_as_published_of_decomposition_is_read_as_an_option():
+    options = dict(
+        num_classes=7,
+        in_channels=1,
+        width_mult=0.5,
+        dropout=0.0,
+        dynamic=("pointwise", 3),
+        conv_options={"reduction": 8},
+    )
+    call, *_ = candidates(shapes_of("dcd_mobilenet_v2", **options))
+    assert (call.name, call.options, call.doubts) == ("dcd_mobilenet_v2", options, ())
+
+
+def test_networks_of_odconv_are_read_with_their_experts():
+    call, *_ = candidates(published_shapes.published("od_resnet101", 7))
+    expected = dict(num_classes=7, conv="odconv", conv_options={"num_experts": 1})
+    assert (call.name, call.options) == ("resnet101", expected)
+    call, *_ = candidates(published_shapes.published("od_mobilenet_v2", 7, experts=4))
+    assert (call.name, call.options) == (
+        "mobilenet_v2",
+        dict(num_classes=7, conv="odconv"),
+    )
