@@ -259,13 +259,15 @@ def test_a_flat_network_with_a_dynamic_head_agrees(rng):
 
 
 @pytest.mark.slow
-# Not the deep ones of ODConv: with few samples their trunks' norms divide by so little
-# that od_mobilenet_v2 makes 1e-6 of 1e-14 in its input.
-@pytest.mark.parametrize("name", ["dcd_resnet18", "od_resnet18"])
-def test_published_networks_agree(name, rng):
+# Not those of ODConv: with few samples the norms of their trunks divide by so little
+# that od_mobilenet_v2 makes 1e-6 of 1e-14 in its input, and od_resnet18 1e-10.
+def test_a_published_network_agrees(rng):
     x = rng.normal(size=(3, 40, 33, 3))
-    ours = abstract(name, 7, dropout=0.0, param_dtype="float64")
-    theirs = dynconv_torch.create_model(name, 7, dropout=0.0, dtype=torch.float64)
+    options: dict[str, Any] = dict(dropout=0.0)
+    ours = abstract("dcd_resnet18", 7, param_dtype="float64", **options)
+    theirs = dynconv_torch.create_model(
+        "dcd_resnet18", 7, dtype=torch.float64, **options
+    )
     networks.enliven(theirs, x, rng)
     assert_parity(ours, theirs, x)
 
