@@ -22,8 +22,6 @@ from dynconv_jax.layers.od_conv import Attentions, ODAttention
 # So small that a layer begins as a static one.
 tiny = nnx.initializers.normal(1e-6)
 
-INITS = ("default", "published")
-
 
 def twice_sigmoid(logits: jax.Array) -> jax.Array:
     """Returns factors around 1, from 0 to 2.

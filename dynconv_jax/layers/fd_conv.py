@@ -12,7 +12,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from dynconv_jax.checks import check_rngs
-from dynconv_jax.functional.checks import check_dtypes
+from dynconv_jax.functional.checks import check_choice, check_dtypes
 from dynconv_jax.functional.choice import check_implementation
 from dynconv_jax.functional.dynamic import dynamic_conv
 from dynconv_jax.functional.geometry import (
@@ -30,10 +30,9 @@ from dynconv_jax.functional.per_sample import add_bias, per_sample_conv
 from dynconv_jax.functional.pooling import spatial_mean
 from dynconv_jax.functional.spectrum import mix_bands, to_spectrum
 from dynconv_jax.gating import Temperature
-from dynconv_jax.initializers import torch_kernel_init
+from dynconv_jax.initializers import INITS, torch_kernel_init
 from dynconv_jax.layers.convolution import Convolution
 from dynconv_jax.layers.fd_attention import (
-    INITS,
     BandModulation,
     FDAttention,
     LocalAttention,
@@ -157,8 +156,7 @@ class FDConv(Convolution):
             raise ValueError(
                 f"`kernel_size` (={geometry.kernel_size}) must be a tuple of 2 ints"
             )
-        if init not in INITS:
-            raise ValueError(f"`init` (={init!r}) must be 'default' or 'published'")
+        check_choice("init", init, INITS)
         check_implementation(implementation, geometry, has_experts=False)
         check_dtypes(dtype=dtype, param_dtype=param_dtype, optional=("dtype",))
         check_rngs(rngs)

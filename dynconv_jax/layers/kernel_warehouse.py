@@ -22,13 +22,14 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
 from dynconv_jax.checks import check_rngs
-from dynconv_jax.functional.checks import check_dtypes, check_init
+from dynconv_jax.functional.checks import check_choice, check_dtypes
 from dynconv_jax.functional.choice import check_implementation
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.numerics import keep_wide
 from dynconv_jax.functional.per_sample import add_bias, per_sample_conv
 from dynconv_jax.functional.tiling import Share, Tiling, assemble_kernels
 from dynconv_jax.gating import record_attention
+from dynconv_jax.initializers import INITS
 from dynconv_jax.layers.cell_attention import CellAttention
 from dynconv_jax.layers.convolution import Convolution
 from dynconv_jax.scheduled import HoldsScheduled, Scheduled, set_scheduled
@@ -116,7 +117,7 @@ class KernelWarehouse(HoldsScheduled):
             ValueError: If the layers cannot share cells, or a value is out of range.
         """
         Assignment.check(assignment)
-        check_init(init)
+        check_choice("init", init, INITS)
         check_dtypes(param_dtype=param_dtype)
         check_rngs(rngs)
         self.tiling = Tiling.create(

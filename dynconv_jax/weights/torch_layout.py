@@ -74,6 +74,8 @@ def _sound_block_row(block: SoundBlock) -> Row:
     return {
         attribute: (f"{name}{block.index}", same) for attribute, name in names.items()
     }
+
+
 def _latent_names(layer: nnx.Module) -> Row:
     """Of the two layers that were published, one has other names for Q and P."""
     if getattr(layer, "variant", None) != "mobilenet_v2":

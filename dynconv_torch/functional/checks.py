@@ -110,19 +110,6 @@ def check_positive(name: str, value: Any) -> None:
         raise ValueError(f"`{name}` (={value}) must be positive and finite")
 
 
-def check_init(init: Any) -> None:
-    """Refuses what does not say how a layer is drawn.
-
-    Raises:
-        ValueError: If it is no such word.
-
-    Example:
-        >>> check_init("published")
-    """
-    if init not in ("default", "published"):
-        raise ValueError(
-            f"`init` (={init!r}) must be 'default', or 'published', as the authors "
-            "draw their own"
 def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
     """Refuses what is none of some words.
 

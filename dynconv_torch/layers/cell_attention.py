@@ -114,8 +114,6 @@ class CellAttention(nn.Module):
         for layer in (self.fc1, self.fc2, self.fc3):
             if layer is None:
                 continue
-            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-        for layer in (self.fc1, self.fc2):
             kaiming_fan_out(layer.weight)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)

@@ -21,8 +21,6 @@ from dynconv_torch.layers.od_conv import Attentions, ODAttention
 # The deviation of weights with which a layer begins as a static one.
 TINY = 1e-6
 
-INITS = ("default", "published")
-
 
 def twice_sigmoid(logits: Tensor) -> Tensor:
     """Returns factors around 1, from 0 to 2.

@@ -6,7 +6,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from dynconv_torch.functional.checks import check_dtype
+from dynconv_torch.functional.checks import check_choice, check_dtype
 from dynconv_torch.functional.choice import check_implementation
 from dynconv_torch.functional.dynamic import dynamic_conv
 from dynconv_torch.functional.geometry import (
@@ -31,9 +31,9 @@ from dynconv_torch.functional.spectrum import (
     to_spectrum,
 )
 from dynconv_torch.gating import Temperature
+from dynconv_torch.initializers import INITS
 from dynconv_torch.layers.convolution import ConvolutionNd
 from dynconv_torch.layers.fd_attention import (
-    INITS,
     BandModulation,
     FDAttention,
     LocalAttention,
@@ -148,8 +148,7 @@ class FDConv2d(ConvolutionNd):
             dilation=dilation,
             groups=groups,
         )
-        if init not in INITS:
-            raise ValueError(f"`init` (={init!r}) must be 'default' or 'published'")
+        check_choice("init", init, INITS)
         check_implementation(implementation, has_experts=False)
         check_dtype(dtype)
         if kernel_temperature is not None:

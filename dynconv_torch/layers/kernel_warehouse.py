@@ -16,12 +16,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from dynconv_torch.functional.checks import check_dtype, check_init
+from dynconv_torch.functional.checks import check_choice, check_dtype
 from dynconv_torch.functional.choice import check_implementation
 from dynconv_torch.functional.geometry import Geometry
 from dynconv_torch.functional.per_sample import add_bias, per_sample_conv
 from dynconv_torch.functional.tiling import Share, Tiling, assemble_weights
 from dynconv_torch.functional.tracing import constant
+from dynconv_torch.initializers import INITS
 from dynconv_torch.layers.cell_attention import CellAttention
 from dynconv_torch.layers.convolution import ConvolutionNd, as_one_kernel
 from dynconv_torch.scheduled import HoldsScheduled, Scheduled, set_scheduled
@@ -106,7 +107,7 @@ class KernelWarehouse(HoldsScheduled):
         """
         super().__init__()
         check_dtype(dtype)
-        check_init(init)
+        check_choice("init", init, INITS)
         self.init = init
         self.tiling = Tiling.create(
             geometries,

@@ -406,7 +406,7 @@ def test_temperature_evens_gates_out_but_for_that_of_bands(rng):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(init="zeros"), "`init` .='zeros'. must be 'default' or 'published'"),
+        (dict(init="zeros"), "`init` .='zeros'. must be one of 'default', 'published'"),
         (dict(num_spectra=0), "`num_spectra` .=0. must be"),
         (dict(norm="group"), "`norm` .='group'. must be one of"),
         (dict(kernel_temperature=0.0), "`temperature` .=0.0. must be one positive"),

@@ -170,7 +170,7 @@ def test_what_are_no_geometries_is_refused(wrong):
 @pytest.mark.parametrize("init", ["kaiming", None, 1])
 def test_another_way_to_draw_cells_is_refused(init):
     row = (4, 8, (1,))
-    message = r"^`init` .* must be 'default', or 'published'"
+    message = r"^`init` .* must be one of 'default', 'published'"
     with pytest.raises(ValueError, match=message):
         KernelWarehouse(jax_geometries(row), init=init, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=message):
