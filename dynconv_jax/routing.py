@@ -9,6 +9,7 @@ All of it is computed in float32 at least: a bfloat16 layer raises its inputs, a
 layer keeps float64.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,6 +26,7 @@ from dynconv_jax.functional.checks import (
     check_arrays,
     check_choice,
     check_dtypes,
+    check_positive,
     check_rate,
 )
 from dynconv_jax.functional.geometry import expert_count, positive_int
@@ -308,3 +310,44 @@ def set_temperature(module: nnx.Module, value: ArrayLike) -> None:
     """
     if not set_scheduled(module, Temperature, value):
         raise ValueError(f"`module` (a {type(module).__name__}) contains no router")
+
+
+def two_slope_temperature(
+    epoch: ArrayLike,
+    *,
+    start: float = 30.0,
+    end: float = 1.0,
+    slope: float = 1.0,
+    late_slope: float = 0.02,
+) -> jax.Array:
+    """Returns a temperature that falls fast at first, and slowly once it is low.
+
+        max(start − slope · e, 1 + late_slope · ((start − 1) / slope − e), end)
+
+    The two lines meet at 1. Schmid et al., "Dynamic Convolutional Neural Networks as
+    Efficient Pre-trained Audio Models" (DyMN), TASLP 2024, on dynamic convolution; the
+    defaults are those of the authors' code. `set_temperature` writes the answer.
+
+    Args:
+        epoch: e, from 0; it may be a fraction, and traced.
+        start: The temperature at 0.
+        end: The lowest temperature.
+        slope: By how much it falls in an epoch at first.
+        late_slope: By how much it falls in an epoch below 1.
+
+    Raises:
+        ValueError: If a temperature is not positive, or a slope is.
+
+    Example:
+        >>> [float(two_slope_temperature(e)) for e in (0, 10, 29, 100)]
+        [30.0, 20.0, 1.0, 1.0]
+    """
+    Temperature.check(start)
+    Temperature.check(end)
+    check_positive("slope", slope)
+    if not 0 <= late_slope < math.inf:
+        raise ValueError(
+            f"`late_slope` (={late_slope}) must be 0 or a positive finite number"
+        )
+    late = 1 + late_slope * ((start - 1) / slope - epoch)
+    return jnp.maximum(jnp.maximum(start - slope * epoch, late), end)

@@ -8,12 +8,16 @@ from torch import nn
 from dynconv_torch.checks import check_module
 from dynconv_torch.gating import RECORDED, RouterOutput
 from dynconv_torch.layers.adaptive_conv import StyleAttention
+from dynconv_torch.layers.context_conv import ContextAttention
 from dynconv_torch.layers.frequency_dynamic_conv import BinAttention
 from dynconv_torch.layers.od_conv import ODAttention
 from dynconv_torch.routing import Router, SigmoidRouter
 
 # What records its answers, subclasses included.
-ROUTERS = Router, SigmoidRouter, ODAttention, StyleAttention, BinAttention
+ROUTERS = (
+    *(Router, SigmoidRouter, ODAttention, StyleAttention, BinAttention),
+    ContextAttention,
+)
 
 
 def capture_routers(

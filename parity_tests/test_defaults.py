@@ -18,6 +18,7 @@ from dynconv_torch.layers.same_conv import SameConv2d
 
 # What flax's words are in PyTorch.
 WORDS = {
+    "context_features": "context_channels",
     "dropout_rate": "dropout",
     "feature_group_count": "groups",
     "head_features": "head_channels",
@@ -39,6 +40,7 @@ OF_ITS_OWN_KIND = {"conv", "group_by", "padding"}
 LAYERS: list[tuple[Any, Any]] = [
     (dynconv_jax.AdaptiveConv, dynconv_torch.AdaptiveConv2d),
     (dynconv_jax.CondConv, dynconv_torch.CondConv2d),
+    (dynconv_jax.ContextConv, dynconv_torch.ContextConv2d),
     (dynconv_jax.DecomposedConv, dynconv_torch.DecomposedConv2d),
     (dynconv_jax.DynamicConv, dynconv_torch.DynamicConv2d),
     (dynconv_jax.DynamicConvTranspose, dynconv_torch.DynamicConvTranspose2d),
@@ -65,9 +67,15 @@ PAIRS: list[tuple[Any, Any]] = [
     (dynconv_jax.with_warehouses, dynconv_torch.with_warehouses),
     (dynconv_jax.Router, dynconv_torch.Router),
     (dynconv_jax.SigmoidRouter, dynconv_torch.SigmoidRouter),
+    (dynconv_jax.ContextGenerator, dynconv_torch.ContextGenerator),
+    (dynconv_jax.CoordinateAttention, dynconv_torch.CoordinateAttention),
+    (dynconv_jax.DynamicReLU, dynconv_torch.DynamicReLU),
+    (dynconv_jax.two_slope_temperature, dynconv_torch.two_slope_temperature),
+    (dynconv_jax.DyMN, dynconv_torch.DyMN),
     (dynconv_jax.DynamicNet, dynconv_torch.DynamicNet),
     (dynconv_jax.EfficientNet, dynconv_torch.EfficientNet),
     (dynconv_jax.MobileNetV2, dynconv_torch.MobileNetV2),
+    (dynconv_jax.MobileNetV3, dynconv_torch.MobileNetV3),
     (dynconv_jax.ResNet, dynconv_torch.ResNet),
     (dynconv_jax.create_model, dynconv_torch.create_model),
     (dynconv_jax.load_balance_loss, dynconv_torch.load_balance_loss),

@@ -6,12 +6,13 @@ import re
 import runpy
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
 import torch  # noqa: F401, since an example that runs here needs it
 
-from parity_tests.tolerances import TOLERANCES
+from parity_tests.tolerances import TOLERANCES, assert_close
 from parity_tests.tools.checkout import ROOT
 
 DEFAULT_NUMERICS = True
@@ -129,6 +130,44 @@ def test_where_kernels_start_is_learned():
     said = run_example("maml", "--steps", "60")
     before, after = (float(x) for x in re.findall(r"after one step (\S+)", said))
     assert after > before + 0.2
+
+
+@pytest.mark.slow
+def test_sounds_are_tagged():
+    said = run_apart("audio_tagging")
+    before, after = (figure(rf"{name}.*: (\S+) of the", said) for name in WHEN)
+    assert after > max(before, 0.7)
+    assert figure(r"temperature at the end: (\S+)", said) == 1
+
+
+WHEN = "before", "after"
+
+
+def test_log_mel_is_that_of_the_authors(rng):
+    from examples.audio_tagging import log_mel, mel_filters
+
+    waves = rng.uniform(-1, 1, size=(2, 4000))
+    x = torch.from_numpy(waves)
+    x = torch.nn.functional.conv1d(x[:, None], torch.tensor([[[-0.97, 1.0]]]).to(x))
+    window = torch.hann_window(800, periodic=False, dtype=x.dtype)
+    options: Any = dict(hop_length=320, win_length=800, return_complex=True)
+    spectrum = torch.stft(x[:, 0], 1024, window=window, **options)
+    # Triangles with corners that lie evenly on the mel scale, a bin at a time.
+    filters = np.zeros((128, 513))
+    for band in range(128):
+        step = 1127 * np.log(1 + 15_000 / 700) / 129
+        low, mid, high = step * band, step * (band + 1), step * (band + 2)
+        for index in range(512):
+            mel = 1127 * np.log(1 + index * 31.25 / 700)
+            slope = (mel - low) / (mid - low), (high - mel) / (high - mid)
+            filters[band, index] = max(0, min(slope))
+    assert_close({"": mel_filters()}, {"": filters}, dtype="float64")
+    power = torch.from_numpy(filters) @ spectrum.abs() ** 2
+    expected = ((power + 1e-5).log() + 4.5) / 5
+    found = log_mel(waves)
+    assert found.shape == (2, 128, 13, 1)
+    named = {"": expected.numpy().astype("float32")[..., None]}
+    assert_close({"": found}, named, dtype="float32")
 
 
 def test_each_example_is_tested_and_short():

@@ -17,6 +17,10 @@ MEASURED = (ROOT / "docs/benchmarks/family.md").read_text().splitlines()
 MEMBERS = {
     "cond-conv": ["CondConv"],
     "decomposed-conv": ["DecomposedConv"],
+    "dymn": [
+        *("ContextConv", "ContextGenerator", "CoordinateAttention", "DynamicReLU"),
+        "DyMN",
+    ],
     "dynamic-conv": ["DynamicConv"],
     "dynamic-conv-transpose": ["DynamicConvTranspose"],
     "modulated-conv": ["ModulatedConv"],
@@ -28,7 +32,7 @@ MEMBERS = {
 }
 
 NOT_TIMED = {
-    *("adaptive-conv", "dynamic-conv-transpose", "modulated-conv"),
+    *("adaptive-conv", "dymn", "dynamic-conv-transpose", "modulated-conv"),
     *("fd-conv", "frequency-dynamic-conv"),
 }
 

@@ -36,6 +36,29 @@ def spatial_mean(
     return jnp.mean(inputs, axis=axes, dtype=at_least_float32(dtype or inputs.dtype))
 
 
+def axis_means(
+    inputs: Shaped[jax.Array, "batch height width channels"],
+    dtype: DTypeLike | None = None,
+) -> Float[jax.Array, "batch height+width channels"]:
+    """Returns the mean of each row, and after them the mean of each column.
+
+    Args:
+        inputs: The features of each pixel.
+        dtype: As in `spatial_mean`.
+
+    Returns:
+        The means over the width, one after the other, then those over the height.
+
+    Example:
+        >>> axis_means(jnp.arange(6.0).reshape(1, 2, 3, 1)).ravel().tolist()
+        [1.0, 4.0, 1.5, 2.5, 3.5]
+    """
+    inputs = jnp.asarray(inputs)
+    dtype = at_least_float32(dtype or inputs.dtype)
+    means = [jnp.mean(inputs, axis=axis, dtype=dtype) for axis in (2, 1)]
+    return jnp.concatenate(means, axis=1)
+
+
 def adaptive_avg_pool(
     inputs: Shaped[jax.Array, "batch *spatial channels"],
     bins: int,

@@ -12,10 +12,11 @@ from jax.typing import DTypeLike
 from dynconv_jax.functional.adaptive import adaptive_conv
 from dynconv_jax.functional.geometry import Geometry, positive_int
 from dynconv_jax.functional.numerics import at_least_float32
-from dynconv_jax.gating import Temperature, attend, record_softmax
+from dynconv_jax.gating import Temperature
+from dynconv_jax.layers.convolution import flatten_rows
 from dynconv_jax.layers.equalized_linear import EqualizedLinear
 from dynconv_jax.layers.expert_conv import ExpertConv, ExpertOptions
-from dynconv_jax.layers.style import Styled, apply_wide, flatten_latents, own_gain
+from dynconv_jax.layers.style import Styled, linear_attention, own_gain
 from dynconv_jax.scheduled import HoldsScheduled
 
 
@@ -65,10 +66,7 @@ class StyleAttention(HoldsScheduled):
 
     def __call__(self, latents: jax.Array) -> jax.Array:
         """Returns the attention (B, K) for latents (B, style_features)."""
-        logits = apply_wide(self.fc, latents, self.dtype)
-        attention = attend(logits, self.temperature[...])
-        record_softmax(self, attention, logits, self.temperature[...])
-        return attention
+        return linear_attention(self, self.fc, latents, self.dtype)
 
 
 class AdaptiveConv(Styled, ExpertConv):
@@ -187,7 +185,8 @@ class AdaptiveConv(Styled, ExpertConv):
             ValueError: If the latents do not fit the layer.
         """
         batch = jnp.shape(latents)[:-1]
-        flat = flatten_latents(latents, batch, self.style_features)
+        size = "style_features", self.style_features
+        flat = flatten_rows("latents", latents, batch, *size)
         if self.attention is None:
             return jnp.ones((*batch, 1), at_least_float32(flat.dtype))
         return self.attention(flat).reshape(*batch, self.num_experts)
@@ -208,7 +207,8 @@ class AdaptiveConv(Styled, ExpertConv):
             ValueError: If the inputs or the latents do not fit the layer.
         """
         flat, batch = self._flatten_batch(inputs)
-        latents = flatten_latents(latents, batch, self.style_features)
+        size = "style_features", self.style_features
+        latents = flatten_rows("latents", latents, batch, *size)
         attention = None if self.attention is None else self.attention(latents)
         outputs = self._convolve(flat, attention, styles=self._style(latents))
         return outputs.reshape(*batch, *outputs.shape[1:])

@@ -15,6 +15,7 @@ from dynconv_jax.initializers import (
     torch_bias_init,
     torch_kernel_init,
 )
+from dynconv_jax.layers.convolution import flatten_rows
 from dynconv_jax.layers.expert_conv import ExpertConv, ExpertOptions
 
 
@@ -113,5 +114,7 @@ class CondConv(ExpertConv):
                 "router(inputs))`"
             )
         flat, batch = self._flatten_batch(inputs)
-        outputs = self._convolve(flat, self._flatten_attention(attention, batch))
+        size = "num_experts", self.num_experts
+        attention = flatten_rows("attention", attention, batch, *size)
+        outputs = self._convolve(flat, attention)
         return outputs.reshape(*batch, *outputs.shape[1:])

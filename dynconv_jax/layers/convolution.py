@@ -1,6 +1,7 @@
 """What all layers that convolve share: their geometry, and batches of any shape."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,37 @@ from flax import nnx
 
 from dynconv_jax.functional.checks import check_arrays
 from dynconv_jax.functional.geometry import Geometry
+
+
+def flatten_rows(
+    name: str, rows: jax.Array, batch: tuple[int, ...], size_name: str, size: int
+) -> jax.Array:
+    """Returns what there is a row of for each sample, with one batch dimension.
+
+    Args:
+        name: The name of the argument.
+        rows: Shape (*batch, size).
+        batch: The batch dimensions of the samples.
+        size_name: What the size is called.
+        size: The length of a row.
+
+    Raises:
+        TypeError: If it is no array.
+        ValueError: If it has another shape, or is not real.
+
+    Example:
+        >>> flatten_rows("latents", jnp.ones((2, 3, 5)), (2, 3), "features", 5).shape
+        (6, 5)
+    """
+    given: dict[str, Any] = {name: rows}
+    check_arrays(**given)
+    rows = jnp.asarray(rows)
+    expected = (*batch, size)
+    if rows.shape != expected:
+        raise ValueError(
+            f"`{name}` (shape {rows.shape}) must be (*batch, {size_name}) = {expected}"
+        )
+    return rows if len(batch) == 1 else rows.reshape(math.prod(batch), size)
 
 
 class Convolution(nnx.Module):

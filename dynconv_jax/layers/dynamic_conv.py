@@ -16,6 +16,7 @@ from dynconv_jax.functional.checks import check_arrays, check_choice
 from dynconv_jax.functional.geometry import PaddingLike
 from dynconv_jax.initializers import INITS, Init, kaiming_uniform
 from dynconv_jax.layers.chen_layout import chen_hidden
+from dynconv_jax.layers.convolution import flatten_rows
 from dynconv_jax.layers.expert_conv import (
     ExpertConv,
     default_bias_init,
@@ -232,7 +233,8 @@ class DynamicConv(ExpertConv):
         if attention is None:
             attention = self._route(flat)
         else:
-            attention = self._flatten_attention(attention, batch)
+            size = "num_experts", self.num_experts
+            attention = flatten_rows("attention", attention, batch, *size)
         outputs = self._convolve(flat, attention)
         return outputs.reshape(*batch, *outputs.shape[1:])
 

@@ -1,7 +1,6 @@
 """What layers with K expert kernels share: the experts and their convolution."""
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypedDict
@@ -15,7 +14,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from dynconv_jax.checks import check_rngs
-from dynconv_jax.functional.checks import check_arrays, check_dtypes
+from dynconv_jax.functional.checks import check_dtypes
 from dynconv_jax.functional.choice import check_implementation
 from dynconv_jax.functional.dynamic import dynamic_conv
 from dynconv_jax.functional.geometry import Geometry, PaddingLike, expert_count
@@ -195,23 +194,3 @@ class ExpertConv(Convolution):
             preferred_element_type=self.preferred_element_type,
             **options,
         )
-
-    def _flatten_attention(
-        self, attention: jax.Array, batch: tuple[int, ...]
-    ) -> jax.Array:
-        """Returns attention (*batch, K) with one batch dimension.
-
-        Raises:
-            TypeError: If it is no array.
-            ValueError: If it has another shape, or is not real.
-        """
-        check_arrays(attention=attention)
-        attention = jnp.asarray(attention)
-        if attention.shape != (*batch, self.num_experts):
-            raise ValueError(
-                f"`attention` (shape {attention.shape}) must be (*batch, num_experts) "
-                f"= {(*batch, self.num_experts)}"
-            )
-        if len(batch) == 1:
-            return attention
-        return attention.reshape(math.prod(batch), self.num_experts)

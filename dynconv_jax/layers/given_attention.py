@@ -20,13 +20,28 @@ def needs_attention(layer: Any) -> bool:
     return getattr(layer, "needs_attention", False)
 
 
+def needs_context(layer: Any) -> bool:
+    """Returns whether a layer, or the class of one, is steered by a context.
+
+    Example:
+        >>> needs_context(jax.nn.relu)
+        False
+    """
+    return getattr(layer, "needs_context", False)
+
+
 def route(routing_fn: Any, inputs: jax.Array) -> jax.Array | None:
     """Returns the attention of a router, or None where there is no router."""
     return None if routing_fn is None else routing_fn(inputs)
 
 
-def apply(layer: Any, inputs: jax.Array, attention: jax.Array | None) -> jax.Array:
-    """Applies a layer, with the attention if it takes that from outside.
+def apply(
+    layer: Any,
+    inputs: jax.Array,
+    attention: jax.Array | None,
+    context: jax.Array | None = None,
+) -> jax.Array:
+    """Applies a layer, with the attention or the context that it takes from outside.
 
     Example:
         >>> apply(jax.nn.relu, jax.numpy.array([-1.0, 2.0]), None).tolist()
@@ -34,6 +49,8 @@ def apply(layer: Any, inputs: jax.Array, attention: jax.Array | None) -> jax.Arr
     """
     if isinstance(layer, RoutedSequential) or needs_attention(layer):
         return layer(inputs, attention)
+    if needs_context(layer):
+        return layer(inputs, context)
     return layer(inputs)
 
 

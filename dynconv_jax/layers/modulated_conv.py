@@ -16,9 +16,9 @@ from dynconv_jax.functional.geometry import Geometry, PaddingLike, positive_int
 from dynconv_jax.functional.modulated import check_modulation, modulated_conv
 from dynconv_jax.functional.numerics import at_least_float32, keep_wide
 from dynconv_jax.initializers import INITS, Init
-from dynconv_jax.layers.convolution import Convolution
+from dynconv_jax.layers.convolution import Convolution, flatten_rows
 from dynconv_jax.layers.equalized_linear import EqualizedLinear
-from dynconv_jax.layers.style import Styled, flatten_latents, own_gain
+from dynconv_jax.layers.style import Styled, own_gain
 
 default_kernel_init = nnx.initializers.normal(1.0)
 default_bias_init = nnx.initializers.zeros_init()
@@ -190,7 +190,8 @@ class ModulatedConv(Styled, Convolution):
             ValueError: If the inputs or the latents do not fit the layer.
         """
         flat, batch = self._flatten_batch(inputs)
-        styles = self._style(flatten_latents(latents, batch, self.style_features))
+        size = "style_features", self.style_features
+        styles = self._style(flatten_rows("latents", latents, batch, *size))
         gain = self.gain
         if self.magnitude_momentum is not None:
             magnitude = self._magnitude(flat, self.magnitude_momentum)

@@ -2,38 +2,17 @@
 
 import math
 from numbers import Real
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from dynconv_jax.functional.checks import check_arrays
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.numerics import at_least_float32
-from dynconv_jax.gating import record_attention
-
-
-def flatten_latents(
-    latents: jax.Array, batch: tuple[int, ...], style_features: int
-) -> jax.Array:
-    """Returns latents (*batch, style_features) with one batch dimension.
-
-    Raises:
-        TypeError: If they are no array.
-        ValueError: If they have another shape, or are not real.
-    """
-    check_arrays(latents=latents)
-    latents = jnp.asarray(latents)
-    expected = (*batch, style_features)
-    if latents.shape != expected:
-        raise ValueError(
-            f"`latents` (shape {latents.shape}) must be (*batch, style_features) = "
-            f"{expected}"
-        )
-    if len(batch) == 1:
-        return latents
-    return latents.reshape(math.prod(batch), style_features)
+from dynconv_jax.gating import attend, record_attention, record_softmax
+from dynconv_jax.layers.convolution import flatten_rows
 
 
 def own_gain(gain: float | None, geometry: Geometry, *, demodulate: bool) -> float:
@@ -51,7 +30,7 @@ def own_gain(gain: float | None, geometry: Geometry, *, demodulate: bool) -> flo
 
 
 def apply_wide(
-    linear: nnx.Linear, latents: jax.Array, dtype: DTypeLike | None
+    linear: nnx.Linear | nnx.Sequential, latents: jax.Array, dtype: DTypeLike | None
 ) -> jax.Array:
     """Applies a linear layer to latents, in float32 at least.
 
@@ -61,6 +40,23 @@ def apply_wide(
         dtype: The dtype of the computation, or None for that of the latents.
     """
     return linear(latents.astype(at_least_float32(dtype or latents.dtype)))
+
+
+def linear_attention(
+    router: Any, linear: nnx.Linear, latents: jax.Array, dtype: DTypeLike | None
+) -> jax.Array:
+    """Returns softmax(linear(latents) / T), computed in float32 at least.
+
+    Args:
+        router: The module that has the `temperature`, by which the answer is recorded.
+        linear: The layer from latents to logits.
+        latents: As in `apply_wide`.
+        dtype: As in `apply_wide`.
+    """
+    logits = apply_wide(linear, latents, dtype)
+    attention = attend(logits, router.temperature[...])
+    record_softmax(router, attention, logits, router.temperature[...])
+    return attention
 
 
 class Styled(nnx.Module):
@@ -84,7 +80,8 @@ class Styled(nnx.Module):
             ValueError: If the latents do not fit the layer.
         """
         batch = jnp.shape(latents)[:-1]
-        flat = flatten_latents(latents, batch, self.style_features)
+        size = "style_features", self.style_features
+        flat = flatten_rows("latents", latents, batch, *size)
         return self._style(flat).reshape(*batch, self.in_features)
 
     def _style(self, latents: jax.Array) -> jax.Array:

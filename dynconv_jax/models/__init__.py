@@ -1,6 +1,7 @@
 """Networks, one architecture a file."""
 
 from dynconv_jax.models.convnext import ConvNeXt
+from dynconv_jax.models.dymn import DyMN, dymn04, dymn10, dymn20
 from dynconv_jax.models.dynamic_net import DynamicNet
 from dynconv_jax.models.efficientnet_cc import (
     EfficientNet,
@@ -21,6 +22,11 @@ from dynconv_jax.models.kw_networks import (
 )
 from dynconv_jax.models.layer_groups import head_of, layer_groups
 from dynconv_jax.models.mobilenet_v2 import MobileNetV2, mobilenet_v2
+from dynconv_jax.models.mobilenet_v3 import (
+    MobileNetV3,
+    mobilenet_v3_large,
+    mobilenet_v3_small,
+)
 from dynconv_jax.models.registry import (
     create_model,
     list_convolutions,
@@ -37,12 +43,17 @@ from dynconv_jax.models.warehouses import with_warehouses
 
 __all__ = [
     "ConvNeXt",
+    "DyMN",
     "DynamicNet",
     "EfficientNet",
     "FDYCNN",
     "MobileNetV2",
+    "MobileNetV3",
     "ResNet",
     "create_model",
+    "dymn04",
+    "dymn10",
+    "dymn20",
     "efficientnet_cc_b0_4e",
     "efficientnet_cc_b0_8e",
     "efficientnet_cc_b1_8e",
@@ -56,6 +67,8 @@ __all__ = [
     "list_models",
     "mobilenet_v2",
     "resnet101",
+    "mobilenet_v3_large",
+    "mobilenet_v3_small",
     "resnet18",
     "resnet34",
     "resnet50",

@@ -19,7 +19,7 @@ from dynconv_jax.functional.checks import check_dtypes
 from dynconv_jax.functional.static import few_channel_conv
 from dynconv_jax.initializers import kaiming_fan_out
 from dynconv_jax.layers.batch_norm import BatchNorm
-from dynconv_jax.layers.given_attention import needs_attention
+from dynconv_jax.layers.given_attention import needs_attention, needs_context
 
 # U(±1/√(fan_in + fan_out)), as the routers of CondConv's networks are drawn.
 router_kernel_init = nnx.initializers.variance_scaling(1 / 6, "fan_avg", "uniform")
@@ -198,6 +198,7 @@ class Convolutions:
         use_bias: bool = False,
         in_basic_block: bool = False,
         static_bias: bool = False,
+        context_features: int | None = None,
     ) -> Any:
         """Builds a square convolution.
 
@@ -214,6 +215,8 @@ class Convolutions:
             in_basic_block: Whether it is one of the two of a basic block, for which a
                 dynamic convolution may have `basic_block_options`.
             static_bias: Whether it has a bias if it is static; a dynamic one has none.
+            context_features: The size of what steers the block, of which a dynamic
+                convolution that needs a context is told.
         """
         if padding is None:
             padding = kernel_size // 2 if self.padding is None else self.padding
@@ -238,6 +241,8 @@ class Convolutions:
             self.num_dynamic += 1
             # Whoever builds the layers may have wrapped the class in a partial.
             layer_class = getattr(self.conv, "func", self.conv)
+            if needs_context(layer_class):
+                options["context_features"] = context_features
             if is_efficient and needs_attention(layer_class):
                 options["kernel_init"] = kernel_init
             if in_basic_block:

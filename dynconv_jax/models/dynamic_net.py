@@ -11,6 +11,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from dynconv_jax.checks import check_rngs
+from dynconv_jax.functional.activations import relu
 from dynconv_jax.functional.checks import check_dtypes, check_positive
 from dynconv_jax.functional.geometry import positive_int
 from dynconv_jax.functional.static import few_channel_conv
@@ -39,10 +40,6 @@ def scaled_widths(widths: Sequence[int], width_mult: float) -> list[int]:
     """
     check_positive("width_mult", width_mult)
     return [max(1, math.floor(width * width_mult + 0.5)) for width in widths]
-
-
-def _relu(x: jax.Array) -> jax.Array:
-    return jax.nn.relu(x)  # which itself cannot be pickled
 
 
 class DynamicNet(Checkpointing):
@@ -169,7 +166,7 @@ class DynamicNet(Checkpointing):
                 **shared,
             ),
             BatchNorm(widths[0], **shared),
-            _relu,
+            relu,
         )
         self.stage1 = block(widths[0], widths[1])
         self.stage2 = block(widths[1], widths[2])

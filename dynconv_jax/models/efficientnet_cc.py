@@ -13,15 +13,15 @@ from jaxtyping import Float
 
 from dynconv_jax.functional.checks import check_rate
 from dynconv_jax.functional.geometry import positive_int
-from dynconv_jax.functional.numerics import at_least_float32
 from dynconv_jax.layers.cond_conv import CondConv
 from dynconv_jax.layers.given_attention import apply, route
-from dynconv_jax.models.convolutions import Convolutions, Dynamic, fan_out_of_a_group
+from dynconv_jax.models.convolutions import Convolutions, Dynamic
 from dynconv_jax.models.drop_path import DropPath
 from dynconv_jax.models.grad_checkpointing import Blocks
 from dynconv_jax.models.images import check_images, global_average_pool
 from dynconv_jax.models.layer_groups import LayerGroups
 from dynconv_jax.models.options import check_options
+from dynconv_jax.models.squeeze_excite import excite, squeeze_convs
 
 # The input channels of a block, over the units of its squeeze-and-excitation.
 SQUEEZE = 4
@@ -61,23 +61,17 @@ _linear_init = nnx.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
 
 
 class SqueezeExcite(nnx.Module):
-    """Scales every channel by a gate that sees the mean of all channels.
-
-    Hu et al., "Squeeze-and-Excitation Networks", CVPR 2018, section 3.
-    """
+    """Scales every channel by a sigmoid that sees the mean of all channels."""
 
     def __init__(self, features: int, hidden_features: int, make: Convolutions):
-        """Builds two 1×1 convolutions, `features` → `hidden_features` → `features`."""
-        options: dict[str, Any] = dict(kernel_init=fan_out_of_a_group(1), **make.shared)
-        self.conv_reduce = nnx.Conv(features, hidden_features, (1, 1), **options)
-        self.conv_expand = nnx.Conv(hidden_features, features, (1, 1), **options)
+        """Builds `conv_reduce` and `conv_expand`, 1×1 convolutions."""
+        convs = squeeze_convs(features, hidden_features, make)
+        self.conv_reduce, self.conv_expand = convs
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Applies the gates to (B, H, W, features)."""
-        pooled = global_average_pool(inputs)[:, None, None]
-        logits = self.conv_expand(jax.nn.silu(self.conv_reduce(pooled)))
-        gates = jax.nn.sigmoid(logits.astype(at_least_float32(logits.dtype)))
-        return inputs * gates.astype(inputs.dtype)
+        convs = self.conv_reduce, self.conv_expand
+        return excite(inputs, *convs, jax.nn.silu, jax.nn.sigmoid)
 
 
 class SeparableBlock(nnx.Module):

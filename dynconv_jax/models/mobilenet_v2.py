@@ -51,15 +51,23 @@ def make_divisible(value: float, divisor: int = 8) -> int:
     return rounded + divisor if rounded < 0.9 * value else rounded
 
 
-def conv_norm_relu6(
-    make: Convolutions, in_features: int, out_features: int, *place: int, **options
+def conv_norm_activation(
+    make: Convolutions,
+    activation: Callable[[jax.Array], jax.Array] | None,
+    in_features: int,
+    out_features: int,
+    *place: int,
+    **options: Any,
 ) -> RoutedSequential:
-    """Returns convolution → batch norm → ReLU6; the arguments are the convolution's."""
-    return RoutedSequential(
+    """Returns convolution → batch norm → activation, if there is one.
+
+    The other arguments are the convolution's.
+    """
+    layers: list[Any] = [
         make(in_features, out_features, *place, **options),
         make.norm(out_features),
-        relu6,
-    )
+    ]
+    return RoutedSequential(*layers, *([] if activation is None else [activation]))
 
 
 class InvertedResidual(nnx.Module):
@@ -98,10 +106,12 @@ class InvertedResidual(nnx.Module):
         hidden = in_features * expansion
         layers: list[Any] = []
         if expansion != 1:
-            layers.append(conv_norm_relu6(make, in_features, hidden, 1, stage=stage))
+            layers.append(
+                conv_norm_activation(make, relu6, in_features, hidden, 1, stage=stage)
+            )
         layers.append(
-            conv_norm_relu6(
-                make, hidden, hidden, 3, strides, groups=hidden, stage=stage
+            conv_norm_activation(
+                make, relu6, hidden, hidden, 3, strides, groups=hidden, stage=stage
             )
         )
         layers.append(make(hidden, out_features, 1, stage=stage))
@@ -211,7 +221,7 @@ class MobileNetV2(Checkpointing):
         total = sum(depth for _, _, depth, _ in stages)
         width = make_divisible(32 * width_mult)
         features: list[Any] = [
-            conv_norm_relu6(make, in_features, width, 3, 2, role="stem")
+            conv_norm_activation(make, relu6, in_features, width, 3, 2, role="stem")
         ]
         for stage, (expansion, channels, depth, first) in enumerate(stages, start=1):
             channels = make_divisible(channels * width_mult)
@@ -231,7 +241,7 @@ class MobileNetV2(Checkpointing):
                 )
                 width = channels
         last = make_divisible(1280 * max(1.0, width_mult))
-        conv_last = conv_norm_relu6(make, width, last, 1, role="head")
+        conv_last = conv_norm_activation(make, relu6, width, last, 1, role="head")
         self.layout = layout
         if layout == "flat":
             self.conv = conv_last

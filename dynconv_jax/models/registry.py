@@ -8,6 +8,7 @@ from flax import nnx
 
 from dynconv_jax.layers import (
     CondConv,
+    ContextConv,
     DecomposedConv,
     DynamicConv,
     FDConv,
@@ -15,6 +16,7 @@ from dynconv_jax.layers import (
     ODConv,
 )
 from dynconv_jax.models.description import attach, describe
+from dynconv_jax.models.dymn import dymn04, dymn10, dymn20
 from dynconv_jax.models.dynamic_net import DynamicNet
 from dynconv_jax.models.efficientnet_cc import (
     efficientnet_cc_b0_4e,
@@ -32,12 +34,16 @@ from dynconv_jax.models.kw_networks import (
     kw_resnet50,
 )
 from dynconv_jax.models.mobilenet_v2 import mobilenet_v2
+from dynconv_jax.models.mobilenet_v3 import mobilenet_v3_large, mobilenet_v3_small
 from dynconv_jax.models.options import check_options, did_you_mean
 from dynconv_jax.models.published import PUBLISHED
 from dynconv_jax.models.resnet import resnet18, resnet34, resnet50, resnet101
 from dynconv_jax.models.warehouses import with_warehouses
 
 MODELS: dict[str, Callable[..., Any]] = {
+    "dymn04": dymn04,
+    "dymn10": dymn10,
+    "dymn20": dymn20,
     "dynamic_net": DynamicNet,
     "efficientnet_cc_b0_4e": efficientnet_cc_b0_4e,
     "efficientnet_cc_b0_8e": efficientnet_cc_b0_8e,
@@ -51,6 +57,8 @@ MODELS: dict[str, Callable[..., Any]] = {
     "kw_resnet50": kw_resnet50,
     "fdy_cnn": FDYCNN,
     "mobilenet_v2": mobilenet_v2,
+    "mobilenet_v3_large": mobilenet_v3_large,
+    "mobilenet_v3_small": mobilenet_v3_small,
     "resnet18": resnet18,
     "resnet34": resnet34,
     "resnet50": resnet50,
@@ -69,10 +77,13 @@ CONVOLUTIONS: dict[str, Callable[..., Any] | None] = {
     "odconv": ODConv,
 }
 
+# Those that only networks take which make what steers them.
+STEERED: dict[str, Callable[..., Any] | None] = {"context": ContextConv}
+
 # What the networks give to each of their convolutions, whatever the convolution is.
 GIVEN = (
     *("in_features", "out_features", "kernel_size", "strides", "padding", "use_bias"),
-    *("dtype", "param_dtype", "rngs"),
+    *("context_features", "dtype", "param_dtype", "rngs"),
 )
 
 
@@ -112,8 +123,9 @@ def create_model(
     Args:
         name: One of `list_models()`.
         num_classes: The number of logits; None leaves it to the model.
-        conv: What its convolutions are: one of `list_convolutions()`, or a
-            callable with the signature of `nnx.Conv`; None leaves it to the model.
+        conv: What its convolutions are: one of `list_convolutions()`, of DyMN also
+            `"context"`, which is its own; or a callable with the signature of
+            `nnx.Conv`; None leaves it to the model.
         conv_options: Options of the convolution, such as `{"num_experts": 8}`; of
             `"kernel_warehouse"` those of `with_warehouses`. Of a published network
             (`od_resnet18`) without `conv` they are those of its own.
@@ -146,8 +158,9 @@ def create_model(
     given = dict(options)
     if conv == "static":
         options["conv"] = None  # also where the model has others by default
+    known = {**CONVOLUTIONS, **STEERED}
     layer: Callable[..., Any] | None = (
-        _look_up("conv", conv, CONVOLUTIONS) if isinstance(conv, str) else conv
+        _look_up("conv", conv, known) if isinstance(conv, str) else conv
     )
     if conv_options is not None and not isinstance(conv_options, Mapping):
         raise TypeError(
@@ -184,7 +197,7 @@ def create_model(
                 functools.partial(layer, **conv_options) if conv_options else layer
             )
     model = build(rngs=rngs, **options)
-    attach(model, describe(name, conv, conv_options or {}, given, CONVOLUTIONS))
+    attach(model, describe(name, conv, conv_options or {}, given, known))
     return model
 
 

@@ -100,6 +100,12 @@ def _flattened_from_torch(weight: np.ndarray, layer: Any) -> np.ndarray:
 # (K, *k, C/g, O) → (K, O·C/g·k), as CondConv's checkpoints have it.
 stacked_flattened = Arrangement(_flattened_to_torch, _flattened_from_torch)
 
+# (K, *k, C/g, O) → (1, 1, K, O·C/g·k), as in DyMN's checkpoints.
+stacked_in_one_group = Arrangement(
+    lambda kernel, layer: _flattened_to_torch(kernel, layer)[None, None],
+    lambda weight, layer: _flattened_from_torch(weight[0, 0], layer),
+)
+
 
 def _opposed_to_torch(kernel: np.ndarray, layer: Any) -> np.ndarray:
     rank = kernel.ndim - 2

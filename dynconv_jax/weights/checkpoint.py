@@ -16,6 +16,7 @@ from dynconv_jax.functional.checks import check_dtypes
 from dynconv_jax.models.registry import (
     CONVOLUTIONS,
     MODELS,
+    STEERED,
     create_model,
     own_convolution,
 )
@@ -123,7 +124,7 @@ def create_model_from_checkpoint(
             {"name": match.call.name, **read, "param_dtype": param_dtype},
             options,
             MODELS[match.call.name],
-            CONVOLUTIONS[read["conv"]]
+            {**CONVOLUTIONS, **STEERED}[read["conv"]]
             if "conv" in read
             else own_convolution(MODELS[match.call.name]),
         )

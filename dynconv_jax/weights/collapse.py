@@ -68,7 +68,8 @@ def collapse(
         given = attention
         if isinstance(attention, Mapping):
             name = path_name(path)
-            given = attention.get(name, attention.get(f"{name}.router"))
+            paths = name, f"{name}.router", f"{name}.attention"
+            given = next((attention[each] for each in paths if each in attention), None)
         if given is None:
             problems.append(f"{path_name(path)}: no attention is given for it")
             continue

@@ -10,12 +10,14 @@ import math
 import re
 from collections.abc import Iterator
 
+from dynconv_jax.models.dymn import WIDTHS as DYMN_WIDTHS
 from dynconv_jax.models.dynamic_net import WIDTHS, scaled_widths
 from dynconv_jax.models.efficientnet_cc import STAGES as EFFICIENT_STAGES
 from dynconv_jax.models.fdy_cnn import WIDTHS as SOUND_WIDTHS
 from dynconv_jax.models.kw_recognition import recognize_kw_network
 from dynconv_jax.models.mobilenet_v2 import STAGES as MOBILE_STAGES
 from dynconv_jax.models.mobilenet_v2 import make_divisible
+from dynconv_jax.models.mobilenet_v3 import LARGE, SMALL
 from dynconv_jax.weights.members import Place, Shapes, shape_of, without
 from dynconv_jax.weights.trunks import Call, Network, Trunk, count, multiplier, read
 
@@ -198,6 +200,94 @@ def _decomposed(shapes: Shapes) -> Iterator[Call]:
     yield call._replace(name=name, title=name, options=options, head="classifier")
 
 
+# MobileNetV3, and DyMN, which has its blocks
+
+
+def _mobilenet_v3_place(match: re.Match[str]) -> Place:
+    index = int(match["index"])
+    if index == 0:
+        return Place("stem")
+    if match["part"] is None:
+        return Place("head", kernel_size=1)
+    # The first block has nothing before its depthwise convolution.
+    is_depthwise = match["part"] == ("0" if index == 1 else "1")
+    return Place("body", index, 3 if is_depthwise else 1)
+
+
+_MOBILENET_V3 = Trunk(
+    re.compile(
+        r"features\.(?P<index>\d{1,3})(?:\.0(?=\.)|\.block\.(?P<part>\d)\.0(?=\.))"
+    ),
+    _mobilenet_v3_place,
+    stem="features.0.0",
+    head="classifier.3.weight",
+    stages=len(LARGE),
+    dynamic="paper",
+)
+
+
+def _mobilenets_v3(shapes: Shapes) -> Iterator[Call]:
+    is_large = f"features.{len(SMALL) + 2}.block.0.1.weight" in shapes
+    blocks, name = (LARGE, "large") if is_large else (SMALL, "small")
+    norms, width = ["features.0.1"], 16
+    for index, spec in enumerate(blocks, start=1):
+        last = (spec.expanded_features != width) + 1 + spec.has_squeeze
+        norms.append(f"features.{index}.block.{last}.1")
+        width = spec.features
+    mult = _at_width(shapes, norms, [16, *(each.features for each in blocks)])
+    trunk = _MOBILENET_V3._replace(stages=len(blocks))
+    yield read(
+        shapes,
+        trunk,
+        f"mobilenet_v3_{name}",
+        **without(dict(width_mult=1.0), width_mult=mult),
+    )
+
+
+def _at_width(shapes: Shapes, norms: list[str], usual: list[int]) -> float:
+    """Returns by what the widths of norms are multiples of the usual ones."""
+    widths = [shape_of(shapes, f"{norm}.weight", 1)[0] for norm in norms]
+    return multiplier(
+        lambda number: [make_divisible(each * number) for each in usual] == widths,
+        widths[-1],
+        usual[-1],
+    )
+
+
+def _dymn_place(match: re.Match[str]) -> Place:
+    if match["index"] is None:
+        return Place("stem")
+    side = 3 if match["part"] == "depth" else 1
+    return Place("body", int(match["index"]) + 1, side)
+
+
+_DYMN = Trunk(
+    # Not the last one, which is static whatever is dynamic.
+    re.compile(r"in_c\.0|layers\.(?P<index>\d{1,3})\.(?P<part>exp|depth|proj)_conv"),
+    _dymn_place,
+    stem="in_c.0",
+    head="classifier.5.weight",
+    stages=len(LARGE),
+    dynamic="paper",
+    conv="context",
+)
+
+
+def _dymns(shapes: Shapes) -> Iterator[Call]:
+    norms = [f"layers.{index}.proj_norm" for index in range(len(LARGE))]
+    usual = [16, *(each.features for each in LARGE)]
+    mult = _at_width(shapes, ["in_c.1", *norms], usual)
+    name = next((name for name, each in DYMN_WIDTHS.items() if each == mult), "dymn10")
+    usual_mult = dict(width_mult=DYMN_WIDTHS[name])
+    call = read(shapes, _DYMN, name, **without(usual_mult, width_mult=mult))
+    # Images have three channels, and sounds one, which is the default. The convolution
+    # is said, so that its options may be given.
+    options = {"in_channels": 3, "conv": "context", **call.options}
+    if options["in_channels"] == 1:
+        del options["in_channels"]
+    yield call._replace(options=options)
+
+
 # EfficientNet
 
 _EFFICIENT_PARTS = {"conv_pw": 1, "conv_pwl": 1}
@@ -332,5 +422,11 @@ NETWORKS = (
         "MobileNetV2", ("features.0.1.weight", "features.1.conv.2.weight"), _mobilenets
     ),
     Network("FDYCNN", ("cnn.batchnorm0.weight", "cnn.batchnorm6.weight"), _fdy_cnns),
+    Network(
+        "MobileNetV3",
+        ("features.0.1.weight", "features.1.block.0.1.weight"),
+        _mobilenets_v3,
+    ),
+    Network("DyMN", ("in_c.1.weight", "layers.0.depth_norm.weight"), _dymns),
     Network("EfficientNet", ("bn1.weight", "blocks.0.0.bn1.weight"), _efficientnets),
 )

@@ -18,6 +18,7 @@ from dynconv_jax.functional.tiling import assemble_kernels
 from dynconv_jax.layers import (
     AdaptiveConv,
     CondConv,
+    ContextConv,
     DecomposedConv,
     DynamicConv,
     DynamicConvTranspose,
@@ -187,6 +188,11 @@ def _(layer: DynamicConv, source: nnx.Conv, model: nnx.Module) -> list:
 
 @static_start.register
 def _(layer: FrequencyDynamicConv, source: nnx.Conv, model: nnx.Module) -> list:
+    return _equal_experts(layer, source)
+
+
+@static_start.register
+def _(layer: ContextConv, source: nnx.Conv, model: nnx.Module) -> list:
     return _equal_experts(layer, source)
 
 

@@ -23,6 +23,7 @@ from dynconv_jax.layers import (
     AdaptiveConv,
     BatchNorm,
     CondConv,
+    ContextConv,
     DecomposedConv,
     DynamicConv,
     DynamicConvTranspose,
@@ -35,6 +36,7 @@ from dynconv_jax.layers import (
     WarehouseConv,
 )
 from dynconv_jax.layers.chen_layout import to_chen_layout
+from dynconv_jax.layers.context_conv import ContextAttention
 from dynconv_jax.layers.fd_attention import BandModulation
 from dynconv_jax.layers.warehouse_layout import to_warehouse_layout
 from dynconv_jax.models.convnext import Block
@@ -49,6 +51,7 @@ from dynconv_jax.weights.arrangements import (
     single,
     stacked_channels_first,
     stacked_flattened,
+    stacked_in_one_group,
     stacked_transposed,
 )
 from dynconv_jax.weights.counterparts import (
@@ -144,6 +147,11 @@ LAYOUT: dict[type, Row | Callable[[Any], Row]] = {
     BandModulation: {"convs": ("freq_weight_conv_list", same)},
     CondConv: {"kernel": ("weight", stacked_flattened)},
     DecomposedConv: _latent_names,
+    ContextAttention: {"fc": ("0", same)},
+    ContextConv: {
+        "kernel": ("weight", stacked_in_one_group),
+        "attention": ("residuals", same),
+    },
     DynamicConv: {
         "kernel": ("weight", stacked_channels_first),
         "router": (_router_name, same),

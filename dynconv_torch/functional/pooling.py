@@ -33,6 +33,26 @@ def spatial_mean(
     return x.mean(axes, dtype=dtype) if axes else x.to(dtype)
 
 
+def axis_means(
+    x: Shaped[Tensor, "batch channels height width"], *dtypes: torch.dtype
+) -> Float[Tensor, "batch channels height+width"]:
+    """Returns the mean of each row, and after them the mean of each column.
+
+    Args:
+        x: The features of each pixel.
+        dtypes: As in `spatial_mean`.
+
+    Returns:
+        The means over the width, one after the other, then those over the height.
+
+    Example:
+        >>> axis_means(torch.arange(6.0).reshape(1, 1, 2, 3)).ravel().tolist()
+        [1.0, 4.0, 1.5, 2.5, 3.5]
+    """
+    dtype = at_least_float32(x.dtype, *dtypes)
+    return torch.cat([x.mean(axis, dtype=dtype) for axis in (3, 2)], dim=2)
+
+
 def adaptive_avg_pool(
     x: Shaped[Tensor, "batch channels *spatial"], bins: int, *dtypes: torch.dtype
 ) -> Float[Tensor, "batch channels *bins"]:

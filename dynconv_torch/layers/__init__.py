@@ -7,6 +7,16 @@ from dynconv_torch.layers.adaptive_conv import (
 )
 from dynconv_torch.layers.chen_layout import chen_options, to_chen_layout
 from dynconv_torch.layers.cond_conv import CondConv1d, CondConv2d, CondConv3d
+from dynconv_torch.layers.context_conv import (
+    ContextConv1d,
+    ContextConv2d,
+    ContextConv3d,
+)
+from dynconv_torch.layers.context_generator import Context, ContextGenerator
+from dynconv_torch.layers.coordinate_attention import (
+    CoordinateAttention,
+    CoordinateGate,
+)
 from dynconv_torch.layers.decomposed_conv import (
     DecomposedConv1d,
     DecomposedConv2d,
@@ -24,6 +34,7 @@ from dynconv_torch.layers.dynamic_conv_transpose import (
     DynamicConvTranspose2d,
     DynamicConvTranspose3d,
 )
+from dynconv_torch.layers.dynamic_relu import DynamicReLU
 from dynconv_torch.layers.equalized_linear import EqualizedLinear
 from dynconv_torch.layers.fd_conv import FDConv2d
 from dynconv_torch.layers.frequency_dynamic_conv import FrequencyDynamicConv2d
@@ -50,6 +61,13 @@ __all__ = [
     "CondConv1d",
     "CondConv2d",
     "CondConv3d",
+    "Context",
+    "ContextConv1d",
+    "ContextConv2d",
+    "ContextConv3d",
+    "ContextGenerator",
+    "CoordinateAttention",
+    "CoordinateGate",
     "DecomposedConv1d",
     "DecomposedConv2d",
     "DecomposedConv3d",
@@ -61,6 +79,7 @@ __all__ = [
     "DynamicConvTranspose1d",
     "DynamicConvTranspose2d",
     "DynamicConvTranspose3d",
+    "DynamicReLU",
     "EqualizedLinear",
     "FDConv2d",
     "FrequencyDynamicConv2d",

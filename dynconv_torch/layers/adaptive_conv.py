@@ -11,10 +11,16 @@ from dynconv_torch.functional.checks import check_tensors
 from dynconv_torch.functional.geometry import Geometry, PaddingLike, positive_int
 from dynconv_torch.functional.numerics import at_least_float32
 from dynconv_torch.functional.tracing import sizes_of
-from dynconv_torch.gating import Temperature, attend, record_softmax
+from dynconv_torch.gating import Temperature
+from dynconv_torch.layers.convolution import check_rows
 from dynconv_torch.layers.equalized_linear import EqualizedLinear
 from dynconv_torch.layers.expert_conv import ExpertConvNd
-from dynconv_torch.layers.style import Styled, apply_wide, check_latents, own_gain
+from dynconv_torch.layers.style import (
+    Styled,
+    apply_wide,
+    linear_attention,
+    own_gain,
+)
 from dynconv_torch.scheduled import HoldsScheduled
 
 
@@ -59,10 +65,7 @@ class StyleAttention(HoldsScheduled):
 
     def forward(self, latents: Tensor) -> Tensor:
         """Returns the attention (B, K) for latents (B, style_channels)."""
-        logits = apply_wide(self.fc, latents)
-        attention = attend(logits, self.temperature)
-        record_softmax(self, attention, logits, self.temperature)
-        return attention
+        return linear_attention(self, self.fc, latents)
 
 
 class AdaptiveConvNd(Styled, ExpertConvNd):
@@ -174,7 +177,8 @@ class AdaptiveConvNd(Styled, ExpertConvNd):
             ValueError: If the latents do not fit the layer.
         """
         check_tensors(latents=latents)
-        check_latents(latents, sizes_of(latents)[:-1], self.style_channels)
+        size = "style_channels", self.style_channels
+        check_rows("latents", latents, sizes_of(latents)[:-1], *size)
         if self.attention is None:
             ones = torch.ones_like(latents[..., :1])
             return ones.to(at_least_float32(latents.dtype))
@@ -195,7 +199,8 @@ class AdaptiveConvNd(Styled, ExpertConvNd):
             ValueError: If the input or the latents do not fit the layer.
         """
         is_unbatched = self.is_unbatched(x)
-        check_latents(latents, sizes_of(x)[: -self.rank - 1], self.style_channels)
+        size = "style_channels", self.style_channels
+        check_rows("latents", latents, self.batch_of(x), *size)
         if is_unbatched:
             return self.forward(x[None], latents[None])[0]
         attention = None if self.attention is None else self.attention(latents)

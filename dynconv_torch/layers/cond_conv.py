@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from dynconv_torch.functional.checks import check_choice
 from dynconv_torch.functional.geometry import PaddingLike
 from dynconv_torch.initializers import INITS, Init
+from dynconv_torch.layers.convolution import check_rows
 from dynconv_torch.layers.expert_conv import ExpertConvNd
 
 
@@ -125,7 +126,8 @@ class CondConvNd(ExpertConvNd):
                 "router(x))`"
             )
         is_unbatched = self.is_unbatched(x)
-        self.check_attention(attention, x)
+        size = "num_experts", self.num_experts
+        check_rows("attention", attention, self.batch_of(x), *size)
         if is_unbatched:
             return self.convolve(x[None], attention[None])[0]
         return self.convolve(x, attention)

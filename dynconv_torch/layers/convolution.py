@@ -1,6 +1,7 @@
 """What all layers that convolve share: their geometry, and inputs without a batch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,35 @@ def as_one_kernel(
         return fn(tensor.flatten(0, 1)).unflatten(0, shape[:2])
 
     return apply
+
+
+def check_rows(
+    name: str, rows: Tensor, batch: Sequence[int], size_name: str, size: int
+) -> None:
+    """Raises an error unless there is a row for every sample of a batch.
+
+    Args:
+        name: The name of the argument.
+        rows: Shape (*batch, size).
+        batch: The batch dimension of the samples, or none.
+        size_name: What the size is called.
+        size: The length of a row.
+
+    Raises:
+        TypeError: If it is no tensor.
+        ValueError: If it has another shape, or is not real.
+
+    Example:
+        >>> check_rows("latents", torch.ones(2, 5), (2,), "channels", 5)
+    """
+    given: dict[str, Any] = {name: rows}
+    check_tensors(**given)
+    expected = (*batch, size)
+    if sizes_of(rows) != expected:
+        raise ValueError(
+            f"`{name}` (shape {sizes_of(rows)}) must be (batch, {size_name}), without "
+            f"batch for one sample: {expected}"
+        )
 
 
 class ConvolutionNd(nn.Module):
@@ -76,6 +106,10 @@ class ConvolutionNd(nn.Module):
                 f"`in_channels` (={self.in_channels})"
             )
         return channel_axis == 0
+
+    def batch_of(self, x: Tensor) -> tuple[int, ...]:
+        """Returns the batch dimension of `x`, or none."""
+        return sizes_of(x)[: -self.rank - 1]
 
     def extra_repr(self) -> str:
         """Returns the arguments of the layer, for its `repr`."""

@@ -10,6 +10,7 @@ from dynconv_torch.functional.checks import check_choice
 from dynconv_torch.functional.geometry import PaddingLike
 from dynconv_torch.initializers import INITS, Init
 from dynconv_torch.layers.chen_layout import chen_hidden, from_chen_layout
+from dynconv_torch.layers.convolution import check_rows
 from dynconv_torch.layers.expert_conv import ExpertConvNd
 from dynconv_torch.routing import Router
 
@@ -195,7 +196,8 @@ class DynamicConvNd(ExpertConvNd, Router):
         """
         is_unbatched = self.is_unbatched(x)
         if attention is not None:
-            self.check_attention(attention, x)
+            size = "num_experts", self.num_experts
+            check_rows("attention", attention, self.batch_of(x), *size)
         if is_unbatched:
             attention = None if attention is None else attention[None]
             return self.forward(x[None], attention)[0]

@@ -6,11 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dynconv_torch.functional.checks import check_dtype, check_tensors
+from dynconv_torch.functional.checks import check_dtype
 from dynconv_torch.functional.choice import check_implementation
 from dynconv_torch.functional.dynamic import dynamic_conv
 from dynconv_torch.functional.geometry import Geometry, PaddingLike, expert_count
-from dynconv_torch.functional.tracing import sizes_of
 from dynconv_torch.layers.convolution import ConvolutionNd, as_one_kernel
 
 
@@ -109,17 +108,6 @@ class ExpertConvNd(ConvolutionNd):
             implementation=self.implementation,
             **options,
         )
-
-    def check_attention(self, attention: Tensor, x: Tensor) -> None:
-        """Raises an error unless there is attention for every sample of `x`."""
-        check_tensors(attention=attention)
-        expected = (*sizes_of(x)[: -self.rank - 1], self.num_experts)
-        shape = sizes_of(attention)
-        if shape != expected:
-            raise ValueError(
-                f"`attention` (shape {shape}) must be (batch, "
-                f"num_experts), without batch for one sample: {expected}"
-            )
 
     def extra_repr(self) -> str:
         """Returns the arguments of the layer, for its `repr`."""

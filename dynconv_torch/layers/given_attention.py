@@ -19,13 +19,28 @@ def needs_attention(layer: Any) -> bool:
     return getattr(layer, "needs_attention", False)
 
 
+def needs_context(layer: Any) -> bool:
+    """Returns whether a layer, or the class of one, is steered by a context.
+
+    Example:
+        >>> needs_context(nn.ReLU())
+        False
+    """
+    return getattr(layer, "needs_context", False)
+
+
 def route(routing_fn: nn.Module | None, x: Tensor) -> Tensor | None:
     """Returns the attention of a router, or None where there is no router."""
     return None if routing_fn is None else routing_fn(x)
 
 
-def apply(layer: Any, x: Tensor, attention: Tensor | None) -> Tensor:
-    """Applies a layer, with the attention if it takes that from outside.
+def apply(
+    layer: Any,
+    x: Tensor,
+    attention: Tensor | None,
+    context: Tensor | None = None,
+) -> Tensor:
+    """Applies a layer, with the attention or the context that it takes from outside.
 
     Example:
         >>> import torch
@@ -34,6 +49,8 @@ def apply(layer: Any, x: Tensor, attention: Tensor | None) -> Tensor:
     """
     if isinstance(layer, RoutedSequential) or needs_attention(layer):
         return layer(x, attention)
+    if needs_context(layer):
+        return layer(x, context)
     return layer(x)
 
 

@@ -9,11 +9,10 @@ from dynconv_torch.functional.checks import check_choice, check_dtype, check_rat
 from dynconv_torch.functional.geometry import Geometry, PaddingLike, positive_int
 from dynconv_torch.functional.modulated import check_modulation, modulated_conv
 from dynconv_torch.functional.numerics import at_least_float32
-from dynconv_torch.functional.tracing import sizes_of
 from dynconv_torch.initializers import INITS, Init
-from dynconv_torch.layers.convolution import ConvolutionNd
+from dynconv_torch.layers.convolution import ConvolutionNd, check_rows
 from dynconv_torch.layers.equalized_linear import EqualizedLinear
-from dynconv_torch.layers.style import Styled, apply_wide, check_latents, own_gain
+from dynconv_torch.layers.style import Styled, apply_wide, own_gain
 
 
 class ModulatedConvNd(Styled, ConvolutionNd):
@@ -135,7 +134,8 @@ class ModulatedConvNd(Styled, ConvolutionNd):
             ValueError: If the input or the latents do not fit the layer.
         """
         is_unbatched = self.is_unbatched(x)
-        check_latents(latents, sizes_of(x)[: -self.rank - 1], self.style_channels)
+        size = "style_channels", self.style_channels
+        check_rows("latents", latents, self.batch_of(x), *size)
         if is_unbatched:
             return self.forward(x[None], latents[None])[0]
         gain = self.gain

@@ -1,8 +1,8 @@
 """What layers share that latents steer: styles, and the gain of what they scale."""
 
 import math
-from collections.abc import Sequence
 from numbers import Real
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -14,17 +14,8 @@ from dynconv_torch.functional.numerics import (
     without_autocast,
 )
 from dynconv_torch.functional.tracing import sizes_of
-
-
-def check_latents(latents: Tensor, batch: Sequence[int], style_channels: int) -> None:
-    """Raises an error unless there are latents for every sample of a batch."""
-    check_tensors(latents=latents)
-    expected = (*batch, style_channels)
-    if sizes_of(latents) != expected:
-        raise ValueError(
-            f"`latents` (shape {sizes_of(latents)}) must be (batch, style_channels), "
-            f"without batch for one sample: {expected}"
-        )
+from dynconv_torch.gating import attend, record_softmax
+from dynconv_torch.layers.convolution import check_rows
 
 
 def apply_wide(linear: nn.Module, latents: Tensor) -> Tensor:
@@ -33,6 +24,20 @@ def apply_wide(linear: nn.Module, latents: Tensor) -> Tensor:
         dtypes = (each.dtype for each in linear.parameters())
         wide = at_least_float32(latents.dtype, *dtypes)
         return call_wide(linear, latents.to(wide))
+
+
+def linear_attention(router: Any, linear: nn.Module, latents: Tensor) -> Tensor:
+    """Returns softmax(linear(latents) / T), computed in float32 at least.
+
+    Args:
+        router: The module that has the `temperature`, by which the answer is recorded.
+        linear: The layer from latents to logits.
+        latents: Shape (B, style_channels).
+    """
+    logits = apply_wide(linear, latents)
+    attention = attend(logits, router.temperature)
+    record_softmax(router, attention, logits, router.temperature)
+    return attention
 
 
 def own_gain(gain: float | None, geometry: Geometry, *, demodulate: bool) -> float:
@@ -69,5 +74,6 @@ class Styled(nn.Module):
             ValueError: If the latents do not fit the layer.
         """
         check_tensors(latents=latents)
-        check_latents(latents, sizes_of(latents)[:-1], self.style_channels)
+        size = "style_channels", self.style_channels
+        check_rows("latents", latents, sizes_of(latents)[:-1], *size)
         return apply_wide(self.affine, latents)

@@ -1,6 +1,7 @@
 """Networks, one architecture a file."""
 
 from dynconv_torch.models.convnext import ConvNeXt
+from dynconv_torch.models.dymn import DyMN, dymn04, dymn10, dymn20
 from dynconv_torch.models.dynamic_net import DynamicNet
 from dynconv_torch.models.efficientnet_cc import (
     EfficientNet,
@@ -20,6 +21,11 @@ from dynconv_torch.models.kw_networks import (
     kw_resnet50,
 )
 from dynconv_torch.models.mobilenet_v2 import MobileNetV2, mobilenet_v2
+from dynconv_torch.models.mobilenet_v3 import (
+    MobileNetV3,
+    mobilenet_v3_large,
+    mobilenet_v3_small,
+)
 from dynconv_torch.models.registry import (
     create_model,
     list_convolutions,
@@ -36,12 +42,17 @@ from dynconv_torch.models.warehouses import with_warehouses
 
 __all__ = [
     "ConvNeXt",
+    "DyMN",
     "DynamicNet",
     "EfficientNet",
     "FDYCNN",
     "MobileNetV2",
+    "MobileNetV3",
     "ResNet",
     "create_model",
+    "dymn04",
+    "dymn10",
+    "dymn20",
     "efficientnet_cc_b0_4e",
     "efficientnet_cc_b0_8e",
     "efficientnet_cc_b1_8e",
@@ -53,6 +64,8 @@ __all__ = [
     "list_models",
     "mobilenet_v2",
     "resnet101",
+    "mobilenet_v3_large",
+    "mobilenet_v3_small",
     "resnet18",
     "resnet34",
     "resnet50",

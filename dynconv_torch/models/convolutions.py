@@ -14,7 +14,7 @@ from torch import nn
 
 from dynconv_torch import routing
 from dynconv_torch.functional.checks import check_dtype
-from dynconv_torch.layers.given_attention import needs_attention
+from dynconv_torch.layers.given_attention import needs_attention, needs_context
 from dynconv_torch.layers.same_conv import SameConv2d
 
 Role = Literal["stem", "body", "downsample", "head"]
@@ -181,6 +181,7 @@ class Convolutions:
         bias: bool = False,
         in_basic_block: bool = False,
         static_bias: bool = False,
+        context_channels: int | None = None,
     ) -> Any:
         """Builds a square convolution.
 
@@ -197,6 +198,8 @@ class Convolutions:
             in_basic_block: Whether it is one of the two of a basic block, for which a
                 dynamic convolution may have `basic_block_options`.
             static_bias: Whether it has a bias if it is static; a dynamic one has none.
+            context_channels: The size of what steers the block, of which a dynamic
+                convolution that needs a context is told.
         """
         if padding is None:
             padding = kernel_size // 2 if self.padding is None else self.padding
@@ -215,9 +218,11 @@ class Convolutions:
             stages=self.stages,
         ):
             self.num_dynamic += 1
+            # Whoever builds the layers may have wrapped the class in a partial.
+            layer_class = getattr(self.conv, "func", self.conv)
+            if needs_context(layer_class):
+                options["context_channels"] = context_channels
             if in_basic_block:
-                # Whoever builds the layers may have wrapped the class in a partial.
-                layer_class = getattr(self.conv, "func", self.conv)
                 own = getattr(layer_class, "basic_block_options", {})
                 chosen = getattr(self.conv, "keywords", {})
                 options.update((k, v) for k, v in own.items() if k not in chosen)

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from dynconv_torch.functional.checks import check_rate
 from dynconv_torch.functional.geometry import positive_int
-from dynconv_torch.functional.numerics import at_least_float32
 from dynconv_torch.layers.cond_conv import CondConv2d
 from dynconv_torch.layers.given_attention import apply, route
 from dynconv_torch.models.convolutions import Convolutions, Dynamic
@@ -20,6 +19,7 @@ from dynconv_torch.models.drop_path import DropPath
 from dynconv_torch.models.grad_checkpointing import Blocks
 from dynconv_torch.models.images import check_images, global_average_pool
 from dynconv_torch.models.options import check_options
+from dynconv_torch.models.squeeze_excite import excite, squeeze_convs
 
 # The input channels of a block, over the units of its squeeze-and-excitation.
 SQUEEZE = 4
@@ -57,27 +57,17 @@ STAGES = (
 
 
 class SqueezeExcite(nn.Module):
-    """Scales every channel by a gate that sees the mean of all channels.
-
-    Hu et al., "Squeeze-and-Excitation Networks", CVPR 2018, section 3.
-    """
+    """Scales every channel by a sigmoid that sees the mean of all channels."""
 
     def __init__(self, channels: int, hidden_channels: int, make: Convolutions):
-        """Builds two 1×1 convolutions, `channels` → `hidden_channels` → `channels`."""
+        """Builds `conv_reduce` and `conv_expand`, 1×1 convolutions."""
         super().__init__()
-        self.conv_reduce = nn.Conv2d(channels, hidden_channels, 1, **make.shared)
-        self.conv_expand = nn.Conv2d(hidden_channels, channels, 1, **make.shared)
-        for layer in (self.conv_reduce, self.conv_expand):
-            nn.init.normal_(layer.weight, std=(2 / layer.out_channels) ** 0.5)
-            assert layer.bias is not None
-            nn.init.zeros_(layer.bias)
+        convs = squeeze_convs(channels, hidden_channels, make)
+        self.conv_reduce, self.conv_expand = convs
 
     def forward(self, x: Tensor) -> Tensor:
         """Applies the gates to (B, channels, H, W)."""
-        pooled = global_average_pool(x)[..., None, None]
-        logits = self.conv_expand(F.silu(self.conv_reduce(pooled)))
-        gates = torch.sigmoid(logits.to(at_least_float32(logits.dtype)))
-        return x * gates.to(x.dtype)
+        return excite(x, self.conv_reduce, self.conv_expand, F.silu, torch.sigmoid)
 
 
 class SeparableBlock(nn.Module):

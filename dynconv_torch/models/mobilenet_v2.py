@@ -47,15 +47,23 @@ def make_divisible(value: float, divisor: int = 8) -> int:
     return rounded + divisor if rounded < 0.9 * value else rounded
 
 
-def conv_norm_relu6(
-    make: Convolutions, in_channels: int, out_channels: int, *place: int, **options
+def conv_norm_activation(
+    make: Convolutions,
+    activation: nn.Module | None,
+    in_channels: int,
+    out_channels: int,
+    *place: int,
+    **options: Any,
 ) -> RoutedSequential:
-    """Returns convolution → batch norm → ReLU6; the arguments are the convolution's."""
-    return RoutedSequential(
+    """Returns convolution → batch norm → activation, if there is one.
+
+    The other arguments are the convolution's.
+    """
+    layers: list[Any] = [
         make(in_channels, out_channels, *place, **options),
         make.norm(out_channels),
-        nn.ReLU6(),
-    )
+    ]
+    return RoutedSequential(*layers, *([] if activation is None else [activation]))
 
 
 class InvertedResidual(nn.Module):
@@ -95,9 +103,15 @@ class InvertedResidual(nn.Module):
         hidden = in_channels * expansion
         layers: list[nn.Module] = []
         if expansion != 1:
-            layers.append(conv_norm_relu6(make, in_channels, hidden, 1, stage=stage))
+            layers.append(
+                conv_norm_activation(
+                    make, nn.ReLU6(), in_channels, hidden, 1, stage=stage
+                )
+            )
         layers.append(
-            conv_norm_relu6(make, hidden, hidden, 3, stride, groups=hidden, stage=stage)
+            conv_norm_activation(
+                make, nn.ReLU6(), hidden, hidden, 3, stride, groups=hidden, stage=stage
+            )
         )
         layers.append(make(hidden, out_channels, 1, stage=stage))
         layers.append(make.norm(out_channels))
@@ -196,7 +210,9 @@ class MobileNetV2(Checkpointing):
         total = sum(depth for _, _, depth, _ in stages)
         width = make_divisible(32 * width_mult)
         features: list[nn.Module] = [
-            conv_norm_relu6(make, in_channels, width, 3, 2, role="stem")
+            conv_norm_activation(
+                make, nn.ReLU6(), in_channels, width, 3, 2, role="stem"
+            )
         ]
         for stage, (expansion, channels, depth, first) in enumerate(stages, start=1):
             channels = make_divisible(channels * width_mult)
@@ -216,7 +232,7 @@ class MobileNetV2(Checkpointing):
                 )
                 width = channels
         last = make_divisible(1280 * max(1.0, width_mult))
-        conv_last = conv_norm_relu6(make, width, last, 1, role="head")
+        conv_last = conv_norm_activation(make, nn.ReLU6(), width, last, 1, role="head")
         self.layout = layout
         if layout == "flat":
             self.conv = conv_last

@@ -8,6 +8,7 @@ from torch import nn
 
 from dynconv_torch.layers import (
     CondConv2d,
+    ContextConv2d,
     DecomposedConv2d,
     DynamicConv2d,
     FDConv2d,
@@ -15,6 +16,7 @@ from dynconv_torch.layers import (
     ODConv2d,
 )
 from dynconv_torch.models.description import attach, describe
+from dynconv_torch.models.dymn import dymn04, dymn10, dymn20
 from dynconv_torch.models.dynamic_net import DynamicNet
 from dynconv_torch.models.efficientnet_cc import (
     efficientnet_cc_b0_4e,
@@ -32,12 +34,16 @@ from dynconv_torch.models.kw_networks import (
     kw_resnet50,
 )
 from dynconv_torch.models.mobilenet_v2 import mobilenet_v2
+from dynconv_torch.models.mobilenet_v3 import mobilenet_v3_large, mobilenet_v3_small
 from dynconv_torch.models.options import check_options, did_you_mean
 from dynconv_torch.models.published import PUBLISHED
 from dynconv_torch.models.resnet import resnet18, resnet34, resnet50, resnet101
 from dynconv_torch.models.warehouses import with_warehouses
 
 MODELS: dict[str, Callable[..., Any]] = {
+    "dymn04": dymn04,
+    "dymn10": dymn10,
+    "dymn20": dymn20,
     "dynamic_net": DynamicNet,
     "efficientnet_cc_b0_4e": efficientnet_cc_b0_4e,
     "efficientnet_cc_b0_8e": efficientnet_cc_b0_8e,
@@ -51,6 +57,8 @@ MODELS: dict[str, Callable[..., Any]] = {
     "kw_resnet50": kw_resnet50,
     "fdy_cnn": FDYCNN,
     "mobilenet_v2": mobilenet_v2,
+    "mobilenet_v3_large": mobilenet_v3_large,
+    "mobilenet_v3_small": mobilenet_v3_small,
     "resnet18": resnet18,
     "resnet34": resnet34,
     "resnet50": resnet50,
@@ -69,10 +77,13 @@ CONVOLUTIONS: dict[str, Callable[..., Any] | None] = {
     "odconv": ODConv2d,
 }
 
+# Those that only networks take which make what steers them.
+STEERED: dict[str, Callable[..., Any] | None] = {"context": ContextConv2d}
+
 # What the networks give to each of their convolutions, whatever the convolution is.
 GIVEN = (
     *("in_channels", "out_channels", "kernel_size", "stride", "padding", "bias"),
-    *("device", "dtype"),
+    *("context_channels", "device", "dtype"),
 )
 
 
@@ -111,8 +122,9 @@ def create_model(
     Args:
         name: One of `list_models()`.
         num_classes: The number of logits; None leaves it to the model.
-        conv: What its convolutions are: one of `list_convolutions()`, or a
-            callable with the signature of `nn.Conv2d`; None leaves it to the model.
+        conv: What its convolutions are: one of `list_convolutions()`, of DyMN also
+            `"context"`, which is its own; or a callable with the signature of
+            `nn.Conv2d`; None leaves it to the model.
         conv_options: Options of the convolution, such as `{"num_experts": 8}`; of
             `"kernel_warehouse"` those of `with_warehouses`. Of a published network
             (`od_resnet18`) without `conv` they are those of its own.
@@ -142,8 +154,9 @@ def create_model(
     given = dict(options)
     if conv == "static":
         options["conv"] = None  # also where the model has others by default
+    known = {**CONVOLUTIONS, **STEERED}
     layer: Callable[..., Any] | None = (
-        _look_up("conv", conv, CONVOLUTIONS) if isinstance(conv, str) else conv
+        _look_up("conv", conv, known) if isinstance(conv, str) else conv
     )
     if conv_options is not None and not isinstance(conv_options, Mapping):
         raise TypeError(
@@ -180,7 +193,7 @@ def create_model(
                 functools.partial(layer, **conv_options) if conv_options else layer
             )
     model = build(**options)
-    attach(model, describe(name, conv, conv_options or {}, given, CONVOLUTIONS))
+    attach(model, describe(name, conv, conv_options or {}, given, known))
     return model
 
 

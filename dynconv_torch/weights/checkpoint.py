@@ -13,6 +13,7 @@ from dynconv_torch.functional.checks import check_dtype
 from dynconv_torch.models.registry import (
     CONVOLUTIONS,
     MODELS,
+    STEERED,
     create_model,
     own_convolution,
 )
@@ -110,7 +111,7 @@ def create_model_from_checkpoint(
             {"name": match.call.name, **read, "dtype": dtype},
             options,
             MODELS[match.call.name],
-            CONVOLUTIONS[read["conv"]]
+            {**CONVOLUTIONS, **STEERED}[read["conv"]]
             if "conv" in read
             else own_convolution(MODELS[match.call.name]),
         )

@@ -253,6 +253,11 @@ def _latent(arrays: Shapes) -> tuple[int, ...]:
     return shape_of(arrays, "conv_q.weight" if is_other else "q.weight", 4)
 
 
+def _context(layers: Sequence[Layer], shapes: Shapes) -> dict[str, Any]:
+    experts = (shape_of(each.arrays, "weight", 4)[2] for each in layers)
+    return without(dict(num_experts=4), num_experts=one_of("experts", experts))
+
+
 def _decomposed(layers: Sequence[Layer], shapes: Shapes) -> dict[str, Any]:
     pooled = _hidden(layers, "fc.0.weight")
     latent = [_latent(each.arrays)[:2] for each in layers]
@@ -442,6 +447,13 @@ MEMBERS = (
         _has("attention.conv1d1.weight"),
         _channels("attention.conv1d1.weight"),
         _frequency_dynamic,
+    ),
+    Member(
+        "context",
+        "ContextConv",
+        _has("residuals.0.weight"),
+        _no_channels,
+        _context,
     ),
     Member(
         "condconv",

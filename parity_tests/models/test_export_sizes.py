@@ -8,7 +8,14 @@ import jax
 import pytest
 from flax import nnx
 
-from dynconv_jax import CondConv, DynamicConv, DynamicNet, EfficientNet, create_model
+from dynconv_jax import (
+    CondConv,
+    DyMN,
+    DynamicConv,
+    DynamicNet,
+    EfficientNet,
+    create_model,
+)
 from dynconv_jax.models.efficientnet_cc import Stage
 from dynconv_jax.models.mobilenet_v2 import MobileNetV2
 from dynconv_jax.models.resnet import BasicBlock, ResNet
@@ -44,6 +51,13 @@ NETS: dict[str, Callable[..., Any]] = {
         stages=((1, 8, 1, 1), (2, 16, 2, 2)),
         width_mult=0.25,
         conv=DynamicConv,
+    ),
+    "DyMN": functools.partial(
+        DyMN,
+        10,
+        in_features=3,
+        blocks=((3, 16, 16, 1, False), (5, 32, 8, 2, True)),
+        width_mult=0.25,
     ),
     "EfficientNet": efficientnet,
     "EfficientNet of TensorFlow": functools.partial(efficientnet, tensorflow=True),
@@ -100,7 +114,7 @@ def test_strides_beyond_the_window_of_a_decomposed_layer_want_numbers():
     check(module, "b, h, w, 4", (2, 5, 4, 4), (1, 1, 7, 4))
 
 
-DEAR = ("ResNet", "EfficientNet")
+DEAR = ("DyMN", "ResNet", "EfficientNet")
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from flax import nnx
 from dynconv_jax import (
     AdaptiveConv,
     CondConv,
+    ContextConv,
     DecomposedConv,
     DynamicConv,
     DynamicConvBlock,
@@ -54,6 +55,20 @@ class Styled(nnx.Module):
         return self.conv(inputs, spatial_mean(inputs))
 
 
+class Steered(nnx.Module):
+    """A `ContextConv` with a context, which the means of its inputs are here."""
+
+    def __init__(self, in_features: int, *arguments, **options):
+        """Builds the layer; the arguments are those of its class."""
+        self.conv = ContextConv(
+            in_features, *arguments, context_features=in_features, **options
+        )
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Applies the layer."""
+        return self.conv(inputs, spatial_mean(inputs))
+
+
 class Tiled(nnx.Module):
     """A `WarehouseConv` and its warehouse."""
 
@@ -91,6 +106,7 @@ LAYERS: dict[str, Callable[..., Any]] = {
     "DynamicConvTranspose": DynamicConvTranspose,
     "DynamicConvBlock": DynamicConvBlock,
     "CondConv": Routed,
+    "ContextConv": Steered,
     "ODConv": ODConv,
     "ODConv, layer norm": functools.partial(ODConv, norm="layer"),
     "DecomposedConv": DecomposedConv,

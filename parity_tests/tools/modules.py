@@ -143,6 +143,7 @@ JAX_WORDS = {
     "dilation": "kernel_dilation",
     "groups": "feature_group_count",
     "bias": "use_bias",
+    "context_channels": "context_features",
     "style_channels": "style_features",
 }
 

@@ -29,6 +29,7 @@ def enliven(net: torch.nn.Module, images: np.ndarray, rng: np.random.Generator) 
     """
     kinds = torch.nn.BatchNorm1d, torch.nn.BatchNorm2d
     norms: list[Any] = [part for part in net.modules() if isinstance(part, kinds)]
+    momenta = [norm.momentum for norm in norms]
     with torch.no_grad():
         for norm in norms:
             shape = tuple(norm.weight.shape)
@@ -37,8 +38,8 @@ def enliven(net: torch.nn.Module, images: np.ndarray, rng: np.random.Generator) 
             norm.momentum = 1.0
         net.train()
         net(as_torch(channels_first(images)))
-        for norm in norms:
-            norm.momentum = 0.1
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
             disturbance = rng.uniform(0.7, 1.4, tuple(norm.weight.shape))
             norm.running_var.mul_(torch.from_numpy(disturbance))
             norm.num_batches_tracked.fill_(int(rng.integers(1, 100)))

@@ -8,6 +8,9 @@ from torch import Tensor, nn
 
 import dynconv_torch
 from dynconv_torch.functional import Geometry
+from dynconv_torch.models.convolutions import Convolutions
+from dynconv_torch.models.dymn import DynamicBlock
+from dynconv_torch.models.mobilenet_v3 import BlockSpec
 
 CHANNELS = 4
 SPATIAL = {1: (9,), 2: (9, 7), 3: (5, 4, 6)}
@@ -57,6 +60,13 @@ class Styled(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Applies the layer."""
         return self.conv(x, x.mean(self.pixels))
+
+
+def _steered() -> nn.Module:
+    """A block of DyMN: all that a context steers."""
+    make = Convolutions(dynconv_torch.ContextConv2d, "paper", stages=1)
+    spec = BlockSpec(3, 8, 6, 2, True)
+    return DynamicBlock(CHANNELS, spec, context_channels=5, stage=1, make=make)
 
 
 def _layer(name: str, rank: int, *arguments: Any, **options: Any) -> Callable:
@@ -165,6 +175,7 @@ VARIANTS: dict[str, tuple[Callable[[], nn.Module], int]] = {
         ),
         2,
     ),
+    "steered 2d": (_steered, 2),
     "block": (lambda: dynconv_torch.DynamicConvBlock(CHANNELS, 6, 3), 2),
     "routed block": (
         lambda: dynconv_torch.DynamicConvBlock(

@@ -20,6 +20,7 @@ EXPERTS = (4, 8, 8, 3, 3)
         ({"routing_fn.weight": (4, 8)}, "CondConv"),
         ({"KSM_Global.fc.weight": (16, 64, 1, 1)}, "FDConv"),
         ({"attention.conv1d1.weight": (4, 8, 3)}, "FrequencyDynamicConv"),
+        ({"residuals.0.weight": (4, 8)}, "ContextConv"),
         ({"fc2.weight": (4, 8)}, "DynamicConv"),
     ],
 )

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dynconv_jax import Router, SigmoidRouter, create_model, list_models
+from dynconv_jax.layers.context_conv import ContextAttention
 from dynconv_jax.layers.od_conv import ODAttention
 from dynconv_jax.models import set_grad_checkpointing
 from dynconv_jax.models.registry import CONVOLUTIONS, MODELS, own_convolution
@@ -34,6 +35,7 @@ def _published(name: str) -> tuple[str, dict[str, Any]] | None:
 # What models are made of where `--conv` does not say, if not static.
 DEFAULT_CONVOLUTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "dynamic_net": ("dynamic", {}),
+    **{name: ("context", {}) for name in list_models() if name.startswith("dymn")},
     # The name ends in the number of experts, as in b0_8e.
     **{
         name: ("condconv", {"num_experts": int(name[-2])})
@@ -173,6 +175,8 @@ def _has_experts(part: Any) -> bool:
 def _has_softmax(part: Any) -> bool:
     if isinstance(part, ODAttention):
         return part.kernel_fc is not None
+    if isinstance(part, ContextAttention):
+        return part.fc.out_features > 1
     return isinstance(part, Router) and part.num_experts > 1
 
 

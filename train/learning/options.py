@@ -12,7 +12,7 @@ from flax import nnx
 from dynconv_jax import DynamicConv
 from dynconv_jax.models.abstract import abstract_module
 from dynconv_jax.models.options import option_names
-from dynconv_jax.models.registry import CONVOLUTIONS, GIVEN, MODELS
+from dynconv_jax.models.registry import CONVOLUTIONS, GIVEN, MODELS, STEERED
 from train.errors import TrainError
 from train.flags.checks import flag_of
 from train.flags.config import Config
@@ -80,7 +80,7 @@ def options_of(config: Config, field: str) -> list[Option]:
     conv, usual = default_convolution(config.model)
     if config.conv not in (None, conv):
         conv, usual = config.conv, {}
-    layer = CONVOLUTIONS[conv]
+    layer = {**CONVOLUTIONS, **STEERED}[conv]
     if layer is None:
         raise TrainError(
             f"--conv-options (=help) must be of dynamic convolutions, and those of "
