@@ -5,9 +5,8 @@ XLA would make one convolution of them, with a group for each kernel. Here a sta
 - a product: the windows of all images of a kernel are gathered and contracted with it,
   for all kernels at once (the images are one more spatial axis, of which a window sees
   one); depthwise, a sum of shifted multiples;
-- on one TPU the same product, as a convolution that has the kernels as an axis
-  (`row_conv.py`), which gathers no windows: by its compiler's estimate in a twelfth to
-  the half of the time;
+- on one TPU the same product, depthwise too, as a convolution that has the kernels as
+  an axis (`row_conv.py`), which gathers no windows;
 - or, on one CPU, a loop over a few kernels at a time, whose windows stay in cache; or
   over single ones, each with XLA's convolution, which gathers no windows.
 
@@ -167,15 +166,14 @@ def stack_on(
     )
     is_local = is_known and devices_of_a_batch(target.device_count) == 1
     geometry = operation.geometry
+    if is_known and stack == 1 and target.platform != "cpu":
+        return StackedConv(operation, StackPlan("xla"))
+    if is_local and target.platform == "tpu":
+        return StackedConv(operation, StackPlan("row_conv"))
     if geometry.is_depthwise and 1 < min(geometry.taps, geometry.feature_group_count):
         return StackedConv(operation, StackPlan("taps"))
     if target.platform != "cpu" or not is_local:
-        if is_known and stack == 1:
-            return StackedConv(operation, StackPlan("xla"))
-        has_product = target.platform == "tpu" and is_local
-        return StackedConv(
-            operation, StackPlan("row_conv" if has_product else "patches")
-        )
+        return StackedConv(operation, StackPlan("patches"))
     chip = chip_for("cpu")
     itemsize = first.dtype.itemsize
     plan = min(

@@ -44,6 +44,18 @@ PLANS = [
 ]
 
 
+@pytest.mark.parametrize("result", ROLES)
+def test_depthwise_a_convolution_has_the_kernels_as_an_axis_too(result, rng):
+    options = dict(channels=6, outputs=12, feature_group_count=6, strides=2)
+    operation = operation_of(result, **options)
+    operands = [jnp.asarray(rng.normal(size=t.shape)) for t in types_of(operation)]
+    found, expected = (
+        jax.jit(StackedConv(operation, StackPlan(form)))(*operands)[0]
+        for form in ("row_conv", "taps")
+    )
+    assert_close({result: found}, {result: expected}, dtype="float64")
+
+
 @pytest.mark.parametrize("plan", [*PLANS, StackPlan("patches", 2, parts=2)], ids=str)
 @pytest.mark.parametrize("result", ROLES)
 @pytest.mark.parametrize("strides", [1, 2])
@@ -101,8 +113,10 @@ def test_elsewhere_a_stack_is_one_product(place, result):
 def test_on_one_tpu_a_stack_is_a_convolution_with_the_kernels_as_an_axis(
     result, strides
 ):
-    operation = operation_of(result, (16, 16), 32, 32, strides=strides)
-    assert chosen(operation, "tpu") == StackPlan("row_conv")
+    for groups in (1, 32):
+        options = dict(strides=strides, feature_group_count=groups)
+        operation = operation_of(result, (16, 16), 32, 32, **options)
+        assert chosen(operation, "tpu") == StackPlan("row_conv")
 
 
 @pytest.mark.parametrize("platform", ["tpu", "gpu"])
