@@ -7,7 +7,10 @@ from dynconv_jax.models.published import PUBLISHED
 
 # Of published networks, those with a head or a layout of their own.
 QUICK = "dcd_resnet18", "dcd_mobilenet_v2"
-SLOW = {"resnet101", *PUBLISHED} - {*QUICK}
+# Larger ones of a kind, and what is built twice.
+LARGE = "resnet101", "dymn10", "dymn20", "mobilenet_v3_large"
+BUILT_TWICE = "kw_convnext_tiny", "kw_mobilenet_v2", "kw_resnet50"
+SLOW = {*LARGE, *BUILT_TWICE, *PUBLISHED} - {*QUICK}
 
 
 def marked(name: str, *values: object) -> object:

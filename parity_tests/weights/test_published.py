@@ -32,17 +32,6 @@ def test_every_network_is_recognised_whatever_its_classes_and_images(name):
     assert expected.items() <= match.call.options.items()
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        # All but one of KernelWarehouse's networks, which are built twice, are slow.
-        pytest.param(name, marks=pytest.mark.slow)
-        if name.startswith("kw_") and name != "kw_resnet18"
-        else name
-        for name in NAMES
-        if name[:3] != "tf_"
-    ],
-)
 @pytest.mark.parametrize("name", OF_JAX)
 def test_every_network_is_recognised_by_jax_in_its_own_words(name):
     state_dict = zeros(shapes_of(name, num_classes=7, in_channels=5))
