@@ -39,6 +39,12 @@ class Stack:
         parts += ["depthwise"] * (self.groups > 1)
         return ", ".join(parts)
 
+    def sizes(self) -> dict[str, int]:
+        """Returns what makes the same stack again, without the ways."""
+        sizes = dataclasses.asdict(self)
+        del sizes["ways"]
+        return sizes
+
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         """Returns the shapes of inputs, kernels and outputs, channels last."""
         size = -(-self.side // self.strides)

@@ -147,7 +147,7 @@ def stack_jobs(
 ) -> list[Job]:
     """Returns the jobs of mapped convolutions, each way that JAX has."""
     return [
-        Job("stack", dataclasses.asdict(stack), way, variant)
+        Job("stack", stack.sizes(), way, variant)
         for variant in passes
         for stack in stacks
         for way in (OURS, BY_VMAP, BY_MAP)

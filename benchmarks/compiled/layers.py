@@ -45,10 +45,11 @@ def layer_work(job: Job, is_tpu: bool = False) -> Work:
     """
     if job.kind == "stack":
         stack = Stack(**job.subject)
-        passes = dict(zip(PASSES, stack_functions(stack, job.form), strict=True))
+        forward, gradient = stack_functions(stack, job.form)
         arrays = [jax.ShapeDtypeStruct(shape, DTYPE) for shape in stack.shapes()]
-        given = arrays[:-1] if job.variant == PASSES[0] else arrays
-        return Work(passes[job.variant], tuple(given))
+        if job.variant == PASSES[0]:
+            return Work(forward, tuple(arrays[:-1]))
+        return Work(gradient, tuple(arrays))
     shape = Shape(**job.subject)
     function, arguments = _forward(shape, job, is_tpu)
     if job.variant == PASSES[0]:

@@ -6,6 +6,8 @@ from typing import Any, cast
 import pytest
 
 from benchmarks import mapped
+from benchmarks.compiled.page import page
+from benchmarks.stacks import STACKS
 from parity_tests.tools.checkout import ROOT
 
 FOLDER = ROOT / "docs" / "benchmarks"
@@ -15,6 +17,14 @@ def test_what_is_committed_is_what_was_measured():
     record = json.loads((FOLDER / "mapped.json").read_text())
     assert mapped.page(record) == (FOLDER / "mapped.md").read_text()
     assert set(record["found"]["stacks"]) == {str(each) for each in mapped.STACKS}
+
+
+@pytest.mark.parametrize("chip", ["v5e", "h100"])
+def test_what_is_committed_of_a_chip_is_what_its_compiler_said(chip):
+    results = json.loads((FOLDER / "mapped" / f"{chip}.json").read_text())
+    assert page(results) == (FOLDER / "mapped" / f"{chip}.md").read_text()
+    titles = {each["title"] for each in results["records"].values()}
+    assert titles == {str(each) for each in STACKS}
 
 
 def measured(gradient, forward):

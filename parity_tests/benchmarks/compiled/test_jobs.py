@@ -4,6 +4,7 @@ import dataclasses
 import re
 import tomllib
 
+import jax
 import pytest
 
 from benchmarks.compiled import compiler, jobs
@@ -19,12 +20,15 @@ from benchmarks.compiled.jobs import (
     choice,
     forms,
     layer_jobs,
+    stack_jobs,
     step_jobs,
 )
+from benchmarks.compiled.layers import layer_work
 from benchmarks.compiled.page import _columns
 from benchmarks.compiled.run import describe, key
 from benchmarks.compiled.worker import Task
 from benchmarks.shapes import Shape
+from benchmarks.stacks import Stack
 from dynconv_jax.functional import choice as choice_module
 from dynconv_jax.functional.choice import IMPLEMENTATIONS
 from dynconv_jax.functional.forms import FORMS
@@ -89,21 +93,34 @@ def test_steps_are_compiled_in_the_forms_that_are_asked_for():
 
 
 def test_a_job_reaches_its_process_as_it_is(tmp_path):
-    for job in (*layer_jobs(DEPTHWISE[:1], PASSES, "v5e"), *step_jobs(STEPS, (1, 4))):
+    layers = layer_jobs(DEPTHWISE[:1], PASSES, "v5e")
+    for job in (*layers, *step_jobs(STEPS, (1, 4)), *stack_jobs(PASSES)):
         task = Task("v5e", job, tmp_path, tmp_path / "record.json", 3.5)
         assert Task.from_json(task.to_json()) == task
 
 
 def test_names_of_records_differ():
     layers = layer_jobs((*DENSE, *DEPTHWISE), PASSES, "h100")
-    every = [*layers, *step_jobs(STEPS, (1, 8), every_form=True)]
+    every = [*layers, *step_jobs(STEPS, (1, 8), every_form=True), *stack_jobs(PASSES)]
     assert len({key(job) for job in every}) == len(every)
     assert describe(every[0])["title"] == str(Shape(**every[0].subject))
 
 
+@pytest.mark.parametrize("variant", PASSES)
+def test_a_stack_is_lowered_without_a_group_for_each_kernel(variant):
+    (job, *_) = stack_jobs((variant,), (Stack(3, 2, 5, 4, 6),))
+    work = layer_work(job)
+    assert len(work.arguments) == 2 + PASSES.index(variant)
+    lowered = jax.jit(work.function).trace(*work.arguments)
+    text = lowered.lower(lowering_platforms=("tpu",)).as_text()
+    assert "stablehlo.convolution" in text
+    assert set(re.findall(r"_group_count = (\d+)", text)) == {"1"}
+
+
 def kinds(config: Config) -> set[str]:
     return {
-        "depthwise" if "depthwise" in job.title else job.kind for job in jobs_of(config)
+        "depthwise" if "depthwise" in job.title and job.kind == "layer" else job.kind
+        for job in jobs_of(config)
     }
 
 
@@ -114,6 +131,7 @@ def kinds(config: Config) -> set[str]:
         ({"layers": True}, {"layer"}),
         ({"depthwise": True}, {"depthwise"}),
         ({"steps": True}, {"step"}),
+        ({"mapped": True}, {"stack"}),
         ({"layers": True, "steps": True}, {"layer", "step"}),
     ],
 )
