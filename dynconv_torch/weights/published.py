@@ -413,7 +413,6 @@ def _fdy_cnns(shapes: Shapes) -> Iterator[Call]:
 
 NETWORKS = (
     Network("KernelWarehouse's networks", (), _kw_networks),
-    Network("DCD", ("classifier.0.cls.weight",), _decomposed),
     Network("DCD without dropout", ("classifier.0.cls.weight",), _decomposed),
     Network("DCD", ("classifier.1.cls.weight",), _decomposed),
     Network("DynamicNet", ("stem.1.weight", "stage1.bn.weight"), _dynamic_nets),
