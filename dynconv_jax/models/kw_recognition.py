@@ -99,7 +99,7 @@ def recognize_kw_network(shapes: Shapes) -> tuple[str, dict[str, Any]] | None:
         ('kw_resnet18', {'num_classes': 10, 'ratio': 0.25})
     """
     warehouses = [shape for key, shape in shapes.items() if _CELLS.fullmatch(key)]
-    if not warehouses:
+    if not warehouses or not warehouses[0]:
         return None
 
     def has(beginning: str) -> bool:
@@ -110,24 +110,25 @@ def recognize_kw_network(shapes: Shapes) -> tuple[str, dict[str, Any]] | None:
             continue
         options: dict[str, Any] = {}
         for head in network.head:
-            if f"{head}.bias" in shapes:
-                options["num_classes"] = shapes[f"{head}.bias"][0]
+            if classes := shapes.get(f"{head}.bias"):
+                options["num_classes"] = classes[0]
         budget = 0.5 if has(f"{_DYNAMIC_HEAD}.") else network.budget(warehouses[0])
         if network.warehouses.get(budget) != len(warehouses):
             return None
         options["ratio"] = budget if budget < 1 else int(budget)
         if network.name == "kw_mobilenet_v2":
             options["width_mult"] = _width_mult(shapes)
-        channels = shapes.get(network.stem, (0, 3))[1]
-        if channels != 3:
-            options["in_channels"] = channels
+        # What has no such axis is told as a wrong shape, by who builds the network.
+        channels = shapes.get(network.stem, ())[1:2]
+        if channels not in ((), (3,)):
+            options["in_channels"] = channels[0]
         return network.name, options
     return None
 
 
 def _width_mult(shapes: Shapes) -> float:
     """Returns by what the widths of a MobileNetV2 are multiplied, as users say it."""
-    (width,) = shapes.get("features.17.conv.3.weight", (320,))
+    (width,) = shapes.get("features.17.conv.3.weight", ())[:1] or (320,)
     usual = 1.0, 0.5, 0.75, 0.35, 0.25, 1.4
     fits = [each for each in usual if make_divisible(320 * each) == width]
     return fits[0] if fits else width / 320

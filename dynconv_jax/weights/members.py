@@ -76,7 +76,7 @@ def shape_of(shapes: Shapes, key: str, *ranks: int) -> tuple[int, ...]:
     Args:
         shapes: The shapes.
         key: The key.
-        *ranks: The numbers of axes that it may have; any, if there are none.
+        *ranks: The numbers of axes that it may have; one or more, if there are none.
 
     Raises:
         Unread: If it is not there, has other axes, or an axis of no length.
@@ -88,7 +88,7 @@ def shape_of(shapes: Shapes, key: str, *ranks: int) -> tuple[int, ...]:
     shape = shapes.get(key)
     if shape is None:
         raise Unread(f"{key} is missing")
-    if (ranks and len(shape) not in ranks) or 0 in shape:
+    if 0 in shape or not shape or (ranks and len(shape) not in ranks):
         raise Unread(f"{key} has the shape {shape}")
     return shape
 
@@ -153,7 +153,7 @@ def _has(*keys: str) -> Callable[[Shapes], bool]:
 
 
 def _channels(key: str) -> Callable[[Shapes], int]:
-    return lambda arrays: shape_of(arrays, key)[1]
+    return lambda arrays: shape_of(arrays, key, 2, 3, 4, 5)[1]
 
 
 def _experts(layers: Sequence[Layer]) -> int:
@@ -297,7 +297,8 @@ def _fdconv(layers: Sequence[Layer], shapes: Shapes) -> dict[str, Any]:
         "spectra", (shape_of(each.arrays, "dft_weight", 4)[0] for each in layers)
     )
     # Without a head there is one band.
-    heads = (each.arrays.get("KSM_Global.kernel_fc.weight", (1,)) for each in layers)
+    key = "KSM_Global.kernel_fc.weight"
+    heads = (shape_of({key: (1,), **each.arrays}, key) for each in layers)
     floor = min(16, *(hidden for _, hidden in pairs))
     reduction = reduction_of(pairs, floor=floor, default=16)
     if reduction is None:

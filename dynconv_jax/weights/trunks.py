@@ -176,7 +176,7 @@ def _in_channels(
     if stem is None:
         raise Unread(f"{trunk.stem}.weight is missing")
     if member is None or stem not in dynamic:
-        return shape_of(stem.arrays, "weight", 4)[1]
+        return shape_of(shapes, f"{trunk.stem}.weight", 4)[1]
     if "stem_routing_fn.weight" in shapes:
         return shape_of(shapes, "stem_routing_fn.weight", 2)[1]
     return member.in_channels(stem.arrays)

@@ -314,7 +314,12 @@ def _load_published(
     state_dict.update(renamed)
     _, is_strict, *_, errors = reports
     given = _recognized(renamed, prefix) if is_strict else None
-    if given and given != _recognized(own, prefix):  # which is refused in any case
+    if given is None:
+        return
+    ours = _recognized(own, prefix)
+    if ours and "num_classes" not in given[1]:  # without the head it may be of any
+        ours[1].pop("num_classes", None)
+    if given != ours:  # which is refused in any case
         errors.append(f"the state dict is of what `{call_of(*given)}` makes")
 
 

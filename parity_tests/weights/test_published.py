@@ -244,6 +244,40 @@ def test_absurd_shapes_are_no_network_and_take_no_time(key, shape):
     candidates(shapes)  # an error would be one
 
 
+@pytest.mark.parametrize("conv", dynconv_jax.list_convolutions())
+@pytest.mark.parametrize("shape", [(), (3,), (1,) * 6])
+def test_absurd_shapes_of_any_convolution_are_no_error(conv, shape):
+    shapes = shapes_of("dynamic_net", width_mult=0.25, conv=conv)
+    for key in shapes:
+        candidates(shapes | {key: shape})
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "shape"),
+    [
+        ("kw_resnet18", "warehouses.0.cells", ()),
+        ("kw_resnet18", "fc.bias", ()),
+        ("kw_resnet18", "conv1.weight", (64,)),
+        ("kw_mobilenet_v2", "warehouses.0.cells", ()),
+        ("kw_mobilenet_v2", "features.17.conv.3.weight", (320, 1)),
+        ("kw_mobilenet_v2", "features.0.0.attention.fc1.weight", (16,)),
+    ],
+)
+def test_absurd_shapes_of_a_network_with_warehouses_are_told(name, key, shape):
+    shapes = shapes_of(name, ratio=1) | {key: shape}
+    match = identify_torch(zeros(shapes))
+    assert match is not None
+    assert any(text.startswith(f"{key} has {shape}") for _, text in match.problems)
+
+
+def test_a_network_with_warehouses_lacks_but_its_head():
+    shapes = shapes_of("kw_resnet18", ratio=1)
+    body = {k: v for k, v in shapes.items() if not k.startswith("fc.")}
+    match = identify_torch(zeros(body))
+    assert match is not None and match.call.name == "kw_resnet18"
+    assert {kind for kind, _ in match.problems} == {"missing key"}
+
+
 def test_the_two_packages_have_one_table():
     for name in ("members", "trunks", "published", "recognize", "refusals", "wrappers"):
         texts = {
