@@ -95,6 +95,23 @@ def _resnets(shapes: Shapes, **own: str) -> Iterator[Call]:
     yield read(shapes, trunk._replace(**own), _RESNETS[nearest])
 
 
+# The networks of ODConv, whose arrays are those of networks with it
+
+
+def _published_with_odconv(call: Call) -> Call:
+    """Of what the authors have with ODConv, by the name of theirs."""
+    options = dict(call.options)
+    inside = {"num_experts": 4, **options.pop("conv_options", {})}
+    has_odconv = options.pop("conv", "static") == "odconv" and len(inside) == 1
+    is_read = {*call.doubts} <= {f"{call.head}.weight is missing"}
+    if not (has_odconv and is_read) or "dynamic" in options:
+        return call
+    if inside["num_experts"] > 1:
+        options["conv_options"] = inside
+    name = f"od_{call.name}"
+    return call._replace(name=name, title=name, options=options)
+
+
 # MobileNetV2
 
 
@@ -230,18 +247,27 @@ def _mobilenets_v3(shapes: Shapes) -> Iterator[Call]:
     is_large = f"features.{len(SMALL) + 2}.block.0.1.weight" in shapes
     blocks, name = (LARGE, "large") if is_large else (SMALL, "small")
     norms, width = ["features.0.1"], 16
-    for index, spec in enumerate(blocks, start=1):
-        last = (spec.expanded_channels != width) + 1 + spec.has_squeeze
+    usual = [width]
+    # By position: the two frameworks have names of their own for widths.
+    for index, (_, expanded, after, *_, has_squeeze) in enumerate(blocks, start=1):
+        last = (expanded != width) + 1 + has_squeeze
         norms.append(f"features.{index}.block.{last}.1")
-        width = spec.channels
-    mult = _at_width(shapes, norms, [16, *(each.channels for each in blocks)])
+        width = after
+        usual.append(width)
+    mult = _at_width(shapes, norms, usual)
     trunk = _MOBILENET_V3._replace(stages=len(blocks))
-    yield read(
+    call = read(
         shapes,
         trunk,
         f"mobilenet_v3_{name}",
         **without(dict(width_mult=1.0), width_mult=mult),
     )
+    yield _with_whole_head(call, shapes, "classifier.0.weight")
+
+
+def _with_whole_head(call: Call, shapes: Shapes, first: str) -> Call:
+    """Of a head of several layers: where the first is not there, either, it is all."""
+    return call if first in shapes else call._replace(head="classifier")
 
 
 def _at_width(shapes: Shapes, norms: list[str], usual: list[int]) -> float:
@@ -275,7 +301,7 @@ _DYMN = Trunk(
 
 def _dymns(shapes: Shapes) -> Iterator[Call]:
     norms = [f"layers.{index}.proj_norm" for index in range(len(LARGE))]
-    usual = [16, *(each.channels for each in LARGE)]
+    usual = [16, *(width for _, _, width, *_ in LARGE)]
     mult = _at_width(shapes, ["in_c.1", *norms], usual)
     name = next((name for name, each in DYMN_WIDTHS.items() if each == mult), "dymn10")
     usual_mult = dict(width_mult=DYMN_WIDTHS[name])
@@ -285,7 +311,8 @@ def _dymns(shapes: Shapes) -> Iterator[Call]:
     options = {"in_channels": 3, "conv": "context", **call.options}
     if options["in_channels"] == 1:
         del options["in_channels"]
-    yield call._replace(options=options)
+    call = call._replace(options=options)
+    yield _with_whole_head(call, shapes, "classifier.2.weight")
 
 
 # EfficientNet
@@ -416,9 +443,15 @@ NETWORKS = (
     Network("DCD without dropout", ("classifier.0.cls.weight",), _decomposed),
     Network("DCD", ("classifier.1.cls.weight",), _decomposed),
     Network("DynamicNet", ("stem.1.weight", "stage1.bn.weight"), _dynamic_nets),
-    Network("ResNet", ("bn1.weight", "layer1.0.bn1.weight"), _resnets),
     Network(
-        "MobileNetV2", ("features.0.1.weight", "features.1.conv.2.weight"), _mobilenets
+        "ResNet",
+        ("bn1.weight", "layer1.0.bn1.weight"),
+        lambda shapes: map(_published_with_odconv, _resnets(shapes)),
+    ),
+    Network(
+        "MobileNetV2",
+        ("features.0.1.weight", "features.1.conv.2.weight"),
+        lambda shapes: map(_published_with_odconv, _mobilenets(shapes)),
     ),
     Network("FDYCNN", ("cnn.batchnorm0.weight", "cnn.batchnorm6.weight"), _fdy_cnns),
     Network(

@@ -26,8 +26,8 @@ def test_every_network_is_recognised_whatever_its_classes_and_images(name):
     state_dict = zeros(shapes_of(name, num_classes=7, in_channels=5))
     match = identify_torch(state_dict)
     assert match is not None and match.problems == []
-    # What pads as TensorFlow does has the same arrays; ODConv may be in any network.
-    assert match.call.name == name.removeprefix("tf_").removeprefix("od_")
+    # What pads as TensorFlow does has the same arrays.
+    assert match.call.name == name.removeprefix("tf_")
     expected = {"num_classes": 7, "in_channels": 5}
     assert expected.items() <= match.call.options.items()
 
@@ -37,7 +37,7 @@ def test_every_network_is_recognised_by_jax_in_its_own_words(name):
     state_dict = zeros(shapes_of(name, num_classes=7, in_channels=5))
     match = identify(as_published(state_dict), prepare)
     assert match is not None and match.problems == []
-    assert match.call.name == name.removeprefix("od_")
+    assert match.call.name == name
     assert in_flax(match.call.options)["in_features"] == 5
 
 
@@ -49,7 +49,7 @@ OF_RESNET = [
     dict(conv="dynamic", conv_options={"router_hidden_channels": 5}),
     dict(conv="dynamic", conv_options={"router_hidden_bias": False}),
     dict(conv="odconv", dynamic="all", in_channels=2),
-    dict(conv="odconv", conv_options={"num_experts": 1}),
+    dict(conv="odconv", conv_options={"num_experts": 1}, dynamic=2),
     dict(conv="odconv", conv_options={"reduction": 4, "norm": "layer"}),
     dict(conv="odconv", conv_options={"min_hidden": 6, "norm": "none"}, dynamic="all"),
     dict(conv="condconv"),
@@ -313,12 +313,27 @@ def test_what_is_not_as_published_of_decomposition_is_read_as_an_option():
     assert (call.name, call.options, call.doubts) == ("dcd_mobilenet_v2", options, ())
 
 
-def test_networks_of_odconv_are_read_with_their_experts():
-    call, *_ = candidates(published_shapes.published("od_resnet101", 7))
-    expected = dict(num_classes=7, conv="odconv", conv_options={"num_experts": 1})
-    assert (call.name, call.options) == ("resnet101", expected)
-    call, *_ = candidates(published_shapes.published("od_mobilenet_v2", 7, experts=4))
-    assert (call.name, call.options) == (
-        "mobilenet_v2",
-        dict(num_classes=7, conv="odconv"),
-    )
+def test_networks_of_odconv_are_read_by_their_names():
+    for name in ("od_resnet101", "od_mobilenet_v2"):
+        call, *_ = candidates(published_shapes.published(name, 7))
+        assert (call.name, call.options) == (name, {"num_classes": 7})
+    call, *_ = candidates(published_shapes.published("od_resnet50", 7, experts=4))
+    expected = dict(num_classes=7, conv_options={"num_experts": 4})
+    assert (call.name, call.options) == ("od_resnet50", expected)
+
+
+def test_without_its_head_a_network_of_odconv_is_still_one():
+    shapes = published_shapes.published("od_resnet18")
+    del shapes["fc.weight"], shapes["fc.bias"]
+    call, *_ = candidates(shapes)
+    assert (call.name, call.options, call.head) == ("od_resnet18", {}, "fc")
+
+
+@pytest.mark.parametrize("name", ["dymn04", "mobilenet_v3_small"])
+def test_a_head_of_several_layers_is_missing_as_one(name):
+    shapes = shapes_of(name)
+    body = {k: v for k, v in shapes.items() if not k.startswith("classifier.")}
+    call, *_ = candidates(body)
+    assert call.head == "classifier"
+    call, *_ = candidates(shapes)
+    assert call.head in ("classifier.5", "classifier.3")
