@@ -132,7 +132,8 @@ def create_model_from_checkpoint(
         if problems:
             raise ValueError(contradiction(read, options, problems))
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+        before = "".join(f"; before, {note}" for note in notes)
+        raise ValueError(f"{where}: {error}{before}") from None
     for note in [*notes, *match.call.guessed(options)]:
         warnings.warn(note, stacklevel=2)
     loading = prepare(model, values, is_outline=True)

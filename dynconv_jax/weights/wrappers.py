@@ -93,6 +93,12 @@ def unwrap(
         )
         notes.append(f"the weights are those of the entry {nested[0]!r}{rest}{also}")
         given = _checked(given[nested[0]], argument)
+    for key in CONTAINERS:
+        if key not in known and hasattr(given.get(key), "state_dict"):
+            raise TypeError(
+                f"`{argument}` has a {type(given[key]).__name__} under {key!r}, not "
+                "arrays; give its `.state_dict()`"
+            )
     if given and all(not hasattr(value, "shape") for value in given.values()):
         if any(isinstance(value, Mapping) for value in given.values()):
             raise ValueError(

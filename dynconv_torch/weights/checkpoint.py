@@ -22,6 +22,7 @@ from dynconv_torch.weights.identify import as_tensors, identify, loses, misfits
 from dynconv_torch.weights.pretrained import from_pretrained
 from dynconv_torch.weights.pretrained_config import weights_in
 from dynconv_torch.weights.recognize import (
+    SCHEDULED,
     check_size,
     inner_state_dict,
     merged,
@@ -34,7 +35,8 @@ from dynconv_torch.weights.wrappers import unwrap
 _ARGUMENT = "state_dict_or_path"
 _WITHOUT_HEAD = (
     "build that with the `num_classes` of yours, and give it what is there: "
-    "`net.load_state_dict(state_dict, strict=False)`, which leaves {head!r} as it is"
+    "`net.load_state_dict(state_dict, strict=False)`, which leaves {head!r} as it is, "
+    "and with it whatever has another key"
 )
 
 
@@ -120,7 +122,8 @@ def create_model_from_checkpoint(
         model = create_model(**arguments)
         _load(model, tensors)
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+        before = "".join(f"; before, {note}" for note in notes)
+        raise ValueError(f"{where}: {error}{before}") from None
     for note in [*notes, *match.call.guessed(options)]:
         warnings.warn(note, stacklevel=2)
     return model.eval()
@@ -132,12 +135,16 @@ def _load(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     Raises:
         ValueError: If a dtype or a value does not fit.
     """
-    parameters = dict(model.named_parameters())
-    for key, value in tensors.items():
-        if key in parameters and loses(parameters[key], value):
+    for key, own in model.state_dict().items():
+        value = tensors.get(key)
+        if value is None or value.is_meta or key.rpartition(".")[2] in SCHEDULED:
+            continue
+        if loses(own, value):
+            is_float = value.is_floating_point() and own.is_floating_point()
+            remedy = f"give `dtype={value.dtype}`" if is_float else "cast the value"
             raise ValueError(
-                f"{key} is {value.dtype}, which `dtype` (={parameters[key].dtype}) "
-                f"cannot hold; give `dtype={value.dtype}`"
+                f"{key} is {value.dtype}, which the network's {own.dtype} cannot hold; "
+                f"{remedy}"
             )
     try:
         model.load_state_dict(tensors, strict=True)

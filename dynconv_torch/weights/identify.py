@@ -39,10 +39,16 @@ def as_tensors(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def _as_tensor(key: str, value: Any) -> Tensor:
     if isinstance(value, Tensor):
+        if value.is_quantized:
+            raise ValueError(f"{key} is quantized; give its `.dequantize()`")
         return value.detach()
     try:
         # In C order, as a copy: JAX and files have arrays that cannot be written.
         array = np.array(value, order="C")
+        if array.dtype.kind in "OSUM":
+            raise TypeError(f"it is a {type(value).__name__}")
+        if not array.dtype.isnative:
+            array = array.astype(array.dtype.newbyteorder("="))
         own = getattr(torch, array.dtype.name, None)
         if array.dtype.kind == "V" and own is not None:  # what NumPy has not, as bits
             bits = array.view({1: np.uint8, 2: np.int16}[array.dtype.itemsize])
@@ -118,7 +124,18 @@ def loses(ours: Tensor, theirs: Tensor) -> bool:
         >>> loses(torch.ones(2), torch.ones(2, dtype=torch.float64))
         True
     """
-    return torch.promote_types(ours.dtype, theirs.dtype) != ours.dtype
+    own, other = ours.dtype, theirs.dtype
+    if other == own or other == torch.bool:
+        return False
+    if other.is_complex:
+        return True
+    if not own.is_floating_point:  # of counts, the values
+        return bool((theirs.to(own) != theirs).any())
+    held = torch.finfo(own)
+    if not other.is_floating_point:
+        return torch.iinfo(other).max > 2 / held.eps
+    given = torch.finfo(other)
+    return held.max < given.max or held.eps > given.eps or held.tiny > given.tiny
 
 
 def identify(state_dict: Mapping[str, Any]) -> Match | None:

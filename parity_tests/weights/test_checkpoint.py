@@ -395,6 +395,66 @@ def test_a_module_is_told_to_give_its_state_dict(package):
     assert message.endswith("not the Linear; give its `.state_dict()`")
 
 
+@BOTH
+def test_a_module_in_a_checkpoint_is_told_to_give_its_state_dict(package):
+    message = refusal(package, {"epoch": 3, "model": torch.nn.Linear(3, 2)}, TypeError)
+    assert message.endswith(
+        "a Linear under 'model', not arrays; give its `.state_dict()`"
+    )
+
+
+@BOTH
+def test_a_refusal_tells_what_was_taken_off_before(package):
+    state_dict = zeros(shapes_of(**SMALL))
+    body = {f"net.{k}": v for k, v in state_dict.items() if not k.startswith("fc.")}
+    message = refusal(package, {"model": body})
+    assert message.endswith(
+        "; before, the weights are those of the entry 'model'; before, the prefix "
+        "'net.' was taken off all keys"
+    )
+
+
+@BOTH
+def test_what_is_no_array_is_told_by_its_key(package):
+    state_dict = {**zeros(shapes_of(**SMALL)), "fc.bias": None}
+    assert "fc.bias is no" in (message := refusal(package, state_dict))
+    assert message.endswith("it is a NoneType")
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("fc.bias", np.ones(7, np.int64)),
+        ("fc.bias", np.ones(7, complex)),
+        ("stage1.bn.running_mean", np.ones(16)),
+        ("stage1.bn.num_batches_tracked", np.array(3.5)),
+    ],
+)
+def test_no_array_is_rounded_to_be_held(package, key, value):
+    message = refusal(package, {**zeros(shapes_of(**SMALL)), key: value})
+    assert f"{key} is " in message and "cannot hold" in message
+    assert ("dtype=" in message) <= (key == "stage1.bn.running_mean")
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "int8", ">f4", "float16"])
+def test_arrays_that_float32_holds_are_taken_whatever_their_dtype(package, dtype):
+    dtype = getattr(ml_dtypes, dtype, dtype)
+    values = np.arange(7, dtype=np.float32).astype(dtype)
+    state_dict = as_published(zeros(shapes_of(**SMALL)))
+    net = made(package, {**state_dict, "fc.bias": values})
+    np.testing.assert_array_equal(state_of(net)["fc.bias"], np.arange(7))
+
+
+def test_a_quantized_tensor_is_refused_with_the_way():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch is to drop such tensors
+        bias = torch.quantize_per_tensor(torch.ones(7), 0.1, 0, torch.qint8)
+    message = refusal(dynconv_torch, {**zeros(shapes_of(**SMALL)), "fc.bias": bias})
+    assert message.endswith("fc.bias is quantized; give its `.dequantize()`")
+
+
 # What loading says of a checkpoint of others
 
 
