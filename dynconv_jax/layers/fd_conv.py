@@ -161,7 +161,11 @@ class FDConv(Convolution):
         check_dtypes(dtype=dtype, param_dtype=param_dtype, optional=("dtype",))
         check_rngs(rngs)
         if kernel_temperature is not None:
-            Temperature.check(kernel_temperature)
+            reason = Temperature.refusal(kernel_temperature)
+            if reason is not None:
+                raise ValueError(
+                    f"`kernel_temperature` (={kernel_temperature!r}) {reason}"
+                )
         self._take_geometry(geometry)
         self.use_bias = use_bias
         self.num_experts = expert_count(num_experts)

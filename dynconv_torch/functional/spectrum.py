@@ -144,7 +144,8 @@ def mix_bands(
         torch.Size([5, 2, 4, 3, 3])
     """
     batch, count = attention.shape[0], spectra.shape[0]
-    if is_open(batch) or 2 * batch > count * num_bands:
+    # Nothing can be transformed where there is no sample.
+    if is_open(batch) or not batch or 2 * batch > count * num_bands:
         kernels = band_kernels(spectra, bands, num_bands, weight_shape)
         return mix_kernels(attention, kernels)
     weights = attention.to(spectra.dtype).reshape(batch, count, num_bands)

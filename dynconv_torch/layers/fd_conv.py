@@ -152,7 +152,11 @@ class FDConv2d(ConvolutionNd):
         check_implementation(implementation, has_experts=False)
         check_dtype(dtype)
         if kernel_temperature is not None:
-            Temperature.check(kernel_temperature)
+            reason = Temperature.refusal(kernel_temperature)
+            if reason is not None:
+                raise ValueError(
+                    f"`kernel_temperature` (={kernel_temperature!r}) {reason}"
+                )
         self.take_geometry(geometry)
         self.weight_shape = geometry.weight_shape
         self.num_experts = expert_count(num_experts)

@@ -409,7 +409,7 @@ def test_temperature_evens_gates_out_but_for_that_of_bands(rng):
         (dict(init="zeros"), "`init` .='zeros'. must be one of 'default', 'published'"),
         (dict(num_spectra=0), "`num_spectra` .=0. must be"),
         (dict(norm="group"), "`norm` .='group'. must be one of"),
-        (dict(kernel_temperature=0.0), "`temperature` .=0.0. must be one positive"),
+        (dict(kernel_temperature=0.0), "`kernel_temperature` .=0.0. must be one"),
         (dict(implementation="experts"), "`implementation` .='experts'. sums"),
     ],
 )
@@ -427,3 +427,9 @@ def test_one_sample_in_training_is_refused_with_the_way_out():
         trained(np.ones((1, 4, 4, 6)))
     with pytest.raises(ValueError, match="norm='layer'"):
         twin.train()(torch.ones(1, 6, 4, 4).double())
+
+
+def test_a_batch_of_none_is_answered_with_none():
+    layer, twin = layers(6, 4, (1, 1))
+    assert layer(np.ones((0, 4, 5, 6))).shape == (0, 4, 5, 4)
+    assert twin.eval()(torch.ones(0, 6, 4, 5).double()).shape == (0, 4, 4, 5)
