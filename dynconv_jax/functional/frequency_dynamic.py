@@ -227,7 +227,7 @@ def _conv_by_bins(
         width = geometry.in_features // groups
         split = windows.reshape(batch, frames, bins, taps, groups, width)
         windows = split.swapaxes(3, 4).reshape(windows.shape)
-    rows = windows.swapaxes(1, 2).reshape(batch * bins, frames, -1)
+    rows = windows.swapaxes(1, 2).reshape(batch * bins, *windows.shape[1::2])
     experts, length, _, width, features = kernel.shape
     outputs = dynamic_conv(
         rows,

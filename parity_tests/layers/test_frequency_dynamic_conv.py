@@ -317,3 +317,11 @@ def test_attention_of_other_bins_is_refused():
             stride=2,
             padding=1,
         )
+
+
+def test_a_batch_of_none_is_answered_with_none():
+    layer = FrequencyDynamicConv(4, 6, (3, 3), rngs=nnx.Rngs(0))
+    layer.eval()
+    assert layer(jnp.ones((0, 9, 7, 4), "float32")).shape == (0, 9, 7, 6)
+    twin = dynconv_torch.FrequencyDynamicConv2d(4, 6, 3, padding=1).eval()
+    assert twin(torch.ones(0, 4, 9, 7)).shape == (0, 6, 9, 7)
