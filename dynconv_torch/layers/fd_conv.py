@@ -343,6 +343,7 @@ class FDConv2d(ConvolutionNd):
         if self.weight is not None:
             output = dynamic_conv(x, None, self.weight[None], **geometry)
         else:
+            self._check_dtype(x)
             pooled = self._pool(x)
             attentions = self.KSM_Global(pooled)
             kernels = self._kernels(attentions, self.KSM_Local(pooled))
@@ -357,6 +358,15 @@ class FDConv2d(ConvolutionNd):
             if attentions.filter is not None:
                 output = scale_channels(output, attentions.filter)
         return add_bias(output, None if self.bias is None else self.bias[None])
+
+    def _check_dtype(self, x: Tensor) -> None:
+        # Kernels are made in a dtype of their own, and cast: nobody else would see it.
+        own = None if self.dft_weight is None else self.dft_weight.dtype
+        if x.dtype != own and not is_autocast(x.device):
+            raise ValueError(
+                f"`x` ({x.dtype}) and `dft_weight` ({own}) must have the same dtype; "
+                "cast one to the other"
+            )
 
     def _pool(self, x: Tensor) -> Tensor:
         with without_autocast(x.device):

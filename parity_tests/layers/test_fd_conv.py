@@ -433,3 +433,9 @@ def test_a_batch_of_none_is_answered_with_none():
     layer, twin = layers(6, 4, (1, 1))
     assert layer(np.ones((0, 4, 5, 6))).shape == (0, 4, 5, 4)
     assert twin.eval()(torch.ones(0, 6, 4, 5).double()).shape == (0, 4, 4, 5)
+
+
+def test_inputs_of_another_dtype_are_refused_by_the_twin():
+    twin = torch_layer(6, 4, (1, 1)).eval()
+    with pytest.raises(ValueError, match="`x` .torch.float32. .* same dtype; cast"):
+        twin(torch.ones(2, 6, 4, 5))
