@@ -5,6 +5,7 @@ from typing import Any
 import jax
 from flax import nnx
 
+from dynconv_jax.functional.checks import check_arrays
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.layers.kernel_warehouse import KernelWarehouse, WarehouseConv
 
@@ -72,8 +73,10 @@ class WarehouseLinear(nnx.Module):
             Shape (B, O), or (B, *positions, O).
 
         Raises:
+            TypeError: If the inputs are no array.
             ValueError: If the inputs do not fit the layer.
         """
+        check_arrays(inputs=inputs)
         if inputs.ndim < 2:
             raise ValueError(
                 f"`inputs` (shape {inputs.shape}) must be (batch, *positions, features)"

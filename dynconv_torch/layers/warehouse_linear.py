@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from dynconv_torch.functional.checks import check_tensors
 from dynconv_torch.functional.geometry import Geometry
 from dynconv_torch.layers.kernel_warehouse import KernelWarehouse, WarehouseConv1d
 
@@ -67,8 +68,10 @@ class WarehouseLinear(nn.Module):
             Shape (B, O), or (B, *positions, O).
 
         Raises:
+            TypeError: If the input is no tensor.
             ValueError: If the input does not fit the layer.
         """
+        check_tensors(x=x)
         if x.ndim < 2:
             raise ValueError(
                 f"`x` (shape {tuple(x.shape)}) must be (batch, *positions, features)"

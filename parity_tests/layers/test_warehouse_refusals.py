@@ -9,6 +9,7 @@ from flax import nnx
 
 import dynconv_torch
 from dynconv_jax import KernelWarehouse, WarehouseConv, set_assignment
+from dynconv_jax.layers import WarehouseLinear, linear_geometry
 from parity_tests.functional.test_tiling import jax_geometries, torch_geometries
 from parity_tests.tools.warehouse_pairs import CASES, TorchPair, abstractly, pairs
 
@@ -195,3 +196,15 @@ def test_an_impossible_basis_is_refused(ratio, error):
     with pytest.raises(error, match=message):
         warehouse = dynconv_torch.KernelWarehouse(torch_geometries(*rows))
         dynconv_torch.WarehouseConv1d(warehouse, **options)
+
+
+def test_lists_are_no_inputs_of_a_linear_layer():
+    warehouse = KernelWarehouse([linear_geometry(8, 5)], rngs=nnx.Rngs(0))
+    with pytest.raises(TypeError, match="`inputs` .a list. must be an array"):
+        WarehouseLinear(warehouse, rngs=nnx.Rngs(1))([[1.0] * 8])  # pyright: ignore
+    geometry = dynconv_torch.layers.linear_geometry(8, 5)
+    twin = dynconv_torch.layers.WarehouseLinear(
+        dynconv_torch.KernelWarehouse([geometry])
+    )
+    with pytest.raises(TypeError, match="`x` .a list. must be a tensor"):
+        twin([[1.0] * 8])
