@@ -8,6 +8,7 @@ import torch
 from flax import nnx
 
 import dynconv_torch
+import dynconv_torch.layers
 from dynconv_jax import KernelWarehouse, WarehouseConv, set_assignment
 from dynconv_jax.layers import WarehouseLinear, linear_geometry
 from parity_tests.functional.test_tiling import jax_geometries, torch_geometries
