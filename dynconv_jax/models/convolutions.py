@@ -250,7 +250,7 @@ class Convolutions:
                 chosen = getattr(self.conv, "keywords", {})
                 options.update((k, v) for k, v in own.items() if k not in chosen)
             return self.conv(*place, **options)
-        options["use_bias"] = static_bias
+        options["use_bias"] = use_bias or static_bias
         if role == "stem":
             options["conv_general_dilated"] = few_channel_conv
         return nnx.Conv(*place, kernel_init=kernel_init, **options)

@@ -229,7 +229,7 @@ class Convolutions:
             layer = self.conv(in_channels, out_channels, kernel_size, **options)
             is_drawn = self.init == "efficientnet" and needs_attention(layer)
         else:
-            options["bias"] = static_bias
+            options["bias"] = bias or static_bias
             layer = static_conv(in_channels, out_channels, kernel_size, **options)
             is_drawn = True
             if layer.bias is not None:

@@ -15,6 +15,7 @@ from parity_tests.tolerances import assert_close
 from parity_tests.tools.cases import CASES, TRANSPOSE_CASES
 from parity_tests.tools.exported import exported
 from parity_tests.tools.family import images, layer
+from parity_tests.tools.modules import thinned
 
 FORMS = [
     ("1d dilated, strided", "auto"),
@@ -90,12 +91,20 @@ def check(function, case, form, rng):
         )
 
 
-@pytest.mark.parametrize(("name", "form"), FORMS)
+FAST = (
+    *(("2d uneven", "auto"), ("2d uneven", "experts"), ("2d uneven", "scan")),
+    *(("2d depthwise", "taps"), ("2d grouped", "auto")),
+)
+
+
+@pytest.mark.parametrize(("name", "form"), thinned(FORMS, *FAST))
 def test_dynamic_convolution_of_any_size(name, form, rng):
     check(dynamic_conv, CASES[name], form, rng)
 
 
-@pytest.mark.parametrize(("name", "form"), TRANSPOSED)
+@pytest.mark.parametrize(
+    ("name", "form"), thinned(TRANSPOSED, ("2d", "auto"), ("2d, depthwise", "taps"))
+)
 def test_transposed_convolution_of_any_size(name, form, rng):
     check(dynamic_conv_transpose, TRANSPOSE_CASES[name], form, rng)
 

@@ -358,7 +358,7 @@ def test_published_start_has_lively_gates_of_filters():
 
 
 @pytest.mark.parametrize(
-    "name", thinned(["grouped", "spectra", "pointwise", "plain"], "spectra")
+    "name", thinned(["grouped", "spectra", "pointwise", "plain"], "pointwise")
 )
 def test_static_convolution_is_kept_whole_in_a_layer(name, rng):
     shape, outputs, kernel_size, options = CASES[name]

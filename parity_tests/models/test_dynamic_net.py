@@ -21,6 +21,7 @@ from parity_tests.parity import (
 )
 from parity_tests.tolerances import assert_close
 from parity_tests.tools import reference
+from parity_tests.tools.modules import thinned
 
 
 def nets(num_experts=4, temperature=1.0, in_features=3, dtype="float64", **options):
@@ -107,7 +108,7 @@ def test_net_computes_in_bfloat16_from_float32_parameters(rng):
     assert_close({"logits": outputs}, {"logits": wide(x)}, dtype="bfloat16")
 
 
-@pytest.mark.parametrize("implementation", ["experts", "vmap"])
+@pytest.mark.parametrize("implementation", thinned(["experts", "vmap", "rows"], "rows"))
 def test_net_takes_an_implementation(implementation, rng):
     ours = DynamicNet(
         1, 7, implementation=implementation, param_dtype="float64", rngs=nnx.Rngs(0)

@@ -23,6 +23,7 @@ from parity_tests.tolerances import assert_close
 from parity_tests.tools.exported import exported
 from parity_tests.tools.family import LAYERS, images, layer
 from parity_tests.tools.jax_modules import build
+from parity_tests.tools.modules import thinned
 
 efficientnet = functools.partial(
     EfficientNet,
@@ -84,7 +85,13 @@ def check(module: Any, spec: str, *shapes: tuple[int, ...]) -> None:
         assert_close({"outputs": actual}, {"outputs": expected}, dtype="float64")
 
 
-@pytest.mark.parametrize("name", LAYERS)
+OF_EACH_KIND = (
+    *("DynamicConv", "DynamicConvTranspose", "CondConv", "ODConv, layer norm"),
+    *("DecomposedConv", "ModulatedConv", "WarehouseConv", "FDConv"),
+)
+
+
+@pytest.mark.parametrize("name", thinned(LAYERS, *OF_EACH_KIND))
 def test_layer_of_any_size(name):
     module = layer(name, 4, 6, (3, 3), strides=2, padding=1, param_dtype="float64")
     check(module, "b, h, w, 4", (2, 5, 4, 4), (1, 1, 7, 4))
@@ -114,7 +121,7 @@ def test_strides_beyond_the_window_of_a_decomposed_layer_want_numbers():
     check(module, "b, h, w, 4", (2, 5, 4, 4), (1, 1, 7, 4))
 
 
-DEAR = ("DyMN", "ResNet", "EfficientNet")
+DEAR = ("DyMN", "ResNet", "EfficientNet", "EfficientNet of TensorFlow")
 
 
 @pytest.mark.parametrize(

@@ -30,10 +30,16 @@ def abstract(name: str, conv: str, num_classes: int = 7) -> Any:
     )
 
 
+# Networks of which every convolution is tried; of the others in slow tests.
+FAST = "dynamic_net", "resnet18", "mobilenet_v2"
+
+
 @pytest.mark.parametrize(
     ("name", "conv"),
     [
         registered.marked(name, conv)
+        if conv == "static" or name in FAST
+        else pytest.param(name, conv, marks=pytest.mark.slow)
         for name in list_models()
         for conv in CONVOLUTIONS
         if conv == "static" or not (name in registered.QUICK or name.startswith("kw_"))

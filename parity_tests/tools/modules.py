@@ -14,11 +14,18 @@ from parity_tests.tools.jax_modules import build
 DTYPES = ["float32", "float64", "bfloat16"]
 
 
-def thinned(names, *kept):
-    """Returns names as parameters, of which all but some are for the slow tests."""
+def thinned(cases, *kept):
+    """Returns cases as parameters, of which all but some are for the slow tests.
+
+    A case is a name, or a tuple of several parameters.
+    """
     return [
-        name if name in kept else pytest.param(name, marks=pytest.mark.slow)
-        for name in names
+        case
+        if case in kept
+        else pytest.param(
+            *(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.slow
+        )
+        for case in cases
     ]
 
 

@@ -12,7 +12,10 @@ from train.commands.study.plan import (
 )
 from train.flags.config import Config
 
-MEMBERS = ["condconv", "decomposed", "dynamic", "kernel_warehouse", "odconv"]
+MEMBERS = [
+    *("condconv", "decomposed", "dynamic", "fdconv", "frequency_dynamic"),
+    *("kernel_warehouse", "odconv"),
+]
 
 FINISH = """
 import json, pathlib, sys

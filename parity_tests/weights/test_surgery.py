@@ -24,6 +24,7 @@ from dynconv_jax import (
     to_torch_state_dict,
 )
 from parity_tests.tolerances import assert_close
+from parity_tests.tools.modules import thinned
 from parity_tests.tools.trained import GEOMETRY, evaluated, layer_of, warmed
 
 MEMBERS = [name for name in list_convolutions() if name != "static"]
@@ -207,7 +208,7 @@ def trained() -> tuple[Any, jax.Array, jax.Array]:
     return model, images, jax.jit(evaluated(model))(images)
 
 
-@pytest.mark.parametrize("member", MEMBERS)
+@pytest.mark.parametrize("member", thinned(MEMBERS, "dynamic", "kernel_warehouse"))
 def test_a_network_starts_as_the_trained_one(member, trained):
     static, images, expected = trained
     model: Any = create_model("dynamic_net", num_classes=3, conv=member, **OPTIONS)

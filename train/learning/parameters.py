@@ -7,6 +7,10 @@ from flax import nnx
 from dynconv_jax import DecomposedConv, Router, SigmoidRouter
 from dynconv_jax.layers import KernelWarehouse, WarehouseConv
 from dynconv_jax.layers.cell_attention import CellAttention
+from dynconv_jax.layers.context_conv import ContextAttention
+from dynconv_jax.layers.context_generator import ContextGenerator
+from dynconv_jax.layers.fd_attention import LocalAttention
+from dynconv_jax.layers.frequency_dynamic_conv import BinAttention
 from dynconv_jax.layers.od_conv import ODAttention
 from dynconv_jax.models import head_of, layer_groups
 from dynconv_jax.weights.matching import FAMILY
@@ -14,7 +18,10 @@ from dynconv_jax.weights.names import match_keys
 from dynconv_jax.weights.torch_layout import leaves_of
 
 # What answers, from an input, how a kernel is made for it.
-ROUTERS = Router, SigmoidRouter, ODAttention, CellAttention
+ROUTERS = (
+    *(Router, SigmoidRouter, ODAttention, CellAttention, BinAttention),
+    *(ContextAttention, ContextGenerator, LocalAttention),
+)
 
 # What has the kernels.
 EXPERTS = *FAMILY, KernelWarehouse

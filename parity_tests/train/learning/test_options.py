@@ -64,9 +64,7 @@ def test_options_of_every_convolution_are_told(conv):
     for each in told.values():
         assert each.meaning and each.kind
     # What no command line can write, or others set.
-    assert not {"kernel_init", "group_by", "router", "rngs", "dtype", "padding"} & {
-        *told
-    }
+    assert not {"kernel_init", "group_by", "rngs", "dtype", "padding"} & {*told}
 
 
 @pytest.mark.parametrize("model", list_models())
