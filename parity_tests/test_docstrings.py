@@ -12,6 +12,7 @@ import torch
 import dynconv_jax
 import dynconv_torch
 from parity_tests.tools.checkout import ROOT
+from parity_tests.tools.modules import thinned
 
 DEFAULT_NUMERICS = True  # the examples are to run as a user runs them
 
@@ -58,7 +59,18 @@ def public_names() -> list[tuple[types.ModuleType, str]]:
     ]
 
 
-@pytest.mark.parametrize("name", module_names())
+# Their examples build whole networks.
+DEAR = [
+    f"{package}.models.{name}"
+    for package in ("dynconv_jax", "dynconv_torch")
+    for name in ("dymn", "efficientnet_cc", "mobilenet_v2", "mobilenet_v3", "resnet")
+]
+
+
+@pytest.mark.parametrize(
+    "name",
+    thinned(module_names(), *(name for name in module_names() if name not in DEAR)),
+)
 def test_examples_of_module_run(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # examples may name files
     torch.manual_seed(0)

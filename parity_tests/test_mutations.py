@@ -14,6 +14,9 @@ from parity_tests.tools.checkout import ROOT
 from parity_tests.tools.mutations import Mutation, mutations_of
 from parity_tests.tools.nearest_tests import nearest_tests
 
+# They are about a tool for those who work on this, which takes minutes itself.
+pytestmark = pytest.mark.slow
+
 
 def faults(source: str) -> set[str]:
     """Returns a line of code with each of its faults."""

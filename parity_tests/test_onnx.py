@@ -80,6 +80,7 @@ def test_file_serves_every_size(name):
         assert_same(run(x), module(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["loop", "patches"])
 def test_form_asked_for_serves_every_batch(form):
     module = build("dynamic 1d", torch.float32)

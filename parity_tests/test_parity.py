@@ -107,6 +107,7 @@ def test_a_swapped_kernel_axis_is_noticed(monkeypatch):
         check_blocks()
 
 
+@pytest.mark.slow
 def test_another_weight_decay_is_noticed(rng):
     theirs = dynconv_torch.DynamicNet(1, 3).double()
     ours = DynamicNet(1, 3, param_dtype="float64", rngs=nnx.Rngs(0))

@@ -61,6 +61,7 @@ def test_layers_agree(name, rng):
     assert_parity(*pair, rng.normal(size=shape))
 
 
+@pytest.mark.slow
 @settings(max_examples=3, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_layers_agree_with_options_crossed(data):

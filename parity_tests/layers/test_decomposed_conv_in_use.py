@@ -249,6 +249,7 @@ def test_bad_inputs_are_refused():
         DecomposedConv(3, 4, 3, rngs=nnx.Rngs(0))  # pyright: ignore
 
 
+@pytest.mark.slow
 def test_float16_does_not_overflow_before_the_norm(rng):
     ours, theirs = layers(32, 4, (3,), padding=1)
     x = rng.uniform(1e4, 3e4, size=(4, 9, 32)).astype("float16")

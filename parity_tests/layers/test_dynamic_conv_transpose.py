@@ -190,6 +190,7 @@ def test_twin_takes_one_sample_any_memory_layout_and_can_be_copied():
         assert_close(actual, expected, dtype="float64")
 
 
+@pytest.mark.slow
 def test_twin_compiles_without_graph_breaks():
     layer = TRANSPOSE_CASES["2d, pairs"].torch_layer()
     x = torch.randn(2, 3, 4, 3, dtype=torch.float64)

@@ -90,6 +90,7 @@ def cases(draw: st.DrawFn) -> Case:
     )
 
 
+@pytest.mark.slow
 @settings(
     max_examples=3,
     deadline=None,

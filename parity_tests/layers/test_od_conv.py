@@ -76,6 +76,7 @@ def test_layers_agree(name, rng):
     assert_parity(*pair, rng.normal(size=shape))
 
 
+@pytest.mark.slow
 @settings(
     max_examples=3,
     deadline=None,

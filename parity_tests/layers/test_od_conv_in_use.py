@@ -134,6 +134,7 @@ def test_attentions_are_recorded_by_name(rng):
     assert_close(recorded, expected, dtype="float64")
 
 
+@pytest.mark.slow
 def test_twin_compiles_without_graph_breaks():
     layer = torch_layer(3, 4, (3,), num_experts=2)
     x = torch.randn(2, 3, 7, dtype=torch.float64)

@@ -44,8 +44,18 @@ SETTINGS: dict[tuple[str, str], list[dict[str, Any]]] = {
     ],
 }
 
+
+def is_dear(options: dict[str, Any]) -> bool:
+    """Whether a case is one more of a kind, for the slow tests."""
+    return "temperature" in options or options.get("top_k", 1) > 1
+
+
 CASES = [
-    pytest.param(*names, options, id=f"{names[0]}-{options}")
+    pytest.param(
+        *(*names, options),
+        id=f"{names[0]}-{options}",
+        marks=pytest.mark.slow if is_dear(options) else (),
+    )
     for names, settings in SETTINGS.items()
     for options in settings
 ]

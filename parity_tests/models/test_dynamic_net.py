@@ -94,6 +94,7 @@ def test_nets_train_alike(optimizer, rng):
     )
 
 
+@pytest.mark.slow
 def test_nets_agree_in_float32(rng):
     ours, theirs = nets(dtype="float32")
     assert_parity(ours, theirs, rng.normal(size=(4, 24, 20, 3)).astype("float32"))
@@ -108,6 +109,7 @@ def test_net_computes_in_bfloat16_from_float32_parameters(rng):
     assert_close({"logits": outputs}, {"logits": wide(x)}, dtype="bfloat16")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", thinned(["experts", "vmap", "rows"], "rows"))
 def test_net_takes_an_implementation(implementation, rng):
     ours = DynamicNet(

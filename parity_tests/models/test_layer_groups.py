@@ -54,6 +54,7 @@ def test_each_key_of_a_network_is_at_one_depth(name, conv):
     assert found == dict.fromkeys(keys, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", registered.NAMES)
 def test_the_head_is_what_has_a_size_for_the_classes(name):
     net, other = (abstract(name, "static", classes) for classes in (7, 5))

@@ -148,6 +148,7 @@ def test_dynamic_net_of_two_blocks_agrees(rng):
     assert_parity(*networks.twins(*BUILD, x, rng, 5, conv=DYNAMIC, **options), x)
 
 
+@pytest.mark.slow
 def test_routed_net_of_two_blocks_agrees(routers, rng):
     x = rng.normal(size=(2, 17, 20, 3))
     options: Any = dict(dropout=0.0, stages=TWO_BLOCKS, width_mult=0.4, dynamic="all")

@@ -122,6 +122,7 @@ def test_static_nets_have_as_many_parameters_as_published(name, count):
 # The same function.
 
 
+@pytest.mark.slow
 def test_static_net_of_few_blocks_agrees(rng):
     x = rng.normal(size=(2, 33, 40, 3))
     build = (

@@ -219,6 +219,7 @@ def test_run_with_averages_evaluates_and_saves_them(averaged):
     assert params_sha256(trained) != params_sha256(average)
 
 
+@pytest.mark.slow
 def test_static_model_has_no_routing_to_draw(tmp_path):
     out = run(tmp_path / "run", "--conv=static", "--eval-every=3", experts=None)
     assert not (out / "routing.png").exists()
@@ -229,6 +230,7 @@ def test_routing_is_drawn_as_png(finished):
     assert (finished / "routing.png").read_bytes().startswith(PNG_SIGNATURE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("routers", "experts"), [(1, 1), (6, 12)])
 def test_routing_is_drawn_for_any_number_of_routers(routers, experts):
     table = np.full((10, experts), 1 / experts)

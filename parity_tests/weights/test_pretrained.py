@@ -345,6 +345,7 @@ def test_parameters_of_another_dtype_or_shape_are_refused(tmp_path):
         dynconv_torch.save_pretrained(twin, tmp_path / "net")
 
 
+@pytest.mark.slow
 def test_folded_batch_norms_are_refused_and_transplanted_weights_are_not(tmp_path):
     net = jax_net(conv="dynamic")
     folded = dynconv_jax.fold_batch_norm(net, jnp.ones((1, 9, 12, 3)))

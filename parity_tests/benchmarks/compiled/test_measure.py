@@ -22,6 +22,7 @@ def layer(form: str, variant: str = PASSES[1]) -> Job:
     return Job("layer", subject, form, variant)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", PASSES)
 @pytest.mark.parametrize("form", ["static", "auto", "experts"])
 def test_a_layer_is_timed_where_the_profiler_sees_no_device(form, variant):

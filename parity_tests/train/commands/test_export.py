@@ -151,6 +151,7 @@ def test_program_of_another_network_is_refused_and_nothing_written(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_program_with_its_size_open_serves_other_pictures(trained, tmp_path):
     path, dataset, model = trained
     out = tmp_path / "open"
@@ -165,6 +166,7 @@ def test_program_with_its_size_open_serves_other_pictures(trained, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_network_in_bfloat16(trained, tmp_path):
     out = tmp_path / "narrow"
     main([str(trained[0]), *ALONE, "--dtype=bfloat16", f"--out={out}"])
@@ -281,6 +283,7 @@ def test_wrong_arguments_are_refused(arguments, words):
 # Static
 
 
+@pytest.mark.slow
 def test_static_network_tells_what_it_costs(trained, tmp_path):
     path, dataset, model = trained
     out = tmp_path / "static"

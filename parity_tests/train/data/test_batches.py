@@ -201,6 +201,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "max_pixels", "words"),
     [
@@ -252,6 +253,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_workers_survive_a_signal_to_all_while_they_start(tmp_path):
     run = subprocess.run(
         **program(tmp_path, STOPPED_WHILE_WORKERS_START),

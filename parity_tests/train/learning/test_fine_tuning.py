@@ -113,6 +113,7 @@ def test_frozen_parameters_have_no_state_in_the_optimizer(tuned):
     assert sum(moments) == 2 * size
 
 
+@pytest.mark.slow
 def test_trained_parameters_move_as_if_the_others_were_constants(batch):
     config = flags(freeze=("stem", "*.bn", "stage2"), optimizer="sgd", momentum=0.0)
     whole, metrics = train(build(freeze=config.freeze), config, batch, steps=1)
@@ -156,6 +157,7 @@ def test_frozen_router_keeps_its_temperature(batch):
     assert "temperature" not in metrics
 
 
+@pytest.mark.slow
 def test_batch_norm_that_is_frozen_by_half_goes_on(batch):
     config = flags(freeze=("stem.1.weight", "stage1.bn"))
     model = build(freeze=config.freeze)
