@@ -34,8 +34,8 @@ class ConvOperation:
         numerics: The numerical options.
         is_stacked: Whether all three arrays have one more axis in front, over which
             there are so many convolutions.
-        kernel_dtype: In what the gradient of the kernel is summed and returned, where
-            that is wider than its operands; None is their dtype.
+        kernel_dtype: Only of the result `"kernel"`: in what it is summed and returned,
+            where that is wider than its operands; None is their dtype.
     """
 
     result: str
@@ -79,7 +79,7 @@ class ConvOperation:
             of_wanted = functools.partial(convolve, first)
         axes = len(shape) - geometry.rank - (1 if self.result == "inputs" else 2)
         dtype = first.dtype
-        if self.result == "kernel" and self.kernel_dtype is not None:
+        if self.kernel_dtype is not None:
             # A product that rounds a wide operand has a rule for the gradient of it.
             dtype, has_rule = self.kernel_dtype, True
         if has_rule:
@@ -90,7 +90,7 @@ class ConvOperation:
 
     def __call__(self, first: jax.Array, second: jax.Array) -> list[jax.Array]:
         """Computes the result by XLA's convolution, for arrays that are not stacked."""
-        if self.result == "kernel" and self.kernel_dtype is not None:
+        if self.kernel_dtype is not None:
             return [self._wide_kernel_gradient(first, second)]
 
         def convolve(inputs: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -80,10 +80,21 @@ def compute_where_lowered(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Present:
-    """A function of the operands that are not None, which returns a list."""
+class _Derived:
+    """What is computed by way of a function."""
 
     function: Any
+
+    @property
+    def loops(self) -> bool:
+        """Whether the function takes a few samples at a time."""
+        return self.function.loops
+
+
+@dataclasses.dataclass(frozen=True)
+class _Present(_Derived):
+    """A function of the operands that are not None, which returns a list."""
+
     present: tuple[bool, ...]
 
     def on(self, target: Target) -> "_Present":
@@ -102,20 +113,15 @@ class _Present:
         return _Present(self.function.mappable, self.present)
 
     @property
-    def loops(self) -> bool:
-        return self.function.loops
-
-    @property
     def derived(self) -> "_Present":
         """The function whose gradient is taken: its own rule holds."""
         return self
 
 
 @dataclasses.dataclass(frozen=True)
-class _Tangent:
+class _Tangent(_Derived):
     """(operands, tangents of those that move) → tangents of the results."""
 
-    function: Any
     moving: tuple[bool, ...]
 
     def on(self, target: Target) -> "_Tangent":
@@ -136,19 +142,14 @@ class _Tangent:
         return _Tangent(self.function.mappable, self.moving)
 
     @property
-    def loops(self) -> bool:
-        return self.function.loops
-
-    @property
     def derived(self) -> "_Tangent":
         return self
 
 
 @dataclasses.dataclass(frozen=True)
-class _Cotangent:
+class _Cotangent(_Derived):
     """(operands, cotangents of the results) → cotangents of operands that move."""
 
-    function: Any
     moving: tuple[bool, ...]
 
     def on(self, target: Target) -> "_Cotangent":
@@ -169,19 +170,14 @@ class _Cotangent:
         return _Cotangent(self.function.mappable, self.moving)
 
     @property
-    def loops(self) -> bool:
-        return self.function.loops
-
-    @property
     def derived(self) -> "_Cotangent":
         return self.plain
 
 
 @dataclasses.dataclass(frozen=True)
-class _Mapped:
+class _Mapped(_Derived):
     """A function mapped over the first axis of some of its operands."""
 
-    function: Any
     mapped: tuple[bool, ...]
 
     def on(self, target: Target) -> "_Mapped":
@@ -201,10 +197,6 @@ class _Mapped:
     @property
     def mappable(self) -> "_Mapped":
         return self
-
-    @property
-    def loops(self) -> bool:
-        return self.function.loops
 
     @property
     def derived(self) -> "_Mapped":

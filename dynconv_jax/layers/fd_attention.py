@@ -16,7 +16,7 @@ from dynconv_jax.functional.numerics import at_least_float32
 from dynconv_jax.functional.static import few_channel_conv
 from dynconv_jax.gating import record_attention
 from dynconv_jax.initializers import kaiming_fan_out, promote_to_widest
-from dynconv_jax.layers.attention_norm import attention_norm
+from dynconv_jax.layers.attention_norm import attention_norm, normalise
 from dynconv_jax.layers.od_conv import Attentions, ODAttention
 
 # So small that a layer begins as a static one.
@@ -179,9 +179,7 @@ class LocalAttention(nnx.Module):
         """Returns the gates (B, *k, C/g, O) for pooled inputs (B, C)."""
         size, groups = self.geometry.kernel_size, self.geometry.feature_group_count
         outputs = self.geometry.out_features // groups
-        with jax.numpy_dtype_promotion("standard"):  # as in `normalise`
-            normed = self.norm(pooled)
-        logits = self.conv(normed[..., None])
+        logits = self.conv(normalise(self.norm, pooled)[..., None])
         # Of a batch sharded over explicit axes a reshape does but one thing.
         logits = logits.reshape(*logits.shape[:2], groups * outputs, *size)
         if groups == 1:

@@ -128,7 +128,7 @@ def create_model_from_checkpoint(
             if "conv" in read
             else own_convolution(MODELS[match.call.name]),
         )
-        model, problems = misfits(arguments, values, prepare)
+        model, loading, problems = misfits(arguments, values, prepare)
         if problems:
             raise ValueError(contradiction(read, options, problems))
     except ValueError as error:
@@ -136,7 +136,6 @@ def create_model_from_checkpoint(
         raise ValueError(f"{where}: {error}{before}") from None
     for note in [*notes, *match.call.guessed(options)]:
         warnings.warn(note, stacklevel=2)
-    loading = prepare(model, values, is_outline=True)
     loading.carry_out()
     _give_initial_values(model, loading.absent, arguments)
     give_streams(model, rngs)

@@ -43,8 +43,8 @@ def outline(arguments: Mapping[str, Any]) -> Any:
 
 def misfits(
     arguments: Mapping[str, Any], state_dict: Mapping[str, Any], prepare: Prepare
-) -> tuple[Any, list[Problem]]:
-    """Returns an outline, and in what a state dict is not of it.
+) -> tuple[Any, Any, list[Problem]]:
+    """Returns an outline, what loads a state dict into it, in what that is not of it.
 
     Args:
         arguments: Of `create_model`.
@@ -55,13 +55,13 @@ def misfits(
         module = outline(arguments)
     except (TypeError, ValueError, OverflowError) as error:
         reason = str(error).strip().partition("\n")[0]
-        return None, [("network that cannot be built", reason)]
+        return None, None, [("network that cannot be built", reason)]
     try:
-        prepare(module, state_dict, is_outline=True)
+        loading = prepare(module, state_dict, is_outline=True)
     except ValueError as error:
         problems = getattr(error, "problems", [("problem", str(error))])
-        return module, problems
-    return module, []
+        return module, None, problems
+    return module, loading, []
 
 
 def identify(state_dict: Mapping[str, Any], prepare: Prepare) -> Match | None:
@@ -74,7 +74,7 @@ def identify(state_dict: Mapping[str, Any], prepare: Prepare) -> Match | None:
 
     def misfits_of(call: Call) -> list[Problem]:
         arguments = {"name": call.name, **in_flax(call.options)}
-        problems = misfits(arguments, state_dict, prepare)[1]
+        *_, problems = misfits(arguments, state_dict, prepare)
         return [
             each for each in problems if each[0] not in ("wrong dtype", "wrong value")
         ]

@@ -166,12 +166,30 @@ def _hidden(layers: Sequence[Layer], key: str) -> list[tuple[int, int]]:
     return [(shape[1], shape[0]) for shape in found]
 
 
-def _norm(layers: Sequence[Layer], norm: str, other: str) -> str:
-    """Returns what normalises in an attention, by the keys of a batch or layer norm."""
+def _norm(layers: Sequence[Layer], batch: str, layer: str) -> str:
+    """Returns what normalises in an attention, by the names of its two norms."""
     arrays = layers[0].arrays
-    if f"attention.{norm}.running_mean" in arrays:
+    if f"{batch}.running_mean" in arrays:
         return "batch"
-    return "layer" if f"attention.{other}.weight" in arrays else "none"
+    return "layer" if f"{layer}.weight" in arrays else "none"
+
+
+def _reduced(
+    pairs: Sequence[tuple[int, int]],
+    least: int,
+    default: int,
+    what: str = "the units of its attentions",
+) -> tuple[int, int]:
+    """Returns `reduction` and `min_hidden`, which is at most the least.
+
+    Raises:
+        Unread: If hidden units follow no `reduction`.
+    """
+    floor = min(least, *(hidden for _, hidden in pairs))
+    reduction = reduction_of(pairs, floor=floor, default=default)
+    if reduction is None:
+        raise Unread(f"{what} follow no `reduction`")
+    return reduction, floor
 
 
 # DynamicConv, with keys of its own and with those of the port of Chen et al.
@@ -221,17 +239,13 @@ def _is_chen(arrays: Shapes) -> bool:
 
 
 def _odconv(layers: Sequence[Layer], shapes: Shapes) -> dict[str, Any]:
-    pairs = _hidden(layers, "attention.fc.weight")
-    floor = min(16, *(hidden for _, hidden in pairs))
-    reduction = reduction_of(pairs, floor=floor, default=16)
-    if reduction is None:
-        raise Unread("the units of its attentions follow no `reduction`")
+    reduction, floor = _reduced(_hidden(layers, "attention.fc.weight"), 16, 16)
     return without(
         dict(num_experts=4, reduction=16, min_hidden=16, norm="batch"),
         num_experts=_experts(layers),
         reduction=reduction,
         min_hidden=floor,
-        norm=_norm(layers, "bn", "ln"),
+        norm=_norm(layers, "attention.bn", "attention.ln"),
     )
 
 
@@ -278,10 +292,8 @@ def _decomposed(layers: Sequence[Layer], shapes: Shapes) -> dict[str, Any]:
             2 if channels < out else 1
             for (_, channels), out in zip(latent, outputs, strict=True)
         ]
-    floor = min(4, *(hidden for _, hidden in pairs))
-    reduction = reduction_of(pairs, floor=floor, default=16)
-    if reduction is None:
-        raise Unread("the squeezed features of its layers follow no `reduction`")
+    squeezed = "the squeezed features of its layers"
+    reduction, floor = _reduced(pairs, 4, 16, squeezed)
     return without(
         dict(variant="resnet", reduction=16, min_hidden=4),
         variant=variant,
@@ -292,42 +304,33 @@ def _decomposed(layers: Sequence[Layer], shapes: Shapes) -> dict[str, Any]:
 
 
 def _fdconv(layers: Sequence[Layer], shapes: Shapes) -> dict[str, Any]:
-    pairs = _hidden(layers, "KSM_Global.fc.weight")
     spectra = one_of(
         "spectra", (shape_of(each.arrays, "dft_weight", 4)[0] for each in layers)
     )
     # Without a head there is one band.
     key = "KSM_Global.kernel_fc.weight"
     heads = (shape_of({key: (1,), **each.arrays}, key) for each in layers)
-    floor = min(16, *(hidden for _, hidden in pairs))
-    reduction = reduction_of(pairs, floor=floor, default=16)
-    if reduction is None:
-        raise Unread("the units of its attentions follow no `reduction`")
-    arrays = layers[0].arrays
-    norm = "layer" if "KSM_Global.ln.weight" in arrays else "none"
+    reduction, floor = _reduced(_hidden(layers, "KSM_Global.fc.weight"), 16, 16)
     return without(
         dict(num_experts=64, num_spectra=1, reduction=16, min_hidden=16, norm="batch"),
         num_experts=one_of("bands", (head[0] // spectra for head in heads)),
         num_spectra=spectra,
         reduction=reduction,
         min_hidden=floor,
-        norm="batch" if "KSM_Global.bn.running_mean" in arrays else norm,
+        norm=_norm(layers, "KSM_Global.bn", "KSM_Global.ln"),
     )
 
 
 def _frequency_dynamic(layers: Sequence[Layer], shapes: Shapes) -> dict[str, Any]:
     found = [shape_of(each.arrays, "attention.conv1d1.weight", 3) for each in layers]
     pairs = [(channels, hidden) for hidden, channels, _ in found]
-    floor = min(4, *(hidden for _, hidden in pairs))
-    reduction = reduction_of(pairs, floor=floor, default=4)
-    if reduction is None:
-        raise Unread("the units of its attentions follow no `reduction`")
+    reduction, floor = _reduced(pairs, 4, 4)
     return without(
         dict(num_experts=4, reduction=4, min_hidden=4, norm="batch"),
         num_experts=_experts(layers),
         reduction=reduction,
         min_hidden=floor,
-        norm=_norm(layers, "bn", "ln"),
+        norm=_norm(layers, "attention.bn", "attention.ln"),
     )
 
 
@@ -357,7 +360,7 @@ def _warehouse(layers: Sequence[Layer], shapes: Shapes) -> dict[str, Any]:
         dict(ratio=1.0, reduction=16, norm="batch"),
         ratio=ratio_of(counts),
         reduction=reduction,
-        norm=_norm(layers, "norm1", "norm1"),
+        norm=_norm(layers, "attention.norm1", "attention.norm1"),
     )
 
 

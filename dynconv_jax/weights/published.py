@@ -115,18 +115,22 @@ def _published_with_odconv(call: Call) -> Call:
 # MobileNetV2
 
 
+def _stage_of_block(block: int) -> int:
+    """Returns the stage, from 1, of a block of MobileNetV2, from 1; 0 behind them."""
+    depths = [depth for _, _, depth, _ in MOBILE_STAGES]
+    ends = [sum(depths[: stage + 1]) for stage in range(len(depths))]
+    return next((n for n, end in enumerate(ends, 1) if block <= end), 0)
+
+
 def _mobilenet_place(match: re.Match[str]) -> Place:
     index = int(match["index"])
     if index == 0:
         return Place("stem")
-    depths = [depth for _, _, depth, _ in MOBILE_STAGES]
-    ends = [sum(depths[: stage + 1]) for stage in range(len(depths))]
-    stage = next((n for n, end in enumerate(ends, 1) if index <= end), 0)
     if match["inner"] is None:
         return Place("head", kernel_size=1)
     # The first block has nothing before its depthwise convolution.
     is_depthwise = match["inner"] == (".conv.0.0" if index == 1 else ".conv.1.0")
-    return Place("body", stage, 3 if is_depthwise else 1)
+    return Place("body", _stage_of_block(index), 3 if is_depthwise else 1)
 
 
 _MOBILENET = Trunk(
@@ -150,18 +154,9 @@ def _mobilenets(
     """Of MobileNetV2, the last norm of whose first block, and of others, is `last`."""
     depths = [depth for _, _, depth, _ in MOBILE_STAGES]
     channels = [each for _, each, depth, _ in MOBILE_STAGES for _ in range(depth)]
-    norms = [f"features.1.{last[0]}"]
+    norms = ["features.0.1", f"features.1.{last[0]}"]
     norms += [f"features.{index}.{last[1]}" for index in range(2, sum(depths) + 1)]
-    widths = [
-        shape_of(shapes, f"{norm}.weight", 1)[0] for norm in ("features.0.1", *norms)
-    ]
-    width_mult = multiplier(
-        lambda number: (
-            [make_divisible(each * number) for each in (32, *channels)] == widths
-        ),
-        widths[-1],
-        channels[-1],
-    )
+    width_mult = _at_width(shapes, norms, [32, *channels])
     mult = without(dict(width_mult=1.0), width_mult=width_mult)
     yield read(shapes, trunk, "mobilenet_v2", **mult)
 
@@ -187,12 +182,9 @@ def _flat_place(match: re.Match[str]) -> Place:
         is_stem = match["index"] is not None
         return Place("stem") if is_stem else Place("head", kernel_size=1)
     block = int(match["block"])
-    depths = [depth for _, _, depth, _ in MOBILE_STAGES]
-    ends = [sum(depths[: stage + 1]) for stage in range(len(depths))]
-    stage = next((n for n, end in enumerate(ends, 1) if block <= end), 0)
     # The first block has nothing before its depthwise convolution.
     is_depthwise = match["part"] == ("0" if block == 1 else "3")
-    return Place("body", stage, 3 if is_depthwise else 1)
+    return Place("body", _stage_of_block(block), 3 if is_depthwise else 1)
 
 
 def _decomposed(shapes: Shapes) -> Iterator[Call]:
