@@ -19,7 +19,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Float, Shaped
 
-from dynconv_jax.functional.checks import take_arrays
+from dynconv_jax.functional.checks import check_choice, take_arrays
 from dynconv_jax.functional.dynamic import dynamic_conv
 from dynconv_jax.functional.geometry import Geometry, PaddingLike, check_operands
 from dynconv_jax.functional.numerics import Numerics, at_least_float32
@@ -29,21 +29,6 @@ from dynconv_jax.functional.windows import gather_windows
 
 # Which spatial axis the attention goes along.
 AXES = {"time": 0, "frequency": 1}
-
-
-def check_axis(axis: str) -> int:
-    """Returns the position of an axis among the spatial ones.
-
-    Raises:
-        ValueError: If it is not known.
-
-    Example:
-        >>> check_axis("frequency")
-        1
-    """
-    if axis not in AXES:
-        raise ValueError(f"`axis` (={axis!r}) must be 'frequency' or 'time'")
-    return AXES[axis]
 
 
 def along(geometry: Geometry, position: int) -> Geometry:
@@ -129,7 +114,8 @@ def frequency_dynamic_conv(
     inputs, attention, kernel, bias = take_arrays(
         inputs=inputs, attention=attention, kernel=kernel, bias=bias, optional=("bias",)
     )
-    position = check_axis(axis)
+    check_choice("axis", axis, AXES)
+    position = AXES[axis]
     if inputs.ndim != 4:
         raise ValueError(
             f"`inputs` (shape {inputs.shape}) must be (batch, frames, frequencies, "

@@ -9,10 +9,11 @@ from flax import nnx
 from jax import lax
 from jax.typing import DTypeLike
 
+from dynconv_jax.functional.checks import check_choice
 from dynconv_jax.functional.choice import check_implementation
 from dynconv_jax.functional.frequency_dynamic import (
+    AXES,
     along,
-    check_axis,
     frequency_dynamic_conv,
     of_bins,
 )
@@ -73,7 +74,8 @@ class BinAttention(HoldsScheduled):
             TypeError: If a count is not an integer.
             ValueError: If a value is out of range.
         """
-        position = check_axis(axis)
+        check_choice("axis", axis, AXES)
+        position = AXES[axis]
         positive_int("reduction", reduction)
         positive_int("min_hidden", min_hidden)
         Temperature.check(temperature)
@@ -112,7 +114,7 @@ class BinAttention(HoldsScheduled):
             ValueError: In training with `norm="batch"`, if there is one sample with one
                 bin.
         """
-        other = 2 - check_axis(self.axis)
+        other = 2 - AXES[self.axis]
         dtype = at_least_float32(self.dtype or inputs.dtype)
         hidden = self.conv1d1(jnp.mean(inputs, axis=other, dtype=dtype))
         trunk_norm = getattr(self, "bn", getattr(self, "ln", None))
@@ -193,7 +195,8 @@ class FrequencyDynamicConv(ExpertConv):
             ValueError: If a value is out of range or does not fit the others.
         """
         options.setdefault("kernel_init", kaiming_fan_in)
-        position = check_axis(axis)
+        check_choice("axis", axis, AXES)
+        position = AXES[axis]
         super().__init__(
             in_features, out_features, kernel_size, strides, rngs=rngs, **options
         )

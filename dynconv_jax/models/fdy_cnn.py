@@ -9,7 +9,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from dynconv_jax.functional.checks import check_arrays, check_rate
+from dynconv_jax.functional.checks import check_arrays, check_choice, check_rate
 from dynconv_jax.functional.geometry import positive_int
 from dynconv_jax.initializers import torch_linear
 from dynconv_jax.layers.frequency_dynamic_conv import FrequencyDynamicConv
@@ -156,7 +156,7 @@ class FDYCNN(Checkpointing):
         self.in_features = positive_int("in_features", in_features)
         self.num_classes = positive_int("num_classes", num_classes)
         check_rate("dropout", dropout)
-        check_activation(activation)
+        check_choice("activation", activation, ACTIVATIONS)
         widths = scaled_widths(WIDTHS, width_mult)
         make = Convolutions(
             conv,
@@ -238,12 +238,6 @@ class FDYCNN(Checkpointing):
             for index in range(len(WIDTHS))
         ]
         return [*blocks, ("fc",)]
-
-
-def check_activation(activation: str) -> None:
-    """Raises a ValueError unless the gates of channels are known."""
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"`activation` (={activation!r}) must be 'cg' or 'glu'")
 
 
 def check_sounds(inputs: jax.Array, in_features: int) -> None:

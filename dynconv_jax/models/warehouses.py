@@ -163,12 +163,19 @@ def stage_and_kernel_size(index: int, geometry: Geometry, path: str) -> Hashable
         >>> stage_and_kernel_size(4, geometry, "layer1.0.conv2")
         ('layer1', (3, 3))
     """
-    stage = []
-    for part in path.split("."):
-        stage.append(part)
-        if any(letter.isdigit() for letter in part):
-            break
-    return ".".join(stage), geometry.kernel_size
+    return stage_of(path), geometry.kernel_size
+
+
+def stage_of(path: str) -> str:
+    """Returns the beginning of a path, up to the first part with a digit in it.
+
+    Example:
+        >>> stage_of("layer1.0.conv2")
+        'layer1'
+    """
+    parts = path.split(".")
+    ends = [n for n, part in enumerate(parts, 1) if any(map(str.isdigit, part))]
+    return ".".join(parts[: ends[0]] if ends else parts)
 
 
 def with_warehouses(

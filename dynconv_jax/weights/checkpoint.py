@@ -54,7 +54,7 @@ def create_model_from_checkpoint(
 
     Which network it is, its number of classes and of image channels, its convolutions,
     their experts and ratios are read off keys and shapes, by the table of published
-    layouts (`weights/published.py`). What the table answers is held against the
+    layouts (`weights/networks`). What the table answers is held against the
     checkpoint before anything is loaded, and `to_torch_state_dict` gives the arrays
     back bit for bit (those of Chen et al.'s port with `layout="chen"`).
 

@@ -22,6 +22,7 @@ from dynconv_jax.weights.matching import (
     path_name,
     refuse,
 )
+from dynconv_jax.weights.starts import family
 
 
 def collapse(
@@ -60,7 +61,7 @@ def collapse(
     """
     check_module("model", model)
     check_module("static", static)
-    pairs, shared, problems = match_models(model, static)
+    pairs, shared, problems = match_models(model, static, family())
     for name, value, target in shared:
         problems.extend(misfit(name, value, target))
     written = []

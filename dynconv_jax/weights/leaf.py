@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 from flax import nnx
 
@@ -100,3 +101,32 @@ class Leaf:
                     array.astype(old.dtype), old.sharding if is_placed else None
                 )
             )
+
+
+def as_array(value: Any) -> np.ndarray:
+    """Returns a NumPy array, JAX array or PyTorch tensor as a NumPy array.
+
+    Tensors may be on any device, require gradients or be bfloat16; they are known by
+    their methods, as PyTorch is not imported.
+
+    Raises:
+        TypeError: If it is no array of numbers.
+        RuntimeError: If a tensor has no values.
+
+    Example:
+        >>> as_array([1.0, 2.0]).shape
+        (2,)
+    """
+    if hasattr(value, "detach"):
+        tensor = value.detach().cpu()
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        if hasattr(ml_dtypes, dtype):  # what NumPy has not: the bits, as integers
+            same_size = {1: "char", 2: "short"}[tensor.element_size()]
+            integer = getattr(tensor.new_empty(0), same_size)().dtype
+            bits = tensor.contiguous().view(integer).numpy()
+            return bits.view(getattr(ml_dtypes, dtype))
+        return tensor.numpy(force=True)
+    array = np.asarray(value)
+    if array.dtype.kind in "OSUM":
+        raise TypeError(f"it is a {type(value).__name__}")
+    return array

@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
 from flax import nnx
 
@@ -12,40 +11,15 @@ from dynconv_jax.checks import check_state_dict
 from dynconv_jax.layers.chen_layout import from_chen_layout
 from dynconv_jax.layers.warehouse_layout import from_warehouse_layout
 from dynconv_jax.weights.counterparts import silent_differences
+from dynconv_jax.weights.does_not_fit import DoesNotFit
 from dynconv_jax.weights.identify import identify, in_flax
-from dynconv_jax.weights.leaf import Leaf
+from dynconv_jax.weights.leaf import Leaf, as_array
 from dynconv_jax.weights.names import check_names, keys_to_ignore
-from dynconv_jax.weights.recognize import Match, Problem, shapes_of
+from dynconv_jax.weights.prefixes import moved, prefixes_apart, remedy
+from dynconv_jax.weights.recognize import Problem, shapes_of
 from dynconv_jax.weights.refusals import description
 from dynconv_jax.weights.torch_layout import leaves_of
 from dynconv_jax.weights.wrappers import unwrap
-
-# What may be wrong, the most telling first: of one, of several.
-_KINDS = {
-    "wrong shape": "wrong shapes",
-    "wrong dtype": "wrong dtypes",
-    "wrong value": "wrong values",
-    "key under another prefix": "keys under another prefix",
-    "missing key": "missing keys",
-    "unexpected key": "unexpected keys",
-}
-# How many of a kind a refusal names before it counts the rest.
-_NAMED = 8
-
-
-class DoesNotFit(ValueError):
-    """A state dict does not fit a module; the message says in what, and what it is of.
-
-    Attributes:
-        problems: Each by its kind and in words that name the key, the most telling
-            first.
-        match: What the state dict is of, as far as that is known.
-    """
-
-    def __init__(self, message: str, problems: list[Problem], match: Match | None):
-        super().__init__(message)
-        self.problems = problems
-        self.match = match
 
 
 def load_torch_state_dict(
@@ -196,17 +170,17 @@ def prepare(
                 )
     if problems or missing or unexpected:
         hints = [f"Before, {note}." for note in notes]
-        prefixes = None if is_outline else _prefixes_apart(missing, unexpected)
+        prefixes = None if is_outline else prefixes_apart(missing, unexpected)
         # A prefix more or less is one only where no key is right without.
         if prefixes and (all(prefixes) or not state_dict.keys() & known.keys()):
             other, own = prefixes
-            moved = {_moved(key, own, other): key for key in missing}
+            renamed = {moved(key, own, other): key for key in missing}
             problems += [
                 ("key under another prefix", f"{given_key[there]} for {key}")
-                for there, key in moved.items()
+                for there, key in renamed.items()
             ]
-            hints.append(_remedy(other, own))
-            missing, unexpected = [], [key for key in unexpected if key not in moved]
+            hints.append(remedy(other, own))
+            missing, unexpected = [], [key for key in unexpected if key not in renamed]
         problems += [("missing key", f"{k}, of shape {known[k]}") for k in missing]
         problems += [("unexpected key", given_key[key]) for key in unexpected]
         match = None if is_outline else identify(values, prepare)
@@ -221,9 +195,7 @@ def prepare(
                 "Keys follow the names of attributes; modules that name them otherwise "
                 "than PyTorch need a row in `dynconv_jax.LAYOUT`."
             )
-        name, problems = type(module).__name__, _most_telling_first(problems)
-        message = "\n".join([_refusal(name, problems), *hints])
-        raise DoesNotFit(message, problems, match)
+        raise DoesNotFit(type(module).__name__, problems, hints, match)
     if not is_of_jax:
         notes += silent_differences(module)
     writes = [(leaf, value) for _, leaf, value in accepted.values()]
@@ -254,35 +226,6 @@ def _without(
     return kept
 
 
-def as_array(value: Any) -> np.ndarray:
-    """Returns a NumPy array, JAX array or PyTorch tensor as a NumPy array.
-
-    Tensors may be on any device, require gradients or be bfloat16; they are known by
-    their methods, as PyTorch is not imported.
-
-    Raises:
-        TypeError: If it is no array of numbers.
-        RuntimeError: If a tensor has no values.
-
-    Example:
-        >>> as_array([1.0, 2.0]).shape
-        (2,)
-    """
-    if hasattr(value, "detach"):
-        tensor = value.detach().cpu()
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        if hasattr(ml_dtypes, dtype):  # what NumPy has not: the bits, as integers
-            same_size = {1: "char", 2: "short"}[tensor.element_size()]
-            integer = getattr(tensor.new_empty(0), same_size)().dtype
-            bits = tensor.contiguous().view(integer).numpy()
-            return bits.view(getattr(ml_dtypes, dtype))
-        return tensor.numpy(force=True)
-    array = np.asarray(value)
-    if array.dtype.kind in "OSUM":
-        raise TypeError(f"it is a {type(value).__name__}")
-    return array
-
-
 def _misfit(name: str, leaf: Leaf, value: np.ndarray) -> tuple[str, str] | None:
     """Says in what way a value does not fit its place, if in any."""
     if value.shape != leaf.torch_shape:
@@ -301,84 +244,3 @@ def _misfit(name: str, leaf: Leaf, value: np.ndarray) -> tuple[str, str] | None:
         if reason := scheduled.refusal(value, leaf.dtype):
             return "wrong value", f"{name} is {value}; it {reason}"
     return None
-
-
-def _most_telling_first(problems: list[Problem]) -> list[Problem]:
-    """Orders what is wrong by its kind, weights before statistics."""
-    kinds = [*_KINDS]
-
-    def rank(problem: tuple[str, str]) -> tuple[int, bool]:
-        kind, text = problem
-        return kinds.index(kind), not text.split()[0].rstrip(",").endswith("weight")
-
-    return sorted(problems, key=rank)
-
-
-def _refusal(name: str, problems: list[Problem]) -> str:
-    """Returns what is wrong: how many of which kind, and the first of each."""
-    totals, lines = [], []
-    for kind, several in _KINDS.items():
-        texts = [text for each, text in problems if each == kind]
-        if not texts:
-            continue
-        totals.append(f"{len(texts)} {several if len(texts) > 1 else kind}")
-        shown = 1 if "prefix" in kind else _NAMED  # one prefix tells all
-        lines += [f"{kind}: {text}" for text in texts[:shown]]
-        if len(texts) > shown:
-            lines.append(f"and {len(texts) - shown} more {several}")
-    told = "".join(f"\n  {line}" for line in lines)
-    return (
-        f"{', '.join(totals)}: the state dict does not fit the {name}, which is "
-        f"unchanged:{told}"
-    )
-
-
-def _prefixes_apart(
-    missing: list[str], unexpected: list[str]
-) -> tuple[str, str] | None:
-    """Returns the prefixes that tell all missing keys from unexpected ones, if any.
-
-    Returns:
-        That of the state dict and that of the module; None where there are none, or
-        several would do.
-
-    Example:
-        >>> _prefixes_apart(["fc.bias", "fc.weight"], ["net.fc.bias", "net.fc.weight"])
-        ('net.', '')
-    """
-    if not missing or not unexpected:
-        return None
-    there, found = set(unexpected), set()
-    first = missing[0].split(".")
-    for length in range(1, len(first) + 1):
-        ending = ".".join(first[-length:])
-        own = missing[0].removesuffix(ending)
-        if not all(key.startswith(own) for key in missing):
-            continue
-        for key in unexpected:
-            if key == ending or key.endswith(f".{ending}"):
-                other = key.removesuffix(ending)
-                if all(_moved(key, own, other) in there for key in missing):
-                    found.add((other, own))
-    # Not with what both have in common; and one key may be renamed by chance.
-    found = {
-        (other, own)
-        for other, own in found
-        if not (other and own)
-        or (len(missing) > 1 and other.split(".")[-2] != own.split(".")[-2])
-    }
-    return found.pop() if len(found) == 1 else None
-
-
-def _moved(key: str, old: str, new: str) -> str:
-    return new + key.removeprefix(old)
-
-
-def _remedy(other: str, own: str) -> str:
-    """Says what makes keys the same that differ by these prefixes."""
-    if not other:
-        return f"Load it into the part of the module that is {own[:-1]!r}."
-    change = (
-        f"removeprefix({other!r})" if not own else f"replace({other!r}, {own!r}, 1)"
-    )
-    return f"Load {{key.{change}: value for key, value in state_dict.items()}}."

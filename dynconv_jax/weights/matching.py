@@ -9,21 +9,13 @@ import numpy as np
 from flax import nnx
 
 from dynconv_jax.functional import Geometry
-from dynconv_jax.layers import (
-    DecomposedConv,
-    FDConv,
-    KernelWarehouse,
-    ModulatedConv,
-    WarehouseConv,
-)
-from dynconv_jax.layers.expert_conv import ExpertConv
+from dynconv_jax.layers import KernelWarehouse
 from dynconv_jax.routing import Router, SigmoidRouter
 from dynconv_jax.scheduled import Scheduled
 from dynconv_jax.weights.names import keys_to_ignore
 from dynconv_jax.weights.torch_layout import leaves_of
 
-# The layers of the family, and what belongs to several of them in a model.
-FAMILY = (ExpertConv, WarehouseConv, DecomposedConv, ModulatedConv, FDConv)
+# What belongs to several layers of a model.
 SHARED = (Router, SigmoidRouter, KernelWarehouse)
 
 Path = tuple[Any, ...]
@@ -87,13 +79,17 @@ def variables_to_ignore(
 
 
 def match_models(
-    model: nnx.Module, static: nnx.Module, ignored: Collection[int] = ()
+    model: nnx.Module,
+    static: nnx.Module,
+    family: tuple[type, ...],
+    ignored: Collection[int] = (),
 ) -> tuple[dict[Path, tuple[Any, nnx.Conv]], list[Common], list[str]]:
     """Pairs what two models have in common.
 
     Args:
         model: The dynamic one.
         static: The static one.
+        family: The classes of the layers that stand for convolutions.
         ignored: Variables of either, by `id`, that need no other. A part with no others
             is left out whole.
 
@@ -108,7 +104,7 @@ def match_models(
     for path, part in nnx.iter_modules(model):
         if ignored and _is_ignored(part, ignored):
             inside.append(path)
-        elif isinstance(part, FAMILY):
+        elif isinstance(part, family):
             inside.append(path)
             source = sources.get(path)
             if not isinstance(source, nnx.Conv):

@@ -18,9 +18,9 @@ from dynconv_jax.models.abstract import abstract_module
 from dynconv_jax.models.description import DTYPES, description_of, is_plain, plain
 from dynconv_jax.models.registry import create_model
 from dynconv_jax.weights.directories import new_directory
+from dynconv_jax.weights.does_not_fit import DoesNotFit
 from dynconv_jax.weights.files import load_weights, save_weights, write_file
 from dynconv_jax.weights.identify import in_flax
-from dynconv_jax.weights.loading import DoesNotFit
 from dynconv_jax.weights.pretrained_config import (
     CONFIG,
     README,

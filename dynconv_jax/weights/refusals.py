@@ -3,14 +3,14 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from dynconv_jax.weights.members import Shapes
-from dynconv_jax.weights.published import NETWORKS
+from dynconv_jax.weights.networks import NETWORKS
 from dynconv_jax.weights.recognize import (
     OF_VALUES,
     Match,
     Problem,
     recognize_layers,
 )
+from dynconv_jax.weights.shapes import Shapes
 from dynconv_jax.weights.trunks import Call
 from dynconv_jax.weights.wrappers import listed
 

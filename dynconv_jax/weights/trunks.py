@@ -1,25 +1,18 @@
 """How a network is read off a checkpoint, whatever its convolutions are.
 
-The rows of `published.py` say with these what a family of networks is.
+The modules of `networks/` say with these what a family of networks is.
 """
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from dynconv_jax.models.convolutions import Dynamic, is_dynamic
-from dynconv_jax.weights.members import (
-    MEMBERS,
-    Layer,
-    Member,
-    Place,
-    Shapes,
-    Unread,
-    shape_of,
-    without,
-)
+from dynconv_jax.models.mobilenet_v2 import make_divisible
+from dynconv_jax.weights.members import MEMBERS, Layer, Member, Place
+from dynconv_jax.weights.shapes import Shapes, Unread, multiplier, shape_of, without
 
 NONE: Mapping[str, str] = MappingProxyType({})
 
@@ -58,13 +51,36 @@ class Network(NamedTuple):
     Attributes:
         title: Its name in words.
         signs: Keys that each of its checkpoints has, whatever its convolutions are.
-        calls: The calls that the shapes may be of, the most likely first; it may raise
-            `Unread`.
+        call_of: The call that the shapes may be of; it may raise `Unread`.
     """
 
     title: str
     signs: tuple[str, ...]
-    calls: Callable[[Shapes], Iterator[Call]]
+    call_of: Callable[[Shapes], Call | None]
+
+
+class Widths(NamedTuple):
+    """How wide the networks of a family are, which multiply all widths by a number.
+
+    Attributes:
+        norms: The norms that tell the widths.
+        usual: Their widths with 1.
+        scaled: The widths that a network has with a number.
+    """
+
+    norms: Sequence[str]
+    usual: Sequence[int]
+    scaled: Callable[[Sequence[int], float], Sequence[int]]
+
+
+def divisible(widths: Sequence[int], width_mult: float) -> list[int]:
+    """Returns widths times a number, as MobileNets round them.
+
+    Example:
+        >>> divisible([32, 64], 0.25)
+        [8, 16]
+    """
+    return [make_divisible(each * width_mult) for each in widths]
 
 
 class Trunk(NamedTuple):
@@ -78,6 +94,7 @@ class Trunk(NamedTuple):
         stages: How many stages there are.
         dynamic: The default of `dynamic`; None where there is no such option.
         conv: The default of `conv`.
+        widths: What tells `width_mult`; None where there is no such option.
     """
 
     convolution: re.Pattern[str]
@@ -87,6 +104,7 @@ class Trunk(NamedTuple):
     stages: int
     dynamic: Dynamic | None
     conv: str = "static"
+    widths: Widths | None = None
 
 
 def layers_of(shapes: Shapes, trunk: Trunk) -> list[Layer]:
@@ -145,6 +163,10 @@ def read(
         except Unread as error:
             doubts.append(str(error))
 
+    if trunk.widths is not None:
+        mult = width_mult(shapes, trunk.widths)
+        options |= without(dict(width_mult=1.0), width_mult=mult)
+        unless_unread(_check_widths, shapes, trunk.widths, mult)
     layers = layers_of(shapes, trunk)
     member, dynamic = unless_unread(member_of, layers) or (None, [])
     in_channels = unless_unread(_in_channels, shapes, trunk, layers, member, dynamic)
@@ -211,46 +233,56 @@ def _dynamic(
     )
 
 
-def multiplier(fits: Callable[[float], bool], given: int, usual: int) -> float:
-    """Returns the number of the fewest decimals by which widths are multiplied.
+def with_whole_head(call: Call, shapes: Shapes, first: str) -> Call:
+    """Returns a call of a head of several layers, which is missing as a whole.
 
     Args:
-        fits: Whether a number gives all widths.
-        given: The largest of the widths.
-        usual: What it is with 1.
+        call: The call, whose head is the last layer.
+        shapes: Of the checkpoint.
+        first: A key of the first layer of the head, below `classifier`.
+    """
+    return call if first in shapes else call._replace(head="classifier")
 
-    Returns:
-        A number that fits; or, if none of four decimals does, about the nearest.
+
+def width_mult(shapes: Shapes, widths: Widths) -> float:
+    """Returns by what widths are multiplied: all, or else as many as possible.
+
+    Raises:
+        Unread: If none of the norms is there.
 
     Example:
-        >>> multiplier(lambda number: round(256 * number) == 64, 64, 256)
+        >>> shapes = {"bn1.weight": (8,), "bn2.weight": (16,)}
+        >>> width_mult(shapes, Widths(["bn1", "bn2"], [32, 64], divisible))
         0.25
     """
-    nearest = given / usual
-    reach = 8 / usual + nearest / 10  # by how much widths are rounded
-    for decimals in range(5):
-        scale = 10**decimals
-        first = max(1, math.ceil((nearest - reach) * scale))
-        last = math.floor((nearest + reach) * scale)
-        steps = range(first, min(last, first + 5000) + 1)
-        found = [step / scale for step in steps if fits(step / scale)]
-        if found:
-            return min(found, key=lambda each: abs(each - nearest))
-    return round(nearest, 4)
+    found = [shapes.get(f"{norm}.weight", ()) for norm in widths.norms]
+    pairs = [
+        (shape[0], usual)
+        for shape, usual in zip(found, widths.usual, strict=True)
+        if len(shape) == 1 and shape[0] > 0
+    ]
+    if not pairs:
+        raise Unread(f"{widths.norms[0]}.weight is missing")
+
+    def fitting(number: float, among: Sequence[tuple[int, int]]) -> int:
+        told = widths.scaled([usual for _, usual in among], number)
+        return sum(width == each for (width, _), each in zip(among, told, strict=True))
+
+    def fits(among: Sequence[tuple[int, int]]) -> Callable[[float], bool]:
+        return lambda number: fitting(number, among) == len(among)
+
+    mult = multiplier(fits(pairs), *pairs[-1])
+    if fits(pairs)(mult):
+        return mult
+    alone = {multiplier(fits([pair]), *pair) for pair in pairs}
+    nearest_first = sorted(alone, key=lambda each: abs(math.log(each)))
+    return max(nearest_first, key=lambda each: fitting(each, pairs))
 
 
-def count(shapes: Shapes, pattern: str) -> int:
-    """Returns how many there are of what keys number from 0.
-
-    Args:
-        shapes: Of a checkpoint.
-        pattern: A key, with `{}` for the number.
-
-    Example:
-        >>> count({"0.weight": (8,), "1.weight": (8,)}, "{}.weight")
-        2
-    """
-    number = 0
-    while pattern.format(number) in shapes:
-        number += 1
-    return number
+def _check_widths(shapes: Shapes, widths: Widths, mult: float) -> None:
+    """Raises `Unread` for the first of the norms that is not as wide as `mult` says."""
+    told = widths.scaled(widths.usual, mult)
+    for norm, width in zip(widths.norms, told, strict=True):
+        (given,) = shape_of(shapes, f"{norm}.weight", 1)
+        if given != width:
+            raise Unread(f"{norm} has {given} channels, and not {width}")

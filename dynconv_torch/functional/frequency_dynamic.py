@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from dynconv_torch.functional.checks import check_tensors
+from dynconv_torch.functional.checks import check_choice, check_tensors
 from dynconv_torch.functional.choice import check_implementation
 from dynconv_torch.functional.dynamic import dynamic_conv, merge_experts
 from dynconv_torch.functional.geometry import Geometry, PaddingLike
@@ -26,21 +26,6 @@ from dynconv_torch.functional.windows import gather_windows, pad_for
 
 # Which spatial axis the attention goes along.
 AXES = {"time": 0, "frequency": 1}
-
-
-def check_axis(axis: str) -> int:
-    """Returns the position of an axis among the spatial ones.
-
-    Raises:
-        ValueError: If it is not known.
-
-    Example:
-        >>> check_axis("frequency")
-        1
-    """
-    if axis not in AXES:
-        raise ValueError(f"`axis` (={axis!r}) must be 'frequency' or 'time'")
-    return AXES[axis]
 
 
 def along(geometry: Geometry, position: int) -> Geometry:
@@ -112,7 +97,8 @@ def frequency_dynamic_conv(
     check_tensors(
         input=input, attention=attention, weight=weight, bias=bias, optional=("bias",)
     )
-    position = check_axis(axis)
+    check_choice("axis", axis, AXES)
+    position = AXES[axis]
     if input.ndim != 4:
         raise ValueError(
             f"`input` (shape {sizes_of(input)}) must be (batch, in_channels, frames, "

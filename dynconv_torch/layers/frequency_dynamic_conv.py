@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dynconv_torch.functional.checks import check_choice
 from dynconv_torch.functional.frequency_dynamic import (
+    AXES,
     along,
-    check_axis,
     frequency_dynamic_conv,
 )
 from dynconv_torch.functional.geometry import Geometry, PaddingLike, positive_int
@@ -71,7 +72,8 @@ class BinAttention(HoldsScheduled):
             ValueError: If a value is out of range.
         """
         super().__init__()
-        position = check_axis(axis)
+        check_choice("axis", axis, AXES)
+        position = AXES[axis]
         positive_int("reduction", reduction)
         positive_int("min_hidden", min_hidden)
         self.axis = axis
@@ -111,7 +113,7 @@ class BinAttention(HoldsScheduled):
             ValueError: In training with `norm="batch"`, if there is one sample with one
                 bin.
         """
-        other = 3 - check_axis(self.axis)
+        other = 3 - AXES[self.axis]
         with without_autocast(x.device):
             dtype = at_least_float32(x.dtype, *dtypes_of(self))
             padded = pad_for(x.mean(other, dtype=dtype), self.geometry)
@@ -211,7 +213,7 @@ class FrequencyDynamicConv2d(ExpertConvNd):
             ValueError: If a value is out of range or does not fit the others.
         """
         super().__init__()
-        check_axis(axis)
+        check_choice("axis", axis, AXES)
         self.axis = axis
         self.build_experts(
             in_channels,

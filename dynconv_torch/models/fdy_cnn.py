@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dynconv_torch.functional.checks import check_rate, check_tensors
+from dynconv_torch.functional.checks import check_choice, check_rate, check_tensors
 from dynconv_torch.functional.geometry import positive_int
 from dynconv_torch.functional.tracing import sizes_of
 from dynconv_torch.layers.frequency_dynamic_conv import FrequencyDynamicConv2d
@@ -117,8 +117,7 @@ class FDYCNN(Checkpointing):
         self.in_channels = positive_int("in_channels", in_channels)
         positive_int("num_classes", num_classes)
         check_rate("dropout", dropout)
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"`activation` (={activation!r}) must be 'cg' or 'glu'")
+        check_choice("activation", activation, ACTIVATIONS)
         widths = scaled_widths(WIDTHS, width_mult)
         make = Convolutions(
             conv,

@@ -23,7 +23,12 @@ from dynconv_torch.layers.kernel_warehouse import (
 from dynconv_torch.layers.same_conv import PaddedConv1d, PaddedConv2d, PaddedConv3d
 from dynconv_torch.layers.warehouse_layout import from_warehouse_layout
 from dynconv_torch.layers.warehouse_linear import WarehouseLinear, linear_geometry
-from dynconv_torch.models.kw_recognition import call_of, recognize_kw_network
+
+# From the shapes of a state dict, and of the model that is to load it, to what the
+# state dict is of, in words. Checkpoints are known in `weights`, above, which adds its
+# function.
+Teller = Callable[[Mapping[str, tuple[int, ...]], Mapping[str, tuple[int, ...]]], str]
+TELLERS: list[Teller] = []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,12 +153,19 @@ def stage_and_kernel_size(index: int, geometry: Geometry, path: str) -> Hashable
         >>> stage_and_kernel_size(4, geometry, "layer1.0.conv2")
         ('layer1', (3, 3))
     """
-    stage = []
-    for part in path.split("."):
-        stage.append(part)
-        if any(letter.isdigit() for letter in part):
-            break
-    return ".".join(stage), geometry.kernel_size
+    return stage_of(path), geometry.kernel_size
+
+
+def stage_of(path: str) -> str:
+    """Returns the beginning of a path, up to the first part with a digit in it.
+
+    Example:
+        >>> stage_of("layer1.0.conv2")
+        'layer1'
+    """
+    parts = path.split(".")
+    ends = [n for n, part in enumerate(parts, 1) if any(map(str.isdigit, part))]
+    return ".".join(parts[: ends[0]] if ends else parts)
 
 
 def with_warehouses(
@@ -313,26 +325,17 @@ def _load_published(
     state_dict.clear()
     state_dict.update(renamed)
     _, is_strict, *_, errors = reports
-    given = _recognized(renamed, prefix) if is_strict else None
-    if given is None:
-        return
-    ours = _recognized(own, prefix)
-    if ours and "num_classes" not in given[1]:  # without the head it may be of any
-        ours[1].pop("num_classes", None)
-    if given != ours:  # which is refused in any case
-        errors.append(f"the state dict is of what `{call_of(*given)}` makes")
-
-
-def _recognized(
-    state_dict: Mapping[str, Any], prefix: str
-) -> tuple[str, dict[str, Any]] | None:
-    """Returns what published network a state dict is of, if of one."""
-    shapes = {
-        key.removeprefix(prefix): tuple(getattr(value, "shape", ()))
-        for key, value in state_dict.items()
-        if key.startswith(prefix)
-    }
-    return recognize_kw_network(shapes)
+    if is_strict:
+        given, ours = (
+            {
+                key.removeprefix(prefix): tuple(getattr(value, "shape", ()))
+                for key, value in each.items()
+                if key.startswith(prefix)
+            }
+            for each in (renamed, own)
+        )
+        # Of what is refused in any case.
+        errors.extend(filter(None, (tell(given, ours) for tell in TELLERS)))
 
 
 def _of_group(given: float | Mapping[Any, float], key: Hashable) -> float:

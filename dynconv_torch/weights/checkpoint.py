@@ -50,7 +50,7 @@ def create_model_from_checkpoint(
 
     Which network it is, its number of classes and of image channels, its convolutions,
     their experts and ratios are read off keys and shapes, by the table of published
-    layouts (`weights/published.py`). What the table answers is held against the
+    layouts (`weights/networks`). What the table answers is held against the
     checkpoint before anything is loaded.
 
     What is around the state dict is taken off: the dict of a checkpoint

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from dynconv_torch.models.registry import create_model
+from dynconv_torch.models.warehouses import TELLERS
+from dynconv_torch.weights.networks import kw_networks
 from dynconv_torch.weights.recognize import (
     SCHEDULED,
     Match,
@@ -16,6 +18,8 @@ from dynconv_torch.weights.recognize import (
     best_match,
     shapes_of,
 )
+from dynconv_torch.weights.refusals import words
+from dynconv_torch.weights.shapes import Shapes
 from dynconv_torch.weights.trunks import Call
 
 _SIZES = re.compile(
@@ -154,3 +158,20 @@ def identify(state_dict: Mapping[str, Any]) -> Match | None:
         return misfits({"name": call.name, **call.options}, state_dict)
 
     return best_match(shapes_of(state_dict), misfits_of)
+
+
+def _told_of_sibling(given: Shapes, own: Shapes) -> str:
+    """Returns which of KernelWarehouse's networks a state dict is of, if of another."""
+    call, ours = kw_networks.call_of(given), kw_networks.call_of(own)
+    if call is None or call.doubts:
+        return ""
+    if ours is not None and ours.name == call.name:
+        options = dict(ours.options)
+        if "num_classes" not in call.options:  # without the head it may be of any
+            options.pop("num_classes", None)
+        if options == call.options:
+            return ""
+    return f"the state dict is of what {words(call, dict)} makes"
+
+
+TELLERS.append(_told_of_sibling)

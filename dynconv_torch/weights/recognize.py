@@ -1,6 +1,6 @@
 """What is this state dict of? From keys and shapes to a call of `create_model`.
 
-The tables are in `published.py` (networks) and `members.py` (convolutions). What a row
+The tables are in `networks/` and `members.py` (convolutions). What a row
 answers is held against the checkpoint, key by key and shape by shape, by whoever can
 build a network: each package has a function for that, which is handed in here.
 """
@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 from dynconv_torch.models.options import did_you_mean, option_names
 from dynconv_torch.models.registry import GIVEN
-from dynconv_torch.weights.members import MEMBERS, Shapes, Unread
-from dynconv_torch.weights.published import NETWORKS
+from dynconv_torch.weights.members import MEMBERS
+from dynconv_torch.weights.networks import NETWORKS
+from dynconv_torch.weights.shapes import Shapes, Unread
 from dynconv_torch.weights.trunks import Call
 
 # The largest of the published networks has a hundred million. A file may say of one
@@ -67,14 +68,14 @@ def candidates(shapes: Shapes) -> list[Call]:
     """
     if sum(map(math.prod, shapes.values())) > MOST_NUMBERS:
         return []
-    found: list[Call] = []
+    found: list[Call | None] = []
     for network in NETWORKS:
         if all(sign in shapes for sign in network.signs):
             try:
-                found += network.calls(shapes)
+                found.append(network.call_of(shapes))
             except Unread:  # of what all of the family have
                 continue
-    return found
+    return [call for call in found if call is not None]
 
 
 def best_match(

@@ -3,14 +3,14 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from dynconv_torch.weights.members import Shapes
-from dynconv_torch.weights.published import NETWORKS
+from dynconv_torch.weights.networks import NETWORKS
 from dynconv_torch.weights.recognize import (
     OF_VALUES,
     Match,
     Problem,
     recognize_layers,
 )
+from dynconv_torch.weights.shapes import Shapes
 from dynconv_torch.weights.trunks import Call
 from dynconv_torch.weights.wrappers import listed
 

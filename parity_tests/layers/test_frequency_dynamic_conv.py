@@ -285,7 +285,7 @@ def test_temperature_evens_the_attention_out(rng):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(axis="channel"), "`axis` .='channel'. must be 'frequency' or 'time'"),
+        (dict(axis="channel"), "`axis` .='channel'. must be one of 'time'"),
         (dict(implementation="fast"), "`implementation` .='fast'. must be one of"),
         (dict(temperature=0.0), "`temperature` .=0.0. must be one positive"),
         (dict(min_hidden=0), "`min_hidden` .=0. must be"),

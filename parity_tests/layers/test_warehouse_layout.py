@@ -2,7 +2,6 @@
 
 import copy
 import pickle
-import re
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,14 +13,8 @@ from flax import nnx
 import dynconv_jax
 import dynconv_torch
 from dynconv_jax import load_torch_state_dict, to_torch_state_dict
-from dynconv_jax.models.abstract import abstract_module
-from dynconv_jax.models.kw_recognition import recognize_kw_network
-from dynconv_torch.models.kw_recognition import (
-    recognize_kw_network as torch_recognize,
-)
 from parity_tests.parity import as_torch, channels_first
 from parity_tests.tolerances import assert_close
-from parity_tests.tools import kw_checkpoints
 from parity_tests.tools.jax_modules import build
 
 
@@ -168,104 +161,3 @@ def test_what_has_no_warehouses_has_no_place_in_the_layout():
         to_torch_state_dict(layer, layout="kernel_warehouse")
     with pytest.raises(ValueError, match="no cells"):
         dynconv_torch.to_warehouse_layout(torch.nn.Linear(2, 3).state_dict())
-
-
-# Of which network?
-
-NETWORKS = [
-    (
-        ("kw_resnet18", dict(num_classes=7, ratio=0.25)),
-        kw_checkpoints.resnet((2, 2, 2, 2), 0.25, is_bottleneck=False, classes=7),
-    ),
-    (
-        ("kw_resnet50", dict(num_classes=1000, ratio=0.5)),
-        kw_checkpoints.resnet((3, 4, 6, 3), 0.5, is_bottleneck=True),
-    ),
-    *[
-        (
-            (
-                "kw_mobilenet_v2",
-                dict(num_classes=10, ratio=ratio, width_mult=width),
-            ),
-            kw_checkpoints.mobilenet_v2(ratio, width, classes=10),
-        )
-        for width, ratio in ((1.0, 0.5), (1.0, 4), (0.5, 1))
-    ],
-    (
-        ("kw_convnext_tiny", dict(num_classes=1000, ratio=1)),
-        kw_checkpoints.convnext_tiny(),
-    ),
-]
-
-
-@pytest.mark.parametrize(
-    ("call", "shapes"), NETWORKS, ids=[f"{name} {o}" for (name, o), _ in NETWORKS]
-)
-def test_checkpoints_are_known_by_their_shapes(call, shapes):
-    assert recognize_kw_network(shapes) == torch_recognize(shapes) == call
-    name, options = call
-    net = dynconv_torch.create_model(name, device="meta", **options)
-    own = {key: tuple(value.shape) for key, value in net.state_dict().items()}
-    assert recognize_kw_network(own) == call
-
-
-def test_images_of_other_channels_are_known():
-    net = dynconv_torch.create_model("kw_resnet18", in_channels=1, device="meta")
-    shapes = {key: tuple(value.shape) for key, value in net.state_dict().items()}
-    options = dict(num_classes=1000, ratio=1)
-    expected = "kw_resnet18", {**options, "in_channels": 1}
-    assert recognize_kw_network(shapes) == torch_recognize(shapes) == expected
-
-
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
-@pytest.mark.parametrize("dynamic", ["paper", "all"])
-def test_other_networks_with_warehouses_are_none_of_them(name, dynamic):
-    net = dynconv_torch.create_model(
-        name, conv="kernel_warehouse", dynamic=dynamic, device="meta"
-    )
-    shapes = {key: tuple(value.shape) for key, value in net.state_dict().items()}
-    assert torch_recognize(shapes) is None and recognize_kw_network(shapes) is None
-
-
-def test_a_sibling_is_refused_with_the_call_that_takes_it():
-    shapes = kw_checkpoints.resnet((2, 2, 2, 2), 0.5, is_bottleneck=False)
-    zeros = {k: np.broadcast_to(np.float32(0), shape) for k, shape in shapes.items()}
-    call = r"create_model\('kw_resnet18', 1000, ratio=0.5\)"
-    net = abstract_module(
-        lambda rngs: dynconv_jax.create_model("kw_resnet18", ratio=0.25, rngs=rngs)
-    )
-    with pytest.raises(ValueError) as refusal:
-        load_torch_state_dict(net, zeros)
-    message = str(refusal.value).replace("\n", " ")
-    assert re.search(r"create_model\([^)]*kw_resnet18[^)]*ratio=0.5", message)
-    twin = dynconv_torch.create_model("kw_resnet18", ratio=0.25, device="meta")
-    on_meta = {k: torch.empty(shape, device="meta") for k, shape in shapes.items()}
-    with pytest.raises(RuntimeError, match=f"of what `{call}` makes"):
-        twin.load_state_dict(on_meta, strict=True)
-
-
-def test_a_published_checkpoint_alone_makes_its_network(rng):
-    shapes = kw_checkpoints.mobilenet_v2(0.5, 0.5, classes=3)
-    arrays = {
-        key: rng.uniform(0.5, 1, shape).astype("float32")
-        for key, shape in shapes.items()
-        if not key.endswith("num_batches_tracked")
-    }
-    made = dynconv_torch.create_model_from_checkpoint(arrays)
-    returned = dynconv_torch.to_warehouse_layout(made.state_dict())
-    for key, value in arrays.items():
-        np.testing.assert_array_equal(returned[key].numpy(), value)
-
-
-@pytest.mark.slow
-def test_a_published_checkpoint_alone_makes_its_network_in_jax(rng):
-    shapes = kw_checkpoints.mobilenet_v2(0.5, 0.5, classes=3)
-    arrays = {
-        key: rng.uniform(0.5, 1, shape).astype("float32")
-        for key, shape in shapes.items()
-        if not key.endswith("num_batches_tracked")
-    }
-    made = dynconv_jax.create_model_from_checkpoint(arrays)
-    returned = to_torch_state_dict(made, layout="kernel_warehouse")
-    for key, value in arrays.items():
-        np.testing.assert_array_equal(returned[key], value)

@@ -4,11 +4,26 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import numpy as np
+import pytest
 import torch
 
 import dynconv_torch
+from dynconv_torch.weights.identify import identify
 
 Array = TypeVar("Array")
+
+# A small network, and its convolutions.
+SMALL: dict[str, Any] = dict(name="dynamic_net", width_mult=0.25, num_classes=7)
+CONVOLUTIONS: dict[str, dict[str, Any]] = {
+    "static": dict(conv="static"),
+    "dynamic": dict(conv="dynamic", conv_options={"num_experts": 2}),
+    "condconv": dict(conv="condconv", conv_options={"num_experts": 3}),
+    "odconv": dict(conv="odconv", conv_options={"num_experts": 1}),
+    "decomposed": dict(conv="decomposed"),
+    "kernel_warehouse": dict(conv="kernel_warehouse", conv_options={"ratio": 0.5}),
+    "fdconv": dict(conv="fdconv", conv_options={"num_experts": 3}),
+    "frequency_dynamic": dict(conv="frequency_dynamic"),
+}
 
 
 def shapes_of(name: str, **options: Any) -> dict[str, tuple[int, ...]]:
@@ -43,3 +58,22 @@ def as_published(state_dict: Mapping[str, Array]) -> dict[str, Array]:
     return {
         k: v for k, v in state_dict.items() if k.rpartition(".")[2] not in scheduled
     }
+
+
+def refusal(package, given, kind: type[Exception] = ValueError, **options) -> str:
+    """Returns why no network is made of a checkpoint, which is one line."""
+    with pytest.raises(kind) as caught:
+        package.create_model_from_checkpoint(given, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def assert_reads(name, options, *, defaults=()):
+    """Asserts that a network is recognised with just these options."""
+    match = identify(as_published(zeros(shapes_of(name, **options))))
+    assert match is not None and match.problems == []
+    assert match.call.doubts == ()
+    found = {k: v for k, v in match.call.options.items() if k not in defaults}
+    expected = {k: v for k, v in options.items() if (k, v) != ("conv", "static")}
+    assert (match.call.name, found) == (name, expected)

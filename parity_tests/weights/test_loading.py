@@ -11,7 +11,7 @@ from flax import nnx
 import dynconv_jax
 from dynconv_jax import load_torch_state_dict, to_torch_state_dict
 from dynconv_jax.weights import torch_variables
-from dynconv_jax.weights.loading import as_array
+from dynconv_jax.weights.leaf import as_array
 from parity_tests.parity import torch_state
 from parity_tests.tools.jax_modules import build
 from parity_tests.tools.modules import (

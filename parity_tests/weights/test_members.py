@@ -2,8 +2,13 @@
 
 import pytest
 
-from dynconv_jax.weights.members import MEMBERS, Unread, ratio_of, reduction_of
+from dynconv_jax.weights.identify import identify
+from dynconv_jax.weights.loading import prepare
+from dynconv_jax.weights.members import MEMBERS
 from dynconv_jax.weights.recognize import recognize_layers
+from dynconv_torch.layers import to_chen_layout
+from dynconv_torch.weights.identify import identify as identify_torch
+from parity_tests.tools.checkpoints import trained
 
 EXPERTS = (4, 8, 8, 3, 3)
 
@@ -56,31 +61,10 @@ def test_members_have_names_of_their_own():
     assert len(set(titles)) == len(titles)
 
 
-@pytest.mark.parametrize("reduction", [1, 3, 4, 16, 40])
-@pytest.mark.parametrize("floor", [1, 4, 16])
-def test_a_reduction_is_found_that_gives_these_hidden_units(reduction, floor):
-    channels = (8, 64, 96, 320, 1280)
-    pairs = [(each, max(each // reduction, floor)) for each in channels]
-    found = reduction_of(pairs, floor=floor, default=16)
-    assert found is not None
-    assert pairs == [(each, max(each // found, floor)) for each in channels]
-
-
-@pytest.mark.parametrize(
-    "pairs", [[(64, 16), (64, 17)], [(64, 16), (512, 16)], [(64, 3)], [(3, 10**30)]]
-)
-def test_hidden_units_that_no_reduction_gives_have_none(pairs):
-    assert reduction_of(pairs, floor=4, default=4) is None
-
-
-@pytest.mark.parametrize("ratio", [4, 2, 1, 1 / 2, 1 / 3, 1 / 4])
-def test_a_ratio_of_warehouses_is_read_off_tiles_and_cells(ratio):
-    tiles = (36, 9, 73, 2)
-    counts = [(each, max(1, int(each * ratio + 1e-9))) for each in tiles]
-    assert ratio_of(counts) == ratio
-
-
-@pytest.mark.parametrize("counts", [[(36, 5), (9, 9)], [(36, 37)], [(2, 1), (36, 36)]])
-def test_warehouses_of_several_ratios_have_none(counts):
-    with pytest.raises(Unread):
-        ratio_of(counts)
+def test_the_port_of_chen_is_recognised_in_its_own_layout():
+    options = dict(conv="dynamic", conv_options={"router": "chen"}, width_mult=0.1)
+    state_dict = to_chen_layout(trained("mobilenet_v2", **options))
+    for match in (identify_torch(state_dict), identify(state_dict, prepare)):
+        assert match is not None and match.problems == []
+        assert options.items() <= match.call.options.items()
+        assert "public PyTorch port" in match.call.title

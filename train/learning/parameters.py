@@ -13,8 +13,8 @@ from dynconv_jax.layers.fd_attention import LocalAttention
 from dynconv_jax.layers.frequency_dynamic_conv import BinAttention
 from dynconv_jax.layers.od_conv import ODAttention
 from dynconv_jax.models import head_of, layer_groups
-from dynconv_jax.weights.matching import FAMILY
 from dynconv_jax.weights.names import match_keys
+from dynconv_jax.weights.starts import family
 from dynconv_jax.weights.torch_layout import leaves_of
 
 # What answers, from an input, how a kernel is made for it.
@@ -24,7 +24,7 @@ ROUTERS = (
 )
 
 # What has the kernels.
-EXPERTS = *FAMILY, KernelWarehouse
+EXPERTS = *family(), KernelWarehouse
 
 # The names of parts that any model may have.
 GROUPS = "experts", "routers", "head", "backbone"

@@ -11,8 +11,9 @@ from flax import nnx
 
 from dynconv_jax import init_from_static, to_torch_state_dict
 from dynconv_jax.models import head_of
+from dynconv_jax.weights.does_not_fit import DoesNotFit
 from dynconv_jax.weights.files import read_weights
-from dynconv_jax.weights.loading import DoesNotFit, Loading, prepare
+from dynconv_jax.weights.loading import Loading, prepare
 from train.errors import TrainError, warn
 from train.flags.config import Config
 

@@ -1,0 +1,1 @@
+"""Tests of which networks checkpoints are of, a family a file."""

@@ -1,0 +1,44 @@
+"""Networks as published are recognised by the names that they have."""
+
+import pytest
+
+from dynconv_jax.weights.recognize import candidates
+from parity_tests.tools import published_shapes
+from parity_tests.tools.checkpoints import shapes_of
+
+
+@pytest.mark.parametrize(
+    "name", ["dcd_resnet18", "dcd_resnet34", "dcd_resnet50", "dcd_mobilenet_v2"]
+)
+def test_checkpoints_of_decomposition_are_read_by_their_names_alone(name):
+    call, *_ = candidates(published_shapes.published(name, 7))
+    assert (call.name, call.options, call.doubts) == (name, {"num_classes": 7}, ())
+
+
+def test_what_is_not_as_published_of_decomposition_is_read_as_an_option():
+    options = dict(
+        num_classes=7,
+        in_channels=1,
+        width_mult=0.5,
+        dropout=0.0,
+        dynamic=("pointwise", 3),
+        conv_options={"reduction": 8},
+    )
+    call, *_ = candidates(shapes_of("dcd_mobilenet_v2", **options))
+    assert (call.name, call.options, call.doubts) == ("dcd_mobilenet_v2", options, ())
+
+
+def test_networks_of_odconv_are_read_by_their_names():
+    for name in ("od_resnet101", "od_mobilenet_v2"):
+        call, *_ = candidates(published_shapes.published(name, 7))
+        assert (call.name, call.options) == (name, {"num_classes": 7})
+    call, *_ = candidates(published_shapes.published("od_resnet50", 7, experts=4))
+    expected = dict(num_classes=7, conv_options={"num_experts": 4})
+    assert (call.name, call.options) == ("od_resnet50", expected)
+
+
+def test_without_its_head_a_network_of_odconv_is_still_one():
+    shapes = published_shapes.published("od_resnet18")
+    del shapes["fc.weight"], shapes["fc.bias"]
+    call, *_ = candidates(shapes)
+    assert (call.name, call.options, call.head) == ("od_resnet18", {}, "fc")
