@@ -30,11 +30,12 @@ from dynconv_jax.weights.recognize import (
     inner_state_dict,
     merged,
     shapes_of,
+    without_redundant,
     without_scheduled,
 )
 from dynconv_jax.weights.refusals import contradiction, refusal
 from dynconv_jax.weights.torch_layout import leaves_of
-from dynconv_jax.weights.wrappers import unwrap
+from dynconv_jax.weights.wrappers import in_one_line, unwrap
 
 _ARGUMENT = "state_dict_or_path"
 _WITHOUT_HEAD = (
@@ -120,6 +121,7 @@ def create_model_from_checkpoint(
         if match is None or match.problems:
             raise ValueError(refusal(shapes, match, in_flax, _WITHOUT_HEAD))
         read = in_flax(match.call.options)
+        options = without_redundant(options, read, shapes)
         arguments = merged(
             {"name": match.call.name, **read, "param_dtype": param_dtype},
             options,
@@ -133,7 +135,7 @@ def create_model_from_checkpoint(
             raise ValueError(contradiction(read, options, problems))
     except ValueError as error:
         before = "".join(f"; before, {note}" for note in notes)
-        raise ValueError(f"{where}: {error}{before}") from None
+        raise ValueError(in_one_line(f"{where}: {error}{before}")) from None
     for note in [*notes, *match.call.guessed(options)]:
         warnings.warn(note, stacklevel=2)
     loading.carry_out()

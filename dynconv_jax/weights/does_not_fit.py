@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from dynconv_jax.weights.recognize import Match, Problem
+from dynconv_jax.weights.wrappers import in_one_line
 
 # What may be wrong, the most telling first: of one, of several.
 _KINDS = {
@@ -66,7 +67,7 @@ def _refusal(name: str, problems: list[Problem]) -> str:
             continue
         totals.append(f"{len(texts)} {several if len(texts) > 1 else kind}")
         shown = 1 if "prefix" in kind else _NAMED  # one prefix tells all
-        lines += [f"{kind}: {text}" for text in texts[:shown]]
+        lines += [f"{kind}: {in_one_line(text)}" for text in texts[:shown]]
         if len(texts) > shown:
             lines.append(f"and {len(texts) - shown} more {several}")
     told = "".join(f"\n  {line}" for line in lines)

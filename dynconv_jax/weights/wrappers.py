@@ -46,8 +46,18 @@ class Unwrapped(NamedTuple):
     notes: list[str]
 
 
+def in_one_line(text: str) -> str:
+    """Returns a text with what no line can show escaped, as `repr` does.
+
+    Example:
+        >>> in_one_line("a key"), len(in_one_line(chr(10)))
+        ('a key', 2)
+    """
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+
+
 def listed(names: Iterable[str], limit: int = 8) -> str:
-    """Returns the first names, and how many more there are.
+    """Returns the first names, in one line, and how many more there are.
 
     Example:
         >>> listed("abcde", 3)
@@ -55,7 +65,7 @@ def listed(names: Iterable[str], limit: int = 8) -> str:
     """
     names = list(names)
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+    return in_one_line(", ".join(names[:limit])) + more
 
 
 def unwrap(

@@ -27,16 +27,17 @@ from dynconv_torch.weights.recognize import (
     inner_state_dict,
     merged,
     shapes_of,
+    without_redundant,
     without_scheduled,
 )
 from dynconv_torch.weights.refusals import contradiction, refusal
-from dynconv_torch.weights.wrappers import unwrap
+from dynconv_torch.weights.wrappers import in_one_line, unwrap
 
 _ARGUMENT = "state_dict_or_path"
 _WITHOUT_HEAD = (
     "build that with the `num_classes` of yours, and give it what is there: "
-    "`net.load_state_dict(state_dict, strict=False)`, which leaves {head!r} as it is, "
-    "and with it whatever has another key"
+    "`net.load_state_dict(state_dict, strict=False)`, whose answer says what it left: "
+    "let that be {head!r} alone"
 )
 
 
@@ -109,6 +110,7 @@ def create_model_from_checkpoint(
         if match is None or match.problems:
             raise ValueError(refusal(shapes, match, dict, _WITHOUT_HEAD))
         read = match.call.options
+        options = without_redundant(options, read, shapes)
         arguments = merged(
             {"name": match.call.name, **read, "dtype": dtype},
             options,
@@ -123,7 +125,7 @@ def create_model_from_checkpoint(
         _load(model, tensors)
     except ValueError as error:
         before = "".join(f"; before, {note}" for note in notes)
-        raise ValueError(f"{where}: {error}{before}") from None
+        raise ValueError(in_one_line(f"{where}: {error}{before}")) from None
     for note in [*notes, *match.call.guessed(options)]:
         warnings.warn(note, stacklevel=2)
     return model.eval()

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from dynconv_torch.models.options import did_you_mean, option_names
 from dynconv_torch.models.registry import GIVEN
-from dynconv_torch.weights.members import MEMBERS
+from dynconv_torch.weights.members import MEMBERS, Member
 from dynconv_torch.weights.networks import NETWORKS
 from dynconv_torch.weights.shapes import Shapes, Unread
 from dynconv_torch.weights.trunks import Call
@@ -95,27 +95,39 @@ def best_match(
     return min(matches, key=lambda match: len(match.problems), default=None)
 
 
-def recognize_layers(shapes: Shapes) -> list[str]:
+def parts_of(shapes: Shapes) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Returns what is below each beginning of keys, up to a dot, and all below none.
+
+    Example:
+        >>> parts_of({"fc.bias": (10,)})
+        {'': {'fc.bias': (10,)}, 'fc': {'bias': (10,)}}
+    """
+    parts: dict[str, dict[str, tuple[int, ...]]] = {"": dict(shapes)}
+    for key, shape in shapes.items():
+        names = key.split(".", _DEPTH)
+        for depth in range(1, len(names)):
+            below = parts.setdefault(".".join(names[:depth]), {})
+            below[".".join(names[depth:])] = shape
+    return parts
+
+
+def members_in(shapes: Shapes) -> list[Member]:
     """Returns which members of the family have layers in a state dict.
 
     Example:
-        >>> recognize_layers({"weight": (4, 72), "routing_fn.weight": (4, 3)})
+        >>> found = members_in({"weight": (4, 72), "routing_fn.weight": (4, 3)})
+        >>> [member.title for member in found]
         ['CondConv']
     """
-    owned: dict[str, dict[str, tuple[int, ...]]] = {"": dict(shapes)}
-    for key, shape in shapes.items():
-        parts = key.split(".", _DEPTH)
-        for depth in range(1, len(parts)):
-            prefix = ".".join(parts[:depth])
-            owned.setdefault(prefix, {})[".".join(parts[depth:])] = shape
+    parts = parts_of(shapes)
     return [
-        member.title
+        member
         for member in MEMBERS
         if any(
             len(arrays.get(member.beside, ())) == 2
             if member.beside
             else member.holds(arrays)
-            for arrays in owned.values()
+            for arrays in parts.values()
         )
     ]
 
@@ -141,23 +153,27 @@ def check_size(shapes: Shapes) -> None:
 def inner_state_dict(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Takes off one prefix of all keys, where a known network is behind it.
 
+    Where one that a network has is missing, it is put before them.
+
     Returns:
-        The state dict, and a note of what was taken off, if anything.
+        The state dict, and notes of what was done to it, if anything.
 
     Example:
         >>> inner_state_dict({"net.fc.bias": 0})
         ({'net.fc.bias': 0}, [])
     """
     split = [key.split(".")[:-1] for key in values]
-    prefix = ""
+    prefix, outer = "", ["", *(each.outer for each in NETWORKS if each.outer)]
     for level in [()] if not split else [(), *zip(*split, strict=False)][:_DEPTH]:
         if len(set(level)) > 1:
             break
         prefix += "".join(f"{name}." for name in level[:1])
-        inner = {key.removeprefix(prefix): value for key, value in values.items()}
-        if candidates(shapes_of(inner)):
-            note = f"the prefix {prefix!r} was taken off all keys"
-            return inner, [note] if prefix else []
+        for other in outer:
+            inner = {f"{other}{k.removeprefix(prefix)}": v for k, v in values.items()}
+            if candidates(shapes_of(inner)):
+                taken = f"the prefix {prefix!r} was taken off all keys"
+                put = f"the prefix {other!r} was put before all keys"
+                return inner, [taken] * bool(prefix) + [put] * bool(other)
     return dict(values), []
 
 
@@ -178,6 +194,27 @@ def without_scheduled(
     inside = conv_options if isinstance(conv_options, Mapping) else {}
     given = {name for name in SCHEDULED if name in options or name in inside}
     return {k: v for k, v in values.items() if k.rpartition(".")[2] not in given}
+
+
+def without_redundant(
+    options: Mapping[str, Any], read: Mapping[str, Any], shapes: Shapes
+) -> dict[str, Any]:
+    """Leaves out a `conv` that a network has anyway, with settings of its own.
+
+    Args:
+        options: Those of the caller.
+        read: Those that were read off the checkpoint.
+        shapes: Of the checkpoint.
+
+    Example:
+        >>> shapes = {"conv1.attention.channel_fc.weight": (8, 16, 1, 1)}
+        >>> without_redundant({"conv": "odconv", "dropout": 0.1}, {}, shapes)
+        {'dropout': 0.1}
+    """
+    is_own = "conv" not in read and any(
+        member.conv == options.get("conv") for member in members_in(shapes)
+    )
+    return {k: v for k, v in options.items() if k != "conv" or not is_own}
 
 
 def merged(

@@ -8,7 +8,9 @@ from dynconv_torch.weights.recognize import (
     OF_VALUES,
     Match,
     Problem,
-    recognize_layers,
+    candidates,
+    members_in,
+    parts_of,
 )
 from dynconv_torch.weights.shapes import Shapes
 from dynconv_torch.weights.trunks import Call
@@ -70,7 +72,7 @@ def description(
         'The state dict looks like a network or layer with ODConv.'
     """
     if match is None:
-        layers = " and ".join(recognize_layers(shapes))
+        layers = " and ".join(member.title for member in members_in(shapes))
         told_of = f"The state dict looks like a network or layer with {layers}."
         return told_of if layers else ""
     if match.problems:
@@ -125,7 +127,7 @@ def refusal(
         'it is of no network that is known'
     """
     if match is None:
-        told_of = description(shapes, match, renamed)
+        told_of = _part(shapes) or description(shapes, match, renamed)
         titles = ", ".join(network.title for network in NETWORKS)
         keys = listed(sorted(shapes), _NAMED) or "none at all"
         return (
@@ -141,6 +143,18 @@ def refusal(
         f"it looks like {match.call.title}, but is not quite what "
         f"{words(match.call, renamed)} builds: {told(match)}{way_out}"
     )
+
+
+def _part(shapes: Shapes) -> str:
+    """Returns a sentence on a part that looks like a network, or an empty string."""
+    for prefix, below in parts_of(shapes).items():
+        for call in candidates(below):
+            return (
+                f"Its part {prefix!r} looks like {call.title}: give that alone, "
+                f"`{{key.removeprefix('{prefix}.'): value for key, value in "
+                f"state_dict.items() if key.startswith('{prefix}.')}}`"
+            )
+    return ""
 
 
 def contradiction(

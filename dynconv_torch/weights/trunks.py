@@ -52,11 +52,13 @@ class Network(NamedTuple):
         title: Its name in words.
         signs: Keys that each of its checkpoints has, whatever its convolutions are.
         call_of: The call that the shapes may be of; it may raise `Unread`.
+        outer: A prefix of keys that some checkpoints lack.
     """
 
     title: str
     signs: tuple[str, ...]
     call_of: Callable[[Shapes], Call | None]
+    outer: str = ""
 
 
 class Widths(NamedTuple):

@@ -22,8 +22,7 @@ from dynconv_jax.weights.trunks import Network
 
 NETWORKS = (
     Network("KernelWarehouse's networks", (), kw_networks.call_of),
-    Network("DCD without dropout", ("classifier.0.cls.weight",), published.decomposed),
-    Network("DCD", ("classifier.1.cls.weight",), published.decomposed),
+    Network("DCD", (), published.decomposed),
     Network("DynamicNet", ("stem.1.weight", "stage1.bn.weight"), dynamic_net.call_of),
     Network(
         "ResNet",
@@ -36,7 +35,10 @@ NETWORKS = (
         lambda shapes: published.with_odconv(mobilenet_v2.call_of(shapes)),
     ),
     Network(
-        "FDYCNN", ("cnn.batchnorm0.weight", "cnn.batchnorm6.weight"), fdy_cnn.call_of
+        "FDYCNN",
+        ("cnn.batchnorm0.weight", "cnn.batchnorm6.weight"),
+        fdy_cnn.call_of,
+        outer="cnn.",
     ),
     Network(
         "MobileNetV3",

@@ -51,18 +51,22 @@ _FLAT = Trunk(
 )
 
 
-def decomposed(shapes: Shapes) -> Call:
-    """Returns the call that a checkpoint of Li et al. may be of.
+def decomposed(shapes: Shapes) -> Call | None:
+    """Returns the call that a checkpoint of Li et al. may be of, or None.
 
-    The classifier is 0 where no dropout is before it.
+    The classifier is 0 where no dropout is before it. Where it is missing, the layout
+    tells a MobileNetV2; a ResNet is then one of those that have this convolution.
     """
     without_dropout = "classifier.0.cls.weight" in shapes
     classifier = "classifier.0" if without_dropout else "classifier.1"
     own = dict(head=f"{classifier}.cls.weight", conv="decomposed")
-    if "layer1.0.bn1.weight" in shapes:
+    has_head = own["head"] in shapes
+    if has_head and "layer1.0.bn1.weight" in shapes:
         call = resnet.call_of(shapes, **own)
-    else:
+    elif has_head or {"features.1.conv.4.weight", "conv.1.weight"} <= shapes.keys():
         call = mobilenet_v2.call_of(shapes, _FLAT._replace(**own))
+    else:
+        return None
     options = dict(call.options)
     if options.get("conv") == "decomposed":  # with options, and as it is anyway
         del options["conv"]
