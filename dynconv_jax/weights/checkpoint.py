@@ -24,7 +24,7 @@ from dynconv_jax.weights.files import read_weights
 from dynconv_jax.weights.identify import identify, in_flax, misfits
 from dynconv_jax.weights.loading import prepare
 from dynconv_jax.weights.pretrained import from_pretrained, give_streams
-from dynconv_jax.weights.pretrained_config import weights_in
+from dynconv_jax.weights.pretrained_config import path_called, weights_in
 from dynconv_jax.weights.recognize import (
     check_size,
     inner_state_dict,
@@ -101,14 +101,15 @@ def create_model_from_checkpoint(
     given, where = state_dict_or_path, f"`{_ARGUMENT}`"
     if isinstance(given, (str, os.PathLike)):
         where = f"`{_ARGUMENT}` (={os.fspath(given)!r})"
-        file = weights_in(Path(given))
-        if file is None:  # of `save_pretrained`, which says what it is of
-            model = from_pretrained(
-                given, rngs=rngs, param_dtype=param_dtype, **options
-            )
-            model.eval()
-            return model
-        given, _ = read_weights(file)
+        with path_called(_ARGUMENT):
+            file = weights_in(Path(given))
+            if file is None:  # of `save_pretrained`, which says what it is of
+                model = from_pretrained(
+                    given, rngs=rngs, param_dtype=param_dtype, **options
+                )
+                model.eval()
+                return model
+            given, _ = read_weights(file)
     check_state_dict(_ARGUMENT, given)
     unwrapped = unwrap(given, (), argument=_ARGUMENT)
     values, notes = inner_state_dict(unwrapped.values)

@@ -20,7 +20,7 @@ from dynconv_torch.models.registry import (
 from dynconv_torch.weights.files import read_weights
 from dynconv_torch.weights.identify import as_tensors, identify, loses, misfits
 from dynconv_torch.weights.pretrained import from_pretrained
-from dynconv_torch.weights.pretrained_config import weights_in
+from dynconv_torch.weights.pretrained_config import path_called, weights_in
 from dynconv_torch.weights.recognize import (
     SCHEDULED,
     check_size,
@@ -95,10 +95,11 @@ def create_model_from_checkpoint(
     given, where = state_dict_or_path, f"`{_ARGUMENT}`"
     if isinstance(given, (str, os.PathLike)):
         where = f"`{_ARGUMENT}` (={os.fspath(given)!r})"
-        file = weights_in(Path(given))
-        if file is None:  # of `save_pretrained`, which says what it is of
-            return from_pretrained(given, dtype=dtype, **options).eval()
-        given = read_weights(file)
+        with path_called(_ARGUMENT):
+            file = weights_in(Path(given))
+            if file is None:  # of `save_pretrained`, which says what it is of
+                return from_pretrained(given, dtype=dtype, **options).eval()
+            given = read_weights(file)
     unwrapped = unwrap(given, (), argument=_ARGUMENT)
     values, notes = inner_state_dict(unwrapped.values)
     notes = [*unwrapped.notes, *notes]

@@ -34,24 +34,26 @@ def read_weights(path: str | os.PathLike) -> Any:
     place = Path(path)
     if place.exists() and not (place.is_file() or place.is_dir()):
         raise ValueError(  # of a pipe, too, which would be waited for
-            f"{os.fspath(path)!r} is no regular file; copy what it gives to one"
+            f"`path` (={os.fspath(path)!r}): the file is no regular one; copy what it "
+            "gives to one"
         )
     with open(place, "rb") as file:  # for its errors, which name the path
         start = file.read(512)
     # As PyTorch has written: a zip archive, a pickle, a tar archive.
-    if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80" or start[257:262] == b"ustar":
-        return _read_torch(place)
+    is_torch = start[:4] == b"PK\x03\x04" or start[:1] == b"\x80"
     try:
+        if is_torch or start[257:262] == b"ustar":
+            return _read_torch(place)
         return safetensors.torch.load_file(place)
-    except safetensors.SafetensorError as error:
-        raise ValueError(
-            f"{os.fspath(path)!r} is truncated or no safetensors file: {error}"
-        ) from error
+    except (ValueError, safetensors.SafetensorError) as error:
+        reason = str(error)
+        if isinstance(error, safetensors.SafetensorError):
+            reason = f"the file is truncated or no safetensors file: {error}"
+        raise ValueError(f"`path` (={os.fspath(path)!r}): {reason}") from error
 
 
 def _read_torch(path: Path) -> Any:
     """Returns what `torch.save` wrote, if it is tensors; runs nothing in it."""
-    name = os.fspath(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the protocol of the pickle
@@ -60,16 +62,16 @@ def _read_torch(path: Path) -> Any:
         found = re.search(r"(?:GLOBAL|class|function) ([\w.]+\.\w+)", str(error))
         if found:
             raise ValueError(
-                f"{name!r} holds more than tensors, such as `{found[1]}`, which could "
+                f"the file holds more than tensors, such as `{found[1]}`, which could "
                 "run any program, and nothing of it was run; if you trust it, load it "
                 "by `torch.load` and save its state dict alone"
             ) from error
         raise ValueError(
-            f"{name!r} is damaged, or a pickle that is not of `torch.save`; save the "
+            "the file is damaged, or a pickle that is not of `torch.save`; save the "
             "state dict alone, by `torch.save(module.state_dict(), path)`"
         ) from error
     except Exception as error:  # of many kinds, where the file is damaged
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(
-            f"{name!r} is truncated or damaged, or not of `torch.save`: {reason}"
+            f"the file is truncated or damaged, or not of `torch.save`: {reason}"
         ) from error

@@ -142,10 +142,7 @@ def from_pretrained(
         is_by_name = isinstance(conv_options, Mapping)  # `create_model` says if not
         saved = arguments.get("conv_options", {}) if is_by_name else conv_options
         arguments["conv_options"] = {**saved, **conv_options} if is_by_name else saved
-    try:
-        tensors = read_weights(path / WEIGHTS)
-    except ValueError as error:
-        raise ValueError(f"`path`: {error}") from error
+    tensors = read_weights(path / WEIGHTS)
     try:
         # Without memory: the file may tell of a model that is larger than any.
         made = create_model(**{**arguments, "device": "meta"})

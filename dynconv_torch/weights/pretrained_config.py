@@ -1,8 +1,10 @@
 """What `config.json` of a saved model holds, written and held against its schema."""
 
+import contextlib
 import dataclasses
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -178,7 +180,8 @@ def weights_in(path: Path) -> Path | None:
             return path / name
     names = ", ".join((WEIGHTS, *OTHER_WEIGHTS))
     raise FileNotFoundError(
-        f"{os.fspath(path)!r} is a directory with none of {names} in it; give the file"
+        f"`path` (={os.fspath(path)!r}) is a directory with none of {names} in it; "
+        "give the file"
     )
 
 
@@ -192,6 +195,25 @@ def as_path(path: Any) -> Path:
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"`path` (a {type(path).__name__}) must be a path")
     return Path(path)
+
+
+@contextlib.contextmanager
+def path_called(argument: str) -> Iterator[None]:
+    """Lets errors about a `path` name the argument of a caller who has another.
+
+    Example:
+        >>> with path_called("directory"):  # doctest: +ELLIPSIS
+        ...     read_config(Path("nowhere"))
+        Traceback (most recent call last):
+        FileNotFoundError: `directory` (='nowhere') is no directory; ...
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        if not str(error).startswith("`path`"):
+            raise
+        renamed = str(error).replace("`path`", f"`{argument}`", 1)
+        raise type(error)(renamed) from error
 
 
 def card_of(model: str, card: Any) -> bytes:

@@ -184,13 +184,24 @@ def test_a_pickle_of_more_than_tensors_is_refused_and_not_run(package, tmp_path)
 @pytest.mark.parametrize("content", [b"", b"\x80\x02damaged", b"PK\x03\x04", b"words"])
 def test_damaged_files_are_refused(package, content, tmp_path):
     (tmp_path / "net.pt").write_bytes(content)
-    assert "net.pt" in refusal(package, tmp_path / "net.pt")
+    message = refusal(package, tmp_path / "net.pt")
+    assert message.startswith("`state_dict_or_path` (='") and "net.pt'): " in message
 
 
 @BOTH
 def test_a_directory_without_weights_is_refused(package, tmp_path):
     message = refusal(package, tmp_path, FileNotFoundError)
+    assert message.startswith("`state_dict_or_path` (='")
     assert "none of model.safetensors, weights.safetensors" in message
+
+
+@BOTH
+def test_errors_about_a_saved_model_name_the_argument(package, tmp_path):
+    net = dynconv_torch.create_model(**SMALL)
+    dynconv_torch.save_pretrained(net, tmp_path / "net")
+    (tmp_path / "net" / "model.safetensors").write_bytes(b"damaged")
+    message = refusal(package, tmp_path / "net")
+    assert message.startswith("`state_dict_or_path` (='") and "truncated" in message
 
 
 # What no array tells
