@@ -34,6 +34,9 @@ from flax import nnx
 from parity_tests.tools import shapes
 from parity_tests.tools.imports import needs_torch
 
+# What a test process may hold in bytes before it forgets what JAX has compiled.
+_MOST_RESIDENT = 2e9
+
 # Where nothing promotes a dtype or a rank unasked.
 STRICT = (
     "parity_tests.functional",
@@ -98,16 +101,28 @@ def numerics(request):
         yield
 
 
+def resident_bytes() -> int:
+    """Returns the memory that the process holds, 0 where the system does not say."""
+    statm = Path("/proc/self/statm")
+    if not statm.exists():
+        return 0
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 @pytest.fixture(autouse=True, scope="module")
 def compiled_afresh():
-    """Forgets what `torch.compile` made for a module of tests.
+    """Forgets what was compiled for a module of tests.
 
-    It compiles a function for a few kinds of arguments only, and files of tests that
-    share a process would use them up for one another.
+    `torch.compile` compiles a function for a few kinds of arguments only, and files of
+    tests that share a process would use them up for one another. JAX keeps all that it
+    compiles, which are gigabytes for all tests, so that now and then it starts afresh.
     """
     yield
     if "torch._dynamo" in sys.modules:
         sys.modules["torch"].compiler.reset()
+    if resident_bytes() > _MOST_RESIDENT:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture
