@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Required, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -88,6 +88,19 @@ class Block(nnx.Module):
         x = self.pwconv2(jax.nn.gelu(x, approximate=False))
         gamma = self.gamma[...].astype(x.dtype).reshape(1, 1, 1, -1)
         return inputs + self.drop_path(gamma * x)
+
+
+class ConvNeXtOptions(TypedDict, total=False):
+    """The options of `ConvNeXt`, for builders of published networks."""
+
+    conv: Callable[..., Any] | None
+    dynamic: str | int
+    in_features: int
+    drop_path_rate: float
+    layer_scale: float
+    dtype: DTypeLike | None
+    param_dtype: DTypeLike
+    rngs: Required[nnx.Rngs]
 
 
 class ConvNeXt(nnx.Module):

@@ -1,7 +1,7 @@
 """DyMN: MobileNetV3 for sounds, whose blocks are steered by a context."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Required, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -97,6 +97,20 @@ class DynamicBlock(nnx.Module):
         x = self.gate(self.depth_act(x, vector), rows, columns)
         x = self.proj_norm(apply(self.proj_conv, x, *given))
         return inputs + x if self.has_shortcut else x
+
+
+class DyMNOptions(TypedDict, total=False):
+    """The options of `DyMN`, for builders of published networks."""
+
+    blocks: Sequence[BlockSpec | tuple[Any, ...]]
+    conv: Callable[..., Any] | None
+    dynamic: str | int
+    width_mult: float
+    in_features: int
+    dropout: float
+    dtype: DTypeLike | None
+    param_dtype: DTypeLike
+    rngs: Required[nnx.Rngs]
 
 
 class DyMN(Checkpointing):
@@ -250,7 +264,13 @@ def _context_size(expanded_features: int, width_mult: float) -> int:
     return min(max(make_divisible(expanded_features // CONTEXT_SHARE), low), high)
 
 
-def dymn04(num_classes: int = 527, **options) -> DyMN:
+def _variant(name: str, num_classes: int, options: Mapping[str, Any]) -> DyMN:
+    """Builds a published network."""
+    check_options(options, DyMN)
+    return DyMN(num_classes, **{"width_mult": WIDTHS[name], **options})
+
+
+def dymn04(num_classes: int = 527, **options: Unpack[DyMNOptions]) -> DyMN:
     """Returns DyMN of 0.4 times the width; 2 million parameters.
 
     Args:
@@ -262,17 +282,14 @@ def dymn04(num_classes: int = 527, **options) -> DyMN:
         >>> net.layers[14].proj_conv.kernel.shape
         (4, 1, 1, 384, 64)
     """
-    check_options(options, DyMN)
-    return DyMN(num_classes, **{"width_mult": WIDTHS["dymn04"], **options})
+    return _variant("dymn04", num_classes, options)
 
 
-def dymn10(num_classes: int = 527, **options) -> DyMN:
+def dymn10(num_classes: int = 527, **options: Unpack[DyMNOptions]) -> DyMN:
     """Returns DyMN; 10.5 million parameters. See `dymn04`."""
-    check_options(options, DyMN)
-    return DyMN(num_classes, **{"width_mult": WIDTHS["dymn10"], **options})
+    return _variant("dymn10", num_classes, options)
 
 
-def dymn20(num_classes: int = 527, **options) -> DyMN:
+def dymn20(num_classes: int = 527, **options: Unpack[DyMNOptions]) -> DyMN:
     """Returns DyMN of twice the width; 40 million parameters. See `dymn04`."""
-    check_options(options, DyMN)
-    return DyMN(num_classes, **{"width_mult": WIDTHS["dymn20"], **options})
+    return _variant("dymn20", num_classes, options)

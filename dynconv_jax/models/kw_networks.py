@@ -8,17 +8,21 @@ kernel size, and with them those that lead to the next stage.
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
-from dynconv_jax.models.convnext import ConvNeXt
+from dynconv_jax.models.convnext import ConvNeXt, ConvNeXtOptions
 from dynconv_jax.models.kw_grouping import (
     GroupBy,
     convnext_stage,
     mobilenet_stage,
     resnet_stage,
 )
-from dynconv_jax.models.mobilenet_v2 import MobileNetV2, mobilenet_v2
-from dynconv_jax.models.resnet import ResNet, resnet18, resnet50
+from dynconv_jax.models.mobilenet_v2 import (
+    MobileNetV2,
+    MobileNetV2Options,
+    mobilenet_v2,
+)
+from dynconv_jax.models.resnet import ResNet, ResNetOptions, resnet18, resnet50
 from dynconv_jax.models.warehouses import with_warehouses
 
 # The options of `with_warehouses` by budget. Of half the cells and fewer, each is half
@@ -51,27 +55,48 @@ MOBILENET_V2: Mapping[float, Mapping[str, Any]] = {
 CONVNEXT_TINY: Mapping[float, Mapping[str, Any]] = {1: {}}
 
 
+class SharedOptions(TypedDict, total=False):
+    """The options that all of these networks have; `KernelWarehouse` explains them.
+
+    Attributes:
+        assignment: The initial τ.
+        init: How the cells are drawn.
+        implementation: How to convolve.
+    """
+
+    assignment: float
+    init: Literal["default", "published"]
+    implementation: str
+
+
+class SharedResNetOptions(SharedOptions, ResNetOptions, total=False):
+    """The options of `kw_resnet18` and `kw_resnet50`."""
+
+
+class SharedMobileNetV2Options(SharedOptions, MobileNetV2Options, total=False):
+    """The options of `kw_mobilenet_v2`."""
+
+
+class SharedConvNeXtOptions(SharedOptions, ConvNeXtOptions, total=False):
+    """The options of `kw_convnext_tiny`."""
+
+
 def kw_resnet18(
     num_classes: int = 1000,
     *,
     ratio: float = 1.0,
-    assignment: float = 0.0,
-    init: Literal["default", "published"] = "default",
     norm: str = "batch",
-    implementation: str = "auto",
-    **options,
+    **options: Unpack[SharedResNetOptions],
 ) -> ResNet:
     """Returns a ResNet of 18 layers, whose convolutions share warehouses.
 
     Args:
         num_classes: The number of logits.
         ratio: The parameter budget: 0.25, 0.5, 1, 2 or 4.
-        assignment: The initial τ, see `KernelWarehouse`, as the next is.
-        init: How the cells are drawn.
         norm: What normalises inside of the attention.
-        implementation: How to convolve.
-        **options: Those of `ResNet`, without `dynamic`. `conv=None` makes the static
-            network, for which the options above count nothing.
+        **options: Those of `ResNet`, without `dynamic`, and those that all of these
+            networks have for their warehouses, see `SharedOptions`. `conv=None` makes
+            the static network, for which those and the options above count nothing.
 
     Raises:
         TypeError: If an option is unknown.
@@ -83,23 +108,17 @@ def kw_resnet18(
         >>> [warehouse.cells.shape for warehouse in net.warehouses][0]
         (56, 1, 1, 32, 32)
     """
-    shared = dict(
-        assignment=assignment, init=init, norm=norm, implementation=implementation
-    )
     settings = published("kw_resnet18", RESNET18, ratio)
     build = functools.partial(resnet18, num_classes)
-    return build_shared(build, resnet_stage, options, **settings, **shared)
+    return build_shared(build, resnet_stage, options, norm=norm, **settings)
 
 
 def kw_resnet50(
     num_classes: int = 1000,
     *,
     ratio: float = 1.0,
-    assignment: float = 0.0,
-    init: Literal["default", "published"] = "default",
     norm: str = "batch",
-    implementation: str = "auto",
-    **options,
+    **options: Unpack[SharedResNetOptions],
 ) -> ResNet:
     """Returns a ResNet of 50 layers, whose convolutions share warehouses.
 
@@ -109,12 +128,10 @@ def kw_resnet50(
     Args:
         num_classes: The number of logits.
         ratio: The parameter budget: 0.5, 1 or 4.
-        assignment: The initial τ, see `KernelWarehouse`, as the next is.
-        init: How the cells are drawn.
         norm: What normalises inside of the attention.
-        implementation: How to convolve.
-        **options: Those of `ResNet`, without `dynamic`. `conv=None` makes the static
-            network, for which the options above count nothing.
+        **options: Those of `ResNet`, without `dynamic`, and those that all of these
+            networks have for their warehouses, see `SharedOptions`. `conv=None` makes
+            the static network, for which those and the options above count nothing.
 
     Raises:
         TypeError: If an option is unknown.
@@ -125,24 +142,18 @@ def kw_resnet50(
         Traceback (most recent call last):
         ValueError: `ratio` (=3) of kw_resnet50 must be one of [0.5, 1, 4], ...
     """
-    shared = dict(
-        assignment=assignment, init=init, norm=norm, implementation=implementation
-    )
     settings = published("kw_resnet50", RESNET50, ratio)
     build = functools.partial(resnet50, num_classes)
     group_by = functools.partial(resnet_stage, first=None)
-    return build_shared(build, group_by, options, **settings, **shared)
+    return build_shared(build, group_by, options, norm=norm, **settings)
 
 
 def kw_mobilenet_v2(
     num_classes: int = 1000,
     *,
     ratio: float = 1.0,
-    assignment: float = 0.0,
-    init: Literal["default", "published"] = "default",
     norm: str = "batch",
-    implementation: str = "auto",
-    **options,
+    **options: Unpack[SharedMobileNetV2Options],
 ) -> MobileNetV2:
     """Returns a MobileNetV2, whose convolutions share warehouses.
 
@@ -151,10 +162,7 @@ def kw_mobilenet_v2(
     Args:
         num_classes: The number of logits.
         ratio: The parameter budget: 0.5, 1 or 4.
-        assignment: The initial τ, see `KernelWarehouse`, as the next is.
-        init: How the cells are drawn.
         norm: What normalises inside of the attention.
-        implementation: How to convolve.
         **options: Those of `MobileNetV2`, as of `kw_resnet18`; without dropout by
             default. Published are networks of `width_mult` 0.5 and 1.
 
@@ -167,15 +175,13 @@ def kw_mobilenet_v2(
         Traceback (most recent call last):
         ValueError: `ratio` (=3) of kw_mobilenet_v2 must be one of [0.5, 1, 4], ...
     """
-    shared = dict(
-        assignment=assignment, init=init, norm=norm, implementation=implementation
-    )
     settings = published("kw_mobilenet_v2", MOBILENET_V2, ratio)
     group_by = functools.partial(mobilenet_stage, ratio=ratio)
     build = _with_dynamic_classifier if ratio < 1 else mobilenet_v2
     build = functools.partial(build, num_classes)
-    options = {"dropout": 0.0, **options}
-    return build_shared(build, group_by, options, **settings, **shared)
+    return build_shared(
+        build, group_by, {"dropout": 0.0, **options}, norm=norm, **settings
+    )
 
 
 def _with_dynamic_classifier(num_classes: int, *, conv: Any, **options) -> MobileNetV2:
@@ -194,21 +200,15 @@ def kw_convnext_tiny(
     num_classes: int = 1000,
     *,
     ratio: float = 1.0,
-    assignment: float = 0.0,
-    init: Literal["default", "published"] = "default",
     norm: str = "layer",
-    implementation: str = "auto",
-    **options,
+    **options: Unpack[SharedConvNeXtOptions],
 ) -> ConvNeXt:
     """Returns a ConvNeXt-T, whose convolutions share warehouses, the stem too.
 
     Args:
         num_classes: The number of logits.
         ratio: The parameter budget: 1.
-        assignment: The initial τ, see `KernelWarehouse`, as the next is.
-        init: How the cells are drawn.
         norm: What normalises inside of the attention.
-        implementation: How to convolve.
         **options: Those of `ConvNeXt`, as of `kw_resnet18`.
 
     Raises:
@@ -220,13 +220,10 @@ def kw_convnext_tiny(
         Traceback (most recent call last):
         ValueError: `ratio` (=3) of kw_convnext_tiny must be one of [1], ...
     """
-    shared = dict(
-        assignment=assignment, init=init, norm=norm, implementation=implementation
-    )
     settings = published("kw_convnext_tiny", CONVNEXT_TINY, ratio)
     depths, widths = (3, 3, 9, 3), (96, 192, 384, 768)
     build = functools.partial(ConvNeXt, depths, widths, num_classes)
-    return build_shared(build, convnext_stage, options, **settings, **shared)
+    return build_shared(build, convnext_stage, options, norm=norm, **settings)
 
 
 def published(
@@ -265,13 +262,16 @@ def build_shared(
     Args:
         build: Builds it by `conv`, `dynamic` and further options.
         group_by: As of `with_warehouses`.
-        options: Those of the network.
+        options: Those of the network, and `SharedOptions`.
         **settings: Further options of `with_warehouses`.
 
     Raises:
         ValueError: If the options say which convolutions are dynamic, or what they are.
     """
     options = dict(options)
+    for name in SharedOptions.__annotations__:
+        if name in options:
+            settings[name] = options.pop(name)
     if options.get("conv", "warehouses") is None:
         return build(**options)
     for name in ("conv", "dynamic"):

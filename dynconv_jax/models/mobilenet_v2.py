@@ -1,7 +1,7 @@
 """MobileNetV2, with static or dynamic convolutions."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Required, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -133,6 +133,23 @@ class InvertedResidual(nnx.Module):
         """Applies the block to (B, H, W, in_features)."""
         outputs = self.conv(inputs, route(self.routing_fn, inputs))
         return inputs + self.drop_path(outputs) if self.has_shortcut else outputs
+
+
+class MobileNetV2Options(TypedDict, total=False):
+    """The options of `MobileNetV2`, for builders of published networks."""
+
+    stages: Sequence[tuple[int, int, int, int]]
+    conv: Callable[..., Any] | None
+    dynamic: Dynamic
+    width_mult: float
+    in_features: int
+    head: Literal["linear", "dynamic"]
+    layout: Layout
+    dropout: float
+    drop_path_rate: float
+    dtype: DTypeLike | None
+    param_dtype: DTypeLike
+    rngs: Required[nnx.Rngs]
 
 
 class MobileNetV2(Checkpointing):
@@ -296,7 +313,9 @@ class MobileNetV2(Checkpointing):
         return [("features.0", "stem_routing_fn"), *blocks, end, ("classifier",)]
 
 
-def mobilenet_v2(num_classes: int = 1000, **options) -> MobileNetV2:
+def mobilenet_v2(
+    num_classes: int = 1000, **options: Unpack[MobileNetV2Options]
+) -> MobileNetV2:
     """Returns MobileNetV2; the options are those of `MobileNetV2`.
 
     Example:

@@ -1,7 +1,7 @@
 """MobileNetV3, with static or dynamic convolutions."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Required, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -154,6 +154,22 @@ class InvertedResidual(nnx.Module):
         """Applies the block to (B, H, W, in_features)."""
         outputs = self.block(inputs, route(self.routing_fn, inputs))
         return inputs + self.drop_path(outputs) if self.has_shortcut else outputs
+
+
+class MobileNetV3Options(TypedDict, total=False):
+    """The options of `MobileNetV3`, for builders of published networks."""
+
+    blocks: Sequence[BlockSpec | tuple[Any, ...]]
+    head_features: int
+    conv: Callable[..., Any] | None
+    dynamic: str | int
+    width_mult: float
+    in_features: int
+    dropout: float
+    drop_path_rate: float
+    dtype: DTypeLike | None
+    param_dtype: DTypeLike
+    rngs: Required[nnx.Rngs]
 
 
 class MobileNetV3(Checkpointing):
@@ -309,7 +325,7 @@ _linear_init = nnx.initializers.normal(0.01)
 
 
 def _variant(
-    num_classes: int, options: dict[str, Any], **published: Any
+    num_classes: int, options: Mapping[str, Any], **published: Any
 ) -> MobileNetV3:
     """Builds a published network."""
     check_options(options, MobileNetV3)
@@ -318,7 +334,9 @@ def _variant(
     return MobileNetV3(num_classes, **{**published, **options})
 
 
-def mobilenet_v3_large(num_classes: int = 1000, **options) -> MobileNetV3:
+def mobilenet_v3_large(
+    num_classes: int = 1000, **options: Unpack[MobileNetV3Options]
+) -> MobileNetV3:
     """Returns MobileNetV3-Large; the options are those of `MobileNetV3`.
 
     Example:
@@ -332,6 +350,8 @@ def mobilenet_v3_large(num_classes: int = 1000, **options) -> MobileNetV3:
     return _variant(num_classes, options, blocks=LARGE, head_features=1280)
 
 
-def mobilenet_v3_small(num_classes: int = 1000, **options) -> MobileNetV3:
+def mobilenet_v3_small(
+    num_classes: int = 1000, **options: Unpack[MobileNetV3Options]
+) -> MobileNetV3:
     """Returns MobileNetV3-Small; see `mobilenet_v3_large`."""
     return _variant(num_classes, options, blocks=SMALL, head_features=1024)

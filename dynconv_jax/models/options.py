@@ -10,8 +10,8 @@ from typing import Any, Unpack, get_args, get_origin
 def option_names(build: Callable[..., Any]) -> list[str] | None:
     """Returns the names of the arguments of a class or function, in its order.
 
-    Those that it passes on are among them, where it says to whom: by `Unpack` of a
-    `TypedDict`, or by the class that it returns. None where it does not say.
+    Those that it passes on are among them, where it says which by `Unpack` of a
+    `TypedDict`. None where it does not say.
 
     Example:
         >>> from dynconv_jax.models import resnet18
@@ -29,16 +29,9 @@ def option_names(build: Callable[..., Any]) -> list[str] | None:
     names = []
     for parameter in signature.parameters.values():
         if parameter.kind is parameter.VAR_KEYWORD:
-            returned = signature.return_annotation
-            if get_origin(parameter.annotation) is Unpack:
-                names += get_args(parameter.annotation)[0].__annotations__
-            elif inspect.isclass(returned) and returned is not inspect.Signature.empty:
-                passed_on = inspect.signature(returned.__init__).parameters.values()
-                names += [
-                    each.name for each in passed_on if each.kind is each.KEYWORD_ONLY
-                ]
-            else:
+            if get_origin(parameter.annotation) is not Unpack:
                 return None
+            names += get_args(parameter.annotation)[0].__annotations__
         elif parameter.kind is not parameter.VAR_POSITIONAL:
             names.append(parameter.name)
     return [name for name in names if name != "self"]

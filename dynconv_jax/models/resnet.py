@@ -1,7 +1,7 @@
 """ResNet, with static or dynamic convolutions."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Required, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -133,6 +133,21 @@ def _shortcut(
         return None
     conv = make(in_features, out_features, 1, strides, role="downsample", stage=stage)
     return RoutedSequential(conv, make.norm(out_features))
+
+
+class ResNetOptions(TypedDict, total=False):
+    """The options of `ResNet`, for builders of published networks."""
+
+    conv: Callable[..., Any] | None
+    dynamic: Dynamic
+    in_features: int
+    head: Literal["linear", "dynamic"]
+    head_std: float | None
+    dropout: float
+    drop_path_rate: float
+    dtype: DTypeLike | None
+    param_dtype: DTypeLike
+    rngs: Required[nnx.Rngs]
 
 
 class ResNet(nnx.Module):
@@ -292,7 +307,7 @@ def _variant(
     block: type[BasicBlock] | type[Bottleneck],
     depths: Sequence[int],
     num_classes: int,
-    options: dict[str, Any],
+    options: Mapping[str, Any],
 ) -> ResNet:
     """Builds a published network, once its options are known to be some."""
     check_options(options, ResNet, given=("block", "depths"))
@@ -300,7 +315,7 @@ def _variant(
     return ResNet(block, depths, num_classes, **options)
 
 
-def resnet18(num_classes: int = 1000, **options) -> ResNet:
+def resnet18(num_classes: int = 1000, **options: Unpack[ResNetOptions]) -> ResNet:
     """Returns the ResNet of 18 layers; the options are those of `ResNet`.
 
     Example:
@@ -314,7 +329,7 @@ def resnet18(num_classes: int = 1000, **options) -> ResNet:
     return _variant(BasicBlock, (2, 2, 2, 2), num_classes, options)
 
 
-def resnet34(num_classes: int = 1000, **options) -> ResNet:
+def resnet34(num_classes: int = 1000, **options: Unpack[ResNetOptions]) -> ResNet:
     """Returns the ResNet of 34 layers; the options are those of `ResNet`.
 
     Example:
@@ -325,7 +340,7 @@ def resnet34(num_classes: int = 1000, **options) -> ResNet:
     return _variant(BasicBlock, (3, 4, 6, 3), num_classes, options)
 
 
-def resnet50(num_classes: int = 1000, **options) -> ResNet:
+def resnet50(num_classes: int = 1000, **options: Unpack[ResNetOptions]) -> ResNet:
     """Returns the ResNet of 50 layers; the options are those of `ResNet`.
 
     Example:
@@ -336,7 +351,7 @@ def resnet50(num_classes: int = 1000, **options) -> ResNet:
     return _variant(Bottleneck, (3, 4, 6, 3), num_classes, options)
 
 
-def resnet101(num_classes: int = 1000, **options) -> ResNet:
+def resnet101(num_classes: int = 1000, **options: Unpack[ResNetOptions]) -> ResNet:
     """Returns the ResNet of 101 layers; the options are those of `ResNet`.
 
     Example:

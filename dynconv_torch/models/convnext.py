@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -71,6 +71,18 @@ class Block(nn.Module):
         y = self.pwconv1(self.norm(self.dwconv(x)))
         y = self.pwconv2(F.gelu(y))
         return x + self.drop_path(self.gamma * y)
+
+
+class ConvNeXtOptions(TypedDict, total=False):
+    """The options of `ConvNeXt`, for builders of published networks."""
+
+    conv: Callable[..., Any] | None
+    dynamic: str | int
+    in_channels: int
+    drop_path_rate: float
+    layer_scale: float
+    device: torch.device | str | None
+    dtype: torch.dtype | None
 
 
 class ConvNeXt(nn.Module):

@@ -1,7 +1,7 @@
 """DyMN: MobileNetV3 for sounds, whose blocks are steered by a context."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypedDict, Unpack
 
 import torch
 from jaxtyping import Float
@@ -94,6 +94,19 @@ class DynamicBlock(nn.Module):
         y = self.gate(self.depth_act(y, vector), rows, columns)
         y = self.proj_norm(apply(self.proj_conv, y, *given))
         return x + y if self.has_shortcut else y
+
+
+class DyMNOptions(TypedDict, total=False):
+    """The options of `DyMN`, for builders of published networks."""
+
+    blocks: Sequence[BlockSpec | tuple[Any, ...]]
+    conv: Callable[..., Any] | None
+    dynamic: str | int
+    width_mult: float
+    in_channels: int
+    dropout: float
+    device: torch.device | str | None
+    dtype: torch.dtype | None
 
 
 class DyMN(Checkpointing):
@@ -235,7 +248,13 @@ def _context_size(expanded_channels: int, width_mult: float) -> int:
     return min(max(make_divisible(expanded_channels // CONTEXT_SHARE), low), high)
 
 
-def dymn04(num_classes: int = 527, **options) -> DyMN:
+def _variant(name: str, num_classes: int, options: Mapping[str, Any]) -> DyMN:
+    """Builds a published network."""
+    check_options(options, DyMN)
+    return DyMN(num_classes, **{"width_mult": WIDTHS[name], **options})
+
+
+def dymn04(num_classes: int = 527, **options: Unpack[DyMNOptions]) -> DyMN:
     """Returns DyMN of 0.4 times the width; 2 million parameters.
 
     Args:
@@ -247,17 +266,14 @@ def dymn04(num_classes: int = 527, **options) -> DyMN:
         >>> net.layers[14].proj_conv.weight.shape
         torch.Size([1, 1, 4, 24576])
     """
-    check_options(options, DyMN)
-    return DyMN(num_classes, **{"width_mult": WIDTHS["dymn04"], **options})
+    return _variant("dymn04", num_classes, options)
 
 
-def dymn10(num_classes: int = 527, **options) -> DyMN:
+def dymn10(num_classes: int = 527, **options: Unpack[DyMNOptions]) -> DyMN:
     """Returns DyMN; 10.5 million parameters. See `dymn04`."""
-    check_options(options, DyMN)
-    return DyMN(num_classes, **{"width_mult": WIDTHS["dymn10"], **options})
+    return _variant("dymn10", num_classes, options)
 
 
-def dymn20(num_classes: int = 527, **options) -> DyMN:
+def dymn20(num_classes: int = 527, **options: Unpack[DyMNOptions]) -> DyMN:
     """Returns DyMN of twice the width; 40 million parameters. See `dymn04`."""
-    check_options(options, DyMN)
-    return DyMN(num_classes, **{"width_mult": WIDTHS["dymn20"], **options})
+    return _variant("dymn20", num_classes, options)

@@ -2,8 +2,8 @@
 
 import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -159,6 +159,22 @@ class InvertedResidual(nn.Module):
         return x + self.drop_path(y) if self.has_shortcut else y
 
 
+class EfficientNetOptions(TypedDict, total=False):
+    """The options of `EfficientNet`, for builders of published networks."""
+
+    stages: Sequence[Stage | tuple]
+    conv: Callable[..., Any] | None
+    dynamic: Dynamic
+    tensorflow: bool
+    in_channels: int
+    stem_channels: int
+    head_channels: int
+    dropout: float
+    drop_path_rate: float
+    device: torch.device | str | None
+    dtype: torch.dtype | None
+
+
 class EfficientNet(nn.Module):
     """EfficientNet, with static or dynamic convolutions.
 
@@ -298,16 +314,28 @@ class EfficientNet(nn.Module):
 
 
 def _variant(
-    num_classes: int, num_experts: int, options: dict[str, Any], *, depth: float = 1.0
+    num_classes: int,
+    num_experts: int,
+    options: Mapping[str, Any],
+    *,
+    depth: float = 1.0,
+    tensorflow: bool = False,
 ) -> EfficientNet:
     """Builds a published network: so many experts, and depths multiplied."""
     check_options(options, EfficientNet)
-    stages = [spec._replace(depth=math.ceil(spec.depth * depth)) for spec in STAGES]
-    conv = functools.partial(CondConv2d, num_experts=num_experts)
-    return EfficientNet(num_classes, **{"stages": stages, "conv": conv, **options})
+    published = {
+        "stages": [
+            spec._replace(depth=math.ceil(spec.depth * depth)) for spec in STAGES
+        ],
+        "conv": functools.partial(CondConv2d, num_experts=num_experts),
+        "tensorflow": tensorflow,
+    }
+    return EfficientNet(num_classes, **{**published, **options})
 
 
-def efficientnet_cc_b0_4e(num_classes: int = 1000, **options) -> EfficientNet:
+def efficientnet_cc_b0_4e(
+    num_classes: int = 1000, **options: Unpack[EfficientNetOptions]
+) -> EfficientNet:
     """Returns EfficientNet-B0 with CondConv of 4 experts; 13.3 million parameters.
 
     Args:
@@ -322,7 +350,9 @@ def efficientnet_cc_b0_4e(num_classes: int = 1000, **options) -> EfficientNet:
     return _variant(num_classes, 4, options)
 
 
-def efficientnet_cc_b0_8e(num_classes: int = 1000, **options) -> EfficientNet:
+def efficientnet_cc_b0_8e(
+    num_classes: int = 1000, **options: Unpack[EfficientNetOptions]
+) -> EfficientNet:
     """Returns EfficientNet-B0 with CondConv of 8 experts; 24 million parameters.
 
     See `efficientnet_cc_b0_4e`.
@@ -330,7 +360,9 @@ def efficientnet_cc_b0_8e(num_classes: int = 1000, **options) -> EfficientNet:
     return _variant(num_classes, 8, options)
 
 
-def efficientnet_cc_b1_8e(num_classes: int = 1000, **options) -> EfficientNet:
+def efficientnet_cc_b1_8e(
+    num_classes: int = 1000, **options: Unpack[EfficientNetOptions]
+) -> EfficientNet:
     """Returns EfficientNet-B1 with CondConv of 8 experts; 39.7 million parameters.
 
     See `efficientnet_cc_b0_4e`.
@@ -338,16 +370,22 @@ def efficientnet_cc_b1_8e(num_classes: int = 1000, **options) -> EfficientNet:
     return _variant(num_classes, 8, options, depth=1.1)
 
 
-def tf_efficientnet_cc_b0_4e(num_classes: int = 1000, **options) -> EfficientNet:
+def tf_efficientnet_cc_b0_4e(
+    num_classes: int = 1000, **options: Unpack[EfficientNetOptions]
+) -> EfficientNet:
     """Returns `efficientnet_cc_b0_4e` for weights that were trained in TensorFlow."""
-    return efficientnet_cc_b0_4e(num_classes, tensorflow=True, **options)
+    return _variant(num_classes, 4, options, tensorflow=True)
 
 
-def tf_efficientnet_cc_b0_8e(num_classes: int = 1000, **options) -> EfficientNet:
+def tf_efficientnet_cc_b0_8e(
+    num_classes: int = 1000, **options: Unpack[EfficientNetOptions]
+) -> EfficientNet:
     """Returns `efficientnet_cc_b0_8e` for weights that were trained in TensorFlow."""
-    return efficientnet_cc_b0_8e(num_classes, tensorflow=True, **options)
+    return _variant(num_classes, 8, options, tensorflow=True)
 
 
-def tf_efficientnet_cc_b1_8e(num_classes: int = 1000, **options) -> EfficientNet:
+def tf_efficientnet_cc_b1_8e(
+    num_classes: int = 1000, **options: Unpack[EfficientNetOptions]
+) -> EfficientNet:
     """Returns `efficientnet_cc_b1_8e` for weights that were trained in TensorFlow."""
-    return efficientnet_cc_b1_8e(num_classes, tensorflow=True, **options)
+    return _variant(num_classes, 8, options, depth=1.1, tensorflow=True)

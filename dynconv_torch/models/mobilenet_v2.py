@@ -1,7 +1,7 @@
 """MobileNetV2, with static or dynamic convolutions."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 import torch
 from jaxtyping import Float
@@ -130,6 +130,22 @@ class InvertedResidual(nn.Module):
         """Applies the block to (B, in_channels, H, W)."""
         y = self.conv(x, route(self.routing_fn, x))
         return x + self.drop_path(y) if self.has_shortcut else y
+
+
+class MobileNetV2Options(TypedDict, total=False):
+    """The options of `MobileNetV2`, for builders of published networks."""
+
+    stages: Sequence[tuple[int, int, int, int]]
+    conv: Callable[..., Any] | None
+    dynamic: Dynamic
+    width_mult: float
+    in_channels: int
+    head: Literal["linear", "dynamic"]
+    layout: Layout
+    dropout: float
+    drop_path_rate: float
+    device: torch.device | str | None
+    dtype: torch.dtype | None
 
 
 class MobileNetV2(Checkpointing):
@@ -276,7 +292,9 @@ class MobileNetV2(Checkpointing):
         return self.classifier(global_average_pool(x))
 
 
-def mobilenet_v2(num_classes: int = 1000, **options) -> MobileNetV2:
+def mobilenet_v2(
+    num_classes: int = 1000, **options: Unpack[MobileNetV2Options]
+) -> MobileNetV2:
     """Returns MobileNetV2; the options are those of `MobileNetV2`.
 
     Example:

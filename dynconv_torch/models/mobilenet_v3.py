@@ -1,7 +1,7 @@
 """MobileNetV3, with static or dynamic convolutions."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -156,6 +156,21 @@ class InvertedResidual(nn.Module):
         return x + self.drop_path(y) if self.has_shortcut else y
 
 
+class MobileNetV3Options(TypedDict, total=False):
+    """The options of `MobileNetV3`, for builders of published networks."""
+
+    blocks: Sequence[BlockSpec | tuple[Any, ...]]
+    head_channels: int
+    conv: Callable[..., Any] | None
+    dynamic: str | int
+    width_mult: float
+    in_channels: int
+    dropout: float
+    drop_path_rate: float
+    device: torch.device | str | None
+    dtype: torch.dtype | None
+
+
 class MobileNetV3(Checkpointing):
     """MobileNetV3: a stem, inverted residuals, a 1×1 convolution, a head of two layers.
 
@@ -293,7 +308,7 @@ class MobileNetV3(Checkpointing):
 
 
 def _variant(
-    num_classes: int, options: dict[str, Any], **published: Any
+    num_classes: int, options: Mapping[str, Any], **published: Any
 ) -> MobileNetV3:
     """Builds a published network."""
     check_options(options, MobileNetV3)
@@ -302,7 +317,9 @@ def _variant(
     return MobileNetV3(num_classes, **{**published, **options})
 
 
-def mobilenet_v3_large(num_classes: int = 1000, **options) -> MobileNetV3:
+def mobilenet_v3_large(
+    num_classes: int = 1000, **options: Unpack[MobileNetV3Options]
+) -> MobileNetV3:
     """Returns MobileNetV3-Large; the options are those of `MobileNetV3`.
 
     Example:
@@ -314,6 +331,8 @@ def mobilenet_v3_large(num_classes: int = 1000, **options) -> MobileNetV3:
     return _variant(num_classes, options, blocks=LARGE, head_channels=1280)
 
 
-def mobilenet_v3_small(num_classes: int = 1000, **options) -> MobileNetV3:
+def mobilenet_v3_small(
+    num_classes: int = 1000, **options: Unpack[MobileNetV3Options]
+) -> MobileNetV3:
     """Returns MobileNetV3-Small; see `mobilenet_v3_large`."""
     return _variant(num_classes, options, blocks=SMALL, head_channels=1024)

@@ -13,6 +13,7 @@ from dynconv_jax import DynamicConv
 from dynconv_jax.models.abstract import abstract_module
 from dynconv_jax.models.options import option_names
 from dynconv_jax.models.registry import CONVOLUTIONS, GIVEN, MODELS, STEERED
+from dynconv_jax.models.warehouses import with_warehouses
 from train.errors import TrainError
 from train.flags.checks import flag_of
 from train.flags.config import Config
@@ -76,7 +77,8 @@ def options_of(config: Config, field: str) -> list[Option]:
     """
     outline(config)  # which refuses what there is not
     if field == "model_options":
-        return _options(MODELS[config.model])
+        # Networks of warehouses pass on what it explains.
+        return _options(MODELS[config.model], with_warehouses)
     conv, usual = default_convolution(config.model)
     if config.conv not in (None, conv):
         conv, usual = config.conv, {}
@@ -103,9 +105,8 @@ def _options(
     sources = _sources(getattr(build, "func", build))
     parameters: dict[str, inspect.Parameter] = {}
     meanings: dict[str, str] = {}
-    for source in sources:
-        parameters = {**inspect.signature(source).parameters, **parameters}
     for source in (*sources, *explaining):
+        parameters = {**inspect.signature(source).parameters, **parameters}
         meanings = descriptions(source) | meanings
     options = []
     for name in option_names(build) or ():
