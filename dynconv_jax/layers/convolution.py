@@ -65,6 +65,16 @@ class Convolution(nnx.Module):
         self.kernel_dilation = geometry.kernel_dilation
         self.feature_group_count = geometry.feature_group_count
 
+    @property
+    def _geometry_options(self) -> dict[str, Any]:
+        """What of the geometry functions take by name, as `dynamic_conv` does."""
+        return dict(
+            strides=self.strides,
+            padding=self.padding,
+            kernel_dilation=self.kernel_dilation,
+            feature_group_count=self.feature_group_count,
+        )
+
     def _flatten_batch(self, inputs: jax.Array) -> tuple[jax.Array, tuple[int, ...]]:
         """Returns the inputs with one batch dimension, and the ones they had.
 

@@ -14,7 +14,7 @@ from dynconv_jax.functional.frequency_bands import modulate_bands
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.numerics import at_least_float32
 from dynconv_jax.functional.static import few_channel_conv
-from dynconv_jax.gating import record_attention
+from dynconv_jax.gating import Temperature, record_attention
 from dynconv_jax.initializers import kaiming_fan_out, promote_to_widest
 from dynconv_jax.layers.attention_norm import attention_norm, normalise
 from dynconv_jax.layers.od_conv import Attentions, ODAttention
@@ -124,6 +124,20 @@ class FDAttention(ODAttention):
         attention = gates / logits.shape[-1]
         record_attention(self, attention)
         return attention
+
+
+def check_kernel_temperature(value: float | None) -> None:
+    """Refuses what no temperature of bands can be; None is that of the other gates.
+
+    Raises:
+        ValueError: If it is no number, or out of range.
+
+    Example:
+        >>> check_kernel_temperature(0.5)
+    """
+    reason = None if value is None else Temperature.refusal(value)
+    if reason is not None:
+        raise ValueError(f"`kernel_temperature` (={value!r}) {reason}")
 
 
 class LocalAttention(nnx.Module):

@@ -29,13 +29,13 @@ from dynconv_jax.functional.numerics import (
 from dynconv_jax.functional.per_sample import add_bias, per_sample_conv
 from dynconv_jax.functional.pooling import spatial_mean
 from dynconv_jax.functional.spectrum import mix_bands, to_spectrum
-from dynconv_jax.gating import Temperature
 from dynconv_jax.initializers import INITS, torch_kernel_init
 from dynconv_jax.layers.convolution import Convolution
 from dynconv_jax.layers.fd_attention import (
     BandModulation,
     FDAttention,
     LocalAttention,
+    check_kernel_temperature,
 )
 from dynconv_jax.layers.od_conv import Attentions
 
@@ -160,12 +160,7 @@ class FDConv(Convolution):
         check_implementation(implementation, geometry, has_experts=False)
         check_dtypes(dtype=dtype, param_dtype=param_dtype, optional=("dtype",))
         check_rngs(rngs)
-        if kernel_temperature is not None:
-            reason = Temperature.refusal(kernel_temperature)
-            if reason is not None:
-                raise ValueError(
-                    f"`kernel_temperature` (={kernel_temperature!r}) {reason}"
-                )
+        check_kernel_temperature(kernel_temperature)
         self._take_geometry(geometry)
         self.use_bias = use_bias
         self.num_experts = expert_count(num_experts)
@@ -285,13 +280,7 @@ class FDConv(Convolution):
         flat, promoted, bias = dtypes.promote_dtype(
             (flat, *parameters), dtype=self.dtype
         )
-        geometry: dict[str, Any] = dict(
-            strides=self.strides,
-            padding=self.padding,
-            kernel_dilation=self.kernel_dilation,
-            feature_group_count=self.feature_group_count,
-            precision=self.precision,
-        )
+        geometry = {**self._geometry_options, "precision": self.precision}
         if self.attention is None or self.local is None:
             kernel = keep_wide(own[...], promoted)[None]
             outputs = dynamic_conv(flat, None, kernel, **geometry)

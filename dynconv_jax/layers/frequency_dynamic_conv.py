@@ -256,10 +256,7 @@ class FrequencyDynamicConv(ExpertConv):
             self.in_features,
             self.out_features,
             self.kernel_size,
-            strides=self.strides,
-            padding=self.padding,
-            kernel_dilation=self.kernel_dilation,
-            feature_group_count=self.feature_group_count,
+            **self._geometry_options,
         )
 
     def _create_geometry(self, *sizes: Any, **options: Any) -> Geometry:

@@ -342,10 +342,7 @@ class WarehouseConv(Convolution):
         outputs = per_sample_conv(
             flat,
             kernel,
-            strides=self.strides,
-            padding=self.padding,
-            kernel_dilation=self.kernel_dilation,
-            feature_group_count=self.feature_group_count,
+            **self._geometry_options,
             implementation=self.implementation,
             precision=self.precision,
             preferred_element_type=self.preferred_element_type,

@@ -207,10 +207,7 @@ class ModulatedConv(Styled, Convolution):
             demodulate=self.demodulate,
             pre_normalize=self.pre_normalize,
             gain=gain,
-            strides=self.strides,
-            padding=self.padding,
-            kernel_dilation=self.kernel_dilation,
-            feature_group_count=self.feature_group_count,
+            **self._geometry_options,
             implementation=self.implementation,
             precision=self.precision,
         )

@@ -124,18 +124,8 @@ class AdaptiveConvNd(Styled, ExpertConvNd):
         super().__init__()
         check_adaptation(implementation)
         self.build_experts(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            num_experts,
-            "auto",
-            device,
-            dtype,
+            *(in_channels, out_channels, kernel_size, stride, padding, dilation),
+            *(groups, bias, num_experts, "auto", device, dtype),
         )
         self.implementation = implementation
         self.style_channels = positive_int("style_channels", style_channels)

@@ -70,18 +70,8 @@ class CondConvNd(ExpertConvNd):
         if isinstance(padding, str) and padding.lower() == "same":
             padding = "tf_same"  # what "same" is with a stride of 1, and more
         self.build_experts(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            num_experts,
-            implementation,
-            device,
-            dtype,
+            *(in_channels, out_channels, kernel_size, stride, padding, dilation),
+            *(groups, bias, num_experts, implementation, device, dtype),
         )
         self.weight = nn.Parameter(self.weight.detach().flatten(1))
 

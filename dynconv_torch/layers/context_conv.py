@@ -139,18 +139,8 @@ class ContextConvNd(ExpertConvNd):
         """
         super().__init__()
         self.build_experts(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            num_experts,
-            implementation,
-            device,
-            dtype,
+            *(in_channels, out_channels, kernel_size, stride, padding, dilation),
+            *(groups, bias, num_experts, implementation, device, dtype),
         )
         self.weight = nn.Parameter(self.weight.detach().flatten(1)[None, None])
         self.context_channels = positive_int("context_channels", context_channels)

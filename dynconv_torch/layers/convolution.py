@@ -89,6 +89,16 @@ class ConvolutionNd(nn.Module):
         self.dilation = geometry.dilation
         self.groups = geometry.groups
 
+    @property
+    def geometry_options(self) -> dict[str, Any]:
+        """What of the geometry functions take by name, as `dynamic_conv` does."""
+        return dict(
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            groups=self.groups,
+        )
+
     def is_unbatched(self, x: Tensor) -> bool:
         """Whether `x` is one sample without a batch.
 

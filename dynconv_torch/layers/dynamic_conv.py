@@ -118,18 +118,8 @@ class DynamicConvNd(ExpertConvNd, Router):
             nn.Module.__init__(self)
         self._init = init
         self.build_experts(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            num_experts,
-            implementation,
-            device,
-            dtype,
+            *(in_channels, out_channels, kernel_size, stride, padding, dilation),
+            *(groups, bias, num_experts, implementation, device, dtype),
         )
         self.owns_router = router is None
         if router is not None:

@@ -101,10 +101,7 @@ class ExpertConvNd(ConvolutionNd):
             attention,
             self.experts,
             self.bias,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            groups=self.groups,
+            **self.geometry_options,
             implementation=self.implementation,
             **options,
         )

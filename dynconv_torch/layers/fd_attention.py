@@ -15,7 +15,7 @@ from dynconv_torch.functional.numerics import (
     call_wide,
     without_autocast,
 )
-from dynconv_torch.gating import record_output
+from dynconv_torch.gating import Temperature, record_output
 from dynconv_torch.layers.od_conv import Attentions, ODAttention
 
 # The deviation of weights with which a layer begins as a static one.
@@ -135,6 +135,20 @@ class FDAttention(ODAttention):
         attention = gates / logits.shape[-1]
         record_output(self, attention)
         return attention
+
+
+def check_kernel_temperature(value: float | None) -> None:
+    """Refuses what no temperature of bands can be; None is that of the other gates.
+
+    Raises:
+        ValueError: If it is no number, or out of range.
+
+    Example:
+        >>> check_kernel_temperature(0.5)
+    """
+    reason = None if value is None else Temperature.refusal(value)
+    if reason is not None:
+        raise ValueError(f"`kernel_temperature` (={value!r}) {reason}")
 
 
 class LocalAttention(nn.Module):

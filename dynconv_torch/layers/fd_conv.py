@@ -30,13 +30,13 @@ from dynconv_torch.functional.spectrum import (
     spectrum_shape,
     to_spectrum,
 )
-from dynconv_torch.gating import Temperature
 from dynconv_torch.initializers import INITS
 from dynconv_torch.layers.convolution import ConvolutionNd
 from dynconv_torch.layers.fd_attention import (
     BandModulation,
     FDAttention,
     LocalAttention,
+    check_kernel_temperature,
 )
 from dynconv_torch.layers.od_conv import Attentions
 
@@ -151,12 +151,7 @@ class FDConv2d(ConvolutionNd):
         check_choice("init", init, INITS)
         check_implementation(implementation, has_experts=False)
         check_dtype(dtype)
-        if kernel_temperature is not None:
-            reason = Temperature.refusal(kernel_temperature)
-            if reason is not None:
-                raise ValueError(
-                    f"`kernel_temperature` (={kernel_temperature!r}) {reason}"
-                )
+        check_kernel_temperature(kernel_temperature)
         self.take_geometry(geometry)
         self.weight_shape = geometry.weight_shape
         self.num_experts = expert_count(num_experts)
@@ -299,10 +294,7 @@ class FDConv2d(ConvolutionNd):
             )
         if not is_unbatched:
             return self.KSM_Global(self._pool(x))
-        channel, *others = self.KSM_Global(self._pool(x[None]))
-        return Attentions(
-            channel[0], *(None if each is None else each[0] for each in others)
-        )
+        return self.KSM_Global(self._pool(x[None])).of_one()
 
     def routing(self, x: Tensor) -> Tensor:
         """Returns the attention over the bands alone.
@@ -334,12 +326,7 @@ class FDConv2d(ConvolutionNd):
         """
         if self.is_unbatched(x):
             return self.forward(x[None])[0]
-        geometry: dict[str, Any] = dict(
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            groups=self.groups,
-        )
+        geometry = self.geometry_options
         if self.weight is not None:
             output = dynamic_conv(x, None, self.weight[None], **geometry)
         else:

@@ -216,28 +216,15 @@ class FrequencyDynamicConv2d(ExpertConvNd):
         check_choice("axis", axis, AXES)
         self.axis = axis
         self.build_experts(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            num_experts,
-            implementation,
-            device,
-            dtype,
+            *(in_channels, out_channels, kernel_size, stride, padding, dilation),
+            *(groups, bias, num_experts, implementation, device, dtype),
         )
         geometry = Geometry.create(
             self.in_channels,
             self.out_channels,
             self.kernel_size,
             rank=2,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            groups=self.groups,
+            **self.geometry_options,
         )
         self.attention = BinAttention(
             geometry,

@@ -298,10 +298,7 @@ class WarehouseConvNd(ConvolutionNd):
         output = per_sample_conv(
             x,
             assemble_weights(self.mixture(x), self.warehouse.cells, self.share),
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            groups=self.groups,
+            **self.geometry_options,
             implementation=self.implementation,
         )
         return add_bias(output, None if self.bias is None else self.bias[None])

@@ -150,10 +150,7 @@ class ModulatedConvNd(Styled, ConvolutionNd):
             demodulate=self.demodulate,
             pre_normalize=self.pre_normalize,
             gain=gain,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            groups=self.groups,
+            **self.geometry_options,
             implementation=self.implementation,
         )
 

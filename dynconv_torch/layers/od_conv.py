@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +38,10 @@ class Attentions(NamedTuple):
     filter: Tensor | None
     spatial: Tensor | None
     kernel: Tensor | None
+
+    def of_one(self) -> Self:
+        """Returns those of the first sample, without a batch."""
+        return self._make(None if each is None else each[0] for each in self)
 
 
 class ODAttention(HoldsScheduled):
@@ -234,18 +238,8 @@ class ODConvNd(ExpertConvNd):
         super().__init__()
         check_choice("init", init, INITS)
         self.build_experts(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            num_experts,
-            implementation,
-            device,
-            dtype,
+            *(in_channels, out_channels, kernel_size, stride, padding, dilation),
+            *(groups, bias, num_experts, implementation, device, dtype),
         )
         self.attention = ODAttention(
             self.in_channels,
@@ -282,10 +276,7 @@ class ODConvNd(ExpertConvNd):
         """
         if not self.is_unbatched(x):
             return self.attention(x)
-        channel, *others = self.attention(x[None])
-        return Attentions(
-            channel[0], *(None if each is None else each[0] for each in others)
-        )
+        return self.attention(x[None]).of_one()
 
     def routing(self, x: Tensor) -> Tensor:
         """Returns the attention over the experts alone.
