@@ -14,7 +14,7 @@ of one's own need PyTorch's names, or a row in the table `dynconv_jax.LAYOUT`.
 """
 
 import copy
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Collection, Container, Mapping
 from typing import Any
 
 import jax
@@ -51,6 +51,7 @@ def assert_parity(
     *,
     seed: int = 0,
     jit: bool = True,
+    gradients_in: Collection[str] = ("eval", "train"),
     **arguments: np.ndarray,
 ) -> None:
     """Asserts that two modules compute the same, forward and backward.
@@ -71,6 +72,8 @@ def assert_parity(
         inputs: Channels last, (B, *S, C).
         seed: Draws the cotangent.
         jit: Whether to compile the JAX module's pass as a whole.
+        gradients_in: The modes whose gradients are compared. Those of evaluation take
+            as long as those of training, in a deep network most of the time.
         **arguments: Further arrays that both modules take by that name, unchanged in
             layout; their gradients are compared too.
 
@@ -90,18 +93,20 @@ def assert_parity(
     dtype = _check_dtype(inputs)
     copy_weights(torch_module, jax_module)
     initial = copy.deepcopy(torch_module.state_dict())  # a pass moves the buffers
+    with torch.no_grad():
+        was_training = torch_module.training
+        torch_module.eval()
+        shape = torch_module(
+            as_torch(channels_first(inputs)),
+            **{name: as_torch(value) for name, value in arguments.items()},
+        ).shape
+        torch_module.train(was_training)
     draw = np.random.default_rng(seed)
     for training in (False, True):
         mode = "train" if training else "eval"
-        with torch.no_grad():
-            was_training = torch_module.training
-            torch_module.eval()
-            shape = torch_module(
-                as_torch(channels_first(inputs)),
-                **{name: as_torch(value) for name, value in arguments.items()},
-            ).shape
-            torch_module.train(was_training)
-        cotangent = channels_last(draw.normal(size=shape)).astype(inputs.dtype)
+        cotangent = None
+        if mode in gradients_in:
+            cotangent = channels_last(draw.normal(size=shape)).astype(inputs.dtype)
         settings = cotangent, training, jit
         both = _run_both(jax_module, torch_module, inputs, *settings, **arguments)
         try:
@@ -122,7 +127,7 @@ def _run_both(
     jax_module: nnx.Module,
     torch_module: torch.nn.Module,
     inputs: np.ndarray,
-    cotangent: np.ndarray,
+    cotangent: np.ndarray | None,
     training: bool,
     jit: bool,
     **arguments: np.ndarray,
@@ -156,7 +161,7 @@ def _differs_by_rounding(
     torch_module: torch.nn.Module,
     initial: Mapping[str, torch.Tensor],
     inputs: np.ndarray,
-    cotangent: np.ndarray,
+    cotangent: np.ndarray | None,
     *settings: bool,
     **arguments: np.ndarray,
 ) -> bool:
@@ -165,7 +170,8 @@ def _differs_by_rounding(
         _compare(*both, "float32", ROUNDING_FLOOR)
         with jax.enable_x64(True):
             wide = _in_float64(jax_module, torch_module, initial)
-            inputs, cotangent = _widen(inputs), _widen(cotangent)
+            inputs = _widen(inputs)
+            cotangent = None if cotangent is None else _widen(cotangent)
             arguments = {name: _widen(array) for name, array in arguments.items()}
             passes = _run_both(*wide, inputs, cotangent, *settings, **arguments)
             _compare(*passes, "float64", GRADIENT_FLOOR)

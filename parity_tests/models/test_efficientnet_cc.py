@@ -206,21 +206,6 @@ def test_networks_that_are_all_dynamic_agree(conv, rng):
     assert_parity(*narrow_twins(x, rng, conv, SEPARABLE_FIRST, **options), x)
 
 
-def fit_statistics(net: torch.nn.Module, x: np.ndarray) -> None:
-    """Sets the running statistics to those of the images.
-
-    In a network so deep what disturbs them is multiplied from layer to layer, until
-    logits are in the millions and gradients are the rounding of those.
-    """
-    norms = [part for part in net.modules() if isinstance(part, torch.nn.BatchNorm2d)]
-    for norm in norms:
-        norm.momentum = 1.0
-    with torch.no_grad():
-        net.train()(as_torch(x).movedim(-1, 1))
-    for norm in norms:
-        norm.momentum = 0.1
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["", "tf_"])
 def test_whole_networks_agree(prefix, rng):
@@ -229,7 +214,7 @@ def test_whole_networks_agree(prefix, rng):
         getattr(m, f"{prefix}efficientnet_cc_b0_4e") for m in (models, torch_models)
     ]
     ours, theirs = networks.twins(*build, x, rng, 7, conv=FOUR_EXPERTS)
-    fit_statistics(theirs, x)
+    networks.fit_statistics(theirs, x)
     assert_parity(ours, theirs, x)
 
 

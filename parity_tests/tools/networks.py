@@ -27,22 +27,42 @@ def enliven(net: torch.nn.Module, images: np.ndarray, rng: np.random.Generator) 
         images: Channels last.
         rng: Draws the parameters and disturbs the statistics.
     """
-    kinds = torch.nn.BatchNorm1d, torch.nn.BatchNorm2d
-    norms: list[Any] = [part for part in net.modules() if isinstance(part, kinds)]
-    momenta = [norm.momentum for norm in norms]
+    norms = _batch_norms(net)
     with torch.no_grad():
         for norm in norms:
             shape = tuple(norm.weight.shape)
             norm.weight.copy_(torch.from_numpy(rng.uniform(0.5, 1.5, shape)))
             norm.bias.copy_(torch.from_numpy(rng.normal(size=shape)))
-            norm.momentum = 1.0
-        net.train()
-        net(as_torch(channels_first(images)))
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+        fit_statistics(net, images)
+        for norm in norms:
             disturbance = rng.uniform(0.7, 1.4, tuple(norm.weight.shape))
             norm.running_var.mul_(torch.from_numpy(disturbance))
             norm.num_batches_tracked.fill_(int(rng.integers(1, 100)))
+
+
+def fit_statistics(net: torch.nn.Module, images: np.ndarray) -> None:
+    """Sets the running statistics of a network to those of the images.
+
+    In a deep network what disturbs them is multiplied from layer to layer, until logits
+    are in the millions and gradients are the rounding of those.
+
+    Args:
+        net: The network, in training from then on.
+        images: Channels last.
+    """
+    norms = _batch_norms(net)
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        net.train()(as_torch(channels_first(images)))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+
+
+def _batch_norms(net: torch.nn.Module) -> list[Any]:
+    kinds = torch.nn.BatchNorm1d, torch.nn.BatchNorm2d
+    return [part for part in net.modules() if isinstance(part, kinds)]
 
 
 def twins(
