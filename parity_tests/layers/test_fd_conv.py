@@ -1,4 +1,4 @@
-"""FDConv: parity, its equations once more, plain convolutions, weights, starts."""
+"""FDConv: parity, plain convolutions, weights, starts."""
 
 import math
 from typing import Any
@@ -25,45 +25,8 @@ from dynconv_jax.models.abstract import abstract_module
 from dynconv_jax.weights.torch_layout import torch_shapes
 from parity_tests.parity import assert_parity, torch_state
 from parity_tests.tolerances import assert_close
+from parity_tests.tools.fd_pairs import CASES, FEW, layers, torch_layer
 from parity_tests.tools.modules import jax_twin, thinned
-
-FEW: dict[str, Any] = {"min_channels": 2, "num_experts": 5}
-
-
-def torch_layer(channels, outputs, kernel_size, dtype=torch.float64, **options):
-    """A layer of PyTorch whose gates are not those of the beginning."""
-    options = {**FEW, **options}
-    layer = dynconv_torch.FDConv2d(channels, outputs, kernel_size, **options).to(dtype)
-    for name, parameter in layer.named_parameters():
-        if "dft" not in name and name != "weight":
-            torch.nn.init.normal_(parameter, std=0.5)
-    return layer
-
-
-def layers(channels, outputs, kernel_size, dtype="float64", **options):
-    """The same layer in both frameworks, with the same parameters."""
-    options = {**FEW, **options}
-    width = getattr(torch, dtype)
-    theirs = torch_layer(channels, outputs, kernel_size, width, **options)
-    arguments = (channels, outputs, kernel_size)
-    return jax_twin(theirs, FDConv, *arguments, dtype, **options), theirs
-
-
-# name: (shape of the inputs, outputs, kernel, options)
-CASES: dict[str, tuple[tuple[int, ...], int, tuple[int, ...], dict[str, Any]]] = {
-    "fewer samples than bands": ((2, 9, 6, 5), 4, (3, 3), dict(padding=1, bias=True)),
-    "more samples": ((4, 5, 8, 3), 6, (3, 3), dict(padding=1, num_spectra=1)),
-    "spectra": ((3, 5, 6, 3), 4, (3, 3), dict(num_experts=2, num_spectra=2)),
-    "strided, dilated": ((2, 9, 8, 4), 3, (3, 3), dict(stride=2, dilation=2)),
-    "grouped": ((2, 6, 7, 6), 4, (3, 3), dict(groups=2, padding=1)),
-    "depthwise": ((2, 6, 7, 4), 4, (3, 3), dict(groups=4, padding=1)),
-    "pointwise": ((3, 5, 4, 5), 6, (1, 1), dict(kernel_temperature=3.0)),
-    "one band": ((2, 5, 6, 3), 4, (3, 3), dict(num_experts=1)),
-    "plain": ((2, 5, 6, 3), 4, (3, 3), dict(min_channels=4, bias=True)),
-    "plain window": ((2, 5, 6, 3), 4, (3, 1), dict(padding=1)),
-    "batch 1, layer norm": ((1, 5, 6, 3), 4, (3, 3), dict(padding=1, norm="layer")),
-    "batch 1, no norm": ((1, 5, 6, 3), 4, (1, 1), dict(norm="none")),
-}
 
 
 @pytest.mark.parametrize("name", thinned(CASES, "grouped"))
@@ -106,138 +69,6 @@ def test_layers_agree_in_narrower_dtypes(dtype, rng):
     pair[1].KSM_Global.relu.requires_grad_(False)
     narrow = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float32
     assert_parity(*pair, rng.normal(size=(3, 4, 3, 6)).astype(narrow))
-
-
-# The equations once more
-
-
-EQUATIONS = [name for name in CASES if "plain" not in name and "1" not in name]
-
-
-def plain_kernel(state, weights, shape, alpha):
-    """The mixed kernel of a sample: its spectrum, frequency by frequency."""
-    outputs, width, height, _ = shape
-    rows, columns = outputs * height, width * height
-    frequencies = [(i, j) for i in range(rows) for j in range(columns // 2 + 1)]
-
-    def radius(frequency):
-        i, j = frequency
-        return (min(i, rows - i) * columns) ** 2 + (j * rows) ** 2
-
-    ranked = sorted(frequencies, key=radius)
-    spectra = state["dft_weight"]
-    bands = len(weights) // len(spectra)
-    rank = {each: index * bands // len(ranked) for index, each in enumerate(ranked)}
-    total = []
-    for i, j in frequencies:
-        value = 0
-        for index, spectrum in enumerate(spectra):
-            weight = weights[index * bands + rank[i, j]]
-            value = value + weight * alpha * torch.complex(*spectrum[i, j])
-        total.append(value)
-    matrix = torch.stack(total).reshape(rows, -1)
-    kernel = torch.fft.irfft2(matrix, s=(rows, columns))
-    return kernel.reshape(outputs, height, width, height).transpose(1, 2)
-
-
-def plain_modulation(x, state):
-    """Bands of the frequencies of an image (C, H, W), cut from its transform."""
-    height, width = x.shape[1:]
-    transformed = torch.fft.rfft2(x, norm="ortho")
-    vertical = torch.fft.fftfreq(height, dtype=x.dtype).abs()
-    horizontal = torch.fft.rfftfreq(width, dtype=x.dtype)
-    largest = torch.maximum(vertical[:, None], horizontal[None])
-    previous, total = x, 0
-    for index, k in enumerate((2, 4, 8)):
-        kept = transformed * (largest < 0.5 / k + 1e-8)
-        low = torch.fft.irfft2(kept, s=(height, width), norm="ortho")
-        name = f"FBM.freq_weight_conv_list.{index}"
-        logits = F.conv2d(x, state[f"{name}.weight"], state[f"{name}.bias"], padding=1)
-        total = total + 2 * torch.sigmoid(logits) * (previous - low)
-        previous = low
-    return total + previous
-
-
-def plain_fd_conv(x, state, training, temperature, shape, options):
-    """The equations, a sample at a time, over published keys; batch norm by hand."""
-    groups = options.get("groups", 1)
-    outputs, width, *size = shape
-
-    def linear(name, features):
-        weight = state[f"KSM_Global.{name}.weight"].flatten(1)
-        return weight @ features + state.get(f"KSM_Global.{name}.bias", 0)
-
-    trunk = torch.stack([linear("fc", sample.mean((1, 2))) for sample in x])
-    mean, variance = trunk.mean(0), trunk.var(0, correction=0)
-    if not training:
-        mean = state["KSM_Global.bn.running_mean"]
-        variance = state["KSM_Global.bn.running_var"]
-    normed = (trunk - mean) / torch.sqrt(variance + 1e-5)
-    normed = normed * state["KSM_Global.bn.weight"] + state["KSM_Global.bn.bias"]
-    squares = normed.clamp(min=0) ** 2
-    activated = state["KSM_Global.relu.scale"] * squares + state["KSM_Global.relu.bias"]
-    rows = []
-    for sample, hidden in zip(x, activated, strict=True):
-
-        def gate(name, temperature=temperature, hidden=hidden):
-            if f"KSM_Global.{name}_fc.weight" not in state:
-                return torch.ones(1).to(x)
-            return 2 * torch.sigmoid(linear(f"{name}_fc", hidden) / temperature)
-
-        pooled = sample.mean((1, 2))
-        centred = (pooled - pooled.mean()) / torch.sqrt(pooled.var(correction=0) + 1e-5)
-        centred = centred * state["KSM_Local.norm.weight"]
-        centred = centred + state["KSM_Local.norm.bias"]
-        taps = state["KSM_Local.conv.weight"].shape[-1]
-        logits = F.conv1d(
-            centred[None], state["KSM_Local.conv.weight"], padding=taps // 2
-        )
-        local = 2 * torch.sigmoid(logits).reshape(outputs, *size, -1)
-        weights = gate("kernel", options.get("kernel_temperature", temperature))
-        alpha = min(len(sample), outputs) // 2 * len(weights)
-        mixed = plain_kernel(state, weights / len(weights), shape, alpha)
-        channel, filters, taps = gate("channel"), gate("filter"), gate("spatial")
-        kernel = []
-        for index in range(outputs):
-            first = index // (outputs // groups) * width
-            own = mixed[index] * local[index].permute(2, 0, 1)[first : first + width]
-            own = own * channel[first : first + width].reshape(-1, 1, 1)
-            own = own * taps.reshape(size if len(taps) > 1 else (1, 1))
-            kernel.append(own * filters[index if len(filters) > 1 else 0])
-        image = plain_modulation(sample, state) if size[0] == 3 else sample
-        geometry = (
-            *(options.get("stride", 1), options.get("padding", 0)),
-            *(options.get("dilation", 1), groups),
-        )
-        own_bias = state.get("bias")
-        rows.append(F.conv2d(image[None], torch.stack(kernel), own_bias, *geometry)[0])
-    return torch.stack(rows)
-
-
-@pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("name", thinned(EQUATIONS, "spectra", "grouped"))
-def test_layer_computes_the_equations(name, training):
-    shape, outputs, kernel_size, options = CASES[name]
-    if name == "one band":
-        options = {**options, "num_spectra": 2}
-    layer = torch_layer(shape[-1], outputs, kernel_size, **options, temperature=1.7)
-    torch.nn.init.normal_(layer.get_buffer("KSM_Global.bn.running_mean"))
-    layer.train(training)
-    x = torch.randn(shape, dtype=torch.float64).movedim(-1, 1).requires_grad_()
-    state = dict(layer.named_parameters())
-    leaves = [x, *state.values()]
-    everything = {**layer.state_dict(), **state}
-    expected = plain_fd_conv(x, everything, training, 1.7, layer.weight_shape, options)
-    actual = layer(x)
-    cotangent = torch.randn_like(actual)
-
-    def results(outputs):
-        gradients = torch.autograd.grad(outputs, leaves, cotangent)
-        named = zip(("input", *state), gradients, strict=True)
-        found = {"output": outputs.detach()} | {f"of {n}": g for n, g in named}
-        return {name: value.numpy() for name, value in found.items()}
-
-    assert_close(results(actual), results(expected), dtype="float64", floor=1e-4)
 
 
 # Weights

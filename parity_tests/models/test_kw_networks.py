@@ -29,7 +29,7 @@ from dynconv_torch.models.convnext import ConvNeXt as TorchConvNeXt
 from dynconv_torch.models.kw_networks import build_shared as torch_build_shared
 from parity_tests.parity import assert_parity
 from parity_tests.tools import kw_checkpoints
-from parity_tests.tools.networks import enliven
+from parity_tests.tools.networks import abstract, enliven, on_meta
 
 resnet18 = functools.partial(kw_checkpoints.resnet, (2, 2, 2, 2), is_bottleneck=False)
 resnet50 = functools.partial(kw_checkpoints.resnet, (3, 4, 6, 3), is_bottleneck=True)
@@ -79,16 +79,6 @@ EACH = pytest.mark.parametrize(
         for case in PUBLISHED
     ],
 )
-
-
-def abstract(name, *arguments, **options) -> Any:
-    return abstract_module(
-        lambda rngs: dynconv_jax.create_model(name, *arguments, rngs=rngs, **options)
-    )
-
-
-def on_meta(name, *arguments, **options) -> Any:
-    return dynconv_torch.create_model(name, *arguments, device="meta", **options)
 
 
 BUILDERS = pytest.mark.parametrize("build", [abstract, on_meta])

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from flax import nnx
 
-import dynconv_jax
 import dynconv_torch
 from dynconv_jax import (
     DynamicConv,
@@ -28,6 +27,7 @@ from dynconv_torch import models as torch_models
 from parity_tests.parity import as_torch, assert_parity, torch_state
 from parity_tests.tolerances import assert_close
 from parity_tests.tools import networks
+from parity_tests.tools.networks import abstract, on_meta, shapes_of
 
 BUILD = MobileNetV3, dynconv_torch.MobileNetV3
 ROUTED = networks.RoutedConv, networks.RoutedConv2d
@@ -38,20 +38,6 @@ DYNAMIC = (
 # One without the first convolution, with a shortcut; one that widens and strides.
 TWO_BLOCKS = ((3, 16, 16, 1, False, True), (5, 40, 24, 2, True, True))
 NARROW: dict[str, Any] = dict(blocks=TWO_BLOCKS, width_mult=0.5, dropout=0.0)
-
-
-def abstract(name, *arguments, **options):
-    return abstract_module(
-        lambda rngs: dynconv_jax.create_model(name, *arguments, rngs=rngs, **options)
-    )
-
-
-def on_meta(name, *arguments, **options):
-    return dynconv_torch.create_model(name, *arguments, device="meta", **options)
-
-
-def torch_shapes_of(net):
-    return {key: tuple(value.shape) for key, value in net.state_dict().items()}
 
 
 # Names, shapes and counts.
@@ -114,7 +100,7 @@ SIZES = [
 def test_static_net_has_the_names_shapes_and_counts_of_torchvision(name, sizes, count):
     ours, theirs = abstract(name), on_meta(name)
     expected = published_shapes(*sizes)
-    assert torch_shapes(ours) == torch_shapes_of(theirs) == expected
+    assert torch_shapes(ours) == shapes_of(theirs) == expected
     assert count_parameters(ours) == count
     assert sum(each.numel() for each in theirs.parameters()) == count
 
@@ -235,7 +221,7 @@ def test_dynamic_says_which_layers_are_dynamic(dynamic, expected):
     twin = BUILD[1](conv=DynamicConv2d, device="meta", **options)
     for each in (net, twin):
         assert networks.dynamic_layers(each) == names
-    assert torch_shapes(net) == torch_shapes_of(twin)
+    assert torch_shapes(net) == shapes_of(twin)
 
 
 @pytest.mark.slow

@@ -9,41 +9,25 @@ import pytest
 import torch
 from flax import nnx
 
-import dynconv_jax
 import dynconv_torch
 from dynconv_jax import DecomposedConv, load_torch_state_dict, models
 from dynconv_jax import to_torch_state_dict as state_of
 from dynconv_jax.models import resnet
-from dynconv_jax.models.abstract import abstract_module
 from dynconv_jax.models.published import PUBLISHED
-from dynconv_jax.weights.torch_layout import torch_shapes
 from dynconv_torch import DecomposedConv2d
 from dynconv_torch import models as torch_models
 from dynconv_torch.models import resnet as torch_resnet
 from dynconv_torch.models.published import PUBLISHED as OF_THE_TWIN
 from parity_tests.parity import assert_parity, torch_state
 from parity_tests.tools import networks, published_shapes, registered
+from parity_tests.tools.networks import abstract, on_meta
 
 NAMES = [registered.marked(name) for name in PUBLISHED]
 
 
-def abstract(name, *arguments, **options):
-    return abstract_module(
-        lambda rngs: dynconv_jax.create_model(name, *arguments, rngs=rngs, **options)
-    )
-
-
-def on_meta(name, *arguments, **options):
-    return dynconv_torch.create_model(name, *arguments, device="meta", **options)
-
-
 def shapes_of(net):
     """The shapes of a network by key, without what no published state dict has."""
-    shapes = (
-        {key: tuple(value.shape) for key, value in net.state_dict().items()}
-        if isinstance(net, torch.nn.Module)
-        else torch_shapes(net)
-    )
+    shapes = networks.shapes_of(net)
     return {k: shape for k, shape in shapes.items() if not k.endswith("temperature")}
 
 

@@ -10,28 +10,10 @@ from flax import nnx
 import dynconv_jax
 import dynconv_torch
 from dynconv_jax.models import registry
-from dynconv_jax.models.abstract import abstract_module
-from dynconv_jax.weights.torch_layout import torch_shapes
 from dynconv_torch.models import registry as torch_registry
-
-
-def abstract(name, *arguments, **options):
-    return abstract_module(
-        lambda rngs: dynconv_jax.create_model(name, *arguments, rngs=rngs, **options)
-    )
-
-
-def on_meta(name, *arguments, **options):
-    return dynconv_torch.create_model(name, *arguments, device="meta", **options)
-
+from parity_tests.tools.networks import abstract, on_meta, shapes_of
 
 BUILDERS = pytest.mark.parametrize("build", [abstract, on_meta])
-
-
-def shapes_of(net):
-    if isinstance(net, torch.nn.Module):
-        return {key: tuple(value.shape) for key, value in net.state_dict().items()}
-    return torch_shapes(net)
 
 
 def test_both_frameworks_know_the_same_names():

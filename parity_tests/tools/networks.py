@@ -12,6 +12,7 @@ from flax import nnx
 import dynconv_jax
 import dynconv_torch
 from dynconv_jax.models.abstract import abstract_module
+from dynconv_jax.weights.torch_layout import torch_shapes
 from parity_tests.parity import as_torch, channels_first
 
 
@@ -97,6 +98,25 @@ def twins(
     theirs = torch_net(*arguments, conv=conv[1], dtype=torch.float64, **options)
     enliven(theirs, images, rng)
     return ours, theirs
+
+
+def abstract(name: str, *arguments: Any, **options: Any) -> Any:
+    """Builds a network of JAX by name, without values."""
+    return abstract_module(
+        lambda rngs: dynconv_jax.create_model(name, *arguments, rngs=rngs, **options)
+    )
+
+
+def on_meta(name: str, *arguments: Any, **options: Any) -> Any:
+    """Builds a network of the twin by name, without values."""
+    return dynconv_torch.create_model(name, *arguments, device="meta", **options)
+
+
+def shapes_of(net: nnx.Module | torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of a network of either framework by PyTorch's keys."""
+    if isinstance(net, torch.nn.Module):
+        return {key: tuple(value.shape) for key, value in net.state_dict().items()}
+    return torch_shapes(net)
 
 
 def dynamic_layers(net: nnx.Module | torch.nn.Module) -> list[str]:
