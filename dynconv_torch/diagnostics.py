@@ -7,17 +7,6 @@ from torch import nn
 
 from dynconv_torch.checks import check_module
 from dynconv_torch.gating import RECORDED, RouterOutput
-from dynconv_torch.layers.adaptive_conv import StyleAttention
-from dynconv_torch.layers.context_conv import ContextAttention
-from dynconv_torch.layers.frequency_dynamic_conv import BinAttention
-from dynconv_torch.layers.od_conv import ODAttention
-from dynconv_torch.routing import Router, SigmoidRouter
-
-# What records its answers, subclasses included.
-ROUTERS = (
-    *(Router, SigmoidRouter, ODAttention, StyleAttention, BinAttention),
-    ContextAttention,
-)
 
 
 def capture_routers(
@@ -46,21 +35,19 @@ def capture_routers(
         True
     """
     check_module("model", model)
-    routers = {
-        path: part for path, part in model.named_modules() if isinstance(part, ROUTERS)
-    }
-    for router in routers.values():
-        setattr(router, RECORDED, [])
+    parts = dict(model.named_modules())
+    for part in parts.values():  # of which routers alone record what they answer
+        setattr(part, RECORDED, [])
     try:
         result = model(*args, **kwargs)
         called = {
-            path: _concatenate(getattr(router, RECORDED))
-            for path, router in routers.items()
-            if getattr(router, RECORDED)
+            path: _concatenate(getattr(part, RECORDED))
+            for path, part in parts.items()
+            if getattr(part, RECORDED)
         }
     finally:
-        for router in routers.values():
-            delattr(router, RECORDED)
+        for part in parts.values():
+            delattr(part, RECORDED)
     return result, called
 
 

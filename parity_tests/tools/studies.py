@@ -6,16 +6,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from dynconv_jax import list_convolutions
 from train.commands.study.flags import StudyFlags
 from train.commands.study.plan import (
     COUNTS,
 )
 from train.flags.config import Config
 
-MEMBERS = [
-    *("condconv", "decomposed", "dynamic", "fdconv", "frequency_dynamic"),
-    *("kernel_warehouse", "odconv"),
-]
+MEMBERS = [name for name in list_convolutions() if name != "static"]
 
 FINISH = """
 import json, pathlib, sys

@@ -21,22 +21,25 @@ def net(conv: str = "dynamic", name: str = "dynamic_net", **options) -> nnx.Modu
     )
 
 
-@pytest.mark.parametrize(
-    ("conv", "experts", "routers"),
-    [
-        ("static", set(), set()),
-        ("dynamic", {"dyn.weight"}, {"dyn.fc1", "dyn.fc2"}),
-        ("condconv", {"dyn.weight"}, {"routing_fn"}),
-        ("odconv", {"dyn.weight"}, {"dyn.attention"}),
-        (
-            "decomposed",
-            {"dyn.conv", "dyn.bn1", "dyn.q", "dyn.bn2", "dyn.p"},
-            {"dyn.fc", "dyn.fc_phi", "dyn.fc_scale"},
-        ),
-        ("kernel_warehouse", set(), {"dyn.attention"}),
-    ],
-)
-def test_experts_and_routers_of_a_block(conv, experts, routers):
+# What of a block is of its experts, and of its routers.
+PARTS: dict[str, tuple[set[str], set[str]]] = {
+    "static": (set(), set()),
+    "dynamic": ({"dyn.weight"}, {"dyn.fc1", "dyn.fc2"}),
+    "condconv": ({"dyn.weight"}, {"routing_fn"}),
+    "odconv": ({"dyn.weight"}, {"dyn.attention"}),
+    "decomposed": (
+        {"dyn.conv", "dyn.bn1", "dyn.q", "dyn.bn2", "dyn.p"},
+        {"dyn.fc", "dyn.fc_phi", "dyn.fc_scale"},
+    ),
+    "kernel_warehouse": (set(), {"dyn.attention"}),
+    "fdconv": ({"dyn.dft_weight", "dyn.FBM"}, {"dyn.KSM_Global", "dyn.KSM_Local"}),
+    "frequency_dynamic": ({"dyn.weight"}, {"dyn.attention"}),
+}
+
+
+@pytest.mark.parametrize("conv", list_convolutions())
+def test_experts_and_routers_of_a_block(conv):
+    experts, routers = PARTS[conv]
     model = net(conv)
     block = {key for key in parameters_by_key(model) if key.startswith("stage2.")}
     for group, names in (("experts", experts), ("routers", routers)):
