@@ -20,7 +20,7 @@ from parity_tests.parity import (
     torch_state,
 )
 from parity_tests.tolerances import assert_close
-from parity_tests.tools import reference
+from parity_tests.tools import reference, whole
 from parity_tests.tools.modules import thinned
 
 
@@ -92,6 +92,11 @@ def test_nets_train_alike(optimizer, rng):
         optimizer=optimizer,
         steps=4,
     )
+
+
+@pytest.mark.parametrize("name", whole.names_of("test_dynamic_net"))
+def test_whole_networks_agree(name, rng):
+    whole.assert_whole_parity(name, rng)
 
 
 @pytest.mark.slow

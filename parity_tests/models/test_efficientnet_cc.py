@@ -30,7 +30,7 @@ from dynconv_torch import models as torch_models
 from dynconv_torch.models import efficientnet_cc as twin
 from parity_tests.parity import as_torch, assert_parity, torch_state
 from parity_tests.tolerances import assert_close
-from parity_tests.tools import networks
+from parity_tests.tools import networks, whole
 
 BUILD = EfficientNet, twin.EfficientNet
 COND = (
@@ -41,10 +41,6 @@ COND = (
 # last stage (`dynamic=1`), dynamic.
 SEPARABLE_FIRST = ((3, 1, None, 8, 1), (5, 2, 2, 6, 1))
 INVERTED_ONLY = ((5, 2, 2, 6, 1), (3, 1, 2, 6, 1))
-FOUR_EXPERTS = (
-    functools.partial(CondConv, num_experts=4),
-    functools.partial(CondConv2d, num_experts=4),
-)
 SELF_ROUTED = (
     functools.partial(DynamicConv, num_experts=2, reduction=1),
     functools.partial(DynamicConv2d, num_experts=2, reduction=1),
@@ -207,15 +203,9 @@ def test_networks_that_are_all_dynamic_agree(conv, rng):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("prefix", ["", "tf_"])
-def test_whole_networks_agree(prefix, rng):
-    x = rng.normal(size=(2, 35, 38, 3))
-    build = [
-        getattr(m, f"{prefix}efficientnet_cc_b0_4e") for m in (models, torch_models)
-    ]
-    ours, theirs = networks.twins(*build, x, rng, 7, conv=FOUR_EXPERTS)
-    networks.fit_statistics(theirs, x)
-    assert_parity(ours, theirs, x)
+@pytest.mark.parametrize("name", whole.names_of("test_efficientnet_cc"))
+def test_whole_networks_agree(name, rng):
+    whole.assert_whole_parity(name, rng, batch=4)
 
 
 # What else a network must do.

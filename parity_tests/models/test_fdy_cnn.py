@@ -15,6 +15,7 @@ from dynconv_jax.models.abstract import abstract_module
 from dynconv_jax.weights.torch_layout import torch_shapes
 from parity_tests.parity import assert_parity, copy_weights
 from parity_tests.tolerances import assert_close
+from parity_tests.tools import whole
 
 TINY: dict[str, Any] = dict(width_mult=1 / 32, dropout=0.0)  # 1, 2, 4, 8 channels
 
@@ -37,6 +38,12 @@ def networks(activation="cg", **options):
 @pytest.mark.parametrize("activation", ["cg", "glu"])
 def test_networks_agree(activation, rng):
     assert_parity(*networks(activation), rng.normal(size=(2, 4, 128, 1)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", whole.names_of("test_fdy_cnn"))
+def test_whole_networks_agree(name, rng):
+    whole.assert_whole_parity(name, rng, size=(4, 128))
 
 
 def test_outputs_and_features_agree(rng):

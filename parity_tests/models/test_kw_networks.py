@@ -28,7 +28,7 @@ from dynconv_torch.models import kw_grouping as torch_grouping
 from dynconv_torch.models.convnext import ConvNeXt as TorchConvNeXt
 from dynconv_torch.models.kw_networks import build_shared as torch_build_shared
 from parity_tests.parity import assert_parity
-from parity_tests.tools import kw_checkpoints
+from parity_tests.tools import kw_checkpoints, whole
 from parity_tests.tools.networks import abstract, enliven, on_meta
 
 resnet18 = functools.partial(kw_checkpoints.resnet, (2, 2, 2, 2), is_bottleneck=False)
@@ -168,21 +168,26 @@ def test_a_small_convnext_of_warehouses_agrees(rng):
     assert_parity(ours, drawn(theirs, images, rng), images)
 
 
+# Half the parameters of ResNet-50 have a basis. The norms inside of the attention are
+# over pooled vectors, see `whole`; τ is as in the middle of training.
+WHOLE: dict[str, dict[str, Any]] = {
+    "kw_convnext_tiny": dict(size=(64, 32)),
+    "kw_mobilenet_v2": dict(batch=8),
+    "kw_resnet18": dict(batch=6),
+    "kw_resnet50": dict(batch=4, ratio=0.5),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("kw_resnet18", dict(ratio=0.25, assignment=0.3)),
-        # Norms over two samples alone would magnify rounding in so deep a network.
-        ("kw_resnet50", dict(ratio=0.5, norm="layer")),
-        ("kw_mobilenet_v2", dict(ratio=0.5, width_mult=0.1, norm="layer")),
-    ],
-)
-def test_networks_agree(name, options, rng):
-    images = rng.normal(size=(2, 33, 40, 3))
-    theirs = dynconv_torch.create_model(name, 5, dtype=torch.float64, **options)
-    ours = abstract(name, 5, param_dtype="float64", **options)
-    assert_parity(ours, drawn(theirs, images, rng), images)
+@pytest.mark.parametrize("name", whole.names_of("test_kw_networks"))
+def test_whole_networks_agree(name, rng):
+    whole.assert_whole_parity(name, rng, assignment=0.5, **WHOLE[name])
+
+
+@pytest.mark.slow
+def test_a_narrow_network_with_a_dynamic_classifier_agrees(rng):
+    options: dict[str, Any] = dict(ratio=0.5, width_mult=0.1, assignment=0.5)
+    whole.assert_whole_parity("kw_mobilenet_v2", rng, batch=8, **options)
 
 
 # Which layers share.

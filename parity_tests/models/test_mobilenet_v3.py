@@ -17,16 +17,14 @@ from dynconv_jax import (
     count_parameters,
     init_from_static,
     load_torch_state_dict,
-    models,
     to_torch_state_dict,
 )
 from dynconv_jax.models.abstract import abstract_module
 from dynconv_jax.weights.torch_layout import torch_shapes
 from dynconv_torch import DynamicConv2d
-from dynconv_torch import models as torch_models
 from parity_tests.parity import as_torch, assert_parity, torch_state
 from parity_tests.tolerances import assert_close
-from parity_tests.tools import networks
+from parity_tests.tools import networks, whole
 from parity_tests.tools.networks import abstract, on_meta, shapes_of
 
 BUILD = MobileNetV3, dynconv_torch.MobileNetV3
@@ -141,13 +139,9 @@ def test_dynamic_net_of_two_blocks_agrees(conv, routers, rng):
 
 
 @pytest.mark.slow
-def test_small_net_agrees(rng):
-    x = rng.normal(size=(2, 40, 33, 3))
-    build = (
-        models.mobilenet_v3_small,
-        torch_models.mobilenet_v3_small,
-    )
-    assert_parity(*networks.twins(*build, x, rng, 7, dropout=0.0), x)
+@pytest.mark.parametrize("name", whole.names_of("test_mobilenet_v3"))
+def test_whole_networks_agree(name, rng):
+    whole.assert_whole_parity(name, rng)
 
 
 def plain_net(x, state, blocks):

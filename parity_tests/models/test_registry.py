@@ -1,5 +1,6 @@
 """Models by name: the same names in both frameworks, and help with wrong ones."""
 
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,9 +12,18 @@ import dynconv_jax
 import dynconv_torch
 from dynconv_jax.models import registry
 from dynconv_torch.models import registry as torch_registry
+from parity_tests.tools import whole
 from parity_tests.tools.networks import abstract, on_meta, shapes_of
 
 BUILDERS = pytest.mark.parametrize("build", [abstract, on_meta])
+
+
+def test_each_network_is_compared_whole_by_the_tests_of_its_family():
+    compared = [name for family in whole.FAMILIES for name in whole.names_of(family)]
+    assert sorted(compared) == dynconv_jax.list_models()
+    for family in whole.FAMILIES:
+        tests = (Path(__file__).parent / f"{family}.py").read_text()
+        assert f'whole.names_of("{family}")' in tests
 
 
 def test_both_frameworks_know_the_same_names():

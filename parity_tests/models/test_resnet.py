@@ -20,7 +20,7 @@ from dynconv_torch import models as torch_models
 from dynconv_torch.models import resnet as torch_resnet
 from dynconv_torch.models.convolutions import Convolutions as TorchConvolutions
 from parity_tests.parity import assert_parity, assert_training_parity
-from parity_tests.tools import networks
+from parity_tests.tools import networks, whole
 
 SMALL = (1, 1, 1, 1)
 DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
@@ -134,12 +134,16 @@ def test_static_net_of_few_blocks_agrees(rng):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("conv", [(None, None), DYNAMIC], ids=["static", "dynamic"])
-@pytest.mark.parametrize("name", DEPTHS)
-def test_whole_resnets_agree(name, conv, rng):
+@pytest.mark.parametrize("name", whole.names_of("test_resnet"))
+def test_whole_networks_agree(name, rng):
+    whole.assert_whole_parity(name, rng)
+
+
+@pytest.mark.slow
+def test_a_whole_dynamic_resnet_agrees(rng):
     x = rng.normal(size=(2, 40, 33, 3))
-    build = getattr(models, name), getattr(torch_models, name)
-    assert_parity(*networks.twins(*build, x, rng, 7, conv=conv), x)
+    build = models.resnet50, torch_models.resnet50
+    assert_parity(*networks.twins(*build, x, rng, 7, conv=DYNAMIC), x)
 
 
 @pytest.mark.slow

@@ -1,0 +1,103 @@
+"""Every network that has a name, whole and in float64, in both frameworks.
+
+How far two programs that compute the same are apart is what a network makes of their
+rounding, and that depends on what it is given. The norms inside of attentions divide by
+the deviation of a pooled vector from sample to sample: where samples look alike, or are
+two or three, they multiply rounding by as much as they divide. So here images differ in
+their means and contrasts, there are as many as such norms need, and running statistics
+are those of the images, as in a network that was trained on their like.
+
+That this is all, PyTorch shows alone: in `kw_mobilenet_v2` as it is drawn, images that
+differ by one bit, 2e-16, have gradients that differ by 8e-8.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+import dynconv_jax
+import dynconv_torch
+from dynconv_jax.models.options import option_names
+from dynconv_jax.models.registry import MODELS
+from parity_tests.parity import assert_parity
+from parity_tests.tools import networks
+
+# The file in `parity_tests/models` that has them, and how their names begin.
+FAMILIES = {
+    "test_dymn": ("dymn",),
+    "test_dynamic_net": ("dynamic_net",),
+    "test_efficientnet_cc": ("efficientnet_cc", "tf_efficientnet_cc"),
+    "test_fdy_cnn": ("fdy_cnn",),
+    "test_kw_networks": ("kw_",),
+    "test_mobilenet_v2": ("mobilenet_v2",),
+    "test_mobilenet_v3": ("mobilenet_v3",),
+    "test_published": ("dcd_", "od_"),
+    "test_resnet": ("resnet",),
+}
+
+
+def names_of(family: str) -> list[str]:
+    """Returns the names of the networks that a file of tests has.
+
+    Args:
+        family: One of `FAMILIES`.
+    """
+    starts = FAMILIES[family]
+    return [name for name in dynconv_jax.list_models() if name.startswith(starts)]
+
+
+def assert_whole_parity(
+    name: str,
+    rng: np.random.Generator,
+    *,
+    batch: int = 3,
+    size: tuple[int, int] = (33, 24),
+    **options: Any,
+) -> None:
+    """Asserts that a network of this name is the same in both frameworks.
+
+    Compared are the outputs in evaluation and in training, where also the gradients of
+    the images and of every parameter, and the buffers.
+
+    Args:
+        name: One of `list_models()`.
+        rng: Draws images and parameters.
+        batch: How many images there are.
+        size: Their height and width; of the usual one the last stage of most has two
+            pixels.
+        **options: Those of the network, which has no dropout.
+
+    Raises:
+        ParityError: If anything differs.
+    """
+    if "dropout" in (option_names(MODELS[name]) or ()):
+        options["dropout"] = 0.0
+    theirs = dynconv_torch.create_model(name, 7, dtype=torch.float64, **options)
+    channels: Any = theirs.in_channels
+    images = different_images((batch, *size, channels), rng)
+    awaken(theirs, rng)
+    networks.enliven(theirs, images, rng)
+    networks.fit_statistics(theirs, images)
+    ours = networks.abstract(name, 7, param_dtype="float64", **options)
+    assert_parity(ours, theirs, images, gradients_in=("train",))
+
+
+def different_images(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """Returns images (B, H, W, C), each with means and contrasts of its own."""
+    batch, *_, channels = shape
+    contrast = rng.uniform(0.3, 2.0, size=(batch, 1, 1, channels))
+    mean = rng.normal(size=(batch, 1, 1, channels))
+    return rng.normal(size=shape) * contrast + mean
+
+
+def awaken(net: torch.nn.Module, rng: np.random.Generator) -> None:
+    """Draws what begins as a constant, and enlarges what begins near zero."""
+    with torch.no_grad():
+        for parameter in net.parameters():
+            deviation = float(parameter.std(correction=0))
+            if deviation == 0:
+                drawn = rng.normal(0, 0.5, tuple(parameter.shape))
+                parameter.add_(torch.from_numpy(drawn))
+            elif deviation < 0.011:
+                parameter.mul_(0.1 / deviation)
