@@ -17,6 +17,7 @@ from flax import nnx
 
 from dynconv_jax.weights.loading import prepare
 from dynconv_jax.weights.names import check_names
+from dynconv_jax.weights.stand_ins import stand_ins
 from dynconv_jax.weights.torch_layout import to_torch_state_dict
 
 # Marks a file of a JAX module, whose defaults are those of the module that reads it.
@@ -222,7 +223,8 @@ def _read_torch(path: str | os.PathLike) -> Any:
             "`safetensors.torch.save_file(torch.load(path, weights_only=True), other)`"
         ) from error
     try:
-        with warnings.catch_warnings():
+        beside = torch.serialization.safe_globals(stand_ins())
+        with beside, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the protocol of the pickle
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

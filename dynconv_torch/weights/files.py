@@ -11,6 +11,8 @@ import safetensors
 import safetensors.torch
 import torch
 
+from dynconv_torch.weights.stand_ins import stand_ins
+
 
 def read_weights(path: str | os.PathLike) -> Any:
     """Returns what a file of weights holds; no code in it is run.
@@ -22,7 +24,7 @@ def read_weights(path: str | os.PathLike) -> Any:
     Raises:
         OSError: If the file cannot be read.
         ValueError: If the file is damaged or of another kind, or holds more than
-            tensors.
+            tensors and what scripts save beside them (`stand_ins.py`).
 
     Example:
         >>> import tempfile
@@ -55,7 +57,8 @@ def read_weights(path: str | os.PathLike) -> Any:
 def _read_torch(path: Path) -> Any:
     """Returns what `torch.save` wrote, if it is tensors; runs nothing in it."""
     try:
-        with warnings.catch_warnings():
+        beside = torch.serialization.safe_globals(stand_ins())
+        with beside, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the protocol of the pickle
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
