@@ -6,6 +6,8 @@ weights are in these, so each is read as a stand-in: neither its class nor a fun
 its own is called.
 """
 
+from typing import Any
+
 _NAMES = (
     "argparse.Namespace",
     "numpy.dtype",
@@ -28,8 +30,8 @@ class StandIn:
         """Takes what the object would hold, and forgets it."""
 
 
-def stand_ins() -> list[tuple[type[StandIn], str]]:
-    """Returns stand-ins by the names that they stand for.
+def stand_ins() -> list[Any]:
+    """Returns pairs of a stand-in and the name that it stands for.
 
     They are what `torch.serialization.safe_globals` takes.
 
