@@ -62,11 +62,20 @@ class SharedOptions(TypedDict, total=False):
         assignment: The initial τ.
         init: How the cells are drawn.
         implementation: How to convolve.
+        in_ratio: The in-planes of a cell over the largest possible. This and what
+            follows is as published with this ratio, if it is left out.
+        out_ratio: The out-planes, likewise. With both the ratio may be any.
+        reduction: Of the attention.
+        nonlocal_basis_ratio: Of how many numbers attention is mixed.
     """
 
     assignment: float
     init: Literal["default", "published"]
     implementation: str
+    in_ratio: float
+    out_ratio: float
+    reduction: int
+    nonlocal_basis_ratio: float
 
 
 class SharedResNetOptions(SharedOptions, ResNetOptions, total=False):
@@ -108,7 +117,7 @@ def kw_resnet18(
         >>> [warehouse.cells.shape for warehouse in net.warehouses][0]
         (56, 1, 1, 32, 32)
     """
-    settings = published("kw_resnet18", RESNET18, ratio)
+    settings = published("kw_resnet18", RESNET18, ratio, options)
     build = functools.partial(resnet18, num_classes)
     return build_shared(build, resnet_stage, options, norm=norm, **settings)
 
@@ -142,7 +151,7 @@ def kw_resnet50(
         Traceback (most recent call last):
         ValueError: `ratio` (=3) of kw_resnet50 must be one of [0.5, 1, 4], ...
     """
-    settings = published("kw_resnet50", RESNET50, ratio)
+    settings = published("kw_resnet50", RESNET50, ratio, options)
     build = functools.partial(resnet50, num_classes)
     group_by = functools.partial(resnet_stage, first=None)
     return build_shared(build, group_by, options, norm=norm, **settings)
@@ -175,7 +184,7 @@ def kw_mobilenet_v2(
         Traceback (most recent call last):
         ValueError: `ratio` (=3) of kw_mobilenet_v2 must be one of [0.5, 1, 4], ...
     """
-    settings = published("kw_mobilenet_v2", MOBILENET_V2, ratio)
+    settings = published("kw_mobilenet_v2", MOBILENET_V2, ratio, options)
     group_by = functools.partial(mobilenet_stage, ratio=ratio)
     build = _with_dynamic_classifier if ratio < 1 else mobilenet_v2
     build = functools.partial(build, num_classes)
@@ -220,35 +229,46 @@ def kw_convnext_tiny(
         Traceback (most recent call last):
         ValueError: `ratio` (=3) of kw_convnext_tiny must be one of [1], ...
     """
-    settings = published("kw_convnext_tiny", CONVNEXT_TINY, ratio)
+    settings = published("kw_convnext_tiny", CONVNEXT_TINY, ratio, options)
     depths, widths = (3, 3, 9, 3), (96, 192, 384, 768)
     build = functools.partial(ConvNeXt, depths, widths, num_classes)
     return build_shared(build, convnext_stage, options, norm=norm, **settings)
 
 
 def published(
-    name: str, table: Mapping[float, Mapping[str, Any]], ratio: float
+    name: str,
+    table: Mapping[float, Mapping[str, Any]],
+    ratio: float,
+    options: Mapping[str, Any],
 ) -> Mapping[str, Any]:
-    """Returns the settings of a published budget.
+    """Returns the settings of a budget, but for what is given.
 
     Args:
         name: Of the network.
         table: Its settings by budget.
         ratio: The budget.
+        options: What is given. It must say of a budget that was not published what its
+            cells are.
 
     Raises:
         ValueError: If there is no network of this budget.
 
     Example:
-        >>> published("kw_resnet18", RESNET18, 4)
+        >>> published("kw_resnet18", RESNET18, 4, {})
         {'ratio': 4}
+        >>> published("kw_resnet18", RESNET18, 3, {"in_ratio": 1.0, "out_ratio": 1.0})
+        {'ratio': 3}
     """
-    if isinstance(ratio, bool) or ratio not in table:
-        raise ValueError(
-            f"`ratio` (={ratio!r}) of {name} must be one of {list(table)}, the budgets "
-            "that were published; for another, give `with_warehouses` the network"
-        )
-    return table[ratio]
+    if not isinstance(ratio, bool):
+        if ratio in table:
+            return table[ratio]
+        if {"in_ratio", "out_ratio"} <= options.keys():
+            return {"ratio": ratio}
+    raise ValueError(
+        f"`ratio` (={ratio!r}) of {name} must be one of {list(table)}, the budgets "
+        "that were published; for another, give `in_ratio` and `out_ratio`, which say "
+        "what its cells are"
+    )
 
 
 def build_shared(

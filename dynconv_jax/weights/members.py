@@ -217,6 +217,12 @@ def _is_tiled(arrays: Shapes) -> bool:
 
 
 def _warehouse(layers: Sequence[Layer], shapes: Shapes) -> dict[str, Any]:
+    if any(key.startswith("warehouse_manager.") for key in shapes):
+        raise Unread(
+            "its layers share as the authors' code has them share, which the networks "
+            "`kw_...` do, and none of them is this one; `with_warehouses` builds it by "
+            "a `group_by` of `models.kw_grouping`"
+        )
     reduced = _reduced(_hidden(layers, "attention.fc1.weight"), 16, 16)
     if "min_hidden" in reduced:
         raise Unread("the units of its attentions follow no `reduction`")

@@ -6,6 +6,7 @@ how cells are cut), without a line of the two packages.
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -109,10 +110,25 @@ class Checkpoint:
 
 
 def resnet(
-    depths: tuple[int, ...], ratio: float, *, is_bottleneck: bool, classes: int = 1000
+    depths: tuple[int, ...],
+    ratio: dict[str, float] | float,
+    *,
+    is_bottleneck: bool,
+    classes: int = 1000,
+    reduction: int = 16,
+    basis: float | None = None,
+    in_ratio: float | None = None,
+    out_ratio: float | None = None,
+    shared: Callable[[str], str] = lambda name: name,
 ) -> Shapes:
-    """Returns the checkpoint of a ResNet."""
-    made = Checkpoint(basis=1 / 16 if is_bottleneck and ratio < 1 else 1.0)
+    """Returns the checkpoint of a ResNet; what is None is as published.
+
+    `shared` answers what shares a warehouse, from the name of the stage.
+    """
+    is_small = not isinstance(ratio, dict) and ratio < 1
+    if basis is None:
+        basis = 1 / 16 if is_bottleneck and is_small else 1.0
+    made = Checkpoint(basis=basis, reduction=reduction)
     made.conv("conv1", 3, 64, (7, 7), None)
     made.batch_norm("bn1", 64)
     width = 64
@@ -121,8 +137,8 @@ def resnet(
         outputs = planes * (4 if is_bottleneck else 1)
         for index in range(depth):
             block = f"layer{stage + 1}.{index}"
-            own = f"stage {stage}"
-            entry = own if index else f"stage {stage - 1}"
+            own = shared(f"stage {stage}")
+            entry = own if index else shared(f"stage {stage - 1}")
             if stage == index == 0:
                 entry = None if is_bottleneck else own
             if is_bottleneck:
@@ -140,21 +156,31 @@ def resnet(
                 made.batch_norm(f"{key}.1", outputs)
             width = outputs
     made.linear("fc", width, classes)
-    half = 0.5 if ratio < 1 else 1.0
-    return made.finish(ratio, half, half)
+    half = 0.5 if is_small else 1.0
+    return made.finish(
+        ratio,
+        half if in_ratio is None else in_ratio,
+        half if out_ratio is None else out_ratio,
+    )
 
 
-def mobilenet_v2(ratio: float, width_mult: float, classes: int = 1000) -> Shapes:
-    """Returns the checkpoint of a MobileNetV2 of a width of 1 or a half."""
-    made = Checkpoint(reduction=32 if ratio < 1 else 16)
+def mobilenet_v2(
+    ratio: float, width_mult: float, classes: int = 1000, like: float | None = None
+) -> Shapes:
+    """Returns the checkpoint of a MobileNetV2 of a width of 1 or a half.
+
+    Its layers share as those of the ratio `like` do, if it is given.
+    """
+    made = Checkpoint(reduction=32 if ratio < 1 and like is None else 16)
+    like = ratio if like is None else like
     halves = {"stage 6 expand": 0.5, "stage 6 project": 0.5}
 
     def name(stage: int, kind: str) -> str | None:
         if kind in ("stem", "depthwise"):
             return f"stage {stage} {kind}"
-        if ratio == 1:
+        if like == 1:
             return f"stage {stage} pointwise"
-        return None if ratio < 1 and stage < 6 else f"stage {stage} {kind}"
+        return None if like < 1 and stage < 6 else f"stage {stage} {kind}"
 
     def rounded(channels: int) -> int:
         return max(8, int(channels * width_mult + 4) // 8 * 8)
@@ -181,7 +207,7 @@ def mobilenet_v2(ratio: float, width_mult: float, classes: int = 1000) -> Shapes
         width = out
     made.conv("features.18.0", width, 1280, (1, 1), name(6, "project"))
     made.batch_norm("features.18.1", 1280)
-    if ratio >= 1:
+    if like >= 1:
         made.linear("classifier", 1280, classes)
         return made.finish(ratio)
     made.conv("classifier.1.conv", 1280, classes, (1,), "classifier", bias=True)

@@ -13,11 +13,12 @@ def with_odconv(call: Call) -> Call:
     """Returns a call by the name that the authors of ODConv have for its network."""
     options = dict(call.options)
     inside = {"num_experts": 4, **options.pop("conv_options", {})}
-    has_odconv = options.pop("conv", "static") == "odconv" and len(inside) == 1
+    is_odconv = options.pop("conv", "static") == "odconv"
+    has_odconv = is_odconv and inside.keys() <= {"num_experts", "reduction"}
     is_read = {*call.doubts} <= {f"{call.head}.weight is missing"}
     if not (has_odconv and is_read) or "dynamic" in options:
         return call
-    if inside["num_experts"] > 1:
+    if inside := without(dict(num_experts=1), **inside):
         options["conv_options"] = inside
     name = f"od_{call.name}"
     return call._replace(name=name, title=name, options=options)

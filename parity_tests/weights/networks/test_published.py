@@ -37,6 +37,13 @@ def test_networks_of_odconv_are_read_by_their_names():
     assert (call.name, call.options) == ("od_resnet50", expected)
 
 
+def test_networks_of_odconv_with_a_reduction_of_their_own_keep_their_names():
+    shapes = shapes_of("od_resnet18", conv_options={"reduction": 8})
+    call, *_ = candidates(shapes)
+    expected = dict(num_classes=1000, conv_options={"reduction": 8})
+    assert (call.name, call.options) == ("od_resnet18", expected)
+
+
 def test_without_its_head_a_network_of_odconv_is_still_one():
     shapes = published_shapes.published("od_resnet18")
     del shapes["fc.weight"], shapes["fc.bias"]
