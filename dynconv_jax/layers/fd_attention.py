@@ -10,7 +10,8 @@ from flax import nnx
 from jax import lax
 from jax.typing import DTypeLike
 
-from dynconv_jax.functional.frequency_bands import modulate_bands
+from dynconv_jax.functional.checks import check_choice
+from dynconv_jax.functional.frequency_bands import LOW_PASSES, modulate_bands
 from dynconv_jax.functional.geometry import Geometry
 from dynconv_jax.functional.numerics import at_least_float32
 from dynconv_jax.functional.static import few_channel_conv
@@ -227,12 +228,19 @@ class BandModulation(nnx.Module):
         self,
         in_features: int,
         *,
+        low_pass: str = "ideal",
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         precision: Any = None,
         rngs: nnx.Rngs,
     ):
-        """Builds the modulation; the arguments are those of `nnx.Conv`."""
+        """Builds the modulation; most arguments are those of `nnx.Conv`.
+
+        Raises:
+            ValueError: If `low_pass` is not one of `LOW_PASSES`.
+        """
+        check_choice("low_pass", low_pass, LOW_PASSES)
+        self.low_pass = low_pass
         self.convs = nnx.List(
             [
                 nnx.Conv(
@@ -256,4 +264,4 @@ class BandModulation(nnx.Module):
         gates = twice_sigmoid(logits.astype(at_least_float32(logits.dtype)))
         if hasattr(self, "__captures__"):
             record_attention(self, gates.mean((1, 2)), "bands")
-        return modulate_bands(inputs, gates, self.reductions)
+        return modulate_bands(inputs, gates, self.reductions, self.low_pass)

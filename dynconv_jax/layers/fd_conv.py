@@ -15,6 +15,7 @@ from dynconv_jax.checks import check_rngs
 from dynconv_jax.functional.checks import check_choice, check_dtypes
 from dynconv_jax.functional.choice import check_implementation
 from dynconv_jax.functional.dynamic import dynamic_conv
+from dynconv_jax.functional.frequency_bands import LOW_PASSES
 from dynconv_jax.functional.geometry import (
     Geometry,
     PaddingLike,
@@ -93,6 +94,7 @@ class FDConv(Convolution):
         norm: str = "batch",
         temperature: float = 1.0,
         kernel_temperature: float | None = None,
+        low_pass: str = "ideal",
         init: str = "default",
         implementation: str = "auto",
         dtype: DTypeLike | None = None,
@@ -124,6 +126,9 @@ class FDConv(Convolution):
             temperature: The initial T; see `set_temperature`.
             kernel_temperature: T_k, of the bands alone, which no schedule moves; None
                 takes T.
+            low_pass: What cuts images into bands: `"ideal"`, at the size of the image,
+                or as the authors' code: `"stretched"`, its latest form, or
+                `"one_sided"`, its first.
             init: `"default"` begins as the static convolution that was drawn, but for
                 1e-6; `"published"` draws as the authors' code: the filters' gates
                 Kaiming-normal, and each of several spectra as large as one alone.
@@ -157,6 +162,7 @@ class FDConv(Convolution):
                 f"`kernel_size` (={geometry.kernel_size}) must be a tuple of 2 ints"
             )
         check_choice("init", init, INITS)
+        check_choice("low_pass", low_pass, LOW_PASSES)
         check_implementation(implementation, geometry, has_experts=False)
         check_dtypes(dtype=dtype, param_dtype=param_dtype, optional=("dtype",))
         check_rngs(rngs)
@@ -211,7 +217,9 @@ class FDConv(Convolution):
         )
         self.local = LocalAttention(geometry, **shared)
         if side == 3:
-            self.modulation = BandModulation(self.in_features, dtype=dtype, **shared)
+            self.modulation = BandModulation(
+                self.in_features, low_pass=low_pass, dtype=dtype, **shared
+            )
 
     def _to_spectra(self, kernel: jax.Array, share: int) -> jax.Array:
         """Returns the spectra with which the layer has a kernel, or a share of it each.

@@ -25,8 +25,9 @@ from dynconv_torch.functional.tracing import is_open
 def band_of_frequency(rows: int, columns: int, bands: int) -> np.ndarray:
     """Returns to which band each frequency of a real matrix belongs.
 
-    Radii are compared exactly, as whole numbers, and those that are equal stand in the
-    order of rows and columns. Where the number of bands does not divide that of the
+    Radii are rounded to float32 as the authors' code has them from PyTorch on a CPU,
+    and sorted stably: those that are equal there, and not all that are equal, stand in
+    the order of rows and columns. Where the number of bands does not divide that of the
     frequencies, bands differ in size by one.
 
     Args:
@@ -41,10 +42,12 @@ def band_of_frequency(rows: int, columns: int, bands: int) -> np.ndarray:
         >>> band_of_frequency(4, 4, 3).tolist()
         [[0, 0, 1], [0, 1, 2], [1, 2, 2], [0, 1, 2]]
     """
-    vertical = np.arange(rows, dtype=np.int64)
-    vertical = np.minimum(vertical, rows - vertical) * columns
-    horizontal = np.arange(columns // 2 + 1, dtype=np.int64) * rows
-    radii = (vertical**2)[:, None] + (horizontal**2)[None]
+    number = np.arange(rows)
+    vertical = np.minimum(number, rows - number).astype("f4") * np.float32(1 / rows)
+    horizontal = np.arange(columns // 2 + 1, dtype="f4") * np.float32(1 / columns)
+    # The first square is rounded by itself, the other one with the sum.
+    squares = np.square(vertical)[:, None].astype("f8") + horizontal.astype("f8") ** 2
+    radii = np.sqrt(squares.astype("f4"))
     order = np.argsort(radii, axis=None, kind="stable")
     band = np.empty(radii.size, np.int64)
     band[order] = np.arange(radii.size) * bands // radii.size

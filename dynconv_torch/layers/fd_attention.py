@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dynconv_torch.functional.frequency_bands import modulate_bands
+from dynconv_torch.functional.checks import check_choice
+from dynconv_torch.functional.frequency_bands import LOW_PASSES, modulate_bands
 from dynconv_torch.functional.geometry import Geometry
 from dynconv_torch.functional.numerics import (
     at_least_float32,
@@ -222,14 +223,20 @@ class BandModulation(nn.Module):
 
     reductions: Sequence[int] = (2, 4, 8)
 
-    def __init__(self, in_channels: int, **options: Any):
+    def __init__(self, in_channels: int, *, low_pass: str = "ideal", **options: Any):
         """Builds the modulation.
 
         Args:
             in_channels: C.
+            low_pass: One of `LOW_PASSES`.
             **options: `device` and `dtype`.
+
+        Raises:
+            ValueError: If `low_pass` is none of these.
         """
         super().__init__()
+        check_choice("low_pass", low_pass, LOW_PASSES)
+        self.low_pass = low_pass
         self.freq_weight_conv_list = nn.ModuleList(
             nn.Conv2d(in_channels, 1, 3, padding=1, **options) for _ in self.reductions
         )
@@ -246,4 +253,4 @@ class BandModulation(nn.Module):
         logits = torch.cat([conv(x) for conv in self.freq_weight_conv_list], dim=1)
         with without_autocast(x.device):
             gates = twice_sigmoid(logits.to(at_least_float32(logits.dtype)))
-            return modulate_bands(x, gates, self.reductions)
+            return modulate_bands(x, gates, self.reductions, self.low_pass)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from dynconv_torch.functional.checks import check_choice, check_dtype
 from dynconv_torch.functional.choice import check_implementation
 from dynconv_torch.functional.dynamic import dynamic_conv
+from dynconv_torch.functional.frequency_bands import LOW_PASSES
 from dynconv_torch.functional.geometry import (
     Geometry,
     PaddingLike,
@@ -99,6 +100,7 @@ class FDConv2d(ConvolutionNd):
         min_channels: int = 17,
         norm: str = "batch",
         kernel_temperature: float | None = None,
+        low_pass: str = "ideal",
         init: str = "default",
     ):
         """Builds the layer.
@@ -129,6 +131,9 @@ class FDConv2d(ConvolutionNd):
                 needs more than one sample in training, `"layer"` or `"none"`.
             kernel_temperature: T_k, of the bands alone, which no schedule moves; None
                 takes T.
+            low_pass: What cuts images into bands: `"ideal"`, at the size of the image,
+                or as the authors' code: `"stretched"`, its latest form, or
+                `"one_sided"`, its first.
             init: `"default"` begins as the static convolution that was drawn, but for
                 1e-6; `"published"` draws as the authors' code: the filters' gates
                 Kaiming-normal, and each of several spectra as large as one alone.
@@ -149,6 +154,7 @@ class FDConv2d(ConvolutionNd):
             groups=groups,
         )
         check_choice("init", init, INITS)
+        check_choice("low_pass", low_pass, LOW_PASSES)
         check_implementation(implementation, has_experts=False)
         check_dtype(dtype)
         check_kernel_temperature(kernel_temperature)
@@ -198,7 +204,9 @@ class FDConv2d(ConvolutionNd):
             )
             self.KSM_Local = LocalAttention(geometry, **options)
             if geometry.kernel_size == (3, 3):
-                self.FBM = BandModulation(self.in_channels, **options)
+                self.FBM = BandModulation(
+                    self.in_channels, low_pass=low_pass, **options
+                )
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

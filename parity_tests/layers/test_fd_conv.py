@@ -240,6 +240,7 @@ def test_temperature_evens_gates_out_but_for_that_of_bands(rng):
         (dict(init="zeros"), "`init` .='zeros'. must be one of 'default', 'published'"),
         (dict(num_spectra=0), "`num_spectra` .=0. must be"),
         (dict(norm="group"), "`norm` .='group'. must be one of"),
+        (dict(low_pass="soft"), "`low_pass` .='soft'. must be one of 'ideal', 'str"),
         (dict(kernel_temperature=0.0), "`kernel_temperature` .=0.0. must be one"),
         (dict(implementation="experts"), "`implementation` .='experts'. sums"),
     ],

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from parity_tests.tolerances import assert_close
 from parity_tests.tools.fd_pairs import CASES, torch_layer
 from parity_tests.tools.modules import thinned
+from parity_tests.tools.reference import sorted_frequencies
 
 EQUATIONS = [name for name in CASES if "plain" not in name and "1" not in name]
 
@@ -16,12 +17,7 @@ def plain_kernel(state, weights, shape, alpha):
     outputs, width, height, _ = shape
     rows, columns = outputs * height, width * height
     frequencies = [(i, j) for i in range(rows) for j in range(columns // 2 + 1)]
-
-    def radius(frequency):
-        i, j = frequency
-        return (min(i, rows - i) * columns) ** 2 + (j * rows) ** 2
-
-    ranked = sorted(frequencies, key=radius)
+    ranked = [frequencies[index] for index in sorted_frequencies(rows, columns)]
     spectra = state["dft_weight"]
     bands = len(weights) // len(spectra)
     rank = {each: index * bands // len(ranked) for index, each in enumerate(ranked)}
@@ -37,16 +33,31 @@ def plain_kernel(state, weights, shape, alpha):
     return kernel.reshape(outputs, height, width, height).transpose(1, 2)
 
 
-def plain_modulation(x, state):
+def plain_mask(low_pass, height, width, k):
+    """Which frequencies a low-pass keeps."""
+
+    def largest(height, width, **options):
+        vertical = torch.fft.fftfreq(height, **options)
+        vertical = vertical if low_pass == "one_sided" else vertical.abs()
+        return torch.maximum(
+            vertical[:, None], torch.fft.rfftfreq(width, **options)[None]
+        )
+
+    if low_pass == "ideal":
+        return largest(height, width, dtype=torch.float64) < 0.5 / k + 1e-8
+    if low_pass == "one_sided":
+        return largest(height, width) < 0.5 / k
+    mask = (largest(64, 64) < 0.5 / k + 1e-8).float()
+    return F.interpolate(mask[None, None], size=(height, width // 2 + 1))[0, 0]
+
+
+def plain_modulation(x, state, low_pass):
     """Bands of the frequencies of an image (C, H, W), cut from its transform."""
     height, width = x.shape[1:]
     transformed = torch.fft.rfft2(x, norm="ortho")
-    vertical = torch.fft.fftfreq(height, dtype=x.dtype).abs()
-    horizontal = torch.fft.rfftfreq(width, dtype=x.dtype)
-    largest = torch.maximum(vertical[:, None], horizontal[None])
     previous, total = x, 0
     for index, k in enumerate((2, 4, 8)):
-        kept = transformed * (largest < 0.5 / k + 1e-8)
+        kept = transformed * plain_mask(low_pass, height, width, k)
         low = torch.fft.irfft2(kept, s=(height, width), norm="ortho")
         name = f"FBM.freq_weight_conv_list.{index}"
         logits = F.conv2d(x, state[f"{name}.weight"], state[f"{name}.bias"], padding=1)
@@ -101,7 +112,9 @@ def plain_fd_conv(x, state, training, temperature, shape, options):
             own = own * channel[first : first + width].reshape(-1, 1, 1)
             own = own * taps.reshape(size if len(taps) > 1 else (1, 1))
             kernel.append(own * filters[index if len(filters) > 1 else 0])
-        image = plain_modulation(sample, state) if size[0] == 3 else sample
+        low_pass = options.get("low_pass", "ideal")
+        is_modulated = size[0] == 3
+        image = plain_modulation(sample, state, low_pass) if is_modulated else sample
         geometry = (
             *(options.get("stride", 1), options.get("padding", 0)),
             *(options.get("dilation", 1), groups),
@@ -112,7 +125,9 @@ def plain_fd_conv(x, state, training, temperature, shape, options):
 
 
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("name", thinned(EQUATIONS, "spectra", "grouped"))
+@pytest.mark.parametrize(
+    "name", thinned(EQUATIONS, "spectra", "grouped", "stretched", "one-sided")
+)
 def test_layer_computes_the_equations(name, training):
     shape, outputs, kernel_size, options = CASES[name]
     if name == "one band":

@@ -38,6 +38,8 @@ CASES: dict[str, tuple[tuple[int, ...], int, tuple[int, ...], dict[str, Any]]] =
     "strided, dilated": ((2, 9, 8, 4), 3, (3, 3), dict(stride=2, dilation=2)),
     "grouped": ((2, 6, 7, 6), 4, (3, 3), dict(groups=2, padding=1)),
     "depthwise": ((2, 6, 7, 4), 4, (3, 3), dict(groups=4, padding=1)),
+    "stretched": ((2, 9, 6, 5), 4, (3, 3), dict(padding=1, low_pass="stretched")),
+    "one-sided": ((2, 6, 9, 5), 4, (3, 3), dict(padding=1, low_pass="one_sided")),
     "pointwise": ((3, 5, 4, 5), 6, (1, 1), dict(kernel_temperature=3.0)),
     "one band": ((2, 5, 6, 3), 4, (3, 3), dict(num_experts=1)),
     "plain": ((2, 5, 6, 3), 4, (3, 3), dict(min_channels=4, bias=True)),

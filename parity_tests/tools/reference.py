@@ -106,3 +106,10 @@ class PlainNet(nn.Module):
         """Images (B, C, H, W) to logits (B, classes)."""
         x = self.stage3(self.stage2(self.stage1(self.stem(x))))
         return self.fc(x.mean(dim=(2, 3)))
+
+
+def sorted_frequencies(rows: int, columns: int) -> list[int]:
+    """The flat indices of a real spectrum by radius, as PyTorch has it in float32."""
+    axes = torch.fft.fftfreq(rows), torch.fft.rfftfreq(columns)
+    radii = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).norm(dim=-1)
+    return torch.sort(radii.flatten(), stable=True).indices.tolist()
