@@ -12,6 +12,7 @@ from dynconv_jax.weights.recognize import (
     members_in,
     parts_of,
 )
+from dynconv_jax.weights.relatives import relative_of
 from dynconv_jax.weights.shapes import Shapes
 from dynconv_jax.weights.trunks import Call
 from dynconv_jax.weights.wrappers import listed
@@ -126,6 +127,8 @@ def refusal(
         >>> refusal({"net.weight": (8, 3)}, None, dict, "").partition(";")[0]
         'it is of no network that is known'
     """
+    if found := relative_of(shapes):
+        return f"it is of {found.title}: {found.other}"
     if match is None:
         told_of = _part(shapes) or description(shapes, match, renamed)
         titles = ", ".join(network.title for network in NETWORKS)

@@ -41,6 +41,7 @@ PUBLISHED: dict[str, functools.partial[Any]] = {
     "dcd_resnet18": _decomposed(resnet18, {}),
     "dcd_resnet34": _decomposed(resnet34, {}),
     "dcd_resnet50": _decomposed(resnet50, {"min_hidden": 1}),
+    "dcd_resnet101": _decomposed(resnet101, {"min_hidden": 1}),
     # Its first stage, which does not expand, is static.
     "dcd_mobilenet_v2": _decomposed(
         mobilenet_v2,

@@ -56,6 +56,7 @@ def test_networks_of_the_twin_load_published_state_dicts_strictly(name):
         ("dcd_resnet18", 14_703_332),
         ("dcd_resnet34", 27_649_068),
         ("dcd_resnet50", 29_835_056),
+        ("dcd_resnet101", 53_227_056),
         ("dcd_mobilenet_v2", 5_720_028),
         ("od_resnet18", 11_943_944),
         ("od_resnet50", 28_635_112),

@@ -42,6 +42,22 @@ def test_a_checkpoint_of_nearly_a_network_is_told_what_differs(package):
 
 
 @BOTH
+@pytest.mark.parametrize(
+    "key",
+    [
+        "features.4.block.2.conc_se_layers.0.fc1.weight",
+        "classifier.5.weight",
+        "classifier.subspace_proj.weight",
+    ],
+)
+def test_a_relative_that_none_computes_is_told_by_its_name(package, key):
+    given = [key, "features.0.1.weight", "features.1.block.0.1.weight"]
+    message = refusal(package, {key: np.ones(4) for key in given})
+    assert "it is of a MobileNetV3 of EfficientAT (`mn`): its gates are li" in message
+    assert "\n" not in message
+
+
+@BOTH
 def test_without_its_head_a_checkpoint_is_told_the_way(package):
     state_dict = zeros(shapes_of(**SMALL))
     body = {k: v for k, v in state_dict.items() if not k.startswith("fc.")}

@@ -2,13 +2,14 @@
 
 import pytest
 
+from dynconv_jax.models.published import PUBLISHED
 from dynconv_jax.weights.recognize import candidates
 from parity_tests.tools import published_shapes
 from parity_tests.tools.checkpoints import shapes_of
 
 
 @pytest.mark.parametrize(
-    "name", ["dcd_resnet18", "dcd_resnet34", "dcd_resnet50", "dcd_mobilenet_v2"]
+    "name", [each for each in PUBLISHED if each.startswith("dcd_")]
 )
 def test_checkpoints_of_decomposition_are_read_by_their_names_alone(name):
     call, *_ = candidates(published_shapes.published(name, 7))
