@@ -1,5 +1,6 @@
 """FDConv: kernels made of bands of their spectrum, and every weight with a gate."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,7 +31,7 @@ from dynconv_jax.functional.numerics import (
 from dynconv_jax.functional.per_sample import add_bias, per_sample_conv
 from dynconv_jax.functional.pooling import spatial_mean
 from dynconv_jax.functional.spectrum import mix_bands, to_spectrum
-from dynconv_jax.initializers import INITS, torch_kernel_init
+from dynconv_jax.initializers import INITS, torch_bias_init, torch_kernel_init
 from dynconv_jax.layers.convolution import Convolution
 from dynconv_jax.layers.fd_attention import (
     BandModulation,
@@ -131,7 +132,8 @@ class FDConv(Convolution):
                 `"one_sided"`, its first.
             init: `"default"` begins as the static convolution that was drawn, but for
                 1e-6; `"published"` draws as the authors' code: the filters' gates
-                Kaiming-normal, and each of several spectra as large as one alone.
+                Kaiming-normal, each of several spectra as large as one alone, and the
+                bias as PyTorch's.
             implementation: How each sample is convolved with its kernel: `"auto"`,
                 `"patches"` and so on; see `per_sample_conv`.
             dtype: The dtype of the computation; None infers it. Kernels and attention
@@ -186,6 +188,9 @@ class FDConv(Convolution):
         self.kernel = nnx.Param(kernel) if is_plain else nnx.data(None)
         self.bias: nnx.Param[jax.Array] | None = nnx.data(None)
         if use_bias:
+            if init == "published" and bias_init is default_bias_init:
+                width = in_features // geometry.feature_group_count
+                bias_init = torch_bias_init(math.prod(geometry.kernel_size) * width)
             bias = bias_init(rngs.params(), (out_features,), param_dtype)
             self.bias = nnx.Param(bias)
         self.spectrum: nnx.Param[jax.Array] | None = nnx.data(None)

@@ -17,7 +17,11 @@ from dynconv_jax import routing
 from dynconv_jax.checks import check_rngs
 from dynconv_jax.functional.checks import check_dtypes
 from dynconv_jax.functional.static import few_channel_conv
-from dynconv_jax.initializers import kaiming_fan_out
+from dynconv_jax.initializers import (
+    kaiming_fan_out,
+    torch_bias_init,
+    torch_kernel_init,
+)
 from dynconv_jax.layers.batch_norm import BatchNorm
 from dynconv_jax.layers.given_attention import needs_attention, needs_context
 
@@ -138,7 +142,9 @@ class Convolutions:
         stages: int,
         padding: Any = None,
         norm_options: Mapping[str, Any] = MappingProxyType({}),
-        init: Literal["torchvision", "efficientnet", "convnext"] = "torchvision",
+        init: Literal[
+            "torchvision", "efficientnet", "convnext", "pytorch"
+        ] = "torchvision",
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -157,6 +163,7 @@ class Convolutions:
                 the fan-out is that of all groups or, for `"efficientnet"`, of one. The
                 latter holds for CondConv too, expert by expert, and draws its routers
                 from U(±1/√(fan_in + fan_out)). With `"convnext"` from N(0, 0.02²).
+                Biases are 0. With `"pytorch"` both are as PyTorch draws them.
             dtype: The dtype of the computation of every layer; None infers it.
             param_dtype: The dtype of every parameter.
             rngs: Where the initial parameters come from.
@@ -231,6 +238,8 @@ class Convolutions:
         kernel_init = fan_out_of_a_group(groups) if is_efficient else kaiming_fan_out
         if self.init == "convnext":
             kernel_init = nnx.initializers.normal(0.02)
+        if self.init == "pytorch":
+            kernel_init = torch_kernel_init
         if self.conv is not None and is_dynamic(
             self.dynamic,
             kernel_size=kernel_size,
@@ -253,6 +262,9 @@ class Convolutions:
         options["use_bias"] = use_bias or static_bias
         if role == "stem":
             options["conv_general_dilated"] = few_channel_conv
+        if self.init == "pytorch":
+            fan_in = kernel_size**2 * in_features // groups
+            options["bias_init"] = torch_bias_init(fan_in)
         return nnx.Conv(*place, kernel_init=kernel_init, **options)
 
     def norm(self, features: int, **options) -> BatchNorm:

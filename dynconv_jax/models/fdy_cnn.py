@@ -162,6 +162,7 @@ class FDYCNN(Checkpointing):
             conv,
             dynamic,
             stages=len(widths) - 1,
+            init="pytorch",
             norm_options={"epsilon": 1e-3, "momentum": 0.01},
             dtype=dtype,
             param_dtype=param_dtype,

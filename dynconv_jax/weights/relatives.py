@@ -41,13 +41,6 @@ RELATIVES = (
         "not torchvision's (`classifier.3`), so that no network here computes it; of "
         "EfficientAT those called `dymn` are known",
     ),
-    Relative(
-        "a DyMN of EfficientAT with static blocks in it (`replace_se`)",
-        lambda shapes: {"in_c.1.weight", "layers.0.block.0.0.weight"} <= {*shapes},
-        "blocks such as `layers.0` have no context, and those of `dymn04`, `dymn10` "
-        "and `dymn20` all have one; known are its checkpoints without `replace_se` in "
-        "their names",
-    ),
 )
 
 

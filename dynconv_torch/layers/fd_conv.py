@@ -136,7 +136,8 @@ class FDConv2d(ConvolutionNd):
                 `"one_sided"`, its first.
             init: `"default"` begins as the static convolution that was drawn, but for
                 1e-6; `"published"` draws as the authors' code: the filters' gates
-                Kaiming-normal, and each of several spectra as large as one alone.
+                Kaiming-normal, each of several spectra as large as one alone, and the
+                bias as PyTorch's.
 
         Raises:
             TypeError: If an argument is of the wrong kind.
@@ -210,7 +211,7 @@ class FDConv2d(ConvolutionNd):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws the kernel as `torch.nn.Conv2d` does, and zeroes the bias."""
+        """Draws the kernel as `torch.nn.Conv2d` does; the bias becomes 0, as a rule."""
         own = self.weight if self.dft_weight is None else self.dft_weight
         assert own is not None
         kernel = own.new_empty(self.weight_shape)
@@ -218,7 +219,10 @@ class FDConv2d(ConvolutionNd):
         share = 1 if self.init == "published" else self.num_spectra
         if not own.is_meta:
             self._write(kernel, share)
-        if self.bias is not None:
+        if self.bias is not None and self.init == "published":
+            bound = kernel[0].numel() ** -0.5
+            nn.init.uniform_(self.bias, -bound, bound)
+        elif self.bias is not None:
             nn.init.zeros_(self.bias)
 
     @torch.no_grad()

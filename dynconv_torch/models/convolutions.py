@@ -125,7 +125,9 @@ class Convolutions:
         stages: int,
         padding: Any = None,
         norm_options: Mapping[str, Any] = MappingProxyType({}),
-        init: Literal["torchvision", "efficientnet", "convnext"] = "torchvision",
+        init: Literal[
+            "torchvision", "efficientnet", "convnext", "pytorch"
+        ] = "torchvision",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
@@ -142,8 +144,8 @@ class Convolutions:
             init: How kernels are drawn that are static: from N(0, 2 / fan_out), where
                 the fan-out is that of all groups or, for `"efficientnet"`, of one. The
                 latter holds for CondConv too, expert by expert, and draws its routers
-                from U(±1/√(fan_in + fan_out)). With `"convnext"` from N(0, 0.02²), and
-                biases are 0.
+                from U(±1/√(fan_in + fan_out)). With `"convnext"` from N(0, 0.02²).
+                Biases are 0. With `"pytorch"` both are as PyTorch draws them.
             device: Where the parameters are.
             dtype: The dtype of every parameter.
 
@@ -231,8 +233,8 @@ class Convolutions:
         else:
             options["bias"] = bias or static_bias
             layer = static_conv(in_channels, out_channels, kernel_size, **options)
-            is_drawn = True
-            if layer.bias is not None:
+            is_drawn = self.init != "pytorch"
+            if is_drawn and layer.bias is not None:
                 nn.init.zeros_(layer.bias)
         if is_drawn:
             fan_out = kernel_size**2 * out_channels

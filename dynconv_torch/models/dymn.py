@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dynconv_torch.functional.checks import check_positive, check_rate
+from dynconv_torch.functional.checks import check_choice, check_positive, check_rate
 from dynconv_torch.functional.geometry import positive_int
 from dynconv_torch.layers.context_conv import ContextConv2d
 from dynconv_torch.layers.context_generator import ContextGenerator
@@ -18,7 +18,12 @@ from dynconv_torch.models.convolutions import Convolutions
 from dynconv_torch.models.grad_checkpointing import Checkpointing
 from dynconv_torch.models.images import check_images
 from dynconv_torch.models.mobilenet_v2 import conv_norm_activation, make_divisible
-from dynconv_torch.models.mobilenet_v3 import LARGE, NORM_OPTIONS, BlockSpec
+from dynconv_torch.models.mobilenet_v3 import (
+    LARGE,
+    NORM_OPTIONS,
+    BlockSpec,
+    InvertedResidual,
+)
 from dynconv_torch.models.options import check_options
 
 # What a context has features for: a share of the expanded channels, within bounds that
@@ -139,6 +144,7 @@ class DyMN(Checkpointing):
         blocks: Sequence[BlockSpec | tuple[Any, ...]] = LARGE,
         conv: Callable[..., Any] | None = ContextConv2d,
         dynamic: str | int = "paper",
+        context_in: str = "all",
         width_mult: float = 1.0,
         in_channels: int = 1,
         dropout: float = 0.2,
@@ -159,6 +165,10 @@ class DyMN(Checkpointing):
             dynamic: Which convolutions of the blocks are dynamic: `"paper"` or `"all"`,
                 all of them, `"pointwise"`, the 1×1 ones, or an int n, those of the last
                 n blocks. The stem and the last convolution are static.
+            context_in: Which blocks look at their input and are dynamic: `"all"`, or
+                `"squeeze"`, those alone that have squeeze-and-excitation in
+                MobileNetV3, as the networks that the authors call `replace_se`. The
+                others are its inverted residuals.
             width_mult: Multiplies all widths; they are rounded to multiples of 8.
             in_channels: The number of channels of the inputs.
             dropout: The rate of the dropout before the last layer.
@@ -174,6 +184,7 @@ class DyMN(Checkpointing):
         positive_int("num_classes", num_classes)
         check_positive("width_mult", width_mult)
         check_rate("dropout", dropout)
+        check_choice("context_in", context_in, ("all", "squeeze"))
         given: Sequence[Any] = blocks
         specs = [BlockSpec(*spec).at_width(width_mult) for spec in given]
         if not specs:
@@ -193,16 +204,20 @@ class DyMN(Checkpointing):
         )
         layers = []
         for stage, spec in enumerate(specs, start=1):
-            context_channels = _context_size(spec.expanded_channels, width_mult)
-            layers.append(
-                DynamicBlock(
+            if context_in == "all" or spec.has_squeeze:
+                context_channels = _context_size(spec.expanded_channels, width_mult)
+                block = DynamicBlock(
                     width,
                     spec,
                     context_channels=context_channels,
                     stage=stage,
                     make=make,
                 )
-            )
+            else:
+                block = InvertedResidual(
+                    width, spec, stage=stage, drop_path_rate=0.0, make=static
+                )
+            layers.append(block)
             width = spec.channels
         self.layers = nn.ModuleList(layers)
         last, hidden = 6 * width, make_divisible(1280 * width_mult)

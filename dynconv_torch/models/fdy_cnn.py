@@ -123,6 +123,7 @@ class FDYCNN(Checkpointing):
             conv,
             dynamic,
             stages=len(widths) - 1,
+            init="pytorch",
             norm_options={"eps": 1e-3, "momentum": 0.99},
             device=device,
             dtype=dtype,

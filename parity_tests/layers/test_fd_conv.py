@@ -177,12 +177,15 @@ def test_layer_begins_as_a_static_convolution_but_for_a_millionth(spectra, rng):
 def test_published_start_has_lively_gates_of_filters():
     deviations = {}
     for init in ("default", "published"):
-        layer = FDConv(64, 32, (1, 1), init=init, rngs=nnx.Rngs(0))
-        twin = dynconv_torch.FDConv2d(64, 32, 1, init=init)
+        layer = FDConv(64, 32, (1, 1), use_bias=True, init=init, rngs=nnx.Rngs(0))
+        twin = dynconv_torch.FDConv2d(64, 32, 1, bias=True, init=init)
+        states = to_torch_state_dict(layer), torch_state(twin)
         deviations[init] = [
-            state["KSM_Global.filter_fc.weight"].std()
-            for state in (to_torch_state_dict(layer), torch_state(twin))
+            state["KSM_Global.filter_fc.weight"].std() for state in states
         ]
+        for state in states:  # of 64 inputs
+            largest = abs(state["bias"]).max()
+            assert 0.1 < largest <= 1 / 8 if init == "published" else largest == 0
     assert max(deviations["default"]) < 2e-6
     expected = (2 / 32) ** 0.5  # Kaiming-normal by fan-out
     assert all(0.8 < each / expected < 1.2 for each in deviations["published"])

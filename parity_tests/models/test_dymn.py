@@ -8,6 +8,7 @@ from flax import nnx
 import dynconv_jax
 import dynconv_torch
 from dynconv_jax import count_parameters, load_torch_state_dict, to_torch_state_dict
+from dynconv_jax.weights.recognize import candidates
 from dynconv_jax.weights.torch_layout import torch_shapes
 from parity_tests.parity import as_torch, assert_parity, torch_state
 from parity_tests.tools import whole
@@ -34,7 +35,11 @@ TABLE = [
 ]
 
 
-def published_shapes(width_mult, num_classes=527):
+# Which blocks are dynamic in the networks that the authors call `replace_se`.
+STEERED = (3, 4, 5, 10, 11, 12, 13, 14)
+
+
+def published_shapes(width_mult, num_classes=527, steered=range(15)):
     """The state dict of the authors' network, written from the list of its keys."""
     shapes: dict[str, tuple[int, ...]] = {}
 
@@ -52,6 +57,14 @@ def published_shapes(width_mult, num_classes=527):
     for number, (side, wide, out) in enumerate(TABLE):
         block = f"layers.{number}"
         wide, out = to_eight(wide * width_mult), to_eight(out * width_mult)
+        if number not in steered:
+            static = [(wide, width, 1)] * (wide != width)
+            static += [(wide, 1, side), (out, wide, 1)]
+            for place, (outputs, inputs, k) in enumerate(static):
+                shapes[f"{block}.block.{place}.0.weight"] = (outputs, inputs, k, k)
+                norm(f"{block}.block.{place}.1", outputs)
+            width = out
+            continue
         low, high = to_eight(32 * width_mult), to_eight(128 * width_mult)
         context = int(np.clip(to_eight(wide // 4), low, high))
         sizes = {"depth": wide * side**2, "proj": out * wide}
@@ -112,6 +125,28 @@ def test_those_of_the_twin_are_the_published_ones(name, width_mult, count):
     assert sum(each.numel() for each in net.parameters()) == count
 
 
+@pytest.mark.parametrize(
+    ("name", "width_mult", "count"),
+    [pytest.param("dymn04", 0.4, 1_829_287, marks=pytest.mark.slow)]
+    + [("dymn10", 1.0, 9_833_935)],
+)
+def test_static_blocks_among_dynamic_ones_are_named_as_published(
+    name, width_mult, count
+):
+    expected = published_shapes(width_mult, 9, STEERED)
+    assert len(expected) == 440
+    options = dict(num_classes=9, context_in="squeeze")
+    shapes = torch_shapes(abstract(name, **options))
+    assert shapes_of(on_meta(name, **options)) == shapes
+    assert {key: shapes[key] for key in expected} == expected
+    assert all(".temperature" in key for key in shapes.keys() - expected.keys())
+    call, *_ = candidates(expected)
+    assert (call.name, call.doubts) == (name, ())
+    assert call.options == dict(num_classes=9, context_in="squeeze", conv="context")
+    parameters = on_meta(name, context_in="squeeze").parameters()
+    assert sum(each.numel() for each in parameters) == count
+
+
 @pytest.mark.slow
 def test_a_checkpoint_of_imagenet_is_opened_at_its_temperature(rng):
     state = {
@@ -155,6 +190,19 @@ def test_whole_networks_agree(name, rng):
 def test_net_of_two_blocks_agrees(rng):
     x = rng.normal(size=(2, 13, 10, 1))
     assert_parity(*twins(x, rng), x)
+
+
+@pytest.mark.slow
+def test_net_with_a_static_block_agrees(rng):
+    x = rng.normal(size=(2, 13, 10, 1))
+    blocks = ((3, 64, 16, 1, False, True), (5, 64, 16, 1, True), (3, 16, 8, 2, True))
+    pair = twins(x, rng, blocks=blocks, context_in="squeeze")
+    assert [type(each).__name__ for each in pair[0].layers] == [
+        "DynamicBlock",
+        "InvertedResidual",
+        "InvertedResidual",
+    ]
+    assert_parity(*pair, x)
 
 
 @pytest.mark.slow

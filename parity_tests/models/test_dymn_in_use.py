@@ -166,6 +166,7 @@ def test_condconv_in_its_blocks_is_given_their_attention():
         (dict(width_mult=0.0), "`width_mult` .* must be positive"),
         (dict(dynamic=16), "`dynamic` .*int from 1 to 15"),
         (dict(dropout=1.0), "`dropout`"),
+        (dict(context_in="se"), "`context_in` .='se'. must be one of 'all', 'squee"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, message):

@@ -10,12 +10,13 @@ from flax import nnx
 
 import dynconv_jax
 import dynconv_torch
-from dynconv_jax import FDYCNN, create_model
+from dynconv_jax import FDYCNN, create_model, to_torch_state_dict
 from dynconv_jax.models.abstract import abstract_module
 from dynconv_jax.weights.torch_layout import torch_shapes
-from parity_tests.parity import assert_parity, copy_weights
+from parity_tests.parity import assert_parity, copy_weights, torch_state
 from parity_tests.tolerances import assert_close
 from parity_tests.tools import whole
+from parity_tests.tools.modules import thinned
 
 TINY: dict[str, Any] = dict(width_mult=1 / 32, dropout=0.0)  # 1, 2, 4, 8 channels
 
@@ -102,6 +103,23 @@ def test_keys_and_shapes_are_those_of_the_published_network():
     assert torch_shapes(ours) == expected
     # 11,061,468 with the two recurrent layers and the two heads of the authors.
     assert dynconv_jax.count_parameters(ours) - 2570 == 9_078_984
+
+
+def of_the_twin(**options):
+    torch.manual_seed(0)
+    return torch_state(dynconv_torch.FDYCNN(**options))
+
+
+def of_jax(**options):
+    return to_torch_state_dict(FDYCNN(**options, rngs=nnx.Rngs(0)))
+
+
+@pytest.mark.parametrize("draw", thinned([of_the_twin, of_jax], of_the_twin))
+def test_static_convolutions_are_drawn_as_pytorch_does(draw):
+    state = draw(width_mult=1 / 4)
+    for part in ("weight", "bias"):
+        largest = abs(state[f"cnn.conv0.{part}"]).max()
+        assert 0.2 < largest <= 1 / 3  # of nine taps
 
 
 def test_norms_are_the_published_ones():

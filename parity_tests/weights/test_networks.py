@@ -62,11 +62,10 @@ def test_absurd_shapes_of_any_convolution_are_no_error(conv, shape):
 
 def test_the_two_packages_have_one_text():
     """Of what reads foreign checkpoints and builds nothing."""
-    names = "members", "trunks", "shapes", "recognize", "relatives", "refusals"
+    names = ["members", "trunks", "shapes", "recognize", "relatives", "refusals"]
+    names.append("wrappers")
     own = ROOT / "dynconv_jax" / "weights"
-    files = [own / f"{name}.py" for name in (*names, "wrappers")] + [
-        *own.glob("networks/*.py")
-    ]
+    files = [own / f"{name}.py" for name in names] + [*own.glob("networks/*.py")]
     for path in files:
         twin = ROOT / "dynconv_torch" / path.relative_to(ROOT / "dynconv_jax")
         text = path.read_text().replace("dynconv_jax", "dynconv_torch")

@@ -47,6 +47,11 @@ NETWORKS = (
     ),
     Network("DyMN", ("in_c.1.weight", "layers.0.depth_norm.weight"), dymn.call_of),
     Network(
+        "DyMN with static blocks",
+        ("in_c.1.weight", dymn.FIRST_OF_STATIC),
+        dymn.call_of,
+    ),
+    Network(
         "EfficientNet", ("bn1.weight", "blocks.0.0.bn1.weight"), efficientnet_cc.call_of
     ),
 )
