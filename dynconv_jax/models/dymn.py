@@ -110,6 +110,7 @@ class DyMNOptions(TypedDict, total=False):
     blocks: Sequence[BlockSpec | tuple[Any, ...]]
     conv: Callable[..., Any] | None
     dynamic: str | int
+    context_in: str
     width_mult: float
     in_features: int
     dropout: float
