@@ -59,6 +59,18 @@ def widest(*dtypes: DTypeLike) -> jnp.dtype:
         return jnp.result_type(*dtypes)
 
 
+def as_floating(numbers: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """Returns numbers as they are; or integers and truth values in a dtype.
+
+    Example:
+        >>> as_floating(jnp.array([1, 2]), jnp.bfloat16)
+        Array([1, 2], dtype=bfloat16)
+    """
+    numbers = jnp.asarray(numbers)
+    is_floating = jnp.issubdtype(numbers.dtype, jnp.floating)
+    return numbers if is_floating else numbers.astype(dtype)
+
+
 def multiply_wide(first: jax.Array, second: jax.Array) -> jax.Array:
     """Returns the product of two arrays in the wider of their dtypes."""
     dtype = widest(first.dtype, second.dtype)

@@ -10,7 +10,7 @@ from dynconv_jax.checks import check_rngs
 from dynconv_jax.functional.activations import hard_swish
 from dynconv_jax.functional.checks import check_arrays, check_dtypes
 from dynconv_jax.functional.geometry import positive_int
-from dynconv_jax.functional.numerics import multiply_wide
+from dynconv_jax.functional.numerics import as_floating, multiply_wide
 from dynconv_jax.functional.pooling import axis_means
 from dynconv_jax.gating import record_attention
 from dynconv_jax.initializers import torch_bias_init, torch_kernel_init
@@ -52,9 +52,10 @@ class CoordinateGate(nnx.Module):
             columns: Shape (B, 1, W, C), those of the columns.
 
         Returns:
-            The shape and the dtype of the inputs.
+            The shape and the dtype of the inputs, or, if they are integers, that of
+            the logits.
         """
-        outputs = inputs
+        outputs = inputs = as_floating(inputs, rows.dtype)
         for name, logits in (("rows", rows), ("columns", columns)):
             gates = jax.nn.sigmoid(logits)
             record_attention(self, gates, name)
@@ -118,6 +119,7 @@ class CoordinateAttention(nnx.Module):
         check_dtypes(dtype=dtype, param_dtype=param_dtype, optional=("dtype",))
         check_rngs(rngs)
         self.dtype = dtype
+        self.param_dtype = param_dtype
 
         def linear(in_features: int, out_features: int) -> PooledLinear:
             return PooledLinear(
@@ -138,12 +140,13 @@ class CoordinateAttention(nnx.Module):
         self.gate = CoordinateGate()
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
-        """Applies the layer to inputs (B, H, W, C).
+        """Applies the layer to inputs (B, H, W, C); integers become `param_dtype`.
 
         Raises:
             ValueError: If the inputs do not fit the layer.
         """
         check_plane(inputs, self.features)
+        inputs = as_floating(inputs, self.param_dtype)
         hidden = hard_swish(self.bn1(self.conv1(axis_means(inputs, self.dtype))))
         height = inputs.shape[1]
         rows = self.conv_h(hidden[:, :height, None])

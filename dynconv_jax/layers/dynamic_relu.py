@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from dynconv_jax.checks import check_rngs
 from dynconv_jax.functional.checks import check_arrays, check_dtypes
 from dynconv_jax.functional.geometry import positive_int
-from dynconv_jax.functional.numerics import widest
+from dynconv_jax.functional.numerics import as_floating, widest
 from dynconv_jax.functional.pooling import spatial_mean
 from dynconv_jax.gating import record_attention
 from dynconv_jax.initializers import torch_linear
@@ -142,7 +142,8 @@ class DynamicReLU(nnx.Module):
             context: Shape (B, context_features), where the layer was built for one.
 
         Returns:
-            The shape and the dtype of the inputs.
+            The shape and the dtype of the inputs, or, if they are integers, that of
+            the parameters.
 
         Raises:
             TypeError: If an argument is no array; if there is a context and the layer
@@ -150,7 +151,7 @@ class DynamicReLU(nnx.Module):
             ValueError: If the inputs or the context do not fit the layer.
         """
         check_arrays(inputs=inputs)
-        inputs = jnp.asarray(inputs)
+        inputs = as_floating(inputs, self.lambdas[...].dtype)
         if inputs.ndim < 2 or inputs.shape[-1] != self.features:
             raise ValueError(
                 f"`inputs` (shape {inputs.shape}) must be (batch, *spatial, features) "

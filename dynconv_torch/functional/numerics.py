@@ -43,6 +43,43 @@ def scale_channels(
     return (features * per_pixel).to(features.dtype)
 
 
+def check_same_dtype(name: str, x: Tensor, weight: str, *own: torch.dtype) -> None:
+    """Refuses an input in another dtype than the weights, unless autocast casts it.
+
+    Args:
+        name: The input, as the caller has it.
+        x: The input.
+        weight: The weights, as the caller has them.
+        *own: Their dtypes; without any, all pass.
+
+    Raises:
+        ValueError: If the two differ.
+
+    Example:
+        >>> check_same_dtype("x", torch.ones(3), "weight", torch.float32)
+    """
+    if own and x.dtype not in own and not is_autocast(x.device):
+        raise ValueError(
+            f"`{name}` ({x.dtype}) and `{weight}` ({own[0]}) must have the same dtype; "
+            "cast one to the other"
+        )
+
+
+def check_floating(name: str, x: Tensor) -> None:
+    """Refuses integers, in whose dtype an answer would be cut to whole numbers.
+
+    Raises:
+        ValueError: If `x` is of integers or truth values.
+
+    Example:
+        >>> check_floating("x", torch.ones(3))
+    """
+    if not x.is_floating_point():
+        raise ValueError(
+            f"`{name}` ({x.dtype}) must be floating; cast it, as by `.float()`"
+        )
+
+
 def dtypes_of(*modules: nn.Module) -> set[torch.dtype]:
     """Returns the floating dtypes of the parameters of modules.
 

@@ -21,7 +21,7 @@ from torch._higher_order_ops import scan
 from dynconv_torch.functional.checks import check_tensors
 from dynconv_torch.functional.choice import check_implementation, choose
 from dynconv_torch.functional.geometry import Geometry, PaddingLike
-from dynconv_torch.functional.numerics import is_autocast
+from dynconv_torch.functional.numerics import check_same_dtype
 from dynconv_torch.functional.patches import conv_by_patches
 from dynconv_torch.functional.tracing import (
     can_scan,
@@ -93,11 +93,7 @@ def check_operands(
             f"`bias` ({bias.dtype}) must be of the dtype of `weight` ({weight.dtype}); "
             "cast it"
         )
-    if input.dtype != weight.dtype and not is_autocast(input.device):
-        raise ValueError(
-            f"`input` ({input.dtype}) and `weight` ({weight.dtype}) must have the same "
-            "dtype; cast one to the other"
-        )
+    check_same_dtype("input", input, "weight", weight.dtype)
     geometry.output_size(shape[2:])
     return geometry
 

@@ -8,7 +8,12 @@ from torch import Tensor, nn
 
 from dynconv_torch.functional.checks import check_dtype, check_tensors
 from dynconv_torch.functional.geometry import positive_int
-from dynconv_torch.functional.numerics import call_wide, dtypes_of, without_autocast
+from dynconv_torch.functional.numerics import (
+    call_wide,
+    check_floating,
+    dtypes_of,
+    without_autocast,
+)
 from dynconv_torch.functional.pooling import axis_means
 from dynconv_torch.functional.tracing import sizes_of
 
@@ -16,6 +21,7 @@ from dynconv_torch.functional.tracing import sizes_of
 def check_plane(x: Tensor, in_channels: int) -> None:
     """Raises an error unless `x` is a tensor (B, in_channels, H, W)."""
     check_tensors(x=x)
+    check_floating("x", x)
     shape = sizes_of(x)
     if x.ndim != 4 or shape[1] != in_channels:
         raise ValueError(
@@ -47,7 +53,11 @@ class CoordinateGate(nn.Module):
 
         Returns:
             The shape and the dtype of `x`.
+
+        Raises:
+            ValueError: If `x` is not floating.
         """
+        check_floating("x", x)
         return (x * torch.sigmoid(rows) * torch.sigmoid(columns)).to(x.dtype)
 
 

@@ -13,7 +13,12 @@ from dynconv_torch.functional.geometry import (
     PaddingLike,
     positive_int,
 )
-from dynconv_torch.functional.numerics import scale_channels, without_autocast
+from dynconv_torch.functional.numerics import (
+    check_same_dtype,
+    dtypes_of,
+    scale_channels,
+    without_autocast,
+)
 from dynconv_torch.functional.pooling import adaptive_avg_pool
 from dynconv_torch.functional.tracing import sizes_of
 from dynconv_torch.initializers import INITS, Init
@@ -263,6 +268,7 @@ class DecomposedConvNd(ConvolutionNd, Decomposed):
         """
         if self._is_unbatched(x):
             return self.forward(x[None])[0]
+        check_same_dtype("x", x, "weight", *dtypes_of(self.conv))
         q, p = (getattr(self, name) for name in self.latent_names)
         scale, phi = self.decompose(self._features(x))
         latent = q(x)

@@ -7,7 +7,12 @@ from torch import Tensor, nn
 
 from dynconv_torch.functional.checks import check_dtype, check_tensors
 from dynconv_torch.functional.geometry import positive_int
-from dynconv_torch.functional.numerics import at_least_float32, scale_channels
+from dynconv_torch.functional.numerics import (
+    at_least_float32,
+    check_same_dtype,
+    dtypes_of,
+    scale_channels,
+)
 from dynconv_torch.functional.tracing import sizes_of
 from dynconv_torch.layers.decomposition import Decomposed, Decomposition
 
@@ -117,6 +122,7 @@ class DynamicClassifier(Decomposed):
                 training.
         """
         scale, phi = self.decomposition(x)
+        check_same_dtype("x", x, "weight", *dtypes_of(self.cls))
         latent = self.cls_q(x)
         self.check_values(x, latent)
         mixed = self.mix(self.bn1(latent)[..., None], phi)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dynconv_torch.functional.checks import check_dtype, check_tensors
 from dynconv_torch.functional.geometry import positive_int
-from dynconv_torch.functional.numerics import dtypes_of
+from dynconv_torch.functional.numerics import check_floating, dtypes_of
 from dynconv_torch.functional.pooling import spatial_mean
 from dynconv_torch.functional.tracing import sizes_of
 from dynconv_torch.layers.context_conv import context_linear
@@ -127,6 +127,7 @@ class DynamicReLU(nn.Module):
             ValueError: If the input or the context does not fit the layer.
         """
         check_tensors(x=x)
+        check_floating("x", x)
         shape = sizes_of(x)
         if x.ndim < 2 or shape[1] != self.channels:
             raise ValueError(

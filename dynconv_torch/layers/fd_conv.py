@@ -18,6 +18,7 @@ from dynconv_torch.functional.geometry import (
 )
 from dynconv_torch.functional.numerics import (
     at_least_float32,
+    check_same_dtype,
     dtypes_of,
     is_autocast,
     scale_channels,
@@ -342,7 +343,9 @@ class FDConv2d(ConvolutionNd):
         if self.weight is not None:
             output = dynamic_conv(x, None, self.weight[None], **geometry)
         else:
-            self._check_dtype(x)
+            # Kernels are made in a dtype of their own, and cast: nobody else sees it.
+            assert self.dft_weight is not None  # as it has no kernel
+            check_same_dtype("x", x, "dft_weight", self.dft_weight.dtype)
             pooled = self._pool(x)
             attentions = self.KSM_Global(pooled)
             kernels = self._kernels(attentions, self.KSM_Local(pooled))
@@ -357,15 +360,6 @@ class FDConv2d(ConvolutionNd):
             if attentions.filter is not None:
                 output = scale_channels(output, attentions.filter)
         return add_bias(output, None if self.bias is None else self.bias[None])
-
-    def _check_dtype(self, x: Tensor) -> None:
-        # Kernels are made in a dtype of their own, and cast: nobody else would see it.
-        own = None if self.dft_weight is None else self.dft_weight.dtype
-        if x.dtype != own and not is_autocast(x.device):
-            raise ValueError(
-                f"`x` ({x.dtype}) and `dft_weight` ({own}) must have the same dtype; "
-                "cast one to the other"
-            )
 
     def _pool(self, x: Tensor) -> Tensor:
         with without_autocast(x.device):

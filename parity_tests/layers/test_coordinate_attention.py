@@ -112,3 +112,17 @@ def test_hard_functions_and_their_gradients_are_those_of_torch(ours, theirs):
         {"value": expected.detach().numpy(), "gradient": leaf.grad.numpy()},
         dtype="float64",
     )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_integers_become_numbers_of_the_parameters_or_are_refused(dtype):
+    ours, theirs = layers(dtype)
+    images = np.arange(84, dtype=np.int32).reshape(1, 2, 7, 6)
+    answer = ours(images)
+    assert answer.dtype == dtype
+    np.testing.assert_array_equal(answer, ours(images.astype(dtype)))
+    pixels = torch.ones(1, 6, 2, 7, dtype=torch.int64)
+    with pytest.raises(ValueError, match="`x` .torch.int64. must be floating; cast it"):
+        theirs(pixels)
+    with pytest.raises(ValueError, match="must be floating"):
+        theirs.gate(pixels, pixels, pixels)

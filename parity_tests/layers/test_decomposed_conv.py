@@ -253,3 +253,12 @@ def test_parameters_are_drawn_as_pytorch_draws_them():
         for key, fan_in in (("conv.weight", 144), ("p.weight", 8), ("fc.0.weight", 64)):
             bound = fan_in**-0.5
             assert 0.9 * bound < abs(state[key]).max() <= bound * (1 + 1e-6), key
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int64])
+def test_images_of_another_dtype_are_refused_as_by_other_layers(dtype):
+    layer = torch_layer(4, 8, (3, 3), padding=1)
+    with pytest.raises(
+        ValueError, match=r"`x` \(torch.* and `weight` \(torch.float64\)"
+    ):
+        layer(torch.ones(2, 4, 9, 7).to(dtype))

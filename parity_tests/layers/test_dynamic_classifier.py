@@ -178,3 +178,11 @@ def test_sizes_that_are_none_are_refused(name):
         DynamicClassifier(**sizes, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=rf"`{name}` \(=0\)"):
         dynconv_torch.DynamicClassifier(**sizes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int64])
+def test_features_of_another_dtype_are_refused_as_by_other_layers(dtype):
+    with pytest.raises(
+        ValueError, match=r"`x` \(torch.* and `weight` \(torch.float64\)"
+    ):
+        torch_head()(torch.ones(2, 5).to(dtype))

@@ -133,3 +133,14 @@ def test_what_does_not_fit_is_refused():
         theirs(torch.ones(2, 6, 5).double(), torch.ones(2, 4))
     with pytest.raises(ValueError, match="`num_pieces` .=0."):
         DynamicReLU(6, num_pieces=0, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_integers_become_numbers_of_the_parameters_or_are_refused(dtype):
+    ours, theirs = layers(dtype)
+    images = np.arange(84, dtype=np.int32).reshape(1, 2, 7, 6)
+    answer = ours(images)
+    assert answer.dtype == dtype
+    np.testing.assert_array_equal(answer, ours(images.astype(dtype)))
+    with pytest.raises(ValueError, match="`x` .torch.int64. must be floating; cast it"):
+        theirs(torch.ones(1, 6, 2, 7, dtype=torch.int64))
