@@ -54,6 +54,9 @@ MOBILENET_V2: Mapping[float, Mapping[str, Any]] = {
 }
 CONVNEXT_TINY: Mapping[float, Mapping[str, Any]] = {1: {}}
 
+# Options of the networks without `kw_` in their names that these must leave out.
+SETTLED = ("conv", "dynamic")
+
 
 class SharedOptions(TypedDict, total=False):
     """The options that all of these networks have; `KernelWarehouse` explains them.
@@ -292,7 +295,7 @@ def build_shared(
             settings[name] = options.pop(name)
     if options.get("conv", "warehouses") is None:
         return build(**options)
-    for name in ("conv", "dynamic"):
+    for name in SETTLED:
         if name in options:
             raise ValueError(
                 f"`{name}` (={options[name]!r}) must be left out: which convolutions "

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from flax import nnx
 
 from dynconv_jax import DynamicConv
+from dynconv_jax.models import kw_networks
 from dynconv_jax.models.abstract import abstract_module
 from dynconv_jax.models.options import option_names
 from dynconv_jax.models.registry import CONVOLUTIONS, GIVEN, MODELS, STEERED
@@ -77,8 +78,12 @@ def options_of(config: Config, field: str) -> list[Option]:
     """
     outline(config)  # which refuses what there is not
     if field == "model_options":
+        build = MODELS[config.model]
+        is_kw = getattr(build, "__module__", "") == kw_networks.__name__
+        settled = kw_networks.SETTLED if is_kw else ()
         # Networks of warehouses pass on what it explains.
-        return _options(MODELS[config.model], with_warehouses)
+        told = _options(build, with_warehouses)
+        return [each for each in told if each.name not in settled]
     conv, usual = default_convolution(config.model)
     if config.conv not in (None, conv):
         conv, usual = config.conv, {}

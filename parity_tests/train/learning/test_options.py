@@ -103,3 +103,9 @@ def test_every_model_takes_every_convolution(model):
     is_published = model.startswith("kw_")
     for conv in [None, "static"] if is_published else list_convolutions():
         assert outline(Config(model=model, conv=conv)) is not None
+
+
+def test_what_a_published_network_has_settled_is_not_told(monkeypatch):
+    monkeypatch.setattr("train.learning.options.outline", lambda config: None)
+    assert "dynamic" not in by_name("model_options", model="kw_resnet18")
+    assert "dynamic" in by_name("model_options", model="resnet18")
