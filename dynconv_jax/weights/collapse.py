@@ -11,7 +11,13 @@ from flax import nnx
 from dynconv_jax.checks import check_module
 from dynconv_jax.functional.mixing import mix_kernels
 from dynconv_jax.functional.tiling import assemble_kernels
-from dynconv_jax.layers import AdaptiveConv, DynamicConvTranspose, ODConv, WarehouseConv
+from dynconv_jax.layers import (
+    AdaptiveConv,
+    DynamicConvTranspose,
+    ODConv,
+    WarehouseConv,
+    WarehouseLinear,
+)
 from dynconv_jax.layers.expert_conv import ExpertConv
 from dynconv_jax.layers.od_conv import Attentions
 from dynconv_jax.weights.matching import (
@@ -34,9 +40,9 @@ def collapse(
 
     Args:
         model: The dynamic model, or a single layer; it is not changed.
-        static: The same model with `nnx.Conv` in the place of the dynamic layers; it
-            takes their kernels at the attention given, and whatever else the two have
-            in common.
+        static: The same model with `nnx.Conv` in the place of the dynamic layers, and
+            `nnx.Linear` in that of `WarehouseLinear`; it takes their kernels at the
+            attention given, and whatever else the two have in common.
         attention: What each layer is to mix by, by the path of the layer or of its
             router: of a layer with experts (K,), the mean over samples of what
             `capture_attention` recorded, say; of an `ODConv` the `Attentions` of one
@@ -69,7 +75,9 @@ def collapse(
         given = attention
         if isinstance(attention, Mapping):
             name = path_name(path)
-            paths = name, f"{name}.router", f"{name}.attention"
+            paths = (name, f"{name}.router", f"{name}.attention")
+            if isinstance(layer, WarehouseLinear):
+                paths += (f"{name}.conv", f"{name}.conv.attention")
             given = next((attention[each] for each in paths if each in attention), None)
         if given is None:
             problems.append(f"{path_name(path)}: no attention is given for it")
@@ -179,6 +187,12 @@ def _(layer: WarehouseConv, attention: Any) -> tuple[jax.Array, jax.Array | None
     mixture = jnp.asarray(attention)[None]
     kernel = assemble_kernels(mixture, cells, layer.share, precision="highest")[0]
     return kernel, None if layer.bias is None else layer.bias[...]
+
+
+@kernel_at.register
+def _(layer: WarehouseLinear, attention: Any) -> tuple[jax.Array, jax.Array | None]:
+    kernel, bias = kernel_at(layer.conv, attention)
+    return kernel[0], bias  # of the one tap
 
 
 @kernel_at.register

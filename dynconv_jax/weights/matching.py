@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from dynconv_jax.functional import Geometry
-from dynconv_jax.layers import KernelWarehouse
+from dynconv_jax.layers import KernelWarehouse, WarehouseLinear
 from dynconv_jax.routing import Router, SigmoidRouter
 from dynconv_jax.scheduled import Scheduled
 from dynconv_jax.weights.names import keys_to_ignore
@@ -83,7 +83,7 @@ def match_models(
     static: nnx.Module,
     family: tuple[type, ...],
     ignored: Collection[int] = (),
-) -> tuple[dict[Path, tuple[Any, nnx.Conv]], list[Common], list[str]]:
+) -> tuple[dict[Path, tuple[Any, Any]], list[Common], list[str]]:
     """Pairs what two models have in common.
 
     Args:
@@ -94,20 +94,25 @@ def match_models(
             is left out whole.
 
     Returns:
-        By path a layer of the family and the convolution there; the name, the variable
-        of `model` and that of `static` for all else; and what does not fit.
+        By path a layer of the family and what is in its place, a convolution, or of a
+        `WarehouseLinear` a linear layer; the name, the variable of `model` and that of
+        `static` for all else; and what does not fit.
     """
     sources = dict(nnx.iter_modules(static))
-    pairs: dict[Path, tuple[Any, nnx.Conv]] = {}
+    parts = dict(nnx.iter_modules(model))
+    pairs: dict[Path, tuple[Any, Any]] = {}
     problems: list[str] = []
     inside: list[Path] = []  # of layers and routers: not to be looked for in `static`
-    for path, part in nnx.iter_modules(model):
-        if ignored and _is_ignored(part, ignored):
+    for path, part in parts.items():
+        if path and isinstance(parts.get(path[:-1]), family):
+            inside.append(path)  # of a layer, which stands for it
+        elif ignored and _is_ignored(part, ignored):
             inside.append(path)
         elif isinstance(part, family):
             inside.append(path)
             source = sources.get(path)
-            if not isinstance(source, nnx.Conv):
+            kind = nnx.Linear if isinstance(part, WarehouseLinear) else nnx.Conv
+            if not isinstance(source, kind):
                 found = "nothing" if source is None else f"a {type(source).__name__}"
                 problems.append(
                     f"{path_name(path)}: the static model has {found} there"
@@ -188,15 +193,16 @@ def copy_values(pairs: Iterable[tuple[nnx.Variable, nnx.Variable]]) -> None:
         target.set_value(jnp.array(source.get_value(), target.get_value().dtype))
 
 
-def _difference(layer: Any, source: nnx.Conv) -> str | None:
-    """Says in what a trained convolution differs from a layer, if in anything."""
+def _difference(layer: Any, source: Any) -> str | None:
+    """Says in what a trained layer differs from one of the family, if in anything."""
+    if isinstance(layer, WarehouseLinear):
+        geometry = layer.conv.share.geometry
+        shape, given = geometry.kernel_shape[1:], source.kernel[...].shape
+        return None if given == shape else _wrong_shape(given, shape)
     width = layer.in_features // layer.feature_group_count
     shape = (*layer.kernel_size, width, layer.out_features)
     if source.kernel[...].shape != shape:
-        return (
-            f"the trained kernel has the shape {source.kernel[...].shape}, this layer "
-            f"needs {shape}"
-        )
+        return _wrong_shape(source.kernel[...].shape, shape)
     if np.any(np.asarray(source.input_dilation) != 1):
         return f"the trained layer has `input_dilation` (={source.input_dilation})"
     try:
@@ -219,6 +225,10 @@ def _difference(layer: Any, source: nnx.Conv) -> str | None:
                 f"here, which differ on an input of {spatial}"
             )
     return None
+
+
+def _wrong_shape(given: tuple[int, ...], shape: tuple[int, ...]) -> str:
+    return f"the trained kernel has the shape {given}, this layer needs {shape}"
 
 
 def _geometry(layer: Any) -> Geometry:

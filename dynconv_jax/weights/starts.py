@@ -6,6 +6,7 @@ the family.
 
 import functools
 from collections.abc import Iterable
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -25,6 +26,7 @@ from dynconv_jax.layers import (
     ModulatedConv,
     ODConv,
     WarehouseConv,
+    WarehouseLinear,
 )
 from dynconv_jax.layers.expert_conv import ExpertConv
 from dynconv_jax.routing import Router, SigmoidRouter
@@ -36,12 +38,12 @@ class NoExactStart(ValueError):
 
 
 @functools.singledispatch
-def static_start(layer: Any, source: nnx.Conv, model: nnx.Module) -> list[Write]:
+def static_start(layer: Any, source: Any, model: nnx.Module) -> list[Write]:
     """Returns what to write where, so that a layer computes what `source` does.
 
     Args:
         layer: A layer of the family.
-        source: A trained convolution of the same geometry.
+        source: A trained convolution of the same geometry, or linear layer.
         model: The model that the layer is in.
 
     Raises:
@@ -186,6 +188,13 @@ def _(layer: WarehouseConv, source: nnx.Conv, model: nnx.Module) -> list:
         Write(warehouse.assignment, jnp.ones_like(warehouse.assignment[...])),
         *_static_bias(layer.bias, source),
     ]
+
+
+@static_start.register
+def _(layer: WarehouseLinear, source: nnx.Linear, model: nnx.Module) -> list:
+    # A convolution of one tap along one axis.
+    conv: Any = SimpleNamespace(kernel=source.kernel[...][None], bias=source.bias)
+    return static_start(layer.conv, conv, model)
 
 
 @static_start.register

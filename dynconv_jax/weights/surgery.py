@@ -51,7 +51,8 @@ def init_from_static(
 
     Args:
         model: The dynamic model, or a single layer.
-        static: The same model with `nnx.Conv` in the place of the dynamic layers.
+        static: The same model with `nnx.Conv` in the place of the dynamic layers, and
+            `nnx.Linear` in that of `WarehouseLinear`.
         noise: The standard deviation of what is added to each expert, as a share of
             that of the trained kernel.
         rngs: Where the noise comes from; needed if there is any.

@@ -15,14 +15,18 @@ from dynconv_jax import (
     DynamicConv,
     DynamicConvBlock,
     DynamicConvTranspose,
+    KernelWarehouse,
     ModulatedConv,
     ODConv,
     Router,
+    WarehouseLinear,
+    collapse,
     create_model,
     init_from_static,
     list_convolutions,
     to_torch_state_dict,
 )
+from dynconv_jax.layers import linear_geometry
 from parity_tests.tolerances import assert_close
 from parity_tests.tools.modules import thinned
 from parity_tests.tools.trained import GEOMETRY, evaluated, layer_of, warmed
@@ -67,6 +71,55 @@ def test_a_styled_layer_starts_as_the_trained_one_whatever_the_latents(
     assert_close(
         {"output": layer(images, latents)}, {"output": static(images)}, dtype="float64"
     )
+
+
+class Tiled(nnx.Module):
+    """A linear layer, and the warehouse of its cells."""
+
+    def __init__(self, ratio=2.0):
+        self.warehouse = KernelWarehouse(
+            [linear_geometry(6, 8)], ratio=ratio, out_ratio=0.5, **OPTIONS
+        )
+        self.fc = WarehouseLinear(self.warehouse, rngs=nnx.Rngs(1))
+
+    def __call__(self, x):
+        return self.fc(x)
+
+
+class Linear(nnx.Module):
+    """Its static counterpart."""
+
+    def __init__(self, features=8):
+        self.fc: Any = nnx.Linear(6, features, **OPTIONS)
+
+    def __call__(self, x):
+        return self.fc(x)
+
+
+def test_a_linear_layer_of_cells_starts_as_the_trained_one_and_becomes_it(rng):
+    static, other, model = Linear(), Linear(), evaluated(Tiled())
+    static.fc.bias[...] = jnp.asarray(rng.normal(size=8))
+    init_from_static(model, static)
+    features = jnp.asarray(rng.normal(size=(3, 6)))
+    expected = {"output": static(features)}
+    assert_close({"output": model(features)}, expected, dtype="float64")
+    share = model.fc.conv.share
+    mixture = np.eye(model.warehouse.tiling.num_cells)[list(share.assigned)]
+    collapse(model, other, {"fc.conv": mixture})
+    assert_close({"output": other(features)}, expected, dtype="float64")
+
+
+def test_a_linear_layer_of_cells_that_has_no_start_is_named():
+    with pytest.raises(ValueError, match="fc .WarehouseLinear.: it has fewer cells"):
+        init_from_static(Tiled(ratio=0.5), Linear())
+    with pytest.raises(
+        ValueError, match=r"fc: the trained kernel .* \(6, 5\), .* \(6, 8"
+    ):
+        init_from_static(Tiled(), Linear(5))
+    convolution = Linear()
+    convolution.fc = nnx.Conv(6, 8, (1,), **OPTIONS)
+    with pytest.raises(ValueError, match="fc: the static model has a Conv there"):
+        init_from_static(Tiled(), convolution)
 
 
 def test_a_block_with_attention_from_outside_starts_as_the_static_one(rng):
