@@ -253,9 +253,9 @@ def width_mult(shapes: Shapes, widths: Widths) -> float:
         Unread: If none of the norms is there.
 
     Example:
-        >>> shapes = {"bn1.weight": (8,), "bn2.weight": (16,)}
+        >>> shapes = {"bn1.weight": (16,), "bn2.weight": (32,)}
         >>> width_mult(shapes, Widths(["bn1", "bn2"], [32, 64], divisible))
-        0.25
+        0.5
     """
     found = [shapes.get(f"{norm}.weight", ()) for norm in widths.norms]
     pairs = [

@@ -230,3 +230,13 @@ def test_a_saved_model_with_weights_of_another_names_that(package, tmp_path):
         "; it is of dynamic_net: `create_model('dynamic_net', width_mult=0.25, "
         "num_classes=7, conv='static')` takes it"
     )
+
+
+@BOTH
+@pytest.mark.parametrize("known", [{}, SMALL])
+def test_a_key_of_several_lines_is_told_in_one(package, known):
+    shapes = shapes_of(**known) if known else {}
+    message = refusal(package, zeros(shapes | {"odd\nkey": (3,)}))
+    assert "odd\\nkey" in message
+    message = refusal(package, {**zeros(shapes), "odd\nkey": "text"})
+    assert "odd\\nkey" in message

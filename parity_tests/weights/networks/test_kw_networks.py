@@ -1,5 +1,6 @@
 """Networks of KernelWarehouse are recognised in both layouts, or it is told why not."""
 
+import functools
 import re
 
 import numpy as np
@@ -11,10 +12,18 @@ import dynconv_torch
 from dynconv_jax import load_torch_state_dict, to_torch_state_dict
 from dynconv_jax.models.abstract import abstract_module
 from dynconv_jax.weights.networks.kw_networks import call_of
+from dynconv_torch.models.kw_grouping import resnet_stage
+from dynconv_torch.models.kw_networks import build_shared
+from dynconv_torch.models.resnet import resnet18, resnet50
 from dynconv_torch.weights.identify import identify as identify_torch
 from parity_tests.tools import kw_checkpoints
-from parity_tests.tools.checkpoints import shapes_of, zeros
+from parity_tests.tools.checkpoints import refusal, shapes_of, zeros
 
+BOTH = pytest.mark.parametrize(
+    "package", [pytest.param(dynconv_jax, marks=pytest.mark.slow), dynconv_torch]
+)
+
+HEADS = "fc", "classifier"
 NETWORKS = [
     (
         ("kw_resnet18", dict(num_classes=7, ratio=0.25)),
@@ -88,6 +97,34 @@ def test_a_sibling_is_refused_with_the_call_that_takes_it():
         twin.load_state_dict(on_meta, strict=True)
 
 
+@pytest.mark.parametrize(
+    ("name", "theirs", "call"),
+    [
+        ("kw_resnet18", dict(num_classes=7), "num_classes=7, ratio=1"),
+        pytest.param(
+            "kw_mobilenet_v2",
+            dict(width_mult=0.5),
+            "num_classes=1000, ratio=1, width_mult=0.5",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_siblings_of_other_heads_and_widths_are_told_by_pytorch_too(name, theirs, call):
+    shapes = shapes_of(name, **theirs)
+    net = dynconv_torch.create_model(name, device="meta")
+    on_meta = {k: torch.empty(shape, device="meta") for k, shape in shapes.items()}
+    with pytest.raises(RuntimeError) as caught:
+        net.load_state_dict(on_meta, strict=True)
+    told_of = f"the state dict is of what `create_model('{name}', {call})` makes"
+    assert told_of in str(caught.value)
+    # Without its head it may be of any.
+    body = {k: v for k, v in on_meta.items() if k.partition(".")[0] not in HEADS}
+    twin = dynconv_torch.create_model(name, **theirs, device="meta")
+    with pytest.raises(RuntimeError) as caught:
+        twin.load_state_dict(body, strict=True)
+    assert "is of what" not in str(caught.value) and len(body) < len(shapes)
+
+
 def test_a_published_checkpoint_alone_makes_its_network(rng):
     shapes = kw_checkpoints.mobilenet_v2(0.5, 0.5, classes=3)
     arrays = {
@@ -139,3 +176,42 @@ def test_a_network_with_warehouses_lacks_but_its_head():
     match = identify_torch(zeros(body))
     assert match is not None and match.call.name == "kw_resnet18"
     assert {kind for kind, _ in match.problems} == {"missing key"}
+
+
+def cut_otherwise(build, **settings):
+    """Returns the shapes of a network whose cells are as no published one has them."""
+    first = 1 if build is resnet18 else None
+    group_by = functools.partial(resnet_stage, first=first)
+    options = dict(device="meta")
+    net = build_shared(functools.partial(build, 10), group_by, options, **settings)
+    return {key: tuple(value.shape) for key, value in net.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("build", "settings", "words"),
+    [
+        (resnet18, dict(in_ratio=0.5), "planes [64, 32], and not [64, 64]: an `out"),
+        (
+            resnet50,
+            dict(out_ratio=0.5),
+            "`out_ratio` of 0.5 and an `in_ratio` of 1;",
+        ),
+        (resnet18, dict(ratio=3), "cells for a `ratio` of 3; `with_warehouses` "),
+    ],
+)
+def test_cells_as_no_published_network_has_them_are_told(build, settings, words):
+    call = call_of(cut_otherwise(build, **settings))
+    assert call is not None and call.name == f"kw_{build.__name__}"
+    assert words in call.doubts[0]
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("name", "index"), [("kw_resnet50", 0), ("kw_mobilenet_v2", 2)]
+)
+def test_a_wrong_warehouse_is_told_of_the_network_that_it_is_of(package, name, index):
+    key = f"warehouses.{index}.cells"
+    shapes = shapes_of(name, num_classes=7) | {key: (50, 64, 64, 1, 1)}
+    message = refusal(package, zeros(shapes))
+    assert f"looks like {name}, but is not quite" in message
+    assert f"1 wrong shape ({key} has (50, 64, 64, 1, 1), the module" in message

@@ -2,10 +2,16 @@
 
 import pytest
 
+import dynconv_jax
+import dynconv_torch
 from dynconv_jax.models.published import PUBLISHED
-from dynconv_jax.weights.recognize import candidates
+from dynconv_jax.weights.recognize import candidates, without_redundant
 from parity_tests.tools import published_shapes
-from parity_tests.tools.checkpoints import shapes_of
+from parity_tests.tools.checkpoints import as_published, refusal, shapes_of, zeros
+
+BOTH = pytest.mark.parametrize(
+    "package", [pytest.param(dynconv_jax, marks=pytest.mark.slow), dynconv_torch]
+)
 
 
 @pytest.mark.parametrize(
@@ -50,3 +56,39 @@ def test_without_its_head_a_network_of_odconv_is_still_one():
     del shapes["fc.weight"], shapes["fc.bias"]
     call, *_ = candidates(shapes)
     assert (call.name, call.options, call.head) == ("od_resnet18", {}, "fc")
+
+
+@BOTH
+def test_without_its_classifier_a_mobilenet_of_decomposition_is_named(package):
+    shapes = shapes_of("dcd_mobilenet_v2")
+    body = {k: v for k, v in shapes.items() if not k.startswith("classifier.")}
+    message = refusal(package, zeros(body))
+    assert "`create_model('dcd_mobilenet_v2')` builds: 16 missing keys" in message
+    way = "ignore=('classifier',)" if package is dynconv_jax else "'classifier' alone"
+    assert way in message
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("name", "conv"),
+    [("od_resnet18", "odconv"), ("dcd_resnet18", "decomposed")],
+)
+def test_a_convolution_that_the_network_has_anyway_may_be_said(package, name, conv):
+    shapes = shapes_of(name, num_classes=7)
+    read = {"num_classes": 7}
+    assert without_redundant({"conv": conv}, read, shapes) == {}
+    assert without_redundant({"conv": "dynamic"}, read, shapes) == {"conv": "dynamic"}
+    other = {"conv": conv, "conv_options": {}}
+    assert without_redundant(other, other, shapes) == other
+    message = refusal(package, zeros(shapes), conv="dynamic")
+    assert "with `conv` (='dynamic') it does not fit" in message
+
+
+@pytest.mark.parametrize("name", ["od_resnet18", "kw_resnet18"])
+def test_a_network_with_its_own_convolution_said_is_made(name):
+    shapes = shapes_of(name, num_classes=7)
+    conv = {"od": "odconv", "kw": "kernel_warehouse"}[name[:2]]
+    net = dynconv_torch.create_model_from_checkpoint(
+        as_published(zeros(shapes)), conv=conv
+    )
+    assert {k: tuple(v.shape) for k, v in net.state_dict().items()} == shapes
