@@ -1,6 +1,5 @@
 """Networks of KernelWarehouse are recognised in both layouts, or it is told why not."""
 
-import functools
 import re
 
 import numpy as np
@@ -12,9 +11,6 @@ import dynconv_torch
 from dynconv_jax import load_torch_state_dict, to_torch_state_dict
 from dynconv_jax.models.abstract import abstract_module
 from dynconv_jax.weights.networks.kw_networks import call_of
-from dynconv_torch.models.kw_grouping import resnet_stage
-from dynconv_torch.models.kw_networks import build_shared
-from dynconv_torch.models.resnet import resnet18, resnet50
 from dynconv_torch.weights.identify import identify as identify_torch
 from parity_tests.tools import kw_checkpoints
 from parity_tests.tools.checkpoints import refusal, shapes_of, zeros
@@ -176,33 +172,6 @@ def test_a_network_with_warehouses_lacks_but_its_head():
     match = identify_torch(zeros(body))
     assert match is not None and match.call.name == "kw_resnet18"
     assert {kind for kind, _ in match.problems} == {"missing key"}
-
-
-def cut_otherwise(build, **settings):
-    """Returns the shapes of a network whose cells are as no published one has them."""
-    first = 1 if build is resnet18 else None
-    group_by = functools.partial(resnet_stage, first=first)
-    options = dict(device="meta")
-    net = build_shared(functools.partial(build, 10), group_by, options, **settings)
-    return {key: tuple(value.shape) for key, value in net.state_dict().items()}
-
-
-@pytest.mark.parametrize(
-    ("build", "settings", "words"),
-    [
-        (resnet18, dict(in_ratio=0.5), "planes [64, 32], and not [64, 64]: an `out"),
-        (
-            resnet50,
-            dict(out_ratio=0.5),
-            "`out_ratio` of 0.5 and an `in_ratio` of 1;",
-        ),
-        (resnet18, dict(ratio=3), "cells for a `ratio` of 3; `with_warehouses` "),
-    ],
-)
-def test_cells_as_no_published_network_has_them_are_told(build, settings, words):
-    call = call_of(cut_otherwise(build, **settings))
-    assert call is not None and call.name == f"kw_{build.__name__}"
-    assert words in call.doubts[0]
 
 
 @BOTH
