@@ -59,6 +59,25 @@ def test_a_stopped_gradient_of_the_softmax_is_noticed(monkeypatch):
         check_blocks()
 
 
+class WithoutGradient(BatchNorm):
+    """A batch norm that has no gradients in evaluation."""
+
+    def __call__(self, x, **options):
+        """Normalises."""
+        outputs = super().__call__(x, **options)
+        return jax.lax.stop_gradient(outputs) if self.use_running_average else outputs
+
+
+def test_a_gradient_in_evaluation_is_compared_unless_it_is_left_out(rng):
+    ours = WithoutGradient(3, param_dtype="float64", rngs=nnx.Rngs(0))
+    theirs = torch.nn.BatchNorm1d(3).double()
+    x = rng.normal(size=(4, 3))
+    assert_parity(ours, theirs, x, gradients_in=("train",))
+    for modes in (("eval", "train"), ("eval",)):
+        with pytest.raises(ParityError, match="eval mode.*\n  gradient of weight"):
+            assert_parity(ours, theirs, x, gradients_in=modes)
+
+
 def test_a_leaking_relu_is_noticed(monkeypatch):
     monkeypatch.setattr(jax.nn, "relu", lambda x: jnp.maximum(x, 1e-3 * x))
     with pytest.raises(ParityError, match="output"):

@@ -171,7 +171,7 @@ def test_a_small_convnext_of_warehouses_agrees(rng):
 # Half the parameters of ResNet-50 have a basis. The norms inside of the attention are
 # over pooled vectors, see `whole`; τ is as in the middle of training.
 WHOLE: dict[str, dict[str, Any]] = {
-    "kw_convnext_tiny": dict(size=(64, 32)),
+    "kw_convnext_tiny": dict(batch=2, size=(64, 32)),
     "kw_mobilenet_v2": dict(batch=8),
     "kw_resnet18": dict(batch=6),
     "kw_resnet50": dict(batch=4, ratio=0.5),

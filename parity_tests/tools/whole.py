@@ -52,7 +52,7 @@ def assert_whole_parity(
     rng: np.random.Generator,
     *,
     batch: int = 3,
-    size: tuple[int, int] = (33, 24),
+    size: tuple[int, int] = (33, 17),
     **options: Any,
 ) -> None:
     """Asserts that a network of this name is the same in both frameworks.
