@@ -16,7 +16,13 @@ from dynconv_jax.weights.torch_layout import torch_shapes
 from parity_tests.parity import as_torch, channels_first
 
 
-def enliven(net: torch.nn.Module, images: np.ndarray, rng: np.random.Generator) -> None:
+def enliven(
+    net: torch.nn.Module,
+    images: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    biases: float = 1.0,
+) -> None:
     """Draws the batch norms of a network, and fits their statistics to the images.
 
     So activations neither explode nor vanish, however deep the network, and no mean is
@@ -27,13 +33,14 @@ def enliven(net: torch.nn.Module, images: np.ndarray, rng: np.random.Generator) 
         net: The network, changed in place.
         images: Channels last.
         rng: Draws the parameters and disturbs the statistics.
+        biases: The standard deviation of the norms' biases.
     """
     norms = _batch_norms(net)
     with torch.no_grad():
         for norm in norms:
             shape = tuple(norm.weight.shape)
             norm.weight.copy_(torch.from_numpy(rng.uniform(0.5, 1.5, shape)))
-            norm.bias.copy_(torch.from_numpy(rng.normal(size=shape)))
+            norm.bias.copy_(torch.from_numpy(rng.normal(size=shape) * biases))
         fit_statistics(net, images)
         for norm in norms:
             disturbance = rng.uniform(0.7, 1.4, tuple(norm.weight.shape))
