@@ -1,5 +1,8 @@
 """DyMN: the authors' names and counts, and the same in both frameworks."""
 
+from collections.abc import Collection
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -39,7 +42,7 @@ TABLE = [
 STEERED = (3, 4, 5, 10, 11, 12, 13, 14)
 
 
-def published_shapes(width_mult, num_classes=527, steered=range(15)):
+def published_shapes(width_mult, num_classes=527, steered: Collection[int] = range(15)):
     """The state dict of the authors' network, written from the list of its keys."""
     shapes: dict[str, tuple[int, ...]] = {}
 
@@ -196,13 +199,14 @@ def test_net_of_two_blocks_agrees(rng):
 def test_net_with_a_static_block_agrees(rng):
     x = rng.normal(size=(2, 13, 10, 1))
     blocks = ((3, 64, 16, 1, False, True), (5, 64, 16, 1, True), (3, 16, 8, 2, True))
-    pair = twins(x, rng, blocks=blocks, context_in="squeeze")
-    assert [type(each).__name__ for each in pair[0].layers] == [
+    ours, theirs = twins(x, rng, blocks=blocks, context_in="squeeze")
+    layers: Any = getattr(ours, "layers")  # noqa: B009
+    assert [type(each).__name__ for each in layers] == [
         "DynamicBlock",
         "InvertedResidual",
         "InvertedResidual",
     ]
-    assert_parity(*pair, x)
+    assert_parity(ours, theirs, x)
 
 
 @pytest.mark.slow
