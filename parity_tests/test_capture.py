@@ -27,6 +27,7 @@ from dynconv_jax import (
 from parity_tests.parity import as_numpy, as_torch, channels_first, copy_weights
 from parity_tests.tolerances import GRADIENT_FLOOR, assert_close
 from parity_tests.tools.routed import assert_untouched, snapshot
+from parity_tests.tools.slow import thinned
 
 
 class OwnModel(nnx.Module):
@@ -287,7 +288,7 @@ FAMILY: dict[str, tuple[dict[str, Any], set[str]]] = {
 }
 
 
-@pytest.mark.parametrize("conv", FAMILY)
+@pytest.mark.parametrize("conv", thinned(FAMILY, "odconv"))
 def test_members_of_the_family_give_what_losses_need(conv, rng):
     options, expected = FAMILY[conv]
     x = rng.normal(size=(4, 9, 8, 3)).astype("float32")

@@ -24,11 +24,16 @@ PUBLIC = [
 ]
 # They train, or compile much.
 SLOW = {
+    "family/decomposed-conv.md",
+    "family/dymn.md",
+    "family/fd-conv.md",
+    "family/frequency-dynamic-conv.md",
     "guides/forms.md",
     "guides/mixed-precision.md",
     "guides/models.md",
     "guides/temperature.md",
     "how/add.md",
+    "start/five-minutes.md",
 }
 CHIPS = ("benchmarks", "compiled"), ("benchmarks", "mapped")
 # They are about several devices, and a process has its number from the start.

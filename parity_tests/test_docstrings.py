@@ -12,7 +12,7 @@ import torch
 import dynconv_jax
 import dynconv_torch
 from parity_tests.tools.checkout import ROOT
-from parity_tests.tools.modules import thinned
+from parity_tests.tools.slow import thinned
 
 DEFAULT_NUMERICS = True  # the examples are to run as a user runs them
 

@@ -29,6 +29,7 @@ from dynconv_jax.models.resnet import BasicBlock, Bottleneck
 from parity_tests.tolerances import assert_close
 from parity_tests.tools.family import LAYERS, images, layer
 from parity_tests.tools.jax_modules import build
+from parity_tests.tools.slow import thinned
 
 MODULES = sorted(
     {
@@ -131,6 +132,7 @@ def test_network_tabulates(name):
     assert "[2,10]" in table(net, jnp.ones((2, 16, 12, 3)))
 
 
+@pytest.mark.slow
 def test_folded_network_tabulates():
     net = build(lambda: NETS["DynamicNet"](rngs=nnx.Rngs(0)))
     net = nnx.view(net, use_running_average=True, raise_if_not_found=False)
@@ -159,9 +161,10 @@ def test_public_methods_take_and_answer_arrays(cls):
             assert parameters | {"return"} == set(hints), f"{cls.__name__}.{name}"
 
 
-@pytest.mark.parametrize(
-    "name", ["DynamicConv", "ODConv", "DecomposedConv", "WarehouseConv"]
-)
+IN_A_ROW = ["DynamicConv", "ODConv", "DecomposedConv", "WarehouseConv"]
+
+
+@pytest.mark.parametrize("name", thinned(IN_A_ROW, "DynamicConv", "WarehouseConv"))
 def test_layers_in_a_row_by_scan_and_remat(name, rng):
     @nnx.split_rngs(splits=2)
     @nnx.vmap

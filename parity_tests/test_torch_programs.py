@@ -11,7 +11,7 @@ from torch.jit import TracerWarning  # pyright: ignore[reportPrivateImportUsage]
 import dynconv_torch
 from parity_tests.parity import as_numpy
 from parity_tests.tolerances import assert_close
-from parity_tests.tools.modules import thinned
+from parity_tests.tools.slow import thinned
 from parity_tests.tools.torch_layers import ALL, MEMBERS, SPATIAL, build, images
 
 BATCH = torch.export.Dim("batch")

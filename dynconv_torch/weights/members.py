@@ -6,7 +6,8 @@ same text in both packages.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from dynconv_torch.models.convolutions import Role
@@ -20,6 +21,8 @@ from dynconv_torch.weights.shapes import (
     shape_of,
     without,
 )
+
+NONE: Mapping[str, tuple[object, str]] = MappingProxyType({})
 
 
 class Place(NamedTuple):
@@ -63,6 +66,7 @@ class Member(NamedTuple):
         options: The options that its layers in a checkpoint have, those left out that
             are the defaults; it may raise `Unread`.
         beside: The end of a key that tells where a layer's own do not.
+        guesses: Options that no array tells, what they are taken to be, and why.
     """
 
     conv: str
@@ -71,6 +75,7 @@ class Member(NamedTuple):
     in_channels: Callable[[Shapes], int]
     options: Callable[[Sequence[Layer], Shapes], dict[str, Any]]
     beside: str = ""
+    guesses: Mapping[str, tuple[object, str]] = NONE
 
 
 # What several members have in common.
@@ -209,6 +214,11 @@ def _fdconv(layers: Sequence[Layer], shapes: Shapes) -> dict[str, Any]:
     )
 
 
+_LOW_PASS = (
+    "no array tells, and the authors' code has had 'stretched' and, first, 'one_sided'"
+)
+
+
 def _is_tiled(arrays: Shapes) -> bool:
     linear = {"attention.fc1.weight", "attention.fc2.weight"}
     is_bare = "weight" not in arrays and linear <= arrays.keys()
@@ -321,6 +331,7 @@ MEMBERS = (
         _has("KSM_Global.fc.weight"),
         _channels("KSM_Global.fc.weight"),
         _fdconv,
+        guesses={"low_pass": ("ideal", _LOW_PASS)},
     ),
     Member(
         "frequency_dynamic",

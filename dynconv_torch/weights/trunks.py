@@ -6,15 +6,12 @@ The modules of `networks/` say with these what a family of networks is.
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from dynconv_torch.models.convolutions import Dynamic, is_dynamic
 from dynconv_torch.models.mobilenet_v2 import make_divisible
-from dynconv_torch.weights.members import MEMBERS, Layer, Member, Place
+from dynconv_torch.weights.members import MEMBERS, NONE, Layer, Member, Place
 from dynconv_torch.weights.shapes import Shapes, Unread, multiplier, shape_of, without
-
-NONE: Mapping[str, str] = MappingProxyType({})
 
 
 class Call(NamedTuple):
@@ -25,7 +22,7 @@ class Call(NamedTuple):
         options: The other arguments.
         title: What it builds, in words.
         head: What the keys of the linear head begin with, without the last dot.
-        guesses: Options that no array tells, and why they were chosen.
+        guesses: Options that no array tells, what they are taken to be, and why.
         doubts: What no option explains.
     """
 
@@ -33,15 +30,16 @@ class Call(NamedTuple):
     options: dict[str, Any]
     title: str
     head: str = "fc"
-    guesses: Mapping[str, str] = NONE
+    guesses: Mapping[str, tuple[object, str]] = NONE
     doubts: tuple[str, ...] = ()
 
     def guessed(self, options: Mapping[str, Any]) -> list[str]:
         """Returns what to warn of, which options do not say."""
+        said = {**options, **options.get("conv_options", {})}
         return [
-            f"`{name}` is taken to be {self.options[name]}: {reason}"
-            for name, reason in self.guesses.items()
-            if name not in options
+            f"`{name}` is taken to be {value!r}: {reason}"
+            for name, (value, reason) in self.guesses.items()
+            if name not in said
         ]
 
 
@@ -186,7 +184,8 @@ def read(
         options |= without(dict(dynamic=trunk.dynamic), dynamic=chosen)
     title = name if member is None else f"{name} with {member.title}"
     head = trunk.head.removesuffix(".weight")
-    return Call(name, options, title, head, doubts=tuple(doubts))
+    guesses = NONE if member is None else member.guesses
+    return Call(name, options, title, head, guesses, tuple(doubts))
 
 
 def _in_channels(

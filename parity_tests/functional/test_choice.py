@@ -18,7 +18,7 @@ from dynconv_jax.functional.forms import FORMS
 from dynconv_torch.functional import Geometry
 from dynconv_torch.functional import choice as torch_choice
 from parity_tests.tools.cases import EXTREMES
-from parity_tests.tools.modules import thinned
+from parity_tests.tools.slow import thinned
 
 
 @pytest.mark.parametrize("implementation", EXTREMES)

@@ -1,5 +1,6 @@
 """Layers on a mesh of explicit axes: batch, images and kernels sharded alike."""
 
+import functools
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ from parity_tests.tolerances import TOLERANCES
 from parity_tests.tools.checkout import ROOT
 from parity_tests.tools.explicit_programs import (
     ENVIRONMENT,
+    FEW,
     FORMS,
     KERNELS,
     OF_FLAX,
@@ -20,6 +22,7 @@ from parity_tests.tools.explicit_programs import (
     TAKEN_BY_FLAX,
 )
 from parity_tests.tools.family import LAYERS
+from parity_tests.tools.slow import thinned
 
 # What the output of 6 × 4 pixels and 6 channels can keep of it on 4 × 2 devices.
 KEPT = {
@@ -31,12 +34,12 @@ KEPT = {
 }
 
 
-@pytest.fixture(scope="module")
-def found() -> dict:
-    """What came of each program; see explicit_programs.py."""
+@functools.cache
+def programs(part: str) -> dict:
+    """What came of each program of a part; see explicit_programs.py."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} {ENVIRONMENT['XLA_FLAGS']}"
     run = subprocess.run(
-        [sys.executable, "-m", "parity_tests.tools.explicit_programs"],
+        [sys.executable, "-m", "parity_tests.tools.explicit_programs", part],
         capture_output=True,
         text=True,
         check=False,
@@ -47,38 +50,45 @@ def found() -> dict:
     return json.loads(run.stdout)
 
 
+def of_part(name: str) -> dict:
+    """The programs among which those of a layer or form are."""
+    return programs("few" if name in FEW else "others")
+
+
 PROGRAMS = [(name, spec) for name in (*LAYERS, *FORMS) for spec in SPECS]
 PROGRAMS = [
     (name, spec)
     for name, spec in PROGRAMS
     if name not in OF_FLAX or spec in TAKEN_BY_FLAX
 ]
+OF_FEW = [(name, spec) for name, spec in PROGRAMS if name in FEW]
 
 
-@pytest.mark.parametrize(("name", "spec"), PROGRAMS)
-def test_layer_and_form_take_sharded_inputs_and_keep_what_divides(name, spec, found):
-    program = found[f"{name}, {spec}"]
+@pytest.mark.parametrize(("name", "spec"), thinned(PROGRAMS, *OF_FEW))
+def test_layer_and_form_take_sharded_inputs_and_keep_what_divides(name, spec):
+    program = of_part(name)[f"{name}, {spec}"]
     assert isinstance(program, dict), program
     assert program["spec"] == KEPT[spec]
 
 
-@pytest.mark.parametrize("name", LAYERS)
-def test_sharded_layer_computes_what_one_device_does(name, found):
-    program = found[f"{name}, batch and height"]
+@pytest.mark.parametrize("name", thinned(LAYERS, *FEW))
+def test_sharded_layer_computes_what_one_device_does(name):
+    program = of_part(name)[f"{name}, batch and height"]
     assert isinstance(program, dict), program
     assert program["difference"] <= TOLERANCES["float64"].relative
 
 
 @pytest.mark.parametrize("name", KERNELS)
-def test_kernels_are_sharded_as_named_and_compute_the_same(name, found):
+def test_kernels_are_sharded_as_named_and_compute_the_same(name):
     axes = KERNELS[name]
-    program = found[f"kernel, {name}"]
+    program = programs("few")[f"kernel, {name}"]
     assert isinstance(program, dict), program
     assert program["kernel"] == [*(None,) * (5 - len(axes)), *axes]
     assert program["difference"] <= TOLERANCES["float64"].relative
 
 
-def test_functions_keep_the_sharding_of_kernels(found):
+def test_functions_keep_the_sharding_of_kernels():
+    found = programs("few")
     assert found["mixed"]["spec"] == ["data", None, "space"]
     assert found["per sample"]["spec"] == ["data", None, None, "space"]
 

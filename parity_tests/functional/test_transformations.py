@@ -154,6 +154,7 @@ def test_layer_under_nnx_jit_and_nnx_vmap(rng):
     assert_close(actual, expected, dtype="float64")
 
 
+@pytest.mark.slow
 def test_net_under_nnx_jit_and_remat_updates_its_buffers(rng):
     x = jnp.asarray(rng.normal(size=(2, 12, 9, 3)))
     plain, jitted = (

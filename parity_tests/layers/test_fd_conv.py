@@ -26,7 +26,8 @@ from dynconv_jax.weights.torch_layout import torch_shapes
 from parity_tests.parity import assert_parity, torch_state
 from parity_tests.tolerances import assert_close
 from parity_tests.tools.fd_pairs import CASES, FEW, layers, torch_layer
-from parity_tests.tools.modules import jax_twin, thinned
+from parity_tests.tools.modules import jax_twin
+from parity_tests.tools.slow import thinned
 
 
 @pytest.mark.parametrize("name", thinned(CASES, "grouped"))

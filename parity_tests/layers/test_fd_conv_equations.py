@@ -6,8 +6,8 @@ import torch.nn.functional as F
 
 from parity_tests.tolerances import assert_close
 from parity_tests.tools.fd_pairs import CASES, torch_layer
-from parity_tests.tools.modules import thinned
 from parity_tests.tools.reference import sorted_frequencies
+from parity_tests.tools.slow import thinned
 
 EQUATIONS = [name for name in CASES if "plain" not in name and "1" not in name]
 

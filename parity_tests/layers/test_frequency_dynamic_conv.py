@@ -23,7 +23,8 @@ from dynconv_jax import (
 )
 from parity_tests.parity import assert_parity, torch_state
 from parity_tests.tolerances import assert_close
-from parity_tests.tools.modules import jax_twin, thinned
+from parity_tests.tools.modules import jax_twin
+from parity_tests.tools.slow import thinned
 
 
 def torch_layer(channels, outputs, kernel_size, dtype=torch.float64, **options):

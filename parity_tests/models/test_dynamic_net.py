@@ -21,7 +21,7 @@ from parity_tests.parity import (
 )
 from parity_tests.tolerances import assert_close
 from parity_tests.tools import reference, whole
-from parity_tests.tools.modules import thinned
+from parity_tests.tools.slow import thinned
 
 
 def nets(num_experts=4, temperature=1.0, in_features=3, dtype="float64", **options):
@@ -105,6 +105,7 @@ def test_nets_agree_in_float32(rng):
     assert_parity(ours, theirs, rng.normal(size=(4, 24, 20, 3)).astype("float32"))
 
 
+@pytest.mark.slow
 def test_net_computes_in_bfloat16_from_float32_parameters(rng):
     ours = DynamicNet(num_classes=7, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
     wide = DynamicNet(num_classes=7, rngs=nnx.Rngs(0))
@@ -223,6 +224,7 @@ def test_net_can_be_pickled():
     assert (twin.fc.kernel[...] == net.fc.kernel[...]).all()
 
 
+@pytest.mark.slow
 def test_nan_is_passed_through():
     net = nnx.view(DynamicNet(rngs=nnx.Rngs(0)), use_running_average=True)
     x = np.ones((2, 16, 16, 3), np.float32)

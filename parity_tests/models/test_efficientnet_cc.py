@@ -186,7 +186,11 @@ def test_published_weights_load_strictly_into_both_and_come_back_bit_for_bit(
 
 
 @pytest.mark.parametrize(
-    ("stages", "tensorflow"), [(SEPARABLE_FIRST, False), (INVERTED_ONLY, True)]
+    ("stages", "tensorflow"),
+    [
+        pytest.param(SEPARABLE_FIRST, False, marks=pytest.mark.slow),
+        (INVERTED_ONLY, True),
+    ],
 )
 def test_networks_of_few_stages_agree(stages, tensorflow, rng):
     x = rng.normal(size=(2, 13, 10, 3))

@@ -23,7 +23,7 @@ from parity_tests.tolerances import assert_close
 from parity_tests.tools.exported import exported
 from parity_tests.tools.family import LAYERS, images, layer
 from parity_tests.tools.jax_modules import build
-from parity_tests.tools.modules import thinned
+from parity_tests.tools.slow import thinned
 
 efficientnet = functools.partial(
     EfficientNet,
@@ -87,7 +87,7 @@ def check(module: Any, spec: str, *shapes: tuple[int, ...]) -> None:
 
 OF_EACH_KIND = (
     *("DynamicConv", "DynamicConvTranspose", "CondConv", "ODConv, layer norm"),
-    *("DecomposedConv", "ModulatedConv", "WarehouseConv", "FDConv"),
+    *("DecomposedConv", "ModulatedConv", "WarehouseConv"),
 )
 
 
@@ -121,7 +121,10 @@ def test_strides_beyond_the_window_of_a_decomposed_layer_want_numbers():
     check(module, "b, h, w, 4", (2, 5, 4, 4), (1, 1, 7, 4))
 
 
-DEAR = ("DyMN", "ResNet", "EfficientNet", "EfficientNet of TensorFlow")
+DEAR = (
+    *("DyMN", "ResNet", "EfficientNet", "EfficientNet of TensorFlow"),
+    "DynamicNet, tiled",
+)
 
 
 @pytest.mark.parametrize(

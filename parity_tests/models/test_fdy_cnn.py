@@ -16,7 +16,7 @@ from dynconv_jax.weights.torch_layout import torch_shapes
 from parity_tests.parity import assert_parity, copy_weights, torch_state
 from parity_tests.tolerances import assert_close
 from parity_tests.tools import whole
-from parity_tests.tools.modules import thinned
+from parity_tests.tools.slow import thinned
 
 TINY: dict[str, Any] = dict(width_mult=1 / 32, dropout=0.0)  # 1, 2, 4, 8 channels
 

@@ -225,6 +225,7 @@ def test_other_pairs_are_refused(dynamic):
 # The same function
 
 
+@pytest.mark.slow
 def test_a_flat_network_with_a_dynamic_head_agrees(rng):
     x = rng.normal(size=(3, 12, 10, 3))
     options: dict[str, Any] = dict(

@@ -1,4 +1,4 @@
-"""python -m parity_tests.tools.compiled_programs: what 8 devices exchange.
+"""python -m parity_tests.tools.compiled_programs SHARDING: what 8 devices exchange.
 
 How many devices a process has is settled when it starts, so `test_sharding.py` runs
 this as a program of its own. It prints one JSON object: by the name of the program,
@@ -9,6 +9,7 @@ float32 has.
 import collections
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -44,6 +45,9 @@ ENVIRONMENT = {
     "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES}",
     "JAX_PLATFORMS": "cpu",
 }
+
+# The ways to shard.
+SHARDINGS = {"automatic": AxisType.Auto, "explicit": AxisType.Explicit}
 
 # What moves a batch between devices; an all-reduce only adds up.
 MOVES = ("all-gather", "all-to-all", "collective-permute", "collective-broadcast")
@@ -112,10 +116,9 @@ def floats(*shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
-def meshes() -> Iterator[tuple[str, jax.sharding.Mesh]]:
-    """Yields a mesh over all devices, for each way to shard."""
-    for name, kind in (("automatic", AxisType.Auto), ("explicit", AxisType.Explicit)):
-        yield name, jax.make_mesh((DEVICES,), ("data",), axis_types=(kind,))
+def mesh_of(sharding: str) -> jax.sharding.Mesh:
+    """Returns a mesh over all devices, for a way to shard."""
+    return jax.make_mesh((DEVICES,), ("data",), axis_types=(SHARDINGS[sharding],))
 
 
 def by_plan(form, inputs, attention, kernel, **options) -> jax.Array:
@@ -306,8 +309,12 @@ def training_program(mesh: jax.sharding.Mesh, form: str) -> tuple[Callable, tupl
     return step, (outlines(state, mesh), *outlines((images, labels), mesh, "data"))
 
 
-def main() -> None:
-    """Compiles every program and prints what it exchanges."""
+def main(sharding: str) -> None:
+    """Compiles every program and prints what it exchanges.
+
+    Args:
+        sharding: One of `SHARDINGS`.
+    """
     assert jax.device_count() == DEVICES, f"start it with {ENVIRONMENT}"
     found: dict[str, dict[str, int] | str] = {}
 
@@ -317,24 +324,24 @@ def main() -> None:
         except Exception as error:  # told to the test, which expects none
             found[name] = f"{type(error).__name__}: {error}"
 
-    for sharding, mesh in meshes():
-        with jax.set_mesh(mesh):
-            for name, function, operands in layer_programs(mesh):
-                report(f"{sharding}, {name}", function, operands)
-            for name, function, operands in local_programs(mesh):
-                report(f"{sharding}, local, {name}", function, operands)
-            for name, function, operands in family_programs(mesh):
-                report(f"{sharding}, family, {name}", function, operands)
-            for name, function, operands in narrow_programs(mesh):
-                if sharding == "automatic" or name == "patches":
-                    report(f"{sharding}, narrow, {name}", function, operands)
-            for name, function, operands in norm_programs(mesh):
-                report(f"{sharding}, norm, {name}", function, operands)
-            for form in ("auto", "vmap") if sharding == "automatic" else ("auto",):
-                step, operands = training_program(mesh, form)
-                report(f"{sharding}, training step, {form}", step, operands)
+    mesh = mesh_of(sharding)
+    with jax.set_mesh(mesh):
+        for name, function, operands in layer_programs(mesh):
+            report(name, function, operands)
+        for name, function, operands in local_programs(mesh):
+            report(f"local, {name}", function, operands)
+        for name, function, operands in family_programs(mesh):
+            report(f"family, {name}", function, operands)
+        for name, function, operands in narrow_programs(mesh):
+            if sharding == "automatic" or name == "patches":
+                report(f"narrow, {name}", function, operands)
+        for name, function, operands in norm_programs(mesh):
+            report(f"norm, {name}", function, operands)
+        for form in ("auto", "vmap") if sharding == "automatic" else ("auto",):
+            step, operands = training_program(mesh, form)
+            report(f"training step, {form}", step, operands)
     print(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1])

@@ -1,14 +1,15 @@
-"""python -m parity_tests.tools.explicit_programs: layers on a mesh of explicit axes.
+"""python -m parity_tests.tools.explicit_programs PART: layers on explicit axes.
 
-How many devices a process has is settled when it starts, so
-`test_explicit_sharding.py` runs this as a program of its own. It prints one JSON
-object: by the name of the program how its output is sharded, the largest difference
-from what one device computes, relative to the largest number, and nothing but the
-error where there is one.
+How many devices a process has is settled when it starts, so `test_explicit_sharding.py`
+runs this as a program of its own, for few layers and forms or for the others. It prints
+one JSON object: by the name of the program how its output is sharded, the largest
+difference from what one device computes, relative to the largest number, and nothing
+but the error where there is one.
 """
 
 import functools
 import json
+import sys
 from typing import Any
 
 import jax
@@ -36,6 +37,8 @@ OF_FLAX = (
 )
 TAKEN_BY_FLAX = ("batch", "height", "width", "batch and height")
 FORMS = ("patches", "rows", "scan", "experts", "row_conv", "vmap", "taps")
+# What is asked by default; the kernels are, too.
+FEW = ("DynamicConv", "ODConv", "WarehouseConv", "FDConv", "rows", "experts")
 KERNELS: dict[str, tuple[str | None, ...]] = {
     "outputs of an expert": (None, None, None, "space"),
     "outputs": (None, None, None, None, "space"),
@@ -64,8 +67,12 @@ def gradient_of(module: nnx.Module) -> tuple[Any, Any]:
     return run, params
 
 
-def main() -> None:
-    """Runs or traces every program and prints what came of it."""
+def main(part: str) -> None:
+    """Runs or traces every program of a part and prints what came of it.
+
+    Args:
+        part: `"few"` or `"others"`.
+    """
     mesh = jax.make_mesh((4, 2), ("data", "space"), axis_types=(AxisType.Explicit,) * 2)
     found: dict[str, Any] = {}
     inputs = images(8, 6, 4, 4, dtype="float64")
@@ -96,13 +103,14 @@ def main() -> None:
         worst = max(float(np.abs(np.asarray(a) - b).max()) for a, b in pairs)
         found[name] = {"spec": spec, "difference": worst / float(largest)}
 
-    for name in LAYERS:
+    is_few = part == "few"
+    for name in (name for name in LAYERS if (name in FEW) == is_few):
         module = layer(name, param_dtype="float64")
         for spec, axes in SPECS.items():
             if name not in OF_FLAX or spec in TAKEN_BY_FLAX:
                 runs = spec == "batch and height"
                 report(f"{name}, {spec}", module, *axes, runs=runs)
-    for form in FORMS:
+    for form in (form for form in FORMS if (form in FEW) == is_few):
         width, groups = (4, 4) if form == "taps" else (6, 1)
         module = layer(
             "DynamicConv",
@@ -115,7 +123,7 @@ def main() -> None:
         )
         for spec, axes in SPECS.items():
             report(f"{form}, {spec}", module, *axes, runs=False)
-    for name, axes in KERNELS.items():
+    for name, axes in KERNELS.items() if is_few else ():
         with jax.set_mesh(mesh):
             init = nnx.with_partitioning(nnx.initializers.normal(), axes)
             module = DynamicConv(
@@ -133,11 +141,12 @@ def main() -> None:
         convolve = functools.partial(per_sample_conv, implementation="rows")
         own = jax.jit(convolve)(lay(inputs, "data"), kernels)
         for name, array in (("mixed", mixed), ("per sample", own)):
-            found[name] = {"spec": list(jax.typeof(array).sharding.spec)}
+            if is_few:
+                found[name] = {"spec": list(jax.typeof(array).sharding.spec)}
     print(json.dumps(found))
 
 
 if __name__ == "__main__":
     assert jax.device_count() == 8, f"start it with {ENVIRONMENT}"
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
-        main()
+        main(sys.argv[1])

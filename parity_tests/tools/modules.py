@@ -2,7 +2,6 @@
 
 import jax.numpy as jnp
 import numpy as np
-import pytest
 import torch
 from flax import nnx
 
@@ -12,21 +11,6 @@ from parity_tests.parity import as_torch, copy_weights, torch_state
 from parity_tests.tools.jax_modules import build
 
 DTYPES = ["float32", "float64", "bfloat16"]
-
-
-def thinned(cases, *kept):
-    """Returns cases as parameters, of which all but some are for the slow tests.
-
-    A case is a name, or a tuple of several parameters.
-    """
-    return [
-        case
-        if case in kept
-        else pytest.param(
-            *(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.slow
-        )
-        for case in cases
-    ]
 
 
 def jax_conv(rank, dtype="float64", seed=0, **options):

@@ -142,6 +142,7 @@ def test_last_step_is_evaluated(finished):
         assert last[name].keys() == last["usage"].keys()
 
 
+@pytest.mark.slow
 def test_last_step_is_logged_whatever_the_interval(tmp_path):
     out = run(tmp_path / "run", "--log-every=2", "--eval-every=2")
     logged = [row["step"] for row in read_metrics(out) if "loss" in row]
@@ -208,6 +209,7 @@ def test_run_of_epochs_is_the_run_of_their_steps(tmp_path, capsys):
     assert "is finished, with test accuracy" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_run_with_averages_evaluates_and_saves_them(averaged):
     *_, last = read_metrics(averaged)
     summary = read_summary(averaged)
@@ -238,6 +240,7 @@ def test_routing_is_drawn_for_any_number_of_routers(routers, experts):
     assert picture.startswith(PNG_SIGNATURE)
 
 
+@pytest.mark.slow
 def test_run_without_out_gets_a_fresh_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for _ in range(2):

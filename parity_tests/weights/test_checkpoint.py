@@ -27,6 +27,7 @@ from parity_tests.tools.checkpoints import (
     zeros,
 )
 from parity_tests.tools.saved import state_of
+from parity_tests.tools.slow import thinned
 
 BOTH = pytest.mark.parametrize("package", [dynconv_jax, dynconv_torch])
 
@@ -50,10 +51,14 @@ def assert_holds(net, state_dict):
     assert all(key.endswith((".temperature", ".assignment")) for key in more)
 
 
-@pytest.mark.parametrize("member", CONVOLUTIONS)
+@pytest.mark.parametrize(
+    "member", thinned(CONVOLUTIONS, "static", "odconv", "kernel_warehouse")
+)
 def test_a_checkpoint_becomes_the_same_network_in_both(member, rng):
     state_dict = as_published(trained(**SMALL, **CONVOLUTIONS[member]))
-    ours, theirs = (made(each, state_dict) for each in (dynconv_jax, dynconv_torch))
+    told = int(member == "fdconv")  # of its low-pass
+    packages = dynconv_jax, dynconv_torch
+    ours, theirs = (made(each, state_dict, told) for each in packages)
     for net in (ours, theirs):
         assert_holds(net, state_dict)
     images = rng.normal(size=(2, 9, 7, 3)).astype("float32")
@@ -253,7 +258,8 @@ def test_random_streams_are_those_that_are_given():
     images = jnp.ones((2, 9, 7, 3))
     for net in nets:
         net.train()
-    first, same, other = (np.asarray(net(images)) for net in nets)
+    run = nnx.jit(lambda net: net(images))
+    first, same, other = (np.asarray(run(net)) for net in nets)
     assert (first == same).all() and (first != other).any()
 
 
@@ -274,6 +280,19 @@ def test_that_padding_is_a_guess_is_told_unless_it_is_said(package):
     norm = net.bn1
     epsilon = norm.eps if package is dynconv_torch else norm.epsilon
     assert epsilon == 1e-3
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "options", [{"low_pass": "stretched"}, {"conv_options": {"low_pass": "stretched"}}]
+)
+def test_that_a_low_pass_is_a_guess_is_told_unless_it_is_said(package, options):
+    state_dict = trained(**SMALL, **CONVOLUTIONS["fdconv"])
+    with pytest.warns(UserWarning, match="`low_pass` is taken to be 'ideal': no array"):
+        package.create_model_from_checkpoint(state_dict)
+    layer = made(package, state_dict, **options).stage3.dyn
+    bands = layer.FBM if package is dynconv_torch else layer.modulation
+    assert bands.low_pass == "stretched"
 
 
 @BOTH

@@ -28,7 +28,7 @@ from dynconv_jax import (
 )
 from dynconv_jax.layers import linear_geometry
 from parity_tests.tolerances import assert_close
-from parity_tests.tools.modules import thinned
+from parity_tests.tools.slow import thinned
 from parity_tests.tools.trained import GEOMETRY, evaluated, layer_of, warmed
 
 MEMBERS = [name for name in list_convolutions() if name != "static"]
@@ -270,7 +270,7 @@ def test_a_network_starts_as_the_trained_one(member, trained):
     assert_close({"logits": actual}, {"logits": expected}, dtype="float64")
 
 
-@pytest.mark.parametrize("member", MEMBERS)
+@pytest.mark.parametrize("member", thinned(MEMBERS, "dynamic", "kernel_warehouse"))
 def test_what_is_ignored_stays_as_it_is_and_all_else_starts(member, trained):
     static, _, _ = trained
     own: dict[str, Any] = dict(param_dtype="float64", rngs=nnx.Rngs(0))

@@ -76,5 +76,6 @@ def call_of(shapes: Shapes) -> Call:
         else:
             options["conv"] = "condconv"
     options["tensorflow"] = is_condconv
-    guesses = {"tensorflow": _OF_TENSORFLOW if is_condconv else _PERHAPS_TENSORFLOW}
+    reason = _OF_TENSORFLOW if is_condconv else _PERHAPS_TENSORFLOW
+    guesses = {**call.guesses, "tensorflow": (is_condconv, reason)}
     return call._replace(options=options, guesses=guesses)

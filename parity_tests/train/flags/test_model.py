@@ -226,6 +226,7 @@ def test_flags_of_the_twin_are_without_those_of_routers():
     assert twin_of(config) == Config(conv="static", **shared)
 
 
+@pytest.mark.slow
 def test_dynamic_model_starts_with_the_function_of_a_static_one(static, images):
     model, path = static
     config = Config(init_from=path, **SMALL)
