@@ -74,6 +74,7 @@ def test_a_ported_checkpoint_predicts_alike_and_comes_back(tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_eight_devices_train_as_one_does():
     said = run_apart("eight_devices", "--steps", "4", "--batch", "16")
     assert "8 devices, exchanges in a step: {'all-reduce':" in said
@@ -93,6 +94,7 @@ def test_routers_are_watched_while_the_temperature_falls(tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_an_exported_network_answers_any_batch(tmp_path):
     file = tmp_path / "net.stablehlo"
     said = run_example("export_model", "--file", str(file))

@@ -128,6 +128,7 @@ def test_programs_do_not_grow_with_the_batch(form):
     assert operations(4096) == operations(512)
 
 
+@pytest.mark.slow
 def test_training_step_reuses_the_memory_of_what_is_donated():
     net = DynamicNet(rngs=nnx.Rngs(0))
     optimizer = nnx.Optimizer(net, optax.adam(1e-3), wrt=nnx.Param)

@@ -99,6 +99,7 @@ def create_three(rngs):
     return Residual(rngs)
 
 
+@pytest.mark.slow
 def test_models_that_are_stacked_train_as_each_alone(rng):
     images = jnp.asarray(rng.normal(size=(3, 4, 8, 6, 3)))
     labels = jnp.asarray(rng.integers(5, size=(3, 4)))

@@ -123,7 +123,7 @@ def test_strides_beyond_the_window_of_a_decomposed_layer_want_numbers():
 
 DEAR = (
     *("DyMN", "ResNet", "EfficientNet", "EfficientNet of TensorFlow"),
-    "DynamicNet, tiled",
+    *("DynamicNet, tiled", "MobileNetV2"),
 )
 
 

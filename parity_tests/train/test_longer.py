@@ -67,6 +67,7 @@ def test_learning_rate_starts_anew_where_the_shorter_run_ended(shorter, longer):
     assert temperatures[4:] == temperatures[3:4] * 5
 
 
+@pytest.mark.slow
 def test_run_told_its_restart_at_first_is_the_longer_one(longer, tmp_path):
     at_once = run(tmp_path / "at-once", *FLAGS, LONGER, "--restarts=4")
     assert_equal_runs(at_once, longer)
@@ -92,6 +93,7 @@ def test_longer_run_that_died_goes_on_to_the_same_end(last, longer, tmp_path):
     assert_equal_runs(out, longer)
 
 
+@pytest.mark.slow
 def test_longer_run_may_be_made_longer_again(longer, tmp_path):
     out = shutil.copytree(longer, tmp_path / "run")
     run(out, *FLAGS, "--steps=11")

@@ -85,6 +85,7 @@ def test_finished_run_tells_of_its_twin_and_is_untouched(both, capsys):
     assert contents(both) == before
 
 
+@pytest.mark.slow
 def test_finished_run_is_given_a_twin_that_is_asked_for_later(alone, both, tmp_path):
     out = shutil.copytree(alone, tmp_path / "run")
     run(out, "--twin", *NARROW)
@@ -137,6 +138,7 @@ def test_static_model_has_no_twin(tmp_path, capsys):
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_overwriting_a_run_overwrites_its_twin(both, tmp_path, capsys):
     out = shutil.copytree(both, tmp_path / "run")
     run(out, "--twin", "--overwrite", "--seed=1", *NARROW)
