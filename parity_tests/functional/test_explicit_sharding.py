@@ -1,19 +1,11 @@
 """Layers on a mesh of explicit axes: batch, images and kernels sharded alike."""
 
-import functools
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 from flax import nnx
 
 from dynconv_jax import DynamicConv
 from parity_tests.tolerances import TOLERANCES
-from parity_tests.tools.checkout import ROOT
 from parity_tests.tools.explicit_programs import (
-    ENVIRONMENT,
     FEW,
     FORMS,
     KERNELS,
@@ -22,6 +14,7 @@ from parity_tests.tools.explicit_programs import (
     TAKEN_BY_FLAX,
 )
 from parity_tests.tools.family import LAYERS
+from parity_tests.tools.on_devices import found_by
 from parity_tests.tools.slow import thinned
 
 # What the output of 6 × 4 pixels and 6 channels can keep of it on 4 × 2 devices.
@@ -34,20 +27,9 @@ KEPT = {
 }
 
 
-@functools.cache
 def programs(part: str) -> dict:
     """What came of each program of a part; see explicit_programs.py."""
-    flags = f"{os.environ.get('XLA_FLAGS', '')} {ENVIRONMENT['XLA_FLAGS']}"
-    run = subprocess.run(
-        [sys.executable, "-m", "parity_tests.tools.explicit_programs", part],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-        env={**os.environ, **ENVIRONMENT, "XLA_FLAGS": flags},
-    )
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout)
+    return found_by("explicit_programs", part)
 
 
 def of_part(name: str) -> dict:

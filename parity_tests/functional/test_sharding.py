@@ -1,11 +1,5 @@
 """Arrays over a mesh, and programs: devices add up gradients and exchange no more."""
 
-import functools
-import json
-import os
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import pytest
@@ -13,10 +7,9 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from dynconv_jax.functional import sharding as of_arrays
 from parity_tests.tools import compiled_programs
-from parity_tests.tools.checkout import ROOT
+from parity_tests.tools.on_devices import found_by
 from parity_tests.tools.slow import thinned
 
-ENVIRONMENT = compiled_programs.ENVIRONMENT
 SHAPES = compiled_programs.SHAPES
 # Explicit axes are for the slow tests, but for what test_explicit_sharding.py asks.
 SHARDINGS = thinned(compiled_programs.SHARDINGS, "automatic")
@@ -90,26 +83,10 @@ def test_outside_of_shard_map_arrays_stay_as_they_are():
     )
 
 
-@functools.cache
-def programs(sharding: str) -> dict[str, dict[str, int]]:
-    """What the devices exchange in each program, by kind; see compiled_programs.py."""
-    flags = f"{os.environ.get('XLA_FLAGS', '')} {ENVIRONMENT['XLA_FLAGS']}"
-    run = subprocess.run(
-        [sys.executable, "-m", "parity_tests.tools.compiled_programs", sharding],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-        env={**os.environ, **ENVIRONMENT, "XLA_FLAGS": flags},
-    )
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout)
-
-
 @pytest.fixture
 def exchanged(sharding) -> dict[str, dict[str, int]]:
-    """The programs of a test, by name."""
-    return programs(sharding)
+    """What the devices exchange in each program, by kind; see compiled_programs.py."""
+    return found_by("compiled_programs", sharding)
 
 
 def moves(kinds: dict[str, int]) -> dict[str, int]:

@@ -133,6 +133,13 @@ def main(part: str) -> None:
         found[f"kernel, {name}"]["kernel"] = list(
             jax.typeof(module.kernel[...]).sharding.spec
         )
+    if is_few:
+        found |= _of_functions(mesh, lay, inputs)
+    print(json.dumps(found))
+
+
+def _of_functions(mesh: jax.sharding.Mesh, lay: Any, inputs: np.ndarray) -> dict:
+    """Returns how what functions answer is sharded."""
     with jax.set_mesh(mesh):
         mixed = jax.jit(mix_kernels)(
             lay(np.ones((8, 4)), "data"), lay(np.ones((4, 3, 6)), None, None, "space")
@@ -140,10 +147,10 @@ def main(part: str) -> None:
         kernels = lay(np.ones((8, 3, 3, 4, 6)), "data", None, None, None, "space")
         convolve = functools.partial(per_sample_conv, implementation="rows")
         own = jax.jit(convolve)(lay(inputs, "data"), kernels)
-        for name, array in (("mixed", mixed), ("per sample", own)):
-            if is_few:
-                found[name] = {"spec": list(jax.typeof(array).sharding.spec)}
-    print(json.dumps(found))
+    return {
+        name: {"spec": list(jax.typeof(array).sharding.spec)}
+        for name, array in (("mixed", mixed), ("per sample", own))
+    }
 
 
 if __name__ == "__main__":
