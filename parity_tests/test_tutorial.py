@@ -26,12 +26,6 @@ def test_the_contents_list_the_chapters_in_order():
     assert len(places) >= 4 and places == sorted(places)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_a_chapter_gives_what_it_says(page):
-    assert tutorial.main([str(page)]) == 0
-
-
 def test_a_page_is_written_with_its_outputs_and_pictures(tmp_path, monkeypatch):
     page = tmp_path / "page.md"
     draw = 'open("dot.png", "w").close()\nprint("drawn")'

@@ -4,7 +4,6 @@ import functools
 import math
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -16,20 +15,14 @@ from dynconv_jax.layers.warehouse_layout import (
     to_warehouse_layout,
 )
 from dynconv_jax.models.abstract import abstract_module
-from dynconv_jax.models.convnext import ConvNeXt
 from dynconv_jax.models.kw_grouping import (
-    convnext_stage,
     mobilenet_stage,
     resnet_stage,
 )
-from dynconv_jax.models.kw_networks import build_shared
 from dynconv_jax.weights.torch_layout import torch_shapes
 from dynconv_torch.models import kw_grouping as torch_grouping
-from dynconv_torch.models.convnext import ConvNeXt as TorchConvNeXt
-from dynconv_torch.models.kw_networks import build_shared as torch_build_shared
-from parity_tests.parity import assert_parity
 from parity_tests.tools import kw_checkpoints, whole
-from parity_tests.tools.networks import abstract, enliven, on_meta
+from parity_tests.tools.networks import abstract, on_meta
 
 resnet18 = functools.partial(kw_checkpoints.resnet, (2, 2, 2, 2), is_bottleneck=False)
 resnet50 = functools.partial(kw_checkpoints.resnet, (3, 4, 6, 3), is_bottleneck=True)
@@ -137,37 +130,6 @@ def test_published_checkpoints_load_strictly_into_the_twin_in_memory():
 # What networks compute.
 
 
-def drawn(net: torch.nn.Module, images: np.ndarray, rng) -> torch.nn.Module:
-    """The network with lively parameters."""
-    with torch.no_grad():
-        for name, parameter in net.named_parameters():
-            if "attention" in name or name.endswith((".gamma", ".bias")):
-                parameter.copy_(torch.from_numpy(rng.normal(0, 0.5, parameter.shape)))
-    enliven(net, images, rng)
-    return net
-
-
-@pytest.mark.slow
-def test_a_small_convnext_of_warehouses_agrees(rng):
-    sizes: Any = ((1, 1, 1, 1), (4, 8, 8, 8), 3)
-    images = rng.normal(size=(2, 32, 64, 3))
-    ours = abstract_module(
-        lambda rngs: build_shared(
-            functools.partial(ConvNeXt, *sizes, param_dtype="float64"),
-            convnext_stage,
-            dict(rngs=rngs),
-            norm="layer",
-        )
-    )
-    theirs = torch_build_shared(
-        functools.partial(TorchConvNeXt, *sizes, dtype=torch.float64),
-        torch_grouping.convnext_stage,
-        {},
-        norm="layer",
-    )
-    assert_parity(ours, drawn(theirs, images, rng), images)
-
-
 # Half the parameters of ResNet-50 have a basis. The norms inside of the attention are
 # over pooled vectors, see `whole`; τ is as in the middle of training.
 WHOLE: dict[str, dict[str, Any]] = {
@@ -182,12 +144,6 @@ WHOLE: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", whole.names_of("test_kw_networks"))
 def test_whole_networks_agree(name, rng):
     whole.assert_whole_parity(name, rng, assignment=0.5, **WHOLE[name])
-
-
-@pytest.mark.slow
-def test_a_narrow_network_with_a_dynamic_classifier_agrees(rng):
-    options: dict[str, Any] = dict(ratio=0.5, width_mult=0.1, assignment=0.5)
-    whole.assert_whole_parity("kw_mobilenet_v2", rng, batch=8, **options)
 
 
 # Which layers share.

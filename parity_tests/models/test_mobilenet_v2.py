@@ -156,13 +156,6 @@ def test_routed_net_of_two_blocks_agrees(routers, rng):
 
 
 @pytest.mark.slow
-def test_dynamic_net_agrees(rng):
-    x = rng.normal(size=(2, 33, 40, 3))
-    options: Any = dict(dropout=0.0)
-    assert_parity(*networks.twins(*BUILD, x, rng, 7, conv=DYNAMIC, **options), x)
-
-
-@pytest.mark.slow
 def test_static_net_trains_alike(rng):
     x = rng.normal(size=(2, 3, 40, 33, 3))
     pair = networks.twins(*BUILD, x[0], rng, 7, dropout=0.0)

@@ -12,8 +12,9 @@ import dynconv_jax
 import dynconv_torch
 from dynconv_jax.models import registry
 from dynconv_torch.models import registry as torch_registry
-from parity_tests.tools import whole
+from parity_tests.tools import registered, whole
 from parity_tests.tools.networks import abstract, on_meta, shapes_of
+from parity_tests.tools.slow import thinned
 
 BUILDERS = pytest.mark.parametrize("build", [abstract, on_meta])
 
@@ -191,22 +192,18 @@ def test_an_option_that_the_model_does_not_take_is_refused(build):
         build("resnet18", width_mult=0.5)
 
 
-QUICK = ("dynamic_net", "resnet18", "efficientnet_cc_b0_4e")
+QUICK = "dynamic_net", "resnet18", "efficientnet_cc_b0_4e"
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
-        for name in dynconv_jax.list_models()
-    ],
-)
+# What the others compute is compared with the twin's.
+@pytest.mark.parametrize("name", thinned(registered.ARCHITECTURES, *QUICK))
 def test_models_of_the_registry_run(name):
-    images = jax.ShapeDtypeStruct((2, 33, 40, 3), "float32")
+    net = on_meta(name, 7).eval()
+    channels: Any = net.in_channels
+    assert net(torch.ones(2, channels, 33, 130, device="meta")).shape == (2, 7)
+    images = jax.ShapeDtypeStruct((2, 33, 130, channels), "float32")
     logits = nnx.eval_shape(lambda net, images: net(images), abstract(name, 7), images)
     assert logits.shape == (2, 7)
-    net = on_meta(name, 7).eval()
-    assert net(torch.ones(2, 3, 33, 40, device="meta")).shape == (2, 7)
 
 
 # Options

@@ -19,4 +19,20 @@ def marked(name: str, *values: object) -> object:
     return pytest.param(name, *values, marks=marks)
 
 
+# One of each architecture: the others are deeper, or have other settings.
+ARCHITECTURES = (
+    "dynamic_net",
+    "dymn04",
+    "efficientnet_cc_b0_4e",
+    "fdy_cnn",
+    "kw_convnext_tiny",
+    "kw_mobilenet_v2",
+    "kw_resnet18",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "resnet18",
+    "resnet50",
+    "tf_efficientnet_cc_b0_4e",
+)
+
 NAMES = [marked(name) for name in list_models()]

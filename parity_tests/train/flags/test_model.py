@@ -10,7 +10,7 @@ import safetensors.numpy
 import torch
 from flax import nnx
 
-from dynconv_jax import CondConv, DynamicConv, ODConv, list_convolutions, list_models
+from dynconv_jax import CondConv, DynamicConv, ODConv, list_convolutions
 from dynconv_jax.models.grad_checkpointing import Checkpointing
 from dynconv_jax.weights import save_weights, to_torch_state_dict
 from parity_tests.tolerances import assert_close
@@ -48,14 +48,6 @@ def test_every_convolution_is_made_by_name(name, conv):
     assert (logits.shape, logits.dtype) == ((4, CLASSES), jnp.bfloat16)
     params = jax.tree.leaves(nnx.state(model, nnx.Param))
     assert {leaf.dtype for leaf in params} == {jnp.dtype("float32")}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", [name for name in list_models() if not name.startswith("kw_")]
-)
-def test_every_model_is_made_by_name(name):
-    assert layers_of(abstract(model=name, conv="dynamic"), DynamicConv)
 
 
 @pytest.mark.parametrize(("name", "experts"), [("b0_4e", 4), ("b0_8e", 8)])

@@ -23,7 +23,7 @@ EIGHT_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
 # A higher rate multiplies roundings: where one opens a ReLU on one side only, the
 # curves part.
 FLAGS = (
-    *("--preset", "digits", "--steps", "30", "--log-every", "5", "--seed", "5"),
+    *("--preset", "digits", "--steps", "20", "--log-every", "5", "--seed", "5"),
     *("--learning-rate", "5e-4", "--model-options", "width_mult=0.25"),
     *("--label-smoothing", "0", "--load-balance", "0"),
     *("--temperature-start", "4", "--temperature-end", "0.1"),
@@ -177,7 +177,7 @@ def test_in_float64_the_number_of_devices_changes_only_roundings(
 ):
     answers = tmp_path / "answers.npz"
     run = subprocess.run(
-        [sys.executable, "-c", IN_FLOAT64, str(answers), *FLAGS, "--steps=8", *flags],
+        [sys.executable, "-c", IN_FLOAT64, str(answers), *FLAGS, "--steps=4", *flags],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -226,7 +226,7 @@ def test_killed_process_takes_the_other_down(killed, start, tmp_path):
 
 def test_process_told_to_stop_stops_all_and_all_go_on(start, tmp_path):
     out = tmp_path / "run"
-    flags = ("--steps", "120", "--eval-every", "120")
+    flags = ("--steps", "60", "--eval-every", "60")
     both = start_two(start, out, *flags)
     wait_for_step(out, 5)
     both[1].send_signal(signal.SIGTERM)
@@ -242,4 +242,4 @@ def test_process_told_to_stop_stops_all_and_all_go_on(start, tmp_path):
     for process in start_two(start, out, *flags):
         assert process.wait(timeout=120) == 0, log_of(out, 2)
     assert f"going on after step {steps.pop()}" in log_of(out, 2)
-    assert sorted(losses(out)) == list(range(5, 121, 5))
+    assert sorted(losses(out)) == list(range(5, 61, 5))
