@@ -247,7 +247,7 @@ def test_a_flat_network_with_a_dynamic_head_agrees(rng):
 # Attentions and heads have norms over pooled vectors; see `whole`. The temperature is
 # one of those that ODConv is trained at, from 30 to 1.
 WHOLE: dict[str, dict[str, Any]] = {
-    "dcd_": dict(batch=8),
+    "dcd_": dict(batch=4),
     "od_": dict(batch=6, conv_options={"temperature": 4.0}),
     # Of two pixels a sample of this depth grows beyond all numbers, square by square.
     "dcd_resnet101": dict(batch=8, size=(33, 24)),
