@@ -189,7 +189,7 @@ def _conv_by_experts(
             for index in range(experts)
         ),
     )
-    mixed = mixed.reshape(*mixed.shape[:3], -1)
+    mixed = mixed.reshape(*mixed.shape[:3], groups * width)
     return mixed.astype(numerics.output_dtype(inputs.dtype))
 
 

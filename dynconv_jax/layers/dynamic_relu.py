@@ -138,7 +138,7 @@ class DynamicReLU(nnx.Module):
         """Applies the layer.
 
         Args:
-            inputs: Shape (B, *S, C).
+            inputs: Shape (B, *S, C). A sample alone needs the batch axis, too.
             context: Shape (B, context_features), where the layer was built for one.
 
         Returns:

@@ -200,7 +200,8 @@ class LocalAttention(nnx.Module):
         if groups == 1:
             return twice_sigmoid(jnp.moveaxis(logits, (1, 2), (-2, -1)))
         # A group's filters see its own channels only.
-        split = logits.reshape(logits.shape[0], groups, -1, *logits.shape[2:])
+        batch, channels, *rest = logits.shape
+        split = logits.reshape(batch, groups, channels // groups, *rest)
         split = split.reshape(*split.shape[:3], groups, outputs, *size)
         own = jnp.diagonal(split, axis1=1, axis2=3)  # (B, C/g, O/g, *k, g)
         own = jnp.moveaxis(own, (1, -1, 2), (-3, -2, -1))

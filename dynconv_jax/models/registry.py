@@ -80,6 +80,20 @@ CONVOLUTIONS: dict[str, Callable[..., Any] | None] = {
 # Those that only networks take which make what steers them.
 STEERED: dict[str, Callable[..., Any] | None] = {"context": ContextConv}
 
+# What the convolutions of networks are that have dynamic ones where nobody says.
+OWN: dict[str, Callable[..., Any]] = {
+    "dynamic_net": DynamicConv,
+    "fdy_cnn": FrequencyDynamicConv,
+    **dict.fromkeys(("dymn04", "dymn10", "dymn20"), ContextConv),
+    # The name ends in the number of experts, as in b0_8e.
+    **{
+        name: functools.partial(CondConv, num_experts=int(name[-2]))
+        for name in MODELS
+        if "efficientnet_cc" in name
+    },
+    **{name: build.keywords["conv"] for name, build in PUBLISHED.items()},
+}
+
 # What the networks give to each of their convolutions, whatever the convolution is.
 GIVEN = (
     *("in_features", "out_features", "kernel_size", "strides", "padding", "use_bias"),
@@ -127,8 +141,8 @@ def create_model(
             `"context"`, which is its own; or a callable with the signature of
             `nnx.Conv`; None leaves it to the model.
         conv_options: Options of the convolution, such as `{"num_experts": 8}`; of
-            `"kernel_warehouse"` those of `with_warehouses`. Of a published network
-            (`od_resnet18`) without `conv` they are those of its own.
+            `"kernel_warehouse"` those of `with_warehouses`. Without `conv` they are of
+            the convolutions that the network has anyway (`dymn10`, `od_resnet18`).
         rngs: Where the initial parameters come from.
         **options: Options of the model.
 
@@ -172,8 +186,14 @@ def create_model(
             f"`conv` (={layer!r}) must be one of {list_convolutions()}, or a callable "
             "with the signature of `nnx.Conv`"
         )
+    own = OWN.get(name)
+    if layer is not None and layer in STEERED.values() and layer is not own:
+        raise ValueError(
+            f"`conv` (={conv!r}) needs a network that steers its convolutions, which "
+            f"DyMN does alone, and {name} does not; choose one of {list_convolutions()}"
+        )
     if conv is None and conv_options:
-        layer = own_convolution(build)
+        layer = own
     if layer is None and conv_options:
         raise ValueError(
             f"`conv_options` (={dict(conv_options)!r}) are of a dynamic convolution; "
@@ -199,19 +219,6 @@ def create_model(
     model = build(rngs=rngs, **options)
     attach(model, describe(name, conv, conv_options or {}, given, known))
     return model
-
-
-def own_convolution(build: Callable[..., Any]) -> Callable[..., Any] | None:
-    """Returns what the convolutions of a published network are, with its settings.
-
-    Args:
-        build: One of `MODELS`.
-
-    Example:
-        >>> own_convolution(MODELS["od_resnet18"]).keywords
-        {'num_experts': 1}
-    """
-    return getattr(build, "keywords", {}).get("conv")
 
 
 def _given_to(layer: Callable[..., Any]) -> tuple[str, ...]:

@@ -16,9 +16,9 @@ from dynconv_jax.functional.checks import check_dtypes
 from dynconv_jax.models.registry import (
     CONVOLUTIONS,
     MODELS,
+    OWN,
     STEERED,
     create_model,
-    own_convolution,
 )
 from dynconv_jax.weights.files import read_weights
 from dynconv_jax.weights.identify import identify, in_flax, misfits
@@ -129,7 +129,7 @@ def create_model_from_checkpoint(
             MODELS[match.call.name],
             {**CONVOLUTIONS, **STEERED}[read["conv"]]
             if "conv" in read
-            else own_convolution(MODELS[match.call.name]),
+            else OWN.get(match.call.name),
         )
         model, loading, problems = misfits(arguments, values, prepare)
         if problems:

@@ -6,7 +6,6 @@ import pickle
 import re
 import tempfile
 import warnings
-import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import safetensors
 import safetensors.numpy
 from flax import nnx
 
+from dynconv_jax.weights.archives import check_archive
 from dynconv_jax.weights.loading import prepare
 from dynconv_jax.weights.names import check_names
 from dynconv_jax.weights.stand_ins import stand_ins
@@ -190,13 +190,7 @@ def _read_safetensors(path: str | os.PathLike) -> tuple[dict[str, Any], bool]:
 
 def _read_zip(path: str | os.PathLike) -> Any:
     """Returns what `torch.save` wrote, which is one kind of zip archives."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = {Path(name).name for name in archive.namelist()}
-    except zipfile.BadZipFile as error:
-        raise ValueError(
-            f"the file is truncated, or no archive: {error}; write it again"
-        ) from error
+    names = {Path(name).name for name in check_archive(path)}
     if "constants.pkl" in names:
         raise ValueError(
             "the file holds a TorchScript program, and not a state dict; save that of "

@@ -203,6 +203,8 @@ def _difference(layer: Any, source: Any) -> str | None:
     shape = (*layer.kernel_size, width, layer.out_features)
     if source.kernel[...].shape != shape:
         return _wrong_shape(source.kernel[...].shape, shape)
+    if source.mask is not None:
+        return "the trained layer has a `mask`; multiply its kernel by that, for good"
     if np.any(np.asarray(source.input_dilation) != 1):
         return f"the trained layer has `input_dilation` (={source.input_dilation})"
     try:

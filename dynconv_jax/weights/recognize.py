@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from dynconv_jax.models.options import did_you_mean, option_names
 from dynconv_jax.models.registry import GIVEN
-from dynconv_jax.weights.members import MEMBERS, Member
+from dynconv_jax.weights.member import Member
+from dynconv_jax.weights.members import MEMBERS
 from dynconv_jax.weights.networks import NETWORKS
 from dynconv_jax.weights.shapes import Shapes, Unread
 from dynconv_jax.weights.trunks import Call

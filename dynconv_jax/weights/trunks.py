@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from dynconv_jax.models.convolutions import Dynamic, is_dynamic
 from dynconv_jax.models.mobilenet_v2 import make_divisible
-from dynconv_jax.weights.members import MEMBERS, NONE, Layer, Member, Place
+from dynconv_jax.weights.member import NONE, Layer, Member, Place
+from dynconv_jax.weights.members import MEMBERS
 from dynconv_jax.weights.shapes import Shapes, Unread, multiplier, shape_of, without
 
 
@@ -63,12 +64,12 @@ class Widths(NamedTuple):
     """How wide the networks of a family are, which multiply all widths by a number.
 
     Attributes:
-        norms: The norms that tell the widths.
+        parts: The norms, and linear layers, whose outputs tell the widths.
         usual: Their widths with 1.
         scaled: The widths that a network has with a number.
     """
 
-    norms: Sequence[str]
+    parts: Sequence[str]
     usual: Sequence[int]
     scaled: Callable[[Sequence[int], float], Sequence[int]]
 
@@ -95,6 +96,7 @@ class Trunk(NamedTuple):
         dynamic: The default of `dynamic`; None where there is no such option.
         conv: The default of `conv`.
         widths: What tells `width_mult`; None where there is no such option.
+        stem_router: The router of the stem, where one is outside of it.
     """
 
     convolution: re.Pattern[str]
@@ -105,6 +107,7 @@ class Trunk(NamedTuple):
     dynamic: Dynamic | None
     conv: str = "static"
     widths: Widths | None = None
+    stem_router: str = "stem_routing_fn"
 
 
 def layers_of(shapes: Shapes, trunk: Trunk) -> list[Layer]:
@@ -180,7 +183,7 @@ def read(
     if conv_options:
         options["conv_options"] = conv_options
     if member is not None and trunk.dynamic is not None:
-        chosen = unless_unread(_dynamic, layers, dynamic, trunk)
+        chosen = unless_unread(_dynamic, layers, dynamic, trunk, member)
         options |= without(dict(dynamic=trunk.dynamic), dynamic=chosen)
     title = name if member is None else f"{name} with {member.title}"
     head = trunk.head.removesuffix(".weight")
@@ -200,16 +203,18 @@ def _in_channels(
         raise Unread(f"{trunk.stem}.weight is missing")
     if member is None or stem not in dynamic:
         return shape_of(shapes, f"{trunk.stem}.weight", 4)[1]
-    if "stem_routing_fn.weight" in shapes:
-        return shape_of(shapes, "stem_routing_fn.weight", 2)[1]
+    if f"{trunk.stem_router}.weight" in shapes:
+        return shape_of(shapes, f"{trunk.stem_router}.weight", 2)[1]
     return member.in_channels(stem.arrays)
 
 
 def _dynamic(
-    layers: Sequence[Layer], dynamic: Sequence[Layer], trunk: Trunk
+    layers: Sequence[Layer], dynamic: Sequence[Layer], trunk: Trunk, member: Member
 ) -> Dynamic:
     """Returns the `dynamic` by which just these layers are dynamic."""
     found = {each.prefix for each in dynamic}
+    static = [each for each in layers if each.prefix not in found]
+    plain = {each.prefix for each in member.plain(static, dynamic)}
     last = range(1, trunk.stages + 1)
     choices = [trunk.dynamic, "paper", "all", "pointwise", *last]
     choices += [("pointwise", count) for count in last]
@@ -226,7 +231,7 @@ def _dynamic(
                 stages=trunk.stages,
             )
         }
-        if told == found:
+        if told - plain == found:
             return choice
     raise Unread(
         f"{len(found)} of {len(layers)} convolutions are dynamic, such as "
@@ -249,21 +254,21 @@ def width_mult(shapes: Shapes, widths: Widths) -> float:
     """Returns by what widths are multiplied: all, or else as many as possible.
 
     Raises:
-        Unread: If none of the norms is there.
+        Unread: If none of the parts is there.
 
     Example:
         >>> shapes = {"bn1.weight": (16,), "bn2.weight": (32,)}
         >>> width_mult(shapes, Widths(["bn1", "bn2"], [32, 64], divisible))
         0.5
     """
-    found = [shapes.get(f"{norm}.weight", ()) for norm in widths.norms]
+    found = [shapes.get(f"{part}.weight", ()) for part in widths.parts]
     pairs = [
         (shape[0], usual)
         for shape, usual in zip(found, widths.usual, strict=True)
-        if len(shape) == 1 and shape[0] > 0
+        if shape and shape[0] > 0
     ]
     if not pairs:
-        raise Unread(f"{widths.norms[0]}.weight is missing")
+        raise Unread(f"{widths.parts[0]}.weight is missing")
 
     def fitting(number: float, among: Sequence[tuple[int, int]]) -> int:
         told = widths.scaled([usual for _, usual in among], number)
@@ -281,9 +286,9 @@ def width_mult(shapes: Shapes, widths: Widths) -> float:
 
 
 def _check_widths(shapes: Shapes, widths: Widths, mult: float) -> None:
-    """Raises `Unread` for the first of the norms that is not as wide as `mult` says."""
+    """Raises `Unread` for the first of the parts that is not as wide as `mult` says."""
     told = widths.scaled(widths.usual, mult)
-    for norm, width in zip(widths.norms, told, strict=True):
-        (given,) = shape_of(shapes, f"{norm}.weight", 1)
+    for part, width in zip(widths.parts, told, strict=True):
+        given, *_ = shape_of(shapes, f"{part}.weight", 1, 2)
         if given != width:
-            raise Unread(f"{norm} has {given} channels, and not {width}")
+            raise Unread(f"{part} has {given} channels, and not {width}")

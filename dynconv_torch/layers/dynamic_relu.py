@@ -115,7 +115,7 @@ class DynamicReLU(nn.Module):
         """Applies the layer.
 
         Args:
-            x: Shape (B, C, *S).
+            x: Shape (B, C, *S). A sample alone needs the batch axis, too.
             context: Shape (B, context_channels), where the layer was built for one.
 
         Returns:

@@ -249,6 +249,7 @@ class FDConv2d(ConvolutionNd):
             **options: Those of the layer that a convolution has not.
 
         Raises:
+            TypeError: If it is no `nn.Conv2d`.
             ValueError: If the convolution pads otherwise than with zeros.
 
         Example:
@@ -257,6 +258,11 @@ class FDConv2d(ConvolutionNd):
             >>> bool(torch.allclose(layer(images), conv(images), atol=1e-4))
             True
         """
+        if not isinstance(conv, nn.Conv2d):
+            raise TypeError(
+                f"`conv` (a {type(conv).__name__}) must be an nn.Conv2d, whose kernel "
+                "is taken over"
+            )
         if conv.padding_mode != "zeros":
             raise ValueError(
                 f"`conv` pads by {conv.padding_mode!r}, and an FDConv2d with zeros; "

@@ -20,6 +20,7 @@ from dynconv_torch.functional.numerics import (
     dtypes_of,
     without_autocast,
 )
+from dynconv_torch.functional.tracing import sizes_of
 from dynconv_torch.functional.windows import pad_for
 from dynconv_torch.gating import Temperature, attend, record_softmax
 from dynconv_torch.layers.attention_norm import attention_norm, normalise
@@ -78,6 +79,7 @@ class BinAttention(HoldsScheduled):
         positive_int("min_hidden", min_hidden)
         self.axis = axis
         self.norm = norm
+        self.plane = geometry
         self.geometry = own = along(geometry, position)
         hidden = max(geometry.in_channels // reduction, min_hidden)
         options: dict[str, Any] = dict(device=device, dtype=dtype)
@@ -113,6 +115,7 @@ class BinAttention(HoldsScheduled):
             ValueError: In training with `norm="batch"`, if there is one sample with one
                 bin.
         """
+        self.plane.output_size(sizes_of(x)[2:])  # which refuses what is too small
         other = 3 - AXES[self.axis]
         with without_autocast(x.device):
             dtype = at_least_float32(x.dtype, *dtypes_of(self))

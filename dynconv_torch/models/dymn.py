@@ -23,6 +23,7 @@ from dynconv_torch.models.mobilenet_v3 import (
     NORM_OPTIONS,
     BlockSpec,
     InvertedResidual,
+    block_specs,
 )
 from dynconv_torch.models.options import check_options
 
@@ -186,10 +187,7 @@ class DyMN(Checkpointing):
         check_positive("width_mult", width_mult)
         check_rate("dropout", dropout)
         check_choice("context_in", context_in, ("all", "squeeze"))
-        given: Sequence[Any] = blocks
-        specs = [BlockSpec(*spec).at_width(width_mult) for spec in given]
-        if not specs:
-            raise ValueError(f"`blocks` (={blocks!r}) must have one block at least")
+        specs = [spec.at_width(width_mult) for spec in block_specs(blocks)]
         options: dict[str, Any] = dict(
             stages=len(specs),
             norm_options=NORM_OPTIONS,

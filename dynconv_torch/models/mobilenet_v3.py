@@ -53,6 +53,29 @@ class BlockSpec(NamedTuple):
         )
 
 
+def block_specs(blocks: Any) -> list[BlockSpec]:
+    """Returns the blocks of an argument `blocks`.
+
+    Raises:
+        TypeError: If it is no sequence of `BlockSpec`s or tuples with their fields.
+        ValueError: If it is empty.
+
+    Example:
+        >>> block_specs([(3, 16, 16, 1, False)])[0].has_squeeze
+        False
+    """
+    try:
+        specs = [BlockSpec(*spec) for spec in blocks]
+    except TypeError as error:
+        raise TypeError(
+            f"`blocks` (={blocks!r}) must be `BlockSpec`s, or tuples of "
+            f"{BlockSpec._fields}"
+        ) from error
+    if not specs:
+        raise ValueError(f"`blocks` (={blocks!r}) must have one block at least")
+    return specs
+
+
 # Howard et al., "Searching for MobileNetV3", ICCV 2019, tables 1 and 2.
 LARGE = (
     BlockSpec(3, 16, 16, 1, False),
@@ -235,10 +258,7 @@ class MobileNetV3(Checkpointing):
         check_positive("width_mult", width_mult)
         check_rate("dropout", dropout)
         check_rate("drop_path_rate", drop_path_rate)
-        given: Sequence[Any] = blocks
-        specs = [BlockSpec(*spec).at_width(width_mult) for spec in given]
-        if not specs:
-            raise ValueError(f"`blocks` (={blocks!r}) must have one block at least")
+        specs = [spec.at_width(width_mult) for spec in block_specs(blocks)]
         make = Convolutions(
             conv,
             dynamic,
@@ -313,7 +333,7 @@ def _variant(
     """Builds a published network."""
     check_options(options, MobileNetV3)
     blocks = options.get("blocks", published["blocks"])
-    check_dynamic_has_conv(options, stages=len(blocks))
+    check_dynamic_has_conv(options, stages=len(block_specs(blocks)))
     return MobileNetV3(num_classes, **{**published, **options})
 
 

@@ -13,9 +13,9 @@ from dynconv_torch.functional.checks import check_dtype
 from dynconv_torch.models.registry import (
     CONVOLUTIONS,
     MODELS,
+    OWN,
     STEERED,
     create_model,
-    own_convolution,
 )
 from dynconv_torch.weights.files import read_weights
 from dynconv_torch.weights.identify import as_tensors, identify, loses, misfits
@@ -118,7 +118,7 @@ def create_model_from_checkpoint(
             MODELS[match.call.name],
             {**CONVOLUTIONS, **STEERED}[read["conv"]]
             if "conv" in read
-            else own_convolution(MODELS[match.call.name]),
+            else OWN.get(match.call.name),
         )
         if problems := misfits(arguments, tensors):
             raise ValueError(contradiction(read, options, problems))

@@ -11,6 +11,7 @@ import safetensors
 import safetensors.torch
 import torch
 
+from dynconv_torch.weights.archives import check_archive
 from dynconv_torch.weights.stand_ins import stand_ins
 
 
@@ -42,9 +43,11 @@ def read_weights(path: str | os.PathLike) -> Any:
     with open(place, "rb") as file:  # for its errors, which name the path
         start = file.read(512)
     # As PyTorch has written: a zip archive, a pickle, a tar archive.
-    is_torch = start[:4] == b"PK\x03\x04" or start[:1] == b"\x80"
+    is_zip = start[:4] == b"PK\x03\x04"
     try:
-        if is_torch or start[257:262] == b"ustar":
+        if is_zip:
+            check_archive(place)
+        if is_zip or start[:1] == b"\x80" or start[257:262] == b"ustar":
             return _read_torch(place)
         return safetensors.torch.load_file(place)
     except (ValueError, safetensors.SafetensorError) as error:

@@ -6,12 +6,21 @@ same text in both packages.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
-from dynconv_torch.models.convolutions import Role
 from dynconv_torch.models.warehouses import stage_of
+from dynconv_torch.weights.member import (
+    Layer,
+    Member,
+    channels_of,
+    experts_of,
+    has_any,
+    hidden_units,
+    no_channels,
+    normalised,
+    reduced,
+)
 from dynconv_torch.weights.shapes import (
     Shapes,
     Unread,
@@ -22,117 +31,6 @@ from dynconv_torch.weights.shapes import (
     without,
 )
 
-NONE: Mapping[str, tuple[object, str]] = MappingProxyType({})
-
-
-class Place(NamedTuple):
-    """Where a network has a convolution.
-
-    Attributes:
-        role: What it is to the network.
-        stage: The stage that it is in, from 1.
-        kernel_size: The side of its kernel.
-        in_basic_block: Whether it is one of the two of a basic block.
-    """
-
-    role: Role
-    stage: int = 0
-    kernel_size: int = 3
-    in_basic_block: bool = False
-
-
-class Layer(NamedTuple):
-    """A convolution of a checkpoint.
-
-    Attributes:
-        prefix: What its keys begin with, without the last dot.
-        place: Where it is.
-        arrays: The shapes of its arrays, by the rest of their keys.
-    """
-
-    prefix: str
-    place: Place
-    arrays: Shapes
-
-
-class Member(NamedTuple):
-    """How a member of the family is known.
-
-    Attributes:
-        conv: Its name for `create_model`.
-        title: Its name in words.
-        holds: Whether arrays are those of one of its layers.
-        in_channels: The number of channels that a layer without groups takes.
-        options: The options that its layers in a checkpoint have, those left out that
-            are the defaults; it may raise `Unread`.
-        beside: The end of a key that tells where a layer's own do not.
-        guesses: Options that no array tells, what they are taken to be, and why.
-    """
-
-    conv: str
-    title: str
-    holds: Callable[[Shapes], bool]
-    in_channels: Callable[[Shapes], int]
-    options: Callable[[Sequence[Layer], Shapes], dict[str, Any]]
-    beside: str = ""
-    guesses: Mapping[str, tuple[object, str]] = NONE
-
-
-# What several members have in common.
-
-
-def _has(*keys: str) -> Callable[[Shapes], bool]:
-    return lambda arrays: any(key in arrays for key in keys)
-
-
-def _channels(key: str) -> Callable[[Shapes], int]:
-    return lambda arrays: shape_of(arrays, key, 2, 3, 4, 5)[1]
-
-
-def _no_channels(arrays: Shapes) -> int:
-    raise Unread("stem_routing_fn.weight is missing")
-
-
-def _experts(layers: Sequence[Layer], axis: int = 0, *ranks: int) -> dict[str, Any]:
-    """Returns the option of the experts, which lie along an axis of the weight."""
-    counts = (shape_of(each.arrays, "weight", *ranks)[axis] for each in layers)
-    return without(dict(num_experts=4), num_experts=one_of("experts", counts))
-
-
-def _hidden(layers: Sequence[Layer], key: str) -> list[tuple[int, int]]:
-    """Returns the channels that a layer of each attention takes, and gives."""
-    found = (shape_of(each.arrays, key, 2, 3, 4) for each in layers)
-    return [(shape[1], shape[0]) for shape in found]
-
-
-def _reduced(
-    pairs: Sequence[tuple[int, int]],
-    least: int,
-    default: int,
-    what: str = "the units of its attentions",
-) -> dict[str, Any]:
-    """Returns `reduction`, and `min_hidden` where units are fewer than the least.
-
-    Raises:
-        Unread: If hidden units follow no `reduction`.
-    """
-    floor = min(least, *(hidden for _, hidden in pairs))
-    reduction = reduction_of(pairs, floor=floor, default=default)
-    if reduction is None:
-        raise Unread(f"{what} follow no `reduction`")
-    defaults = dict(reduction=default, min_hidden=least)
-    return without(defaults, reduction=reduction, min_hidden=floor)
-
-
-def _normalised(layers: Sequence[Layer], batch: str, layer: str) -> dict[str, Any]:
-    """Returns what normalises in an attention, by the names of its two norms."""
-    arrays = layers[0].arrays
-    norm = "layer" if f"{layer}.weight" in arrays else "none"
-    if f"{batch}.running_mean" in arrays:
-        norm = "batch"
-    return without(dict(norm="batch"), norm=norm)
-
-
 # DynamicConv, with keys of its own and with those of the port of Chen et al.
 
 
@@ -142,15 +40,15 @@ def _is_dynamic(arrays: Shapes) -> bool:
 
 
 def _dynamic(layers: Sequence[Layer], shapes: Shapes) -> dict[str, Any]:
-    pairs = _hidden(layers, "fc1.weight")
+    pairs = hidden_units(layers, "fc1.weight")
     has_bias = "fc1.bias" in layers[0].arrays
     if not has_bias and (port := _port(pairs)):
-        return _experts(layers) | port
+        return experts_of(layers) | port
     reduction = reduction_of(pairs, floor=1, default=4)
     hidden = None
     if reduction is None:
         hidden = one_of("hidden units", (units for _, units in pairs))
-    return _experts(layers) | without(
+    return experts_of(layers) | without(
         dict(reduction=4, router_hidden_bias=True),
         router_hidden_channels=hidden,
         reduction=reduction,
@@ -168,10 +66,10 @@ def _port(pairs: Sequence[tuple[int, int]]) -> dict[str, Any] | None:
 
 
 def _chen(layers: Sequence[Layer], shapes: Shapes) -> dict[str, Any]:
-    port = _port(_hidden(layers, "attention.fc1.weight"))
+    port = _port(hidden_units(layers, "attention.fc1.weight"))
     if port is None:
         raise Unread("the hidden units of its routers follow no `reduction`")
-    return _experts(layers) | port
+    return experts_of(layers) | port
 
 
 def _is_chen(arrays: Shapes) -> bool:
@@ -183,18 +81,44 @@ def _is_chen(arrays: Shapes) -> bool:
 
 def _odconv(layers: Sequence[Layer], shapes: Shapes) -> dict[str, Any]:
     return (
-        _experts(layers)
-        | _reduced(_hidden(layers, "attention.fc.weight"), 16, 16)
-        | _normalised(layers, "attention.bn", "attention.ln")
+        experts_of(layers)
+        | reduced(hidden_units(layers, "attention.fc.weight"), 16, 16)
+        | normalised(layers, "attention.bn", "attention.ln")
     )
 
 
 def _frequency_dynamic(layers: Sequence[Layer], shapes: Shapes) -> dict[str, Any]:
     return (
-        _experts(layers)
-        | _reduced(_hidden(layers, "attention.conv1d1.weight"), 4, 4)
-        | _normalised(layers, "attention.bn", "attention.ln")
+        experts_of(layers)
+        | reduced(hidden_units(layers, "attention.conv1d1.weight"), 4, 4)
+        | normalised(layers, "attention.bn", "attention.ln")
     )
+
+
+# With fewer channels, in or out, a layer of FDConv is a plain one.
+_MIN_CHANNELS = 17
+
+
+def _min_channels(layers: Sequence[Layer]) -> int:
+    """Returns `min_channels`, so low that none of these layers is plain."""
+    heads = (
+        layer.arrays.get(f"KSM_Global.{name}_fc.weight")
+        for layer in layers
+        for name in ("channel", "filter")  # of which a depthwise one has the first
+    )
+    return min(_MIN_CHANNELS, *(shape[0] for shape in heads if shape))
+
+
+def _plain_fdconv(static: Sequence[Layer], layers: Sequence[Layer]) -> list[Layer]:
+    least = _min_channels(layers)
+
+    def is_plain(layer: Layer) -> bool:
+        outputs, inputs, *kernel = layer.arrays.get("weight", (least, least))
+        # Networks have no groups but those of depthwise convolutions.
+        channels = outputs if inputs == 1 else min(outputs, inputs)
+        return channels < least or kernel not in ([1, 1], [3, 3])
+
+    return [layer for layer in static if is_plain(layer)]
 
 
 def _fdconv(layers: Sequence[Layer], shapes: Shapes) -> dict[str, Any]:
@@ -207,10 +131,13 @@ def _fdconv(layers: Sequence[Layer], shapes: Shapes) -> dict[str, Any]:
     bands = one_of("bands", (head[0] // spectra for head in heads))
     return (
         without(
-            dict(num_experts=64, num_spectra=1), num_experts=bands, num_spectra=spectra
+            dict(num_experts=64, num_spectra=1, min_channels=_MIN_CHANNELS),
+            num_experts=bands,
+            num_spectra=spectra,
+            min_channels=_min_channels(layers),
         )
-        | _reduced(_hidden(layers, "KSM_Global.fc.weight"), 16, 16)
-        | _normalised(layers, "KSM_Global.bn", "KSM_Global.ln")
+        | reduced(hidden_units(layers, "KSM_Global.fc.weight"), 16, 16)
+        | normalised(layers, "KSM_Global.bn", "KSM_Global.ln")
     )
 
 
@@ -233,8 +160,8 @@ def _warehouse(layers: Sequence[Layer], shapes: Shapes) -> dict[str, Any]:
             "`kw_...` do, and none of them is this one; `with_warehouses` builds it by "
             "a `group_by` of `models.kw_grouping`"
         )
-    reduced = _reduced(_hidden(layers, "attention.fc1.weight"), 16, 16)
-    if "min_hidden" in reduced:
+    found = reduced(hidden_units(layers, "attention.fc1.weight"), 16, 16)
+    if "min_hidden" in found:
         raise Unread("the units of its attentions follow no `reduction`")
     groups: dict[tuple[str, int], list[Layer]] = {}
     for each in layers:
@@ -247,8 +174,8 @@ def _warehouse(layers: Sequence[Layer], shapes: Shapes) -> dict[str, Any]:
         counts.append((sum(count // (cells + 1) for count in rows), cells))
     return (
         without(dict(ratio=1.0), ratio=ratio_of(counts))
-        | reduced
-        | _normalised(layers, "attention.norm1", "attention.norm1")
+        | found
+        | normalised(layers, "attention.norm1", "attention.norm1")
     )
 
 
@@ -266,7 +193,7 @@ def _latent(arrays: Shapes) -> tuple[int, ...]:
 
 
 def _decomposed(layers: Sequence[Layer], shapes: Shapes) -> dict[str, Any]:
-    pooled = _hidden(layers, "fc.0.weight")
+    pooled = hidden_units(layers, "fc.0.weight")
     latent = [_latent(each.arrays)[:2] for each in layers]
     bins = [
         math.isqrt(features // channels)
@@ -286,7 +213,7 @@ def _decomposed(layers: Sequence[Layer], shapes: Shapes) -> dict[str, Any]:
             for (_, channels), out in zip(latent, outputs, strict=True)
         ]
     pool = None if bins == usual else one_of("bins", bins)
-    return without(dict(variant="resnet"), variant=variant, pool=pool) | _reduced(
+    return without(dict(variant="resnet"), variant=variant, pool=pool) | reduced(
         squeezed, 4, 16, "the squeezed features of its layers"
     )
 
@@ -295,71 +222,72 @@ MEMBERS = (
     Member(
         "odconv",
         "ODConv",
-        _has(
+        has_any(
             "attention.channel_fc.weight",
             "attention.filter_fc.weight",
             "attention.spatial_fc.weight",
             "attention.kernel_fc.weight",
         ),
-        _channels("attention.fc.weight"),
+        channels_of("attention.fc.weight"),
         _odconv,
     ),
     Member(
         "kernel_warehouse",
         "KernelWarehouse",
         _is_tiled,
-        _channels("attention.fc1.weight"),
+        channels_of("attention.fc1.weight"),
         _warehouse,
     ),
     Member(
         "dynamic",
         "Dynamic Convolution (Chen et al.) in the layout of its public PyTorch port",
         _is_chen,
-        _channels("attention.fc1.weight"),
+        channels_of("attention.fc1.weight"),
         _chen,
     ),
     Member(
         "decomposed",
         "Dynamic Convolution Decomposition",
-        _has("fc_phi.weight", "fc_scale.weight"),
+        has_any("fc_phi.weight", "fc_scale.weight"),
         lambda arrays: _latent(arrays)[1],
         _decomposed,
     ),
     Member(
         "fdconv",
         "FDConv",
-        _has("KSM_Global.fc.weight"),
-        _channels("KSM_Global.fc.weight"),
+        has_any("KSM_Global.fc.weight"),
+        channels_of("KSM_Global.fc.weight"),
         _fdconv,
         guesses={"low_pass": ("ideal", _LOW_PASS)},
+        plain=_plain_fdconv,
     ),
     Member(
         "frequency_dynamic",
         "FrequencyDynamicConv",
-        _has("attention.conv1d1.weight"),
-        _channels("attention.conv1d1.weight"),
+        has_any("attention.conv1d1.weight"),
+        channels_of("attention.conv1d1.weight"),
         _frequency_dynamic,
     ),
     Member(
         "context",
         "ContextConv",
-        _has("residuals.0.weight"),
-        _no_channels,
-        lambda layers, shapes: _experts(layers, 2, 4),
+        has_any("residuals.0.weight"),
+        no_channels,
+        lambda layers, shapes: experts_of(layers, 2, 4),
     ),
     Member(
         "condconv",
         "CondConv",
         _is_condconv,
-        _no_channels,
-        lambda layers, shapes: _experts(layers),
+        no_channels,
+        lambda layers, shapes: experts_of(layers),
         beside="routing_fn.weight",
     ),
     Member(
         "dynamic",
         "DynamicConv",
         _is_dynamic,
-        _channels("fc1.weight"),
+        channels_of("fc1.weight"),
         _dynamic,
     ),
 )

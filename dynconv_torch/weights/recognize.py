@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from dynconv_torch.models.options import did_you_mean, option_names
 from dynconv_torch.models.registry import GIVEN
-from dynconv_torch.weights.members import MEMBERS, Member
+from dynconv_torch.weights.member import Member
+from dynconv_torch.weights.members import MEMBERS
 from dynconv_torch.weights.networks import NETWORKS
 from dynconv_torch.weights.shapes import Shapes, Unread
 from dynconv_torch.weights.trunks import Call

@@ -226,6 +226,14 @@ def test_padding_that_is_not_of_zeros_is_no_start():
         dynconv_torch.FDConv2d.from_conv(conv)
 
 
+@pytest.mark.parametrize(
+    "conv", [torch.nn.ConvTranspose2d(32, 32, 3), torch.nn.Linear(32, 32), "conv"]
+)
+def test_what_is_no_convolution_is_no_start(conv):
+    with pytest.raises(TypeError, match=r"`conv` \(a \w+\) must be an nn.Conv2d"):
+        dynconv_torch.FDConv2d.from_conv(conv)
+
+
 def test_temperature_evens_gates_out_but_for_that_of_bands(rng):
     layer, twin = layers(6, 4, (1, 1), kernel_temperature=0.5)
     inputs = rng.normal(size=(3, 4, 5, 6))

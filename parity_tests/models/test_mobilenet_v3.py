@@ -241,11 +241,13 @@ def test_a_dynamic_net_starts_where_a_static_one_ended(rng):
 def test_options_that_make_no_sense_are_refused(build):
     for options, message in (
         (dict(blocks=()), "`blocks` .* must have one block at least"),
+        (dict(blocks=3), r"`blocks` \(=3\) must be `BlockSpec`s, or tuples"),
+        (dict(blocks=[(3, 16)]), "`blocks` .* tuples of .*'kernel_size'"),
         (dict(width_mult=-1.0), "`width_mult` .* must be positive"),
         (dict(dynamic=1), "^`dynamic` .* but there is no `conv`"),
         (dict(conv="dynamic", dynamic=12), "`dynamic` .*int from 1 to 11"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises((TypeError, ValueError), match=message):
             build("mobilenet_v3_small", **options)
 
 

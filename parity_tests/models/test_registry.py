@@ -106,6 +106,32 @@ def test_without_a_convolution_a_model_is_static(build):
 
 
 @BUILDERS
+@pytest.mark.parametrize(
+    ("name", "key", "axis"),
+    [
+        ("dynamic_net", "stage1.dyn.weight", 0),
+        ("dymn04", "layers.1.exp_conv.weight", 2),
+        ("fdy_cnn", "cnn.conv1.weight", 0),
+        ("efficientnet_cc_b0_8e", "blocks.6.0.conv_pw.weight", 0),
+        ("od_resnet18", "layer1.0.conv1.weight", 0),
+    ],
+)
+def test_options_alone_are_of_the_convolutions_that_a_network_has(
+    build, name, key, axis
+):
+    shapes = shapes_of(build(name, conv_options={"num_experts": 3}))
+    assert shapes[key][axis] == 3
+
+
+@BUILDERS
+@pytest.mark.parametrize("name", ["resnet18", "dynamic_net", "mobilenet_v3_small"])
+def test_what_needs_a_context_is_of_the_networks_that_make_one(build, name):
+    message = rf"`conv` \(='context'\) needs .* DyMN .* and {name} does not; choose"
+    with pytest.raises(ValueError, match=message):
+        build(name, conv="context")
+
+
+@BUILDERS
 def test_dynamic_net_is_made_of_its_own_convolutions(build):
     shapes = shapes_of(build("dynamic_net", num_experts=3))
     assert shapes["fc.bias"] == (10,)

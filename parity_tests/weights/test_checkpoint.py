@@ -296,6 +296,17 @@ def test_that_a_low_pass_is_a_guess_is_told_unless_it_is_said(package, options):
 
 
 @BOTH
+@pytest.mark.parametrize(
+    "options", [{"axis": "time"}, {"conv_options": {"axis": "time"}}]
+)
+def test_an_axis_that_no_array_tells_may_be_said(package, options):
+    state_dict = zeros(shapes_of("fdy_cnn", num_classes=2, width_mult=1 / 32))
+    net = made(package, state_dict, temperature=31.0, **options)
+    layer = net.cnn.conv1 if package is dynconv_torch else net.block1.conv
+    assert layer.axis == "time"
+
+
+@BOTH
 def test_an_option_that_says_the_same_otherwise_is_none(package):
     state_dict = trained(**SMALL)
     assert_holds(made(package, state_dict, width_mult=0.2501), state_dict)

@@ -23,6 +23,8 @@ from dynconv_jax import (
     save_weights,
     to_torch_state_dict,
 )
+from dynconv_jax.weights.files import read_weights
+from dynconv_torch.weights.files import read_weights as read_by_torch
 from parity_tests.parity import torch_state
 from parity_tests.tools.jax_modules import build
 from parity_tests.tools.modules import (
@@ -210,6 +212,30 @@ def test_module_that_was_saved_whole_is_refused_by_its_class(tmp_path):
     torch.save(torch.nn.Linear(2, 3), path)
     message = file_refusal(jax_block(), path)
     assert "such as `torch.nn.modules.linear.Linear`" in message
+
+
+def test_a_changed_bit_of_a_file_of_torch_save_is_found(tmp_path):
+    path = tmp_path / "block.pth"
+    state = {"weight": torch.arange(4096.0), "bias": torch.ones(3)}
+    torch.save(state, path)
+    content = bytearray(path.read_bytes())
+    place = content.index(state["weight"].numpy().tobytes()[400:440])
+    content[place] ^= 1
+    path.write_bytes(content)
+    for read in (read_weights, read_by_torch):
+        with pytest.raises(ValueError, match="damaged, in block/data/0: Bad CRC-32"):
+            read(path)
+
+
+def test_a_file_without_checksums_is_read(tmp_path):
+    path = tmp_path / "block.pth"
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"bias": torch.ones(3)}, path)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    for state in (read_weights(path)[0], read_by_torch(path)):
+        assert [*state] == ["bias"]
 
 
 @pytest.mark.parametrize("format", TORCH_FORMATS)

@@ -62,8 +62,8 @@ def test_absurd_shapes_of_any_convolution_are_no_error(conv, shape):
 
 def test_the_two_packages_have_one_text():
     """Of what reads foreign checkpoints and builds nothing."""
-    names = ["members", "trunks", "shapes", "recognize", "relatives", "refusals"]
-    names.append("wrappers")
+    names = ["member", "members", "trunks", "shapes", "recognize", "relatives"]
+    names += ["refusals", "wrappers", "archives"]
     own = ROOT / "dynconv_jax" / "weights"
     files = [own / f"{name}.py" for name in names] + [*own.glob("networks/*.py")]
     for path in files:

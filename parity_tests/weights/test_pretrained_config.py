@@ -176,7 +176,10 @@ def test_fields_of_the_hub_and_of_other_libraries_pass(package, make, saved, sha
         ),
         (dict(options=dict(width=1)), "'width'; did you mean 'width_mult'"),
         (dict(options=dict(device="cuda")), "`options` must not have `device`"),
-        (dict(conv_options=dict(top_k=1)), "`conv_options` .* choose one by `conv`"),
+        (
+            dict(conv="static", conv_options=dict(top_k=1)),
+            "`conv_options` .* choose one by `conv`",
+        ),
     ],
 )
 def test_a_wrong_configuration_is_refused_by_the_field(

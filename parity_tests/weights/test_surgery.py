@@ -396,3 +396,10 @@ def test_one_step_after_the_start_moves_every_expert():
         old, new = (each[(*path, "kernel")].get_value() for each in (before, after))
         changed = [bool((a != b).any()) for a, b in zip(old, new, strict=True)]
         assert all(changed), f"{path}: experts that moved {changed}"
+
+
+def test_a_mask_is_no_start():
+    static = nnx.Conv(3, 4, (3, 3), mask=jnp.ones((3, 3, 3, 4)), **OPTIONS)
+    layer = DynamicConv(3, 4, (3, 3), use_bias=True, **OPTIONS)
+    with pytest.raises(ValueError, match="has a `mask`; multiply its kernel by that"):
+        init_from_static(layer, static)

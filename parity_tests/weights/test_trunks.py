@@ -22,10 +22,22 @@ from parity_tests.tools.checkpoints import assert_reads, shapes_of, zeros
         ("mobilenet_v2", dict(width_mult=0.1, conv="kernel_warehouse")),
         ("mobilenet_v3_small", dict(width_mult=0.5, conv="dynamic", dynamic=4)),
         ("mobilenet_v3_large", dict(width_mult=0.25, conv="odconv")),
-        ("dymn10", dict(width_mult=0.7, conv="context")),
-        ("dymn04", dict(in_channels=3, conv="context")),
+        # Of which the blocks' own widths alone are those of a rounder number, too.
+        ("mobilenet_v3_small", dict(width_mult=0.35)),
+        ("mobilenet_v3_large", dict(width_mult=0.375)),
+        ("dymn10", dict(width_mult=0.375)),
+        ("dymn10", dict(width_mult=0.7)),
+        ("dymn04", dict(in_channels=3)),
         ("dymn04", dict(conv="context", conv_options={"num_experts": 2})),
         ("dymn04", dict(conv="dynamic", dynamic="pointwise")),
+        ("fdy_cnn", dict(width_mult=0.5, conv="condconv", dynamic="all")),
+        # Layers of few channels are plain ones.
+        ("mobilenet_v2", dict(width_mult=0.5, conv="fdconv", dynamic="pointwise")),
+        ("fdy_cnn", dict(width_mult=0.5, conv="fdconv")),
+        *(
+            ("resnet18", dict(conv=conv, dynamic=1, conv_options={"min_hidden": 200}))
+            for conv in ("odconv", "fdconv", "frequency_dynamic")
+        ),
         ("dynamic_net", dict(width_mult=0.29)),
         ("dynamic_net", dict(width_mult=0.5, conv="static")),
         ("dynamic_net", dict(width_mult=3.0, conv="odconv")),

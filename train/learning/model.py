@@ -3,7 +3,7 @@
 import ast
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from dynconv_jax import Router, SigmoidRouter, create_model, list_models
 from dynconv_jax.layers.context_conv import ContextAttention
 from dynconv_jax.layers.od_conv import ODAttention
 from dynconv_jax.models import set_grad_checkpointing
-from dynconv_jax.models.registry import CONVOLUTIONS, MODELS, own_convolution
+from dynconv_jax.models.registry import CONVOLUTIONS, OWN, STEERED
 from train.errors import TrainError
 from train.flags.checks import flag_of
 from train.flags.config import Config
@@ -22,28 +22,18 @@ from train.learning.fine_tuning import prepare_fine_tuning
 from train.learning.start import start_from_file
 
 
-def _published(name: str) -> tuple[str, dict[str, Any]] | None:
-    """Returns the convolution of a published network by name, and its options."""
-    conv = own_convolution(MODELS[name])
-    if conv is None:
-        return None
+def _by_name(conv: Callable[..., Any]) -> tuple[str, dict[str, Any]]:
+    """Returns the name of a convolution, and the options that it is given."""
     layer = getattr(conv, "func", conv)
-    known = next(each for each, other in CONVOLUTIONS.items() if other is layer)
-    return known, dict(getattr(conv, "keywords", {}))
+    known = {**CONVOLUTIONS, **STEERED}
+    name = next(each for each, other in known.items() if other is layer)
+    return name, dict(getattr(conv, "keywords", {}))
 
 
 # What models are made of where `--conv` does not say, if not static.
 DEFAULT_CONVOLUTIONS: dict[str, tuple[str, dict[str, Any]]] = {
-    "dynamic_net": ("dynamic", {}),
-    **{name: ("context", {}) for name in list_models() if name.startswith("dymn")},
-    # The name ends in the number of experts, as in b0_8e.
-    **{
-        name: ("condconv", {"num_experts": int(name[-2])})
-        for name in list_models()
-        if "efficientnet_cc" in name
-    },
+    **{name: _by_name(conv) for name, conv in OWN.items()},
     **{name: ("kernel_warehouse", {}) for name in list_models() if name[:3] == "kw_"},
-    **{name: own for name in list_models() if (own := _published(name))},
 }
 
 # The options of convolutions that have a flag of their own.

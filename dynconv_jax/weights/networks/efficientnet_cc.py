@@ -4,7 +4,7 @@ import math
 import re
 
 from dynconv_jax.models.efficientnet_cc import STAGES
-from dynconv_jax.weights.members import Place
+from dynconv_jax.weights.member import Place
 from dynconv_jax.weights.shapes import Shapes, count, shape_of, without
 from dynconv_jax.weights.trunks import Call, Trunk, read
 

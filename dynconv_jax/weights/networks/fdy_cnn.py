@@ -4,7 +4,7 @@ import re
 
 from dynconv_jax.models.dynamic_net import scaled_widths
 from dynconv_jax.models.fdy_cnn import WIDTHS
-from dynconv_jax.weights.members import Place
+from dynconv_jax.weights.member import Place
 from dynconv_jax.weights.shapes import Shapes, without
 from dynconv_jax.weights.trunks import Call, Trunk, Widths, read
 
@@ -22,6 +22,7 @@ _FDY_CNN = Trunk(
     stages=len(WIDTHS) - 1,
     dynamic="paper",
     conv="frequency_dynamic",
+    stem_router="routing_fn0",
     widths=Widths(
         [f"cnn.batchnorm{index}" for index in range(len(WIDTHS))], WIDTHS, scaled_widths
     ),

@@ -3,7 +3,7 @@
 import re
 
 from dynconv_jax.models.mobilenet_v2 import STAGES
-from dynconv_jax.weights.members import Place
+from dynconv_jax.weights.member import Place
 from dynconv_jax.weights.shapes import Shapes
 from dynconv_jax.weights.trunks import Call, Trunk, Widths, divisible, read
 

@@ -3,7 +3,7 @@
 import re
 
 from dynconv_jax.models.mobilenet_v3 import LARGE, SMALL
-from dynconv_jax.weights.members import Place
+from dynconv_jax.weights.member import Place
 from dynconv_jax.weights.shapes import Shapes, count
 from dynconv_jax.weights.trunks import (
     Call,
@@ -47,8 +47,11 @@ def call_of(shapes: Shapes) -> Call:
     # By position: the two frameworks have names of their own for widths.
     for index, (_, expanded, after, *_, has_squeeze) in enumerate(blocks, start=1):
         last = (expanded != widths[-1]) + 1 + has_squeeze
-        norms.append(f"features.{index}.block.{last}.1")
-        widths.append(after)
+        norms += [f"features.{index}.block.{part}.1" for part in (0, last)]
+        widths += [expanded, after]
+    if "classifier.0.weight" in shapes:
+        norms.append("classifier.0")
+        widths.append(1280 if is_large else 1024)
     trunk = _MOBILENET_V3._replace(
         stages=len(blocks), widths=Widths(norms, widths, divisible)
     )

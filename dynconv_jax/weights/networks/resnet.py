@@ -3,7 +3,7 @@
 import math
 import re
 
-from dynconv_jax.weights.members import Place
+from dynconv_jax.weights.member import Place
 from dynconv_jax.weights.shapes import Shapes, count
 from dynconv_jax.weights.trunks import Call, Trunk, read
 

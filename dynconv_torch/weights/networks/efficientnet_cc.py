@@ -4,7 +4,7 @@ import math
 import re
 
 from dynconv_torch.models.efficientnet_cc import STAGES
-from dynconv_torch.weights.members import Place
+from dynconv_torch.weights.member import Place
 from dynconv_torch.weights.shapes import Shapes, count, shape_of, without
 from dynconv_torch.weights.trunks import Call, Trunk, read
 

@@ -3,7 +3,7 @@
 import re
 
 from dynconv_torch.models.mobilenet_v2 import STAGES
-from dynconv_torch.weights.members import Place
+from dynconv_torch.weights.member import Place
 from dynconv_torch.weights.networks import mobilenet_v2, resnet
 from dynconv_torch.weights.shapes import Shapes, without
 from dynconv_torch.weights.trunks import Call, Trunk

@@ -3,7 +3,7 @@
 import math
 import re
 
-from dynconv_torch.weights.members import Place
+from dynconv_torch.weights.member import Place
 from dynconv_torch.weights.shapes import Shapes, count
 from dynconv_torch.weights.trunks import Call, Trunk, read
 

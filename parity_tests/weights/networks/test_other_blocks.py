@@ -47,19 +47,19 @@ def renumbered(shapes, row, at, *, by):
             "mobilenet_v3_small",
             5,
             -1,
-            "features.6.block.3.1 has 48 channels, and not 40",
+            "features.6.block.0.1 has 120 channels, and not 240",
         ),
         (
             "mobilenet_v3_small",
             5,
             1,
-            "features.7.block.3.1 has 40 channels, and not 48",
+            "features.7.block.0.1 has 240 channels, and not 120",
         ),
         (
             "mobilenet_v3_large",
             8,
             -1,
-            "features.10.block.2.1.weight is missing",
+            "features.8.block.0.1 has 184 channels, and not 200",
         ),
     ],
 )
