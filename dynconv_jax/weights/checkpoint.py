@@ -27,6 +27,7 @@ from dynconv_jax.weights.pretrained import from_pretrained, give_streams
 from dynconv_jax.weights.pretrained_config import path_called, weights_in
 from dynconv_jax.weights.recognize import (
     check_size,
+    in_words,
     inner_state_dict,
     merged,
     shapes_of,
@@ -40,7 +41,7 @@ from dynconv_jax.weights.wrappers import in_one_line, unwrap
 _ARGUMENT = "state_dict_or_path"
 _WITHOUT_HEAD = (
     "build that with the `num_classes` of yours, and give it what is there: "
-    "`load_torch_state_dict(net, state_dict, ignore=({head!r},))`"
+    "`load_torch_state_dict(net, {state_dict}, ignore=({head!r},))`"
 )
 
 
@@ -120,7 +121,12 @@ def create_model_from_checkpoint(
         values = without_scheduled(values, options)
         match = identify(values, prepare)
         if match is None or match.problems:
-            raise ValueError(refusal(shapes, match, in_flax, _WITHOUT_HEAD))
+            written = in_words(unwrapped.values, values)
+
+            def way_out(head: str) -> str:
+                return _WITHOUT_HEAD.format(head=head, state_dict=written)
+
+            raise ValueError(refusal(shapes, match, in_flax, way_out))
         read = in_flax(match.call.options)
         options = without_redundant(options, read, shapes)
         arguments = merged(

@@ -178,6 +178,28 @@ def inner_state_dict(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[st
     return dict(values), []
 
 
+def in_words(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """Returns in code what `inner_state_dict` made of a state dict.
+
+    Example:
+        >>> in_words({"fc.bias": 0}, {"fc.bias": 0})
+        'state_dict'
+        >>> in_words({"net.fc.bias": 0}, {"fc.bias": 0})
+        "{key.removeprefix('net.'): value for key, value in state_dict.items()}"
+    """
+    for old, new in zip(before, after, strict=True):
+        if old != new:
+            # What both end in, up to a dot.
+            names = len(new.split("."))
+            rests = (new.split(".", first)[-1] for first in range(names))
+            rest = next((each for each in rests if old.endswith(each)), "")
+            taken, put = old.removesuffix(rest), new.removesuffix(rest)
+            key = f"key.removeprefix({taken!r})" if taken else "key"
+            key = f"{put!r} + {key}" if put else key
+            return f"{{{key}: value for key, value in state_dict.items()}}"
+    return "state_dict"
+
+
 def without_scheduled(
     values: Mapping[str, Any], options: Mapping[str, Any]
 ) -> dict[str, Any]:

@@ -113,7 +113,7 @@ def refusal(
     shapes: Shapes,
     match: Match | None,
     renamed: Callable[[dict[str, Any]], dict[str, Any]],
-    without_head: str,
+    without_head: Callable[[str], str],
 ) -> str:
     """Returns why no network is built, in one line.
 
@@ -121,10 +121,10 @@ def refusal(
         shapes: Of the checkpoint.
         match: What `best_match` answered.
         renamed: See `words`.
-        without_head: How a network takes a checkpoint without `{head}`.
+        without_head: Answers how a network takes a checkpoint that lacks this head.
 
     Example:
-        >>> refusal({"net.weight": (8, 3)}, None, dict, "").partition(";")[0]
+        >>> refusal({"net.weight": (8, 3)}, None, dict, str).partition(";")[0]
         'it is of no network that is known'
     """
     if found := relative_of(shapes):
@@ -141,7 +141,7 @@ def refusal(
     lacks_head = all(
         kind == "missing key" and _is_of(head, text) for kind, text in match.problems
     )
-    way_out = f"; {without_head.format(head=head)}" if lacks_head else ""
+    way_out = f"; {without_head(head)}" if lacks_head else ""
     return (
         f"it looks like {match.call.title}, but is not quite what "
         f"{words(match.call, renamed)} builds: {told(match)}{way_out}"

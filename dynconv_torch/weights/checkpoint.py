@@ -24,6 +24,7 @@ from dynconv_torch.weights.pretrained_config import path_called, weights_in
 from dynconv_torch.weights.recognize import (
     SCHEDULED,
     check_size,
+    in_words,
     inner_state_dict,
     merged,
     shapes_of,
@@ -36,8 +37,8 @@ from dynconv_torch.weights.wrappers import in_one_line, unwrap
 _ARGUMENT = "state_dict_or_path"
 _WITHOUT_HEAD = (
     "build that with the `num_classes` of yours, and give it what is there: "
-    "`net.load_state_dict(state_dict, strict=False)`, whose answer says what it left: "
-    "let that be {head!r} alone"
+    "`net.load_state_dict({state_dict}, strict=False)`, whose answer says what it "
+    "left: let that be {head!r} alone"
 )
 
 
@@ -109,7 +110,12 @@ def create_model_from_checkpoint(
         tensors = as_tensors(without_scheduled(values, options))
         match = identify(tensors)
         if match is None or match.problems:
-            raise ValueError(refusal(shapes, match, dict, _WITHOUT_HEAD))
+            written = in_words(unwrapped.values, values)
+
+            def way_out(head: str) -> str:
+                return _WITHOUT_HEAD.format(head=head, state_dict=written)
+
+            raise ValueError(refusal(shapes, match, dict, way_out))
         read = match.call.options
         options = without_redundant(options, read, shapes)
         arguments = merged(

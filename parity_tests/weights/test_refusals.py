@@ -1,5 +1,6 @@
 """What is said of a checkpoint that is refused, and what would take it."""
 
+import re
 import warnings
 from typing import Any
 
@@ -65,6 +66,25 @@ def test_without_its_head_a_checkpoint_is_told_the_way(package):
     assert "2 missing keys (fc.weight, of shape (10, 64), fc.bias" in message
     way = "ignore=('fc',)" if package is dynconv_jax else "strict=False"
     assert way in message
+
+
+@BOTH
+@pytest.mark.parametrize(("taken", "put"), [("backbone.", ""), ("", "cnn."), ("", "")])
+def test_the_way_without_a_head_is_one_for_the_keys_that_were_given(
+    package, taken, put
+):
+    small: dict[str, Any] = SMALL
+    if put:
+        small = dict(name="fdy_cnn", width_mult=1 / 32)
+    keys = [key for key in shapes_of(**small) if not key.startswith("fc.")]
+    state_dict = {
+        f"{taken}{key.removeprefix(put)}": value
+        for key, value in zeros(shapes_of(**small)).items()
+        if key in keys
+    }
+    way = refusal(package, state_dict).partition("give it what is there: ")[2]
+    (written,) = re.findall(r"\(?(?:net, )?(\{key.*?\}|\{'.*?\}|state_dict), ", way)[:1]
+    assert [*eval(written, {"state_dict": state_dict})] == keys
 
 
 @BOTH
