@@ -1,5 +1,7 @@
 """Of no images a layer gives no images, of the size that others have."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -13,7 +15,9 @@ from parity_tests.tools.family import LAYERS, layer
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers_take_an_empty_batch(name, groups):
-    of_groups = dict(feature_group_count=groups, padding="SAME", param_dtype="float64")
+    of_groups: dict[str, Any] = dict(
+        feature_group_count=groups, padding="SAME", param_dtype="float64"
+    )
     module = layer(name, 4, 6, (3, 3), **of_groups)
     module = nnx.view(module, use_running_average=True, raise_if_not_found=False)
     found = jax.eval_shape(module, jnp.ones((2, 8, 10, 4))).shape
