@@ -145,7 +145,7 @@ def test_static_blocks_among_dynamic_ones_are_named_as_published(
     assert all(".temperature" in key for key in shapes.keys() - expected.keys())
     call, *_ = candidates(expected)
     assert (call.name, call.doubts) == (name, ())
-    assert call.options == dict(num_classes=9, context_in="squeeze", conv="context")
+    assert call.options == dict(num_classes=9, context_in="squeeze")
     parameters = on_meta(name, context_in="squeeze").parameters()
     assert sum(each.numel() for each in parameters) == count
 
