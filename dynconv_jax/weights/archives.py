@@ -1,8 +1,8 @@
 """The zip archives that `torch.save` writes: whether they are whole."""
 
+import errno
 import os
 import zipfile
-import zlib
 
 # How many bytes are read at a time.
 _AT_ONCE = 2**20
@@ -15,6 +15,7 @@ def check_archive(path: str | os.PathLike) -> list[str]:
     they are 0, and tell nothing.
 
     Raises:
+        OSError: If the file cannot be read.
         ValueError: If it is no archive, or one of its entries is damaged.
 
     Example:
@@ -34,7 +35,10 @@ def check_archive(path: str | os.PathLike) -> list[str]:
                     while entry.CRC and file.read(_AT_ONCE):
                         pass
             return archive.namelist()
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+    except Exception as error:  # of many kinds, where an archive is damaged
+        # A place before the beginning is such a damage, too.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
         raise ValueError(
             f"the file is truncated or damaged, in {name}: {error}; copy it again from "
             "where it was whole, or write it again"

@@ -161,7 +161,9 @@ def _ideal(wide: Tensor, reductions: Sequence[int]) -> Iterator[Tensor]:
 
 def _masked(wide: Tensor, reductions: Sequence[int], low_pass: str) -> Iterator[Tensor]:
     """Yields what each reduction keeps of the images, by masks of their spectrum."""
-    if not len(wide):  # of no images there is no transform
+    if (
+        isinstance(wide.shape[0], int) and not wide.shape[0]
+    ):  # of no images there is no transform
         yield from (wide for _ in reductions)
         return
     height, width = (int(size) for size in wide.shape[2:])
