@@ -306,6 +306,15 @@ def test_an_axis_that_no_array_tells_may_be_said(package, options):
     assert layer.axis == "time"
 
 
+def test_a_dtype_that_jax_has_switched_off_is_refused_with_the_switch():
+    state_dict = trained(**SMALL)
+    with (
+        jax.enable_x64(False),
+        pytest.raises(ValueError, match="jax_enable_x64', True"),
+    ):
+        dynconv_jax.create_model_from_checkpoint(state_dict, param_dtype="float64")
+
+
 @BOTH
 def test_an_option_that_says_the_same_otherwise_is_none(package):
     state_dict = trained(**SMALL)
