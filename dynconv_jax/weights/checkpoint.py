@@ -100,7 +100,7 @@ def create_model_from_checkpoint(
     # Elsewhere JAX rounds such a dtype with a warning; here arrays must fit exactly.
     if jnp.dtype(param_dtype).itemsize > 4 and not jax.config.read("jax_enable_x64"):
         raise ValueError(
-            f"`param_dtype` (={jnp.dtype(param_dtype)}) is a dtype that JAX has switched "
+            f"`param_dtype` (={jnp.dtype(param_dtype)}) is one that JAX has switched "
             "off; before all else, `jax.config.update('jax_enable_x64', True)`"
         )
     rngs = nnx.Rngs(0) if rngs is None else rngs
