@@ -5,6 +5,7 @@ import dataclasses
 import errno
 import os
 import shutil
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -34,6 +35,10 @@ DISK_IS_FULL = tuple(
 )
 # A checkpoint that could not be used is kept, under a name that none has.
 ASIDE = ".unusable"
+
+# For how many seconds threads of orbax may still write after it has given a save up.
+_LAST_WRITES = 2.0
+
 # What the name of one ends in that is being written.
 UNFINISHED = ".orbax-checkpoint-tmp"
 
@@ -236,16 +241,22 @@ class Checkpoints:
     def _remove_unwanted(self) -> None:
         """Removes what a save brought back of a directory that was removed under it.
 
-        The directories around it go too, if there is nothing else in them.
+        That is a checkpoint, finished or not, and the directories around it, unless
+        there is anything else in them.
         """
         with contextlib.suppress(OSError):
             try:
                 self._check()
             except TrainingFailed:
-                half = self._folder / f"{self._handler.content.step}{UNFINISHED}"
-                shutil.rmtree(half)
-                self._folder.rmdir()
-                self._folder.parent.rmdir()
+                step, out = self._handler.content.step, self._folder.parent
+                deadline = time.monotonic() + _LAST_WRITES
+                while out.exists() and time.monotonic() < deadline:
+                    found = {each.name for each in self._folder.glob("*")}
+                    beside = {*out.iterdir()} - {self._folder}
+                    if beside or not found <= {f"{step}", f"{step}{UNFINISHED}"}:
+                        return
+                    shutil.rmtree(out, ignore_errors=True)
+                    time.sleep(0.05)
 
     @contextlib.contextmanager
     def _saving(self) -> Iterator[None]:

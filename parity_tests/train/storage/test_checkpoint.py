@@ -344,6 +344,35 @@ def test_save_into_a_directory_that_is_gone_brings_nothing_back(
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("beside", ["checkpoints/20/kept", "notes.txt", None])
+def test_a_checkpoint_that_a_save_brings_back_goes_unless_there_is_more(
+    beside, tmp_path
+):
+    out = tmp_path / "run"
+
+    def check() -> None:
+        if not (out / "config.json").exists():
+            raise TrainingFailed("--out was removed")
+
+    out.mkdir()
+    (out / "config.json").write_text("{}")
+    with pytest.raises(TrainingFailed, match="--out was removed"):
+        with Checkpoints(out / "checkpoints", 3, RUN, check=check) as checkpoints:
+            checkpoints.save(30, state_after(30), {})
+            checkpoints.wait()
+            shutil.copytree(out, tmp_path / "copy")
+            shutil.rmtree(out)
+            # As if the save had gone on in the meantime.
+            shutil.copytree(tmp_path / "copy", out)
+            (out / "config.json").unlink()
+            if beside is not None:
+                (out / beside).parent.mkdir(parents=True, exist_ok=True)
+                (out / beside).write_text("")
+            checkpoints.save(40, state_after(40), {})
+    assert out.exists() is (beside is not None)
+    assert beside is None or (out / "checkpoints" / "30").exists()
+
+
 # Processes that die, disks that are full
 
 
