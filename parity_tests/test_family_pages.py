@@ -31,10 +31,7 @@ MEMBERS = {
     "frequency-dynamic-conv": ["FrequencyDynamicConv"],
 }
 
-NOT_TIMED = {
-    *("adaptive-conv", "dymn", "dynamic-conv-transpose", "modulated-conv"),
-    *("fd-conv", "frequency-dynamic-conv"),
-}
+NOT_TIMED = {"dynamic-conv-transpose"}
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 
