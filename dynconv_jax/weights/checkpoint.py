@@ -124,8 +124,8 @@ def create_model_from_checkpoint(
     shapes = shapes_of(values)
     try:
         check_size(shapes)
-        values = without_scheduled(values, options)
-        match = identify(values, prepare)
+        arrays = without_scheduled(values, options)
+        match = identify(arrays, prepare)
         if match is None or match.problems:
             written = in_words(unwrapped.values, values)
 
@@ -143,7 +143,7 @@ def create_model_from_checkpoint(
             if "conv" in read
             else OWN.get(match.call.name),
         )
-        model, loading, problems = misfits(arguments, values, prepare)
+        model, loading, problems = misfits(arguments, arrays, prepare)
         if problems:
             raise ValueError(contradiction(read, options, problems))
     except ValueError as error:

@@ -161,9 +161,8 @@ def _ideal(wide: Tensor, reductions: Sequence[int]) -> Iterator[Tensor]:
 
 def _masked(wide: Tensor, reductions: Sequence[int], low_pass: str) -> Iterator[Tensor]:
     """Yields what each reduction keeps of the images, by masks of their spectrum."""
-    if (
-        isinstance(wide.shape[0], int) and not wide.shape[0]
-    ):  # of no images there is no transform
+    # Of no images there is no transform.
+    if isinstance(wide.shape[0], int) and not wide.shape[0]:
         yield from (wide for _ in reductions)
         return
     height, width = (int(size) for size in wide.shape[2:])

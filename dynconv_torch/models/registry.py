@@ -183,7 +183,7 @@ def create_model(
             "with the signature of `nn.Conv2d`"
         )
     own = OWN.get(name)
-    if layer is not None and layer in STEERED.values() and layer is not own:
+    if layer in STEERED.values() and layer is not own:
         raise ValueError(
             f"`conv` (={conv!r}) needs a network that steers its convolutions, which "
             f"DyMN does alone, and {name} does not; choose one of {list_convolutions()}"

@@ -69,6 +69,13 @@ def test_without_its_head_a_checkpoint_is_told_the_way(package):
 
 
 @BOTH
+def test_a_temperature_that_is_given_does_not_change_the_way(package):
+    state_dict = zeros(shapes_of(**SMALL))
+    body = {k: v for k, v in state_dict.items() if not k.startswith("fc.")}
+    assert refusal(package, body, temperature=2.0) == refusal(package, body)
+
+
+@BOTH
 @pytest.mark.parametrize(("taken", "put"), [("backbone.", ""), ("", "cnn."), ("", "")])
 def test_the_way_without_a_head_is_one_for_the_keys_that_were_given(
     package, taken, put

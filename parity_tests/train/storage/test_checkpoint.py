@@ -317,19 +317,24 @@ def test_empty_or_broken_seal_is_none(content, two, capsys):
     assert "is damaged: it has a seal that" in capsys.readouterr().err
 
 
+def watched(out):
+    """Makes the directory of a run; returns what fails once it is gone."""
+    out.mkdir()
+    (out / "config.json").write_text("{}")
+
+    def check() -> None:
+        if not (out / "config.json").exists():
+            raise TrainingFailed("--out was removed")
+
+    return check
+
+
 @pytest.mark.parametrize("is_under_way", [False, True])
 def test_save_into_a_directory_that_is_gone_brings_nothing_back(
     is_under_way, tmp_path, capsys
 ):
     out = tmp_path / "run"
-    gone = TrainingFailed("--out was removed")
-
-    def check() -> None:
-        if not (out / "config.json").exists():
-            raise gone
-
-    out.mkdir()
-    (out / "config.json").write_text("{}")
+    check = watched(out)
     with pytest.raises(TrainingFailed, match="--out was removed"):
         with Checkpoints(out / "checkpoints", 3, RUN, check=check) as checkpoints:
             checkpoints.save(20, state_after(20), {})
@@ -349,13 +354,7 @@ def test_a_checkpoint_that_a_save_brings_back_goes_unless_there_is_more(
     beside, tmp_path
 ):
     out = tmp_path / "run"
-
-    def check() -> None:
-        if not (out / "config.json").exists():
-            raise TrainingFailed("--out was removed")
-
-    out.mkdir()
-    (out / "config.json").write_text("{}")
+    check = watched(out)
     with pytest.raises(TrainingFailed, match="--out was removed"):
         with Checkpoints(out / "checkpoints", 3, RUN, check=check) as checkpoints:
             checkpoints.save(30, state_after(30), {})
