@@ -221,7 +221,6 @@ def test_without_a_tracer_the_choice_is_by_cost():
 
 LARGE = {
     "resnet18": dict(conv="dynamic"),
-    "mobilenet_v2": dict(conv="odconv", width_mult=0.25),
     "efficientnet_cc_b0_4e": {},
 }
 

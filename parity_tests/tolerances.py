@@ -105,31 +105,78 @@ def assert_close(
             f"unexpected {sorted(actual.keys() - expected.keys())}"
         )
     tolerance = TOLERANCES[dtype].relative
-    wide = {name: np.asarray(array, np.float64) for name, array in expected.items()}
-    finite = [np.abs(array[np.isfinite(array)]) for array in wide.values()]
-    floor *= max((array.max(initial=0.0) for array in finite), default=0.0)
+    least = _least(expected, floor)
     failures = []
-    for name, reference in wide.items():
-        array = np.asarray(actual[name], np.float64)
+    for name, reference in expected.items():
+        array = np.asarray(actual[name])
+        reference = np.asarray(reference)
         if array.shape != reference.shape:
             failures.append(f"{name} has shape {array.shape}, not {reference.shape}")
             continue
         if array.size == 0:
             continue
-        magnitudes = np.abs(reference[np.isfinite(reference)])
-        scale = max(magnitudes.max(initial=0.0), floor, np.finfo(float).tiny)
-        same = (array == reference) | (np.isnan(array) & np.isnan(reference))
-        with np.errstate(invalid="ignore"):
-            error = np.where(same, 0.0, np.abs(array - reference) / scale)
-        error = np.where(np.isnan(error), np.inf, error)  # NaN in one of the two only
+        error = _relative_errors(array, reference, least)
         worst = np.unravel_index(error.argmax(), error.shape)
         if error[worst] > tolerance:
             index = f"[{', '.join(map(str, worst))}]" if worst else ""
+            values = float(array[worst]), float(reference[worst])
             failures.append(
-                f"{name}{index} is {array[worst]}, expected {reference[worst]}: "
+                f"{name}{index} is {values[0]}, expected {values[1]}: "
                 f"relative error {error[worst]:.1e}, tolerance {tolerance:.1e}"
             )
     if failures:
         raise ParityError(
-            f"{len(failures)} of {len(wide)} arrays differ:\n  " + "\n  ".join(failures)
+            f"{len(failures)} of {len(expected)} arrays differ:\n  "
+            + "\n  ".join(failures)
         )
+
+
+def worst_error(
+    actual: Mapping[str, Any], expected: Mapping[str, Any], *, floor: float = 0.0
+) -> float:
+    """Returns how far named arrays are apart, as `assert_close` measures it.
+
+    Args:
+        actual: Arrays by name.
+        expected: Arrays by name.
+        floor: As in `assert_close`.
+
+    Returns:
+        The largest relative error of all; infinity if names or shapes differ, or a
+        value is not finite in one array only.
+
+    Example:
+        >>> worst_error({"output": np.array([1.5])}, {"output": np.array([2.0])})
+        0.25
+    """
+    least = _least(expected, floor)
+    worst = 0.0 if actual.keys() == expected.keys() else np.inf
+    for name in actual.keys() & expected.keys():
+        array, reference = np.asarray(actual[name]), np.asarray(expected[name])
+        if array.shape != reference.shape:
+            return np.inf
+        errors = _relative_errors(array, reference, least)
+        worst = max(worst, float(errors.max(initial=0.0)))
+    return worst
+
+
+def _least(expected: Mapping[str, Any], floor: float) -> float:
+    """Returns what no array is measured against less than."""
+    scales = (_scale(np.asarray(array, np.float64)) for array in expected.values())
+    return max(floor * max(scales, default=0.0), float(np.finfo(float).tiny))
+
+
+def _scale(array: np.ndarray) -> float:
+    return float(np.abs(array[np.isfinite(array)]).max(initial=0.0))
+
+
+def _relative_errors(
+    array: np.ndarray, reference: np.ndarray, least: float
+) -> np.ndarray:
+    """Returns the error of each value, infinite where one of the two alone is a NaN."""
+    array, reference = array.astype(np.float64), reference.astype(np.float64)
+    same = (array == reference) | (np.isnan(array) & np.isnan(reference))
+    scale = max(_scale(reference), least)
+    with np.errstate(invalid="ignore"):
+        error = np.where(same, 0.0, np.abs(array - reference) / scale)
+    return np.where(np.isnan(error), np.inf, error)

@@ -185,7 +185,7 @@ def test_published_state_dicts_load_strictly_and_come_back(rng):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", whole.names_of("test_dymn"))
+@pytest.mark.parametrize("name", whole.tested("test_dymn"))
 def test_whole_networks_agree(name, rng):
     whole.assert_whole_parity(name, rng)
 

@@ -94,7 +94,7 @@ def test_nets_train_alike(optimizer, rng):
     )
 
 
-@pytest.mark.parametrize("name", whole.names_of("test_dynamic_net"))
+@pytest.mark.parametrize("name", whole.tested("test_dynamic_net"))
 def test_whole_networks_agree(name, rng):
     whole.assert_whole_parity(name, rng)
 

@@ -207,9 +207,9 @@ def test_networks_that_are_all_dynamic_agree(conv, rng):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", whole.names_of("test_efficientnet_cc"))
+@pytest.mark.parametrize("name", whole.tested("test_efficientnet_cc"))
 def test_whole_networks_agree(name, rng):
-    whole.assert_whole_parity(name, rng, batch=4)
+    whole.assert_whole_parity(name, rng)
 
 
 # What else a network must do.

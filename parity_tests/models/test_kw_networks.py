@@ -130,20 +130,10 @@ def test_published_checkpoints_load_strictly_into_the_twin_in_memory():
 # What networks compute.
 
 
-# Half the parameters of ResNet-50 have a basis. The norms inside of the attention are
-# over pooled vectors, see `whole`; τ is as in the middle of training.
-WHOLE: dict[str, dict[str, Any]] = {
-    "kw_convnext_tiny": dict(batch=2, size=(64, 32)),
-    "kw_mobilenet_v2": dict(batch=8),
-    "kw_resnet18": dict(batch=6),
-    "kw_resnet50": dict(batch=4, ratio=0.5),
-}
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", whole.names_of("test_kw_networks"))
+@pytest.mark.parametrize("name", whole.tested("test_kw_networks"))
 def test_whole_networks_agree(name, rng):
-    whole.assert_whole_parity(name, rng, assignment=0.5, **WHOLE[name])
+    whole.assert_whole_parity(name, rng)
 
 
 # Which layers share.

@@ -42,7 +42,8 @@ FAST = "dynamic_net", "resnet18", "mobilenet_v2"
         else pytest.param(name, conv, marks=pytest.mark.slow)
         for name in list_models()
         for conv in CONVOLUTIONS
-        if conv == "static" or not name.startswith("kw_")
+        if conv == "static"
+        or (name in registered.ARCHITECTURES and not name.startswith("kw_"))
     ],
 )
 def test_each_key_of_a_network_is_at_one_depth(name, conv):
@@ -55,7 +56,7 @@ def test_each_key_of_a_network_is_at_one_depth(name, conv):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", registered.NAMES)
+@pytest.mark.parametrize("name", [*registered.ARCHITECTURES, *registered.QUICK])
 def test_the_head_is_what_has_a_size_for_the_classes(name):
     net, other = (abstract(name, "static", classes) for classes in (7, 5))
     of_seven, of_five = torch_shapes(net), torch_shapes(other)

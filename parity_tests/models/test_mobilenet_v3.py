@@ -139,7 +139,7 @@ def test_dynamic_net_of_two_blocks_agrees(conv, routers, rng):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", whole.names_of("test_mobilenet_v3"))
+@pytest.mark.parametrize("name", whole.tested("test_mobilenet_v3"))
 def test_whole_networks_agree(name, rng):
     whole.assert_whole_parity(name, rng)
 

@@ -244,21 +244,10 @@ def test_a_flat_network_with_a_dynamic_head_agrees(rng):
     assert_parity(*networks.twins(*build, x, rng, 7, conv=conv, **options), x)
 
 
-# Attentions and heads have norms over pooled vectors; see `whole`. The temperature is
-# one of those that ODConv is trained at, from 30 to 1.
-WHOLE: dict[str, dict[str, Any]] = {
-    "dcd_": dict(batch=4),
-    "od_": dict(batch=6, conv_options={"temperature": 4.0}),
-    # Of two pixels a sample of this depth grows beyond all numbers, square by square.
-    "dcd_resnet101": dict(batch=8, size=(33, 24)),
-}
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", whole.names_of("test_published"))
+@pytest.mark.parametrize("name", whole.tested("test_published"))
 def test_whole_networks_agree(name, rng):
-    family, _, _ = name.partition("resnet" if "resnet" in name else "mobilenet")
-    whole.assert_whole_parity(name, rng, **(WHOLE.get(name) or WHOLE[family]))
+    whole.assert_whole_parity(name, rng)
 
 
 def test_names_and_settings_are_those_of_the_twin():

@@ -83,11 +83,11 @@ def test_another_seed_gives_other_parameters(finished, tmp_path):
 
 
 @pytest.mark.slow
-def test_eight_devices_give_the_losses_of_one(balanced, tmp_path):
+def test_eight_devices_that_share_parameters_give_the_losses_of_one(balanced, tmp_path):
     subprocess.run(
         [
             *(sys.executable, "-m", "train", *SMALL, "--num-experts=2"),
-            *(*BALANCED, f"--out={tmp_path}"),
+            *(*BALANCED, "--fsdp", f"--out={tmp_path}"),
         ],
         cwd=ROOT,
         env=os.environ

@@ -365,18 +365,18 @@ def test_a_router_that_layers_share_stands_for_itself(rng):
 
 @pytest.mark.slow
 def test_one_step_after_the_start_moves_every_expert():
-    name = "mobilenet_v2"
-    build: dict[str, Any] = dict(num_classes=3, param_dtype="float64", width_mult=0.25)
-    static: Any = create_model(name, conv="static", rngs=nnx.Rngs(3), **build)
-    images = jnp.asarray(np.random.default_rng(0).normal(size=(3, 33, 40, 3)))
-    warmed(static)
-    model: Any = create_model(name, conv="dynamic", rngs=nnx.Rngs(4), **build)
+    build: dict[str, Any] = dict(
+        num_classes=3,
+        param_dtype="float64",
+        width_mult=0.25,
+        stages=((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 2, 2)),
+    )
+    static, model = (
+        create_model("mobilenet_v2", conv=conv, rngs=nnx.Rngs(seed), **build)
+        for seed, conv in enumerate(["static", "dynamic"])
+    )
     init_from_static(model, static)
-    graphdef, state = nnx.split(evaluated(model))
-    logits = jax.jit(lambda state: nnx.merge(graphdef, state)(images))(state)
-    expected = jax.jit(evaluated(static))(images)
-    assert_close({"logits": logits}, {"logits": expected}, dtype="float64")
-
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(3, 33, 24, 3)))
     graphdef, params, rest = nnx.split(evaluated(model), nnx.Param, ...)
 
     @jax.jit
@@ -391,7 +391,7 @@ def test_one_step_after_the_start_moves_every_expert():
     moved = step(params)
     before, after = dict(nnx.to_flat_state(params)), dict(nnx.to_flat_state(moved))
     layers = [path for path, part in nnx.iter_modules(model) if hasattr(part, "router")]
-    assert len(layers) >= 16
+    assert len(layers) >= 14
     for path in layers:
         old, new = (each[(*path, "kernel")].get_value() for each in (before, after))
         changed = [bool((a != b).any()) for a, b in zip(old, new, strict=True)]

@@ -1,0 +1,173 @@
+"""python -m parity_tests.tools.compare_networks: how far each network is from its twin.
+
+Every network that has a name is computed by both frameworks, whole and in float64, in
+evaluation and in training, where also its gradients are, and its buffers. The page has
+a row for each, with the largest differences.
+"""
+
+import dataclasses
+import functools
+import sys
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+import torch
+import tyro
+
+import dynconv_jax
+from benchmarks.machine import describe
+from dynconv_jax.weights import write_file
+from parity_tests.passes import copy_weights, run_jax, run_torch
+from parity_tests.tolerances import GRADIENT_FLOOR, TOLERANCES, worst_error
+from parity_tests.tools import alike, whole
+
+TOLERANCE = TOLERANCES["float64"].relative
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Which networks to compare, and where the page goes."""
+
+    names: tuple[str, ...] = ()
+    """Their names; without any, all of `list_models()`."""
+
+    seed: int = 0
+    """Where the images, the parameters and the cotangents come from, with the name."""
+
+    out: Path = Path("docs/how/networks.md")
+    """The page."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """How far a network is from its twin, each relative to the largest value.
+
+    Attributes:
+        name: The name of the network.
+        parameters: How many it has.
+        images: The shape of what it saw, (B, H, W, C).
+        in_evaluation: Of the outputs.
+        in_training: Of the outputs.
+        gradients: Of the images' gradients and those of every parameter.
+        buffers: Of running statistics, after the pass in training.
+    """
+
+    name: str
+    parameters: int
+    images: Sequence[int]
+    in_evaluation: float
+    in_training: float
+    gradients: float
+    buffers: float
+
+    @property
+    def errors(self) -> tuple[float, ...]:
+        """The differences, in the order of the columns."""
+        return self.in_evaluation, self.in_training, self.gradients, self.buffers
+
+    @property
+    def holds(self) -> bool:
+        """Whether none is more than the table of tolerances allows."""
+        return all(error <= TOLERANCE for error in self.errors)
+
+
+def main(config: Config) -> int:
+    """Compares the networks, and writes the page.
+
+    Returns:
+        How many networks are further from their twins than the table allows.
+
+    Raises:
+        SystemExit: If a name is not known.
+    """
+    known = dynconv_jax.list_models()
+    if unknown := sorted({*config.names} - {*known}):
+        raise SystemExit(f"`names` (={unknown}) must be among {known}")
+    compared = []
+    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+        for family in whole.FAMILIES:
+            for name in whole.names_of(family):
+                if not config.names or name in config.names:
+                    compared.append(compare(name, config.seed))
+                    print(compared[-1], flush=True)
+            jax.clear_caches()  # gigabytes, of which the next family needs nothing
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    write_file(config.out, render(config, compared).encode())
+    return sum(not each.holds for each in compared)
+
+
+def compare(name: str, seed: int) -> Comparison:
+    """Computes a network and its twin.
+
+    Args:
+        name: One of `list_models()`.
+        seed: With the name, where all that is drawn comes from.
+    """
+    torch.manual_seed(seed)
+    rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+    ours, theirs, images = whole.pair(name, rng)
+    copy_weights(theirs, ours)
+    in_jax = functools.partial(run_jax, ours, images, jit=False)
+    in_torch = functools.partial(run_torch, theirs, images)
+    with alike.compiled_once(ours):
+        actual, expected = (
+            run(cotangent=None, training=False)[0] for run in (in_jax, in_torch)
+        )
+        cotangent = rng.normal(size=expected.shape)
+        outputs, gradients, buffers = zip(
+            *(run(cotangent=cotangent, training=True) for run in (in_jax, in_torch)),
+            strict=True,
+        )
+    return Comparison(
+        name,
+        sum(parameter.numel() for parameter in theirs.parameters()),
+        images.shape,
+        worst_error({"": actual}, {"": expected}),
+        worst_error({"": outputs[0]}, {"": outputs[1]}),
+        worst_error(*gradients, floor=GRADIENT_FLOOR),
+        worst_error(*buffers),
+    )
+
+
+def render(config: Config, compared: Sequence[Comparison]) -> str:
+    """Returns the page."""
+    machine = ", ".join(f"{name} {value}" for name, value in describe().items())
+    within = sum(each.holds for each in compared)
+    lines = [
+        "# Every network, whole",
+        "",
+        "How far the networks of `list_models()` are from their twins in "
+        "`dynconv_torch`, whole, with seven",
+        "classes and in float64: the largest difference relative to the largest value "
+        "of its array, and of",
+        "gradients as [Parity and tolerances](parity.md) says, which allows "
+        f"{TOLERANCE:.0e}. {within} of {len(compared)} are within it.",
+        "`parity_tests/tools/whole.py` says what they are given, and",
+        "`python -m parity_tests.tools.compare_networks` writes this page anew.",
+        "",
+        f"Seed {config.seed}. Machine: {machine}.",
+        "",
+        "| network | parameters | images | outputs in evaluation | in training "
+        "| gradients | buffers |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for each in compared:
+        errors = [
+            f"**{error:.0e}**"
+            if error > TOLERANCE
+            else f"{error:.0e}"
+            if error
+            else "0"
+            for error in each.errors
+        ]
+        shape = "×".join(map(str, each.images))
+        cells = f"`{each.name}`", f"{each.parameters:,}", shape, *errors
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Config, description=__doc__)))
