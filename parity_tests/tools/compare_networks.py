@@ -155,18 +155,17 @@ def render(config: Config, compared: Sequence[Comparison]) -> str:
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for each in compared:
-        errors = [
-            f"**{error:.0e}**"
-            if error > TOLERANCE
-            else f"{error:.0e}"
-            if error
-            else "0"
-            for error in each.errors
-        ]
+        errors = map(as_cell, each.errors)
         shape = "×".join(map(str, each.images))
         cells = f"`{each.name}`", f"{each.parameters:,}", shape, *errors
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def as_cell(error: float) -> str:
+    """Returns an error as the table has it, bold if it is too large."""
+    text = f"{error:.0e}" if error else "0"
+    return f"**{text}**" if error > TOLERANCE else text
 
 
 if __name__ == "__main__":
