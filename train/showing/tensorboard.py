@@ -1,6 +1,8 @@
 """The metrics of a run as TensorBoard reads them."""
 
+import contextlib
 import os
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
@@ -30,7 +32,8 @@ class TensorBoard:
         goes_on = False
         with run.writing() as is_mine:
             if is_mine:
-                from tensorboardX.event_file_writer import EventsWriter
+                with without("torch"):
+                    from tensorboardX.event_file_writer import EventsWriter
 
                 folder = run.path / TENSORBOARD
                 folder.mkdir(exist_ok=True)
@@ -68,6 +71,33 @@ class TensorBoard:
         with self._run.writing():
             self._writer.write_event(event)
             self._writer.flush()
+
+
+@contextlib.contextmanager
+def without(package: str) -> Iterator[None]:
+    """Has imports of a package fail meanwhile, unless it has been imported.
+
+    tensorboardX imports PyTorch where it finds it, which takes a second or two, for
+    what is not used here.
+
+    Args:
+        package: The package that is to seem not installed.
+
+    Example:
+        >>> with without("a_package"):
+        ...     import a_package
+        Traceback (most recent call last):
+        ModuleNotFoundError: import of a_package halted; None in sys.modules
+    """
+    modules: dict[str, Any] = sys.modules
+    if package in modules:
+        yield
+        return
+    modules[package] = None
+    try:
+        yield
+    finally:
+        del modules[package]
 
 
 def scalars_of(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

@@ -1,12 +1,15 @@
 """TensorBoard's files: what is logged is in them, and what is written again is not."""
 
 import struct
+import subprocess
+import sys
 from typing import Any
 
 from tensorboardX.proto import event_pb2
 
+from parity_tests.tools.checkout import ROOT
 from train.flags.config import Config
-from train.showing.tensorboard import TensorBoard, scalars_of
+from train.showing.tensorboard import TensorBoard, scalars_of, without
 from train.storage.run_directory import RunDirectory
 
 # Its classes are made when it is imported, where a type checker does not see them.
@@ -80,3 +83,36 @@ def test_run_that_died_before_its_first_checkpoint_has_all_left_out(tmp_path):
 def test_other_processes_write_nothing(tmp_path):
     write(tmp_path, [{"step": 1, "loss": 1.0}], step=3, is_writer=False)
     assert list(tmp_path.iterdir()) == []
+
+
+PROGRAM = """
+import importlib.util, sys
+from pathlib import Path
+from train.flags.config import Config
+from train.showing.tensorboard import TensorBoard
+from train.storage.run_directory import RunDirectory
+
+with RunDirectory(Config(out=Path(sys.argv[1]))) as run, TensorBoard(run) as board:
+    board.log({"step": 1, "loss": 2.0})
+assert "torch" not in sys.modules
+assert importlib.util.find_spec("torch")
+"""
+
+
+def test_events_are_written_without_pytorch_which_is_there_afterwards(tmp_path):
+    out = tmp_path / "run"
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(out)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    (file,) = (out / "tensorboard").iterdir()
+    assert file.stat().st_size > 0
+
+
+def test_a_package_that_has_been_imported_stays():
+    with without("struct"):
+        import struct as again
+    assert again is struct
