@@ -62,9 +62,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Has shapes checked, if asked to, before anything imports the packages."""
+    """Has shapes checked, if asked to, before anything imports the packages.
+
+    Says also in which order files are begun.
+    """
     if config.getoption("check_shapes"):
         shapes.install(["dynconv_jax", "dynconv_torch"])
+    # Files of many tests are begun first, unless told otherwise. Of the slow ones those
+    # of few tests take the longest, and would be left to one process at the end.
+    if config.getoption("markexpr") == "slow":
+        config.option.loadscopereorder = False
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

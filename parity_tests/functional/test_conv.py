@@ -242,13 +242,6 @@ def test_any_mapping_computes_what_xla_does(mapping):
     check_mapping(*mapping)
 
 
-@pytest.mark.slow
-@settings(max_examples=24, **SETTINGS)
-@given(mappings())
-def test_many_mappings_compute_what_xla_does(mapping):
-    check_mapping(*mapping)
-
-
 @pytest.mark.parametrize("name", ["strided", "depthwise"])
 @pytest.mark.parametrize("is_mapped", [False, True])
 def test_derivatives_of_derivatives(name, is_mapped, rng):

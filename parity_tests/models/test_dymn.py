@@ -14,7 +14,6 @@ from dynconv_jax import count_parameters, load_torch_state_dict, to_torch_state_
 from dynconv_jax.weights.recognize import candidates
 from dynconv_jax.weights.torch_layout import torch_shapes
 from parity_tests.parity import as_torch, assert_parity, torch_state
-from parity_tests.tools import whole
 from parity_tests.tools.narrow_dymn import (
     TWO_BLOCKS,
     twins,
@@ -182,12 +181,6 @@ def test_published_state_dicts_load_strictly_and_come_back(rng):
 
 
 # The same function.
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", whole.tested("test_dymn"))
-def test_whole_networks_agree(name, rng):
-    whole.assert_whole_parity(name, rng)
 
 
 def test_net_of_two_blocks_agrees(rng):

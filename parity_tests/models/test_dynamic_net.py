@@ -94,9 +94,8 @@ def test_nets_train_alike(optimizer, rng):
     )
 
 
-@pytest.mark.parametrize("name", whole.tested("test_dynamic_net"))
-def test_whole_networks_agree(name, rng):
-    whole.assert_whole_parity(name, rng)
+def test_a_whole_network_agrees(rng):
+    whole.assert_whole_parity("dynamic_net", rng)
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ from dynconv_torch import models as torch_models
 from dynconv_torch.models import efficientnet_cc as twin
 from parity_tests.parity import as_torch, assert_parity, torch_state
 from parity_tests.tolerances import assert_close
-from parity_tests.tools import networks, whole
+from parity_tests.tools import networks
 
 BUILD = EfficientNet, twin.EfficientNet
 COND = (
@@ -204,12 +204,6 @@ def test_networks_that_are_all_dynamic_agree(conv, rng):
     x = rng.normal(size=(2, 17, 18, 3))
     options = dict(dynamic="all", tensorflow=True)
     assert_parity(*narrow_twins(x, rng, conv, SEPARABLE_FIRST, **options), x)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", whole.tested("test_efficientnet_cc"))
-def test_whole_networks_agree(name, rng):
-    whole.assert_whole_parity(name, rng)
 
 
 # What else a network must do.

@@ -42,9 +42,8 @@ def test_networks_agree(activation, rng):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", whole.tested("test_fdy_cnn"))
-def test_whole_networks_agree(name, rng):
-    whole.assert_whole_parity(name, rng)
+def test_a_whole_network_agrees(rng):
+    whole.assert_whole_parity("fdy_cnn", rng)
 
 
 def test_outputs_and_features_agree(rng):

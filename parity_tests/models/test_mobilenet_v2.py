@@ -21,7 +21,7 @@ from dynconv_torch import DynamicConv2d
 from dynconv_torch import models as torch_models
 from dynconv_torch.models.mobilenet_v2 import make_divisible as torch_make_divisible
 from parity_tests.parity import assert_parity, assert_training_parity
-from parity_tests.tools import networks, whole
+from parity_tests.tools import networks
 
 BUILD = models.mobilenet_v2, torch_models.mobilenet_v2
 ROUTED = networks.RoutedConv, networks.RoutedConv2d
@@ -134,12 +134,6 @@ def test_widths_lose_a_tenth_at_the_most(value):
 
 
 # The same function.
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", whole.tested("test_mobilenet_v2"))
-def test_whole_networks_agree(name, rng):
-    whole.assert_whole_parity(name, rng)
 
 
 def test_dynamic_net_of_two_blocks_agrees(rng):

@@ -139,9 +139,8 @@ def test_dynamic_net_of_two_blocks_agrees(conv, routers, rng):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", whole.tested("test_mobilenet_v3"))
-def test_whole_networks_agree(name, rng):
-    whole.assert_whole_parity(name, rng)
+def test_a_whole_network_agrees(rng):
+    whole.assert_whole_parity("mobilenet_v3_small", rng)
 
 
 def plain_net(x, state, blocks):

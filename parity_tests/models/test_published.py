@@ -245,7 +245,7 @@ def test_a_flat_network_with_a_dynamic_head_agrees(rng):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", whole.tested("test_published"))
+@pytest.mark.parametrize("name", ["dcd_resnet18", "od_resnet18"])
 def test_whole_networks_agree(name, rng):
     whole.assert_whole_parity(name, rng)
 

@@ -1,6 +1,5 @@
 """Models by name: the same names in both frameworks, and help with wrong ones."""
 
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,20 +11,11 @@ import dynconv_jax
 import dynconv_torch
 from dynconv_jax.models import registry
 from dynconv_torch.models import registry as torch_registry
-from parity_tests.tools import registered, whole
+from parity_tests.tools import registered
 from parity_tests.tools.networks import abstract, on_meta, shapes_of
 from parity_tests.tools.slow import thinned
 
 BUILDERS = pytest.mark.parametrize("build", [abstract, on_meta])
-
-
-def test_each_network_is_of_a_family_of_which_tests_compare_some_whole():
-    compared = [name for family in whole.FAMILIES for name in whole.names_of(family)]
-    assert sorted(compared) == dynconv_jax.list_models()
-    for family in whole.FAMILIES:
-        assert whole.tested(family)
-        tests = (Path(__file__).parent / f"{family}.py").read_text()
-        assert f'whole.tested("{family}")' in tests
 
 
 def test_both_frameworks_know_the_same_names():

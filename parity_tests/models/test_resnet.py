@@ -123,9 +123,8 @@ def test_static_nets_have_as_many_parameters_as_published(name, count):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", whole.tested("test_resnet"))
-def test_whole_networks_agree(name, rng):
-    whole.assert_whole_parity(name, rng)
+def test_a_whole_network_agrees(rng):
+    whole.assert_whole_parity("resnet18", rng)
 
 
 @pytest.mark.slow
@@ -172,7 +171,7 @@ def test_a_block_routes_the_layers_that_need_it(block, dynamic, routers, rng):
 @pytest.mark.slow
 def test_a_network_routes_the_layers_that_need_it(routers, rng):
     x = rng.normal(size=(2, 24, 33, 3))
-    blocks = resnet.Bottleneck, torch_resnet.Bottleneck
+    blocks = resnet.BasicBlock, torch_resnet.BasicBlock
     ours, theirs = networks.twins(
         functools.partial(models.ResNet, blocks[0]),
         functools.partial(torch_models.ResNet, blocks[1]),

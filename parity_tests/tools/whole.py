@@ -19,51 +19,11 @@ import numpy as np
 import torch
 from flax import nnx
 
-import dynconv_jax
 import dynconv_torch
 from dynconv_jax.models.options import option_names
 from dynconv_jax.models.registry import MODELS
 from parity_tests.parity import assert_parity
 from parity_tests.tools import alike, networks
-
-# The file in `parity_tests/models` that has them, and how their names begin.
-FAMILIES = {
-    "test_dymn": ("dymn",),
-    "test_dynamic_net": ("dynamic_net",),
-    "test_efficientnet_cc": ("efficientnet_cc", "tf_efficientnet_cc"),
-    "test_fdy_cnn": ("fdy_cnn",),
-    "test_kw_networks": ("kw_",),
-    "test_mobilenet_v2": ("mobilenet_v2",),
-    "test_mobilenet_v3": ("mobilenet_v3",),
-    "test_published": ("dcd_", "od_"),
-    "test_resnet": ("resnet",),
-}
-
-
-def names_of(family: str) -> list[str]:
-    """Returns the names of a family's networks.
-
-    Args:
-        family: One of `FAMILIES`.
-    """
-    starts = FAMILIES[family]
-    return [name for name in dynconv_jax.list_models() if name.startswith(starts)]
-
-
-# Those that tests compare, which are small; `compare_networks` compares all.
-TESTED = (
-    *("dcd_resnet18", "dymn04", "dynamic_net", "efficientnet_cc_b0_4e", "fdy_cnn"),
-    *("kw_resnet18", "mobilenet_v2", "mobilenet_v3_small", "od_resnet18", "resnet18"),
-)
-
-
-def tested(family: str) -> list[str]:
-    """Returns the names of a family's networks that tests compare.
-
-    Args:
-        family: One of `FAMILIES`.
-    """
-    return [name for name in names_of(family) if name in TESTED]
 
 
 @dataclasses.dataclass(frozen=True)
