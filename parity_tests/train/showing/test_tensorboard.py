@@ -86,7 +86,7 @@ def test_other_processes_write_nothing(tmp_path):
 
 
 PROGRAM = """
-import importlib.util, sys
+import sys
 from pathlib import Path
 from train.flags.config import Config
 from train.showing.tensorboard import TensorBoard
@@ -94,12 +94,11 @@ from train.storage.run_directory import RunDirectory
 
 with RunDirectory(Config(out=Path(sys.argv[1]))) as run, TensorBoard(run) as board:
     board.log({"step": 1, "loss": 2.0})
-assert "torch" not in sys.modules
-assert importlib.util.find_spec("torch")
+assert "torch" not in sys.modules  # nor what has its import fail
 """
 
 
-def test_events_are_written_without_pytorch_which_is_there_afterwards(tmp_path):
+def test_events_are_written_without_an_import_of_pytorch(tmp_path):
     out = tmp_path / "run"
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(out)],
