@@ -26,13 +26,13 @@ from flax import nnx
 
 from dynconv_jax.weights import to_torch_state_dict
 from parity_tests.passes import (
+    Pass,
     as_numpy,
     as_torch,
     channels_first,
     channels_last,
     copy_weights,
-    run_jax,
-    run_torch,
+    run_both,
     torch_state,
 )
 from parity_tests.tolerances import (
@@ -108,7 +108,7 @@ def assert_parity(
         if mode in gradients_in:
             cotangent = channels_last(draw.normal(size=shape)).astype(inputs.dtype)
         settings = cotangent, training, jit
-        both = _run_both(jax_module, torch_module, inputs, *settings, **arguments)
+        both = run_both(jax_module, torch_module, inputs, *settings, **arguments)
         try:
             _compare(*both, dtype, GRADIENT_FLOOR)
         except ParityError as error:
@@ -118,28 +118,6 @@ def assert_parity(
             ):
                 continue
             raise ParityError(f"in {mode} mode, {error}") from None
-
-
-Pass = tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]
-
-
-def _run_both(
-    jax_module: nnx.Module,
-    torch_module: torch.nn.Module,
-    inputs: np.ndarray,
-    cotangent: np.ndarray | None,
-    training: bool,
-    jit: bool,
-    **arguments: np.ndarray,
-) -> tuple[Pass, Pass]:
-    """Returns what a pass of each gives, JAX's first."""
-    expected = run_torch(
-        torch_module, inputs, cotangent, training=training, **arguments
-    )
-    actual = run_jax(
-        jax_module, inputs, cotangent, training=training, jit=jit, **arguments
-    )
-    return actual, expected
 
 
 def _compare(actual: Pass, expected: Pass, dtype: str, floor: float) -> None:
@@ -173,7 +151,7 @@ def _differs_by_rounding(
             inputs = _widen(inputs)
             cotangent = None if cotangent is None else _widen(cotangent)
             arguments = {name: _widen(array) for name, array in arguments.items()}
-            passes = _run_both(*wide, inputs, cotangent, *settings, **arguments)
+            passes = run_both(*wide, inputs, cotangent, *settings, **arguments)
             _compare(*passes, "float64", GRADIENT_FLOOR)
     # What has a dtype of its own may not compute in another.
     except (ParityError, TypeError, ValueError, RuntimeError):

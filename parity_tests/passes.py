@@ -14,6 +14,9 @@ from flax import nnx
 import dynconv_jax
 from dynconv_jax.weights import to_torch_state_dict, torch_variables
 
+# Outputs; gradients by name; the state by PyTorch's keys.
+Pass = tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]
+
 
 def as_numpy(tensor: torch.Tensor) -> np.ndarray:
     """Returns a tensor as a NumPy array of the same dtype, bfloat16 included."""
@@ -78,7 +81,7 @@ def run_jax(
     training: bool,
     jit: bool = True,
     **arguments: np.ndarray,
-) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]:
+) -> Pass:
     """Runs a JAX module forward and backward.
 
     Args:
@@ -147,7 +150,7 @@ def run_torch(
     *,
     training: bool,
     **arguments: np.ndarray,
-) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]:
+) -> Pass:
     """Runs a PyTorch module forward and backward; the counterpart of `run_jax`.
 
     Arrays go in and come out channels last. The module's buffers change as they do in
@@ -183,3 +186,22 @@ def run_torch(
         gradients["inputs"] = channels_last(gradients["inputs"])
     module.train(was_training)
     return channels_last(as_numpy(outputs)), gradients, torch_state(module)
+
+
+def run_both(
+    jax_module: nnx.Module,
+    torch_module: torch.nn.Module,
+    inputs: np.ndarray,
+    cotangent: np.ndarray | None,
+    training: bool,
+    jit: bool = True,
+    **arguments: np.ndarray,
+) -> tuple[Pass, Pass]:
+    """Runs both modules by `run_jax` and `run_torch`; returns what JAX gives first."""
+    expected = run_torch(
+        torch_module, inputs, cotangent, training=training, **arguments
+    )
+    actual = run_jax(
+        jax_module, inputs, cotangent, training=training, jit=jit, **arguments
+    )
+    return actual, expected

@@ -149,10 +149,12 @@ def worst_error(
         >>> worst_error({"output": np.array([1.5])}, {"output": np.array([2.0])})
         0.25
     """
+    if actual.keys() != expected.keys():
+        return np.inf
     least = _least(expected, floor)
-    worst = 0.0 if actual.keys() == expected.keys() else np.inf
-    for name in actual.keys() & expected.keys():
-        array, reference = np.asarray(actual[name]), np.asarray(expected[name])
+    worst = 0.0
+    for name, reference in expected.items():
+        array, reference = np.asarray(actual[name]), np.asarray(reference)
         if array.shape != reference.shape:
             return np.inf
         errors = _relative_errors(array, reference, least)
@@ -162,8 +164,11 @@ def worst_error(
 
 def _least(expected: Mapping[str, Any], floor: float) -> float:
     """Returns what no array is measured against less than."""
+    tiny = float(np.finfo(float).tiny)
+    if not floor:
+        return tiny
     scales = (_scale(np.asarray(array, np.float64)) for array in expected.values())
-    return max(floor * max(scales, default=0.0), float(np.finfo(float).tiny))
+    return max(floor * max(scales, default=0.0), tiny)
 
 
 def _scale(array: np.ndarray) -> float:
@@ -174,7 +179,7 @@ def _relative_errors(
     array: np.ndarray, reference: np.ndarray, least: float
 ) -> np.ndarray:
     """Returns the error of each value, infinite where one of the two alone is a NaN."""
-    array, reference = array.astype(np.float64), reference.astype(np.float64)
+    array, reference = (np.asarray(each, np.float64) for each in (array, reference))
     same = (array == reference) | (np.isnan(array) & np.isnan(reference))
     scale = max(_scale(reference), least)
     with np.errstate(invalid="ignore"):

@@ -229,14 +229,12 @@ def check_mapping(geometry, levels):
     assert_close(results(geometry.ours), results(geometry.xla), dtype="float64")
 
 
-SETTINGS = {
-    "deadline": None,
-    "derandomize": True,
-    "suppress_health_check": [HealthCheck.too_slow],
-}
-
-
-@settings(max_examples=8, **SETTINGS)
+@settings(
+    max_examples=8,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 @given(mappings())
 def test_any_mapping_computes_what_xla_does(mapping):
     check_mapping(*mapping)

@@ -10,7 +10,8 @@ from flax import nnx
 
 import dynconv_torch
 from dynconv_jax import DynamicConv, Router
-from parity_tests.parity import assert_parity, run_jax
+from parity_tests.parity import assert_parity
+from parity_tests.passes import run_jax
 from parity_tests.tolerances import assert_close
 from parity_tests.tools import reference
 from parity_tests.tools.cases import CASES

@@ -28,7 +28,8 @@ from dynconv_jax.weights import (
 )
 from dynconv_torch.functional.tiling import Tiling as TorchTiling
 from parity_tests.functional.test_tiling import jax_geometries, torch_geometries
-from parity_tests.parity import as_numpy, assert_parity, run_torch, torch_state
+from parity_tests.parity import as_numpy, assert_parity, torch_state
+from parity_tests.passes import run_torch
 from parity_tests.tolerances import assert_close
 from parity_tests.tools.warehouse_pairs import (
     CASES,

@@ -16,9 +16,9 @@ from parity_tests.parity import (
     OPTIMIZERS,
     assert_parity,
     assert_training_parity,
-    run_torch,
     torch_state,
 )
+from parity_tests.passes import run_torch
 from parity_tests.tolerances import assert_close
 from parity_tests.tools import reference, whole
 from parity_tests.tools.slow import thinned

@@ -12,7 +12,8 @@ from flax import nnx
 
 from dynconv_jax import LAYOUT, load_torch_state_dict, to_torch_state_dict
 from dynconv_jax.weights import Arrangement, same
-from parity_tests.parity import as_torch, assert_parity, run_jax, run_torch, torch_state
+from parity_tests.parity import as_torch, assert_parity, torch_state
+from parity_tests.passes import run_jax, run_torch
 from parity_tests.tolerances import assert_close
 from parity_tests.tools.jax_modules import Holder
 from parity_tests.tools.modules import bits, randomise, torch_copy
