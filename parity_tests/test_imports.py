@@ -15,6 +15,7 @@ FORBIDDEN = {
     "dynconv_torch": {
         *("jax", "jaxlib", "flax", "optax"),
         *("dynconv_jax", "train", "benchmarks", "parity_tests"),
+        "torch._dynamo",  # PyTorch's compiler, which takes as long to import as PyTorch
     },
     "train": {"torch", "dynconv_torch", "benchmarks", "parity_tests"},
 }

@@ -38,7 +38,6 @@ def is_open(size: int | torch.SymInt) -> bool:
     return isinstance(size, torch.SymInt)
 
 
-@torch.compiler.assume_constant_result  # by itself, the symbolic interpreter says no
 def is_onnx_export() -> bool:
     """Returns whether `torch.onnx.export` is writing a program.
 
@@ -47,6 +46,12 @@ def is_onnx_export() -> bool:
         False
     """
     return torch.onnx.is_in_onnx_export()
+
+
+# By itself, the symbolic interpreter says no. It is what
+# `torch.compiler.assume_constant_result` sets; that would import the whole compiler,
+# which takes as long as PyTorch itself, wherever this library is imported.
+is_onnx_export._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def has_open_size(*tensors: Tensor) -> bool:

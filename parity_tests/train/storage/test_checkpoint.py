@@ -23,6 +23,11 @@ from train.storage.checkpoint_content import ITEM, Restored, complete_steps
 
 DEFAULT_NUMERICS = True  # of a run
 
+# Of a write that failed, orbax drops what was still to be done.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:coroutine 'async_serialize_from_host:RuntimeWarning"
+)
+
 RUN = "fingerprint of the flags"
 
 
