@@ -13,12 +13,17 @@ import dynconv_torch
 from dynconv_jax import count_parameters, load_torch_state_dict, to_torch_state_dict
 from dynconv_jax.weights.recognize import candidates
 from dynconv_jax.weights.torch_layout import torch_shapes
-from parity_tests.parity import as_torch, assert_parity, torch_state
+from parity_tests.parity import as_torch, torch_state
 from parity_tests.tools.narrow_dymn import (
     TWO_BLOCKS,
     twins,
 )
-from parity_tests.tools.networks import abstract, on_meta, shapes_of
+from parity_tests.tools.networks import (
+    abstract,
+    assert_networks_agree,
+    on_meta,
+    shapes_of,
+)
 
 # Names, shapes and counts.
 
@@ -185,7 +190,7 @@ def test_published_state_dicts_load_strictly_and_come_back(rng):
 
 def test_net_of_two_blocks_agrees(rng):
     x = rng.normal(size=(2, 13, 10, 1))
-    assert_parity(*twins(x, rng), x)
+    assert_networks_agree(*twins(x, rng), x)
 
 
 @pytest.mark.slow
@@ -199,11 +204,11 @@ def test_net_with_a_static_block_agrees(rng):
         "InvertedResidual",
         "InvertedResidual",
     ]
-    assert_parity(ours, theirs, x)
+    assert_networks_agree(ours, theirs, x)
 
 
 @pytest.mark.slow
 def test_net_trains_alike_on_one_sample(rng):
     x = rng.normal(size=(1, 18, 13, 1))
     blocks = (*TWO_BLOCKS, (3, 24, 8, 1, True))
-    assert_parity(*twins(x, rng, blocks=blocks), x)
+    assert_networks_agree(*twins(x, rng, blocks=blocks), x)

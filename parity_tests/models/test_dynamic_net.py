@@ -14,13 +14,13 @@ from dynconv_jax.weights import to_torch_state_dict
 from dynconv_jax.weights.torch_layout import torch_shapes
 from parity_tests.parity import (
     OPTIMIZERS,
-    assert_parity,
     assert_training_parity,
     torch_state,
 )
 from parity_tests.passes import run_torch
 from parity_tests.tolerances import assert_close
 from parity_tests.tools import reference, whole
+from parity_tests.tools.networks import assert_networks_agree
 from parity_tests.tools.slow import thinned
 
 
@@ -54,7 +54,7 @@ def test_both_agree_with_the_plain_reference(experts, temperature, size, batch, 
     theirs.load_state_dict(plain.state_dict(), strict=True)
     inputs = rng.normal(size=(batch, *size, 3))
     cotangent = rng.normal(size=(batch, 7))
-    assert_parity(ours, theirs, inputs)
+    assert_networks_agree(ours, theirs, inputs)
 
     theirs.load_state_dict(plain.state_dict(), strict=True)
     for training in (False, True):
@@ -101,7 +101,9 @@ def test_a_whole_network_agrees(rng):
 @pytest.mark.slow
 def test_nets_agree_in_float32(rng):
     ours, theirs = nets(dtype="float32")
-    assert_parity(ours, theirs, rng.normal(size=(4, 24, 20, 3)).astype("float32"))
+    assert_networks_agree(
+        ours, theirs, rng.normal(size=(4, 24, 20, 3)).astype("float32")
+    )
 
 
 @pytest.mark.slow
@@ -121,7 +123,7 @@ def test_net_takes_an_implementation(implementation, rng):
         1, 7, implementation=implementation, param_dtype="float64", rngs=nnx.Rngs(0)
     )
     theirs = dynconv_torch.DynamicNet(1, 7, implementation="loop").double()
-    assert_parity(ours, theirs, rng.normal(size=(1, 9, 10, 1)))
+    assert_networks_agree(ours, theirs, rng.normal(size=(1, 9, 10, 1)))
 
 
 @pytest.mark.parametrize(
@@ -151,7 +153,7 @@ def test_nets_of_another_width_agree(options, rng):
     options = {"width_mult": 0.29, **options}
     ours = DynamicNet(2, 7, param_dtype="float64", rngs=nnx.Rngs(0), **options)
     theirs = dynconv_torch.DynamicNet(2, 7, **options).double()
-    assert_parity(ours, theirs, rng.normal(size=(2, 13, 10, 2)))
+    assert_networks_agree(ours, theirs, rng.normal(size=(2, 13, 10, 2)))
 
 
 @pytest.mark.parametrize("width_mult", [0, -1.0, float("nan"), float("inf")])

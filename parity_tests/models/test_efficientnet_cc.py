@@ -28,7 +28,7 @@ from dynconv_torch import CondConv2d, DynamicConv2d
 from dynconv_torch import create_model as create_torch_model
 from dynconv_torch import models as torch_models
 from dynconv_torch.models import efficientnet_cc as twin
-from parity_tests.parity import as_torch, assert_parity, torch_state
+from parity_tests.parity import as_torch, torch_state
 from parity_tests.tolerances import assert_close
 from parity_tests.tools import networks
 
@@ -195,7 +195,7 @@ def test_published_weights_load_strictly_into_both_and_come_back_bit_for_bit(
 def test_networks_of_few_stages_agree(stages, tensorflow, rng):
     x = rng.normal(size=(2, 13, 10, 3))
     options = dict(dynamic=1, tensorflow=tensorflow)
-    assert_parity(*narrow_twins(x, rng, COND, stages, **options), x)
+    networks.assert_networks_agree(*narrow_twins(x, rng, COND, stages, **options), x)
 
 
 @pytest.mark.slow
@@ -203,7 +203,9 @@ def test_networks_of_few_stages_agree(stages, tensorflow, rng):
 def test_networks_that_are_all_dynamic_agree(conv, rng):
     x = rng.normal(size=(2, 17, 18, 3))
     options = dict(dynamic="all", tensorflow=True)
-    assert_parity(*narrow_twins(x, rng, conv, SEPARABLE_FIRST, **options), x)
+    networks.assert_networks_agree(
+        *narrow_twins(x, rng, conv, SEPARABLE_FIRST, **options), x
+    )
 
 
 # What else a network must do.

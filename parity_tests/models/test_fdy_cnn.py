@@ -13,9 +13,10 @@ import dynconv_torch
 from dynconv_jax import FDYCNN, create_model, to_torch_state_dict
 from dynconv_jax.models.abstract import abstract_module
 from dynconv_jax.weights.torch_layout import torch_shapes
-from parity_tests.parity import assert_parity, copy_weights, torch_state
+from parity_tests.parity import copy_weights, torch_state
 from parity_tests.tolerances import assert_close
 from parity_tests.tools import whole
+from parity_tests.tools.networks import assert_networks_agree
 from parity_tests.tools.slow import thinned
 
 TINY: dict[str, Any] = dict(width_mult=1 / 32, dropout=0.0)  # 1, 2, 4, 8 channels
@@ -38,7 +39,7 @@ def networks(activation="cg", **options):
 @pytest.mark.slow
 @pytest.mark.parametrize("activation", ["cg", "glu"])
 def test_networks_agree(activation, rng):
-    assert_parity(*networks(activation), rng.normal(size=(2, 4, 128, 1)))
+    assert_networks_agree(*networks(activation), rng.normal(size=(2, 4, 128, 1)))
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from dynconv_jax.models.kw_grouping import (
 )
 from dynconv_jax.weights.torch_layout import torch_shapes
 from dynconv_torch.models import kw_grouping as torch_grouping
-from parity_tests.tools import kw_checkpoints, whole
+from parity_tests.tools import kw_checkpoints
 from parity_tests.tools.networks import abstract, on_meta
 
 resnet18 = functools.partial(kw_checkpoints.resnet, (2, 2, 2, 2), is_bottleneck=False)
@@ -125,14 +125,6 @@ def test_published_checkpoints_load_strictly_into_the_twin_in_memory():
     ones = {key: torch.ones(shape) for key, shape in shapes.items()}
     net.load_state_dict(ones, strict=True)
     assert all(bool((parameter == 1).all()) for parameter in net.parameters())
-
-
-# What networks compute.
-
-
-@pytest.mark.slow
-def test_a_whole_network_agrees(rng):
-    whole.assert_whole_parity("kw_resnet18", rng)
 
 
 # Which layers share.

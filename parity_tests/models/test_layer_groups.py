@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from flax import nnx
 
-from dynconv_jax import create_model, list_models
+from dynconv_jax import create_model
 from dynconv_jax.models import head_of, layer_groups
 from dynconv_jax.models.abstract import abstract_module
 from dynconv_jax.weights.names import match_keys
@@ -17,6 +17,9 @@ from parity_tests.tools import registered
 # Of the networks that have no router outside of their convolutions, and of those that
 # have one everywhere.
 CONVOLUTIONS = "static", "condconv"
+
+# Others are deeper, or have other settings.
+NAMES = *registered.ARCHITECTURES, *registered.QUICK
 
 
 @functools.cache
@@ -30,20 +33,17 @@ def abstract(name: str, conv: str, num_classes: int = 7) -> Any:
     )
 
 
-# Networks of which every convolution is tried; of the others in slow tests.
-FAST = "dynamic_net", "resnet18", "mobilenet_v2"
+# Networks of which every convolution is tried.
+ROUTED = "dynamic_net", "resnet18", "mobilenet_v2"
 
 
 @pytest.mark.parametrize(
     ("name", "conv"),
     [
         registered.marked(name, conv)
-        if conv == "static" or name in FAST
-        else pytest.param(name, conv, marks=pytest.mark.slow)
-        for name in list_models()
+        for name in NAMES
         for conv in CONVOLUTIONS
-        if conv == "static"
-        or (name in registered.ARCHITECTURES and not name.startswith("kw_"))
+        if conv == "static" or name in ROUTED
     ],
 )
 def test_each_key_of_a_network_is_at_one_depth(name, conv):
@@ -56,7 +56,7 @@ def test_each_key_of_a_network_is_at_one_depth(name, conv):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*registered.ARCHITECTURES, *registered.QUICK])
+@pytest.mark.parametrize("name", NAMES)
 def test_the_head_is_what_has_a_size_for_the_classes(name):
     net, other = (abstract(name, "static", classes) for classes in (7, 5))
     of_seven, of_five = torch_shapes(net), torch_shapes(other)

@@ -1,5 +1,6 @@
 """Models by name: the same names in both frameworks, and help with wrong ones."""
 
+import itertools
 from typing import Any
 
 import jax
@@ -11,9 +12,7 @@ import dynconv_jax
 import dynconv_torch
 from dynconv_jax.models import registry
 from dynconv_torch.models import registry as torch_registry
-from parity_tests.tools import registered
 from parity_tests.tools.networks import abstract, on_meta, shapes_of
-from parity_tests.tools.slow import thinned
 
 BUILDERS = pytest.mark.parametrize("build", [abstract, on_meta])
 
@@ -26,14 +25,12 @@ def test_both_frameworks_know_the_same_names():
     assert registry.CONVOLUTIONS.keys() == torch_registry.CONVOLUTIONS.keys()
 
 
-@pytest.mark.parametrize("conv", registry.CONVOLUTIONS)
 @pytest.mark.parametrize(
-    "name",
+    ("name", "conv"),
     [
-        "dynamic_net",
-        "resnet18",
-        pytest.param("mobilenet_v2", marks=pytest.mark.slow),
-        pytest.param("resnet50", marks=pytest.mark.slow),
+        *itertools.product(("dynamic_net", "resnet18"), registry.CONVOLUTIONS),
+        pytest.param("mobilenet_v2", "fdconv", marks=pytest.mark.slow),
+        pytest.param("resnet50", "decomposed", marks=pytest.mark.slow),
     ],
 )
 def test_both_frameworks_agree_on_keys_for_every_convolution(name, conv):
@@ -209,11 +206,8 @@ def test_an_option_that_the_model_does_not_take_is_refused(build):
         build("resnet18", width_mult=0.5)
 
 
-QUICK = "dynamic_net", "resnet18", "efficientnet_cc_b0_4e"
-
-
 # What the others compute is compared with the twin's.
-@pytest.mark.parametrize("name", thinned(registered.ARCHITECTURES, *QUICK))
+@pytest.mark.parametrize("name", ["dynamic_net", "resnet18", "efficientnet_cc_b0_4e"])
 def test_models_of_the_registry_run(name):
     net = on_meta(name, 7).eval()
     channels: Any = net.in_channels

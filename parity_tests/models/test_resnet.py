@@ -135,7 +135,8 @@ def test_dynamic_net_of_few_blocks_agrees(rng):
         functools.partial(torch_models.ResNet, torch_resnet.Bottleneck),
     )
     # Blocks with and without a shortcut of their own, at a stride and without.
-    assert_parity(*networks.twins(*build, x, rng, (1, 2, 1, 1), 7, conv=DYNAMIC), x)
+    pair = networks.twins(*build, x, rng, (1, 2, 1, 1), 7, conv=DYNAMIC)
+    networks.assert_networks_agree(*pair, x)
 
 
 @pytest.mark.slow
@@ -182,7 +183,7 @@ def test_a_network_routes_the_layers_that_need_it(routers, rng):
         conv=ROUTED,
         dynamic="all",
     )
-    assert_parity(ours, theirs, x)
+    networks.assert_networks_agree(ours, theirs, x)
 
 
 def test_the_stem_has_a_router_of_its_own(routers):

@@ -13,7 +13,7 @@ import dynconv_jax
 import dynconv_torch
 from dynconv_jax.models.abstract import abstract_module
 from dynconv_jax.weights.torch_layout import torch_shapes
-from parity_tests.parity import as_torch, channels_first
+from parity_tests.parity import as_torch, assert_parity, channels_first
 
 
 def enliven(
@@ -105,6 +105,17 @@ def twins(
     theirs = torch_net(*arguments, conv=conv[1], dtype=torch.float64, **options)
     enliven(theirs, images, rng)
     return ours, theirs
+
+
+def assert_networks_agree(
+    jax_net: nnx.Module, torch_net: torch.nn.Module, images: np.ndarray
+) -> None:
+    """Asserts that two networks compute the same, and have the same gradients.
+
+    The gradients of training alone: those of evaluation are the same of its layers,
+    for which they are compared too, and take as long.
+    """
+    assert_parity(jax_net, torch_net, images, gradients_in=("train",))
 
 
 def abstract(name: str, *arguments: Any, **options: Any) -> Any:
