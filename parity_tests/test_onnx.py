@@ -8,7 +8,7 @@ import dynconv_torch
 from parity_tests.parity import as_numpy
 from parity_tests.tolerances import assert_close
 from parity_tests.tools.slow import thinned
-from parity_tests.tools.torch_layers import ALL, build, images
+from parity_tests.tools.torch_layers import build, images
 
 BATCH = torch.export.Dim("batch")
 
@@ -17,13 +17,18 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning"),
 ]
 
-# Each takes seconds to convert: most layers in one dimension, whose program is the
-# shortest, and what only two have.
-FAST = [name for name in ALL if "2d" not in name and "3d" not in name]
-FAST += ["dynamic 2d", "transposed 2d"]
-# What is not there in one dimension, and one of three: programs of more dimensions
-# differ in numbers alone.
-OTHERS = "steered 2d", "dynamic 3d"
+# Each takes seconds to convert. Of each kind of layer one; its variants, and numbers of
+# dimensions, are tried as the programs of PyTorch that are converted.
+OF_EACH_KIND = (
+    *("dynamic 2d", "transposed 1d", "condconv 1d", "warehouse 1d", "decomposed 1d"),
+    *("odconv, layer norm", "padded as TensorFlow", "modulated, to an image"),
+    *("frequency", "fd, pointwise, grouped, no norm", "routed block"),
+)
+# What has operators that those have not.
+OTHERS = (
+    *("depthwise, top-k", "warehouse, layer norm", "odconv, pointwise, no norm"),
+    *("steered 2d", "adaptive", "fd", "time, grouped", "dynamic 3d", "net"),
+)
 
 
 def exported(module, x, shapes=None):
@@ -52,15 +57,7 @@ def assert_same(actual, expected):
     assert_close({"output": actual}, {"output": as_numpy(expected)}, dtype="float32")
 
 
-# Of each kind of layer one.
-OF_EACH_KIND = (
-    *("dynamic 2d", "transposed 1d", "condconv 1d", "warehouse 1d", "decomposed 1d"),
-    *("odconv, layer norm", "padded as TensorFlow", "modulated, to an image"),
-    *("frequency", "fd, pointwise, grouped, no norm", "routed block"),
-)
-
-
-@pytest.mark.parametrize("name", thinned(FAST, *OF_EACH_KIND))
+@pytest.mark.parametrize("name", thinned((*OF_EACH_KIND, *OTHERS), *OF_EACH_KIND))
 def test_file_serves_every_batch(name):
     module = build(name, torch.float32)
     run = run_exported(module, images(name, 3, torch.float32))
@@ -109,9 +106,3 @@ def test_a_large_net():
     for batch in (1, 2):
         x = torch.randn(batch, 3, 48, 40)
         assert_same(run(x), net(x))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", OTHERS)
-def test_file_of_the_other_members_serves_every_batch(name):
-    test_file_serves_every_batch(name)

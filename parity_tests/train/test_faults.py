@@ -113,9 +113,7 @@ def test_full_disk_ends_the_run_and_leaves_what_was_there(stopped, undisturbed, 
     assert_goes_on_to_the_same_end(stopped, undisturbed)
 
 
-@pytest.mark.parametrize(
-    "missing", [pytest.param(["summary.json"], marks=pytest.mark.slow), FILES]
-)
+@pytest.mark.parametrize("missing", [["summary.json"], FILES])
 def test_run_that_died_before_its_summary_is_finished(
     missing, tmp_path, undisturbed, capsys
 ):

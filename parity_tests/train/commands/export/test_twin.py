@@ -24,13 +24,9 @@ DEFAULT_NUMERICS = True
 
 BATCHES = (1, 3, 17)
 
-# What each section of the README needs, and what must not be there.
-RUNTIMES = {
-    "model.stablehlo": ("jax", "flatbuffers"),
-    "model.onnx": ("onnxruntime",),
-    "model.pt2": ("torch",),
-}
-OTHERS = ("dynconv_jax", "dynconv_torch", "flax", "train", "safetensors")
+FILES = "model.stablehlo", "model.onnx", "model.pt2"
+# What must not be there where a file is run.
+OTHERS = "dynconv_jax", "dynconv_torch", "flax", "train", "safetensors", "jax", "torch"
 
 PROGRAM = """
 import importlib.util, numpy, os
@@ -119,30 +115,38 @@ def test_program_of_pytorch_serves_every_batch(exported, batch):
     assert_answers(probabilities, expected)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", RUNTIMES)
-def test_lines_of_the_readme_run_with_nothing_but_the_runtime(exported, name, tmp_path):
-    folder, pictures, expected = exported
+def lines_of_the_readme(folder, name: str) -> str:
+    """Returns the program of the section on a file."""
     text = (folder / "README.md").read_text()
     section = text[text.index(f"## {name}") :]
-    (code,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)[:1]
+    return re.findall(r"```python\n(.*?)```", section, re.DOTALL)[0]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_lines_of_the_readme_serve_every_batch(exported, name, monkeypatch):
+    folder, pictures, expected = exported
+    monkeypatch.chdir(folder)
+    for batch in BATCHES:
+        names = {"images": pictures[:batch]}
+        exec(lines_of_the_readme(folder, name), names)
+        answers = np.asarray(names["probabilities"])
+        assert len(answers) == batch
+        assert_answers(answers, expected)
+
+
+# Of the other two, test_deploy.py shows it.
+def test_lines_of_the_readme_run_with_nothing_but_onnxruntime(exported, tmp_path):
+    folder, pictures, expected = exported
     place = tmp_path / "environment"
     place.mkdir()
-    environments.environment(place, *RUNTIMES[name], "numpy")
-    for file in folder.iterdir():
-        (tmp_path / file.name).symlink_to(file)
+    environments.environment(place, "onnxruntime", "numpy")
+    (tmp_path / "model.onnx").symlink_to(folder / "model.onnx")
     np.save(tmp_path / "pictures.npy", pictures)
-    others = {each for runtime in RUNTIMES.values() for each in runtime}
-    indented = "".join(f"    {line}\n" for line in code.splitlines())
-    environments.run(
-        place,
-        PROGRAM.format(
-            others=(*OTHERS, *(others - {*RUNTIMES[name], "flatbuffers"})),
-            batches=BATCHES,
-            code=indented,
-        ),
-        tmp_path,
+    lines = lines_of_the_readme(folder, "model.onnx").splitlines()
+    program = PROGRAM.format(
+        others=OTHERS, batches=BATCHES, code="".join(f"    {line}\n" for line in lines)
     )
+    environments.run(place, program, tmp_path)
     for batch in BATCHES:
         answers = np.load(tmp_path / f"answers-{batch}.npy")
         assert len(answers) == batch
@@ -153,12 +157,9 @@ def test_weights_and_description_build_the_twin_as_the_readme_says(
     exported, monkeypatch
 ):
     folder, pictures, _ = exported
-    text = (folder / "README.md").read_text()
-    section = text[text.index("## weights.safetensors") :]
-    (code,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     monkeypatch.chdir(folder)
     names = {}
-    exec(code, names)
+    exec(lines_of_the_readme(folder, "weights.safetensors"), names)
     inputs = torch.from_numpy(pictures.transpose(0, 3, 1, 2) / np.float32(255))
     with torch.no_grad():
         answers = names["net"](inputs).softmax(-1).numpy()
