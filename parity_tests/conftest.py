@@ -7,10 +7,13 @@ import none of it, where it need not be installed.
 import contextlib
 import gc
 import importlib.metadata
+import itertools
 import os
 import sys
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 # Test processes run side by side, and none is to take a GPU for itself.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -30,9 +33,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax._src.interpreters import mlir
 
 from parity_tests.tools import shapes
 from parity_tests.tools.imports import needs_torch
+
+# How many programs are written in one context of MLIR. JAX makes one for each, which is
+# a tenth of the time of tests that compile tens of thousands; a context keeps what its
+# programs had.
+_PROGRAMS_OF_A_CONTEXT = 100
 
 # By how many bytes a test process may grow before it forgets what JAX has compiled.
 _MOST_GROWTH = 1.5e9
@@ -82,11 +91,25 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_finish() -> None:
-    """Leaves one core to another process, and spares the garbage collector rounds."""
+    """Leaves a core to another process, and spares JAX and the collector rounds."""
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)  # the arrays are small
     gc.freeze()  # what was imported
     gc.set_threshold(100_000, 20, 100)
+    if hasattr(mlir, "make_ir_context"):  # which is JAX's own, and may go
+        mlir.make_ir_context = _shared(mlir.make_ir_context, _PROGRAMS_OF_A_CONTEXT)
+
+
+def _shared(make: Callable[[], Any], times: int) -> Callable[[], Any]:
+    """Returns a function that makes a thing, and returns it so many times."""
+    made, calls = [], itertools.count()
+
+    def share() -> Any:
+        if next(calls) % times == 0:
+            made[:] = [make()]
+        return made[0]
+
+    return share
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -114,7 +114,7 @@ def test_eight_seeds_are_trained_by_one_step():
 
 @pytest.mark.slow
 def test_gradients_of_examples_are_clipped_and_made_private():
-    said = run_example("dp_sgd", "--steps", "60")
+    said = run_example("dp_sgd", "--steps", "40")
     assert figure(r"norms of the gradients of examples: (\S+)", said) > 1
     with_noise = figure(r"clipped to 1, with noise: accuracy (\S+)", said)
     assert 0.4 < with_noise < figure(r"without privacy: accuracy (\S+)", said)
@@ -129,7 +129,7 @@ def test_a_hypernetwork_learns_the_kernels_behind_the_pictures():
 
 @pytest.mark.slow
 def test_where_kernels_start_is_learned():
-    said = run_example("maml", "--steps", "60")
+    said = run_example("maml", "--steps", "30")
     before, after = (float(x) for x in re.findall(r"after one step (\S+)", said))
     assert after > before + 0.2
 
