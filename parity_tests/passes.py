@@ -58,17 +58,18 @@ def copy_weights(torch_module: torch.nn.Module, jax_module: nnx.Module) -> None:
     dynconv_jax.load_torch_state_dict(jax_module, torch_state(torch_module))
 
 
-_compiled: dict[str, Any] = {}
+_compiled: dict[str, Any] = {}  # the last program, not all, which would be gigabytes
 
 
 def _compile(function: Callable, *arguments: Any) -> Callable:
-    """Compiles a function; one that lowers to a program seen before costs nothing.
+    """Compiles a function; one that lowers to the program before it costs nothing.
 
     Training and evaluation are the same program where nothing depends on the mode.
     """
     lowered = jax.jit(function).lower(*arguments)
     program = f"{lowered.as_text()}{lowered.in_tree}{lowered.out_tree}"
     if program not in _compiled:
+        _compiled.clear()
         _compiled[program] = lowered.compile()
     return _compiled[program]
 

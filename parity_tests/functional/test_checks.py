@@ -156,16 +156,15 @@ def test_attention_of_whole_numbers_is_taken_as_it_is(dtype):
 # Layers
 
 
-RNGS = nnx.Rngs(0)
 LAYERS = [
-    dynconv_jax.DynamicConv(3, 4, (1, 1), rngs=RNGS),
-    dynconv_jax.ODConv(3, 4, (1, 1), rngs=RNGS),
-    dynconv_jax.DecomposedConv(3, 4, (1, 1), rngs=RNGS),
-    dynconv_jax.DynamicConvBlock(3, 4, (1, 1), rngs=RNGS),
-    dynconv_jax.DynamicNet(width_mult=0.05, rngs=RNGS),
-    dynconv_jax.Router(3, rngs=RNGS),
-    dynconv_jax.SigmoidRouter(3, rngs=RNGS),
-    dynconv_jax.BatchNorm(3, rngs=RNGS),
+    functools.partial(dynconv_jax.DynamicConv, 3, 4, (1, 1)),
+    functools.partial(dynconv_jax.ODConv, 3, 4, (1, 1)),
+    functools.partial(dynconv_jax.DecomposedConv, 3, 4, (1, 1)),
+    functools.partial(dynconv_jax.DynamicConvBlock, 3, 4, (1, 1)),
+    functools.partial(dynconv_jax.DynamicNet, width_mult=0.05),
+    functools.partial(dynconv_jax.Router, 3),
+    functools.partial(dynconv_jax.SigmoidRouter, 3),
+    functools.partial(dynconv_jax.BatchNorm, 3),
 ]
 TWIN_LAYERS = [
     dynconv_torch.DynamicConv2d(3, 4, 1),
@@ -182,8 +181,9 @@ def kind(value):
     return type(value).__name__
 
 
-@pytest.mark.parametrize("layer", LAYERS, ids=kind)
-def test_layers_refuse_what_is_no_array_of_real_numbers(layer):
+@pytest.mark.parametrize("make", LAYERS, ids=lambda make: make.func.__name__)
+def test_layers_refuse_what_is_no_array_of_real_numbers(make):
+    layer = make(rngs=nnx.Rngs(0))
     name = "x" if isinstance(layer, nnx.BatchNorm) else "inputs"
     with pytest.raises(TypeError, match=f"^`{name}` .a torch.Tensor.*jnp.asarray"):
         layer(torch.ones(2, 6, 5, 3))
@@ -212,8 +212,9 @@ def test_images_of_bytes_are_refused_by_the_networks_of_the_twin():
 
 @pytest.mark.parametrize("make", [np.asarray, nnx.Variable, lambda x: x > 0])
 def test_layers_take_what_flax_takes(make):
+    layer = dynconv_jax.DynamicConv(3, 4, (1, 1), rngs=nnx.Rngs(0))
     with jax.numpy_dtype_promotion("standard"):  # else flax takes no bool either
-        assert LAYERS[0](make(X)).shape == (2, 6, 5, 4)
+        assert layer(make(X)).shape == (2, 6, 5, 4)
 
 
 # What layers are built with
@@ -277,14 +278,14 @@ def test_what_are_no_rngs_is_refused_at_once(name, wrong, shown):
 @pytest.mark.parametrize("wrong", ["float33", torch.float32, None], ids=str)
 def test_what_is_no_dtype_is_refused_at_once(name, wrong):
     with pytest.raises(TypeError, match="^`param_dtype` .*must be a dtype"):
-        BUILDERS[name](param_dtype=wrong, rngs=RNGS)
+        BUILDERS[name](param_dtype=wrong, rngs=nnx.Rngs(0))
 
 
 @pytest.mark.parametrize("name", BUILDERS)
 @pytest.mark.parametrize("wrong", [int, "complex64", bool], ids=str)
 def test_a_dtype_that_is_not_floating_is_refused_at_once(name, wrong):
     with pytest.raises(ValueError, match="^`param_dtype` .*must be floating"):
-        BUILDERS[name](param_dtype=wrong, rngs=RNGS)
+        BUILDERS[name](param_dtype=wrong, rngs=nnx.Rngs(0))
 
 
 @pytest.mark.parametrize("name", TWIN_BUILDERS)
@@ -325,7 +326,7 @@ def test_members_with_experts_are_found():
 @pytest.mark.parametrize("name", with_experts(BUILDERS))
 def test_more_experts_than_any_network_has_are_refused_at_once(name):
     with pytest.raises(ValueError, match="^`num_experts` .=1000000000000. .* at most"):
-        BUILDERS[name](num_experts=10**12, rngs=RNGS)
+        BUILDERS[name](num_experts=10**12, rngs=nnx.Rngs(0))
 
 
 @pytest.mark.parametrize("name", with_experts(TWIN_BUILDERS))
