@@ -18,9 +18,6 @@ from parity_tests.tools import registered
 # have one everywhere.
 CONVOLUTIONS = "static", "condconv"
 
-# Others are deeper, or have other settings.
-NAMES = *registered.ARCHITECTURES, *registered.QUICK
-
 
 @functools.cache
 def abstract(name: str, conv: str, num_classes: int = 7) -> Any:
@@ -41,7 +38,7 @@ ROUTED = "dynamic_net", "resnet18", "mobilenet_v2"
     ("name", "conv"),
     [
         registered.marked(name, conv)
-        for name in NAMES
+        for name in registered.KINDS
         for conv in CONVOLUTIONS
         if conv == "static" or name in ROUTED
     ],
@@ -56,7 +53,7 @@ def test_each_key_of_a_network_is_at_one_depth(name, conv):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", registered.KINDS)
 def test_the_head_is_what_has_a_size_for_the_classes(name):
     net, other = (abstract(name, "static", classes) for classes in (7, 5))
     of_seven, of_five = torch_shapes(net), torch_shapes(other)

@@ -35,4 +35,7 @@ ARCHITECTURES = (
     "tf_efficientnet_cc_b0_4e",
 )
 
+# Others are deeper, or have other settings.
+KINDS = *ARCHITECTURES, *QUICK
+
 NAMES = [marked(name) for name in list_models()]

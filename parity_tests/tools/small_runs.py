@@ -6,6 +6,8 @@ import resource
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from train.__main__ import main
 
 SMALL = ["--steps=3", "--batch-size=16", "--log-every=1"]
@@ -40,6 +42,12 @@ def contents(folder: Path) -> dict[str, bytes]:
         for path in folder.rglob("*")
         if path.is_file()
     }
+
+
+# For tests of saves that fail: orbax drops what was still to be written.
+DROPPED_WRITES = pytest.mark.filterwarnings(
+    "ignore:coroutine 'async_serialize_from_host:RuntimeWarning"
+)
 
 
 @contextlib.contextmanager

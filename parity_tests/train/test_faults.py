@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from parity_tests.tools.small_runs import (
+    DROPPED_WRITES,
     files_of_at_most,
     read_metrics,
     read_summary,
@@ -21,7 +22,7 @@ from train.storage.run_files import BEST_WEIGHTS, CHECKPOINTS, CONFIG, FILES, ME
 # The program is run as a user runs it.
 DEFAULT_NUMERICS = True
 
-pytestmark = pytest.mark.usefixtures("compilation_cache")
+pytestmark = [pytest.mark.usefixtures("compilation_cache"), DROPPED_WRITES]
 
 FLAGS = ("--steps=24", "--checkpoint-every=4", "--eval-every=24", "--flip=0.5")
 MEASURED = {"images_per_second"}

@@ -16,9 +16,7 @@ from parity_tests.tools.checkpoints import as_published, shapes_of, zeros
 NAMES = registered.NAMES
 # Of one text with the twin's, which is asked for all.
 OF_JAX = [
-    registered.marked(name)
-    for name in (*registered.ARCHITECTURES, *registered.QUICK)
-    if not name.startswith("tf_")
+    registered.marked(name) for name in registered.KINDS if not name.startswith("tf_")
 ]
 
 

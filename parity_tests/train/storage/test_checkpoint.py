@@ -16,17 +16,14 @@ import pytest
 from flax import nnx
 
 from parity_tests.tools.checkout import ROOT
-from parity_tests.tools.small_runs import files_of_at_most
+from parity_tests.tools.small_runs import DROPPED_WRITES, files_of_at_most
 from train.errors import TrainingFailed
 from train.storage.checkpoint import Checkpoints
 from train.storage.checkpoint_content import ITEM, Restored, complete_steps
 
 DEFAULT_NUMERICS = True  # of a run
 
-# Of a write that failed, orbax drops what was still to be done.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:coroutine 'async_serialize_from_host:RuntimeWarning"
-)
+pytestmark = DROPPED_WRITES
 
 RUN = "fingerprint of the flags"
 

@@ -119,7 +119,9 @@ def lines_of_the_readme(folder, name: str) -> str:
     """Returns the program of the section on a file."""
     text = (folder / "README.md").read_text()
     section = text[text.index(f"## {name}") :]
-    return re.findall(r"```python\n(.*?)```", section, re.DOTALL)[0]
+    section = section.partition("\n## ")[0]
+    (code,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    return code
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -134,7 +136,7 @@ def test_lines_of_the_readme_serve_every_batch(exported, name, monkeypatch):
         assert_answers(answers, expected)
 
 
-# Of the other two, test_deploy.py shows it.
+# That the other two files need nothing but theirs, test_deploy.py shows.
 def test_lines_of_the_readme_run_with_nothing_but_onnxruntime(exported, tmp_path):
     folder, pictures, expected = exported
     place = tmp_path / "environment"
