@@ -193,18 +193,3 @@ def shared_two_blocks(numerics) -> nnx.Module:
 def two_blocks(shared_two_blocks) -> nnx.Module:
     """A network with two routers, to be changed at will."""
     return nnx.clone(shared_two_blocks)
-
-
-@pytest.fixture(scope="module")
-def compilation_cache(tmp_path_factory):
-    """Runs with the same flags compile once, which is most of the time of a test."""
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)

@@ -26,6 +26,7 @@ from flax import nnx
 
 from dynconv_jax.weights import to_torch_state_dict
 from parity_tests.passes import (
+    Compiled,
     Pass,
     as_numpy,
     as_torch,
@@ -102,12 +103,13 @@ def assert_parity(
         ).shape
         torch_module.train(was_training)
     draw = np.random.default_rng(seed)
+    program = Compiled() if jit else False
     for training in (False, True):
         mode = "train" if training else "eval"
         cotangent = None
         if mode in gradients_in:
             cotangent = channels_last(draw.normal(size=shape)).astype(inputs.dtype)
-        settings = cotangent, training, jit
+        settings = cotangent, training, program
         both = run_both(jax_module, torch_module, inputs, *settings, **arguments)
         try:
             _compare(*both, dtype, GRADIENT_FLOOR)
@@ -140,7 +142,7 @@ def _differs_by_rounding(
     initial: Mapping[str, torch.Tensor],
     inputs: np.ndarray,
     cotangent: np.ndarray | None,
-    *settings: bool,
+    *settings: Any,
     **arguments: np.ndarray,
 ) -> bool:
     """Whether only small gradients of a float32 pair differ, and none in float64."""

@@ -12,6 +12,7 @@ import torch
 from flax import nnx
 
 import dynconv_jax
+from dynconv_jax.logit_noise import LogitNoise
 from dynconv_jax.weights import to_torch_state_dict, torch_variables
 
 # Outputs; gradients by name; the state by PyTorch's keys.
@@ -58,20 +59,49 @@ def copy_weights(torch_module: torch.nn.Module, jax_module: nnx.Module) -> None:
     dynconv_jax.load_torch_state_dict(jax_module, torch_state(torch_module))
 
 
-_compiled: dict[str, Any] = {}  # the last program, not all, which would be gigabytes
+class Compiled:
+    """The last pass that was compiled, for those that are the same.
 
-
-def _compile(function: Callable, *arguments: Any) -> Callable:
-    """Compiles a function; one that lowers to the program before it costs nothing.
-
-    Training and evaluation are the same program where nothing depends on the mode.
+    Training and evaluation are the same program where nothing depends on the mode,
+    and need not even be traced twice where the modules are equal. What the code of a
+    module reads elsewhere must not change meanwhile: there is one for each comparison.
     """
-    lowered = jax.jit(function).lower(*arguments)
-    program = f"{lowered.as_text()}{lowered.in_tree}{lowered.out_tree}"
-    if program not in _compiled:
-        _compiled.clear()
-        _compiled[program] = lowered.compile()
-    return _compiled[program]
+
+    def __init__(self) -> None:
+        """Holds nothing yet."""
+        self._traced: tuple[Any, ...] | None = None
+        self._program: str | None = None
+        self._run: Callable | None = None
+
+    def __call__(
+        self, function: Callable, graphdef: nnx.GraphDef, *operands: Any
+    ) -> Callable:
+        """Returns a compiled function of a module, which `graphdef` describes."""
+        types = [jax.typeof(each) for each in jax.tree.leaves(operands)]
+        traced = graphdef, jax.tree.structure(operands), types
+        if self._run is None or not _are_equal(traced, self._traced):
+            lowered = jax.jit(function).lower(*operands)
+            program = f"{lowered.as_text()}{lowered.in_tree}{lowered.out_tree}"
+            if program != self._program:
+                self._run = lowered.compile()
+            self._traced, self._program = traced, program
+        assert self._run is not None
+        return self._run
+
+
+def _are_equal(one: Any, other: Any) -> bool:
+    """Whether two descriptions are equal; arrays in them are if they are the same."""
+    try:
+        return one == other
+    except ValueError:  # which arrays do not tell in a word
+        return False
+
+
+def _depends_on_mode(path: Any, module: Any) -> bool:
+    """Whether a module may do otherwise in training; dropout of nothing does not."""
+    if isinstance(module, nnx.Dropout):
+        return module.rate != 0
+    return not isinstance(module, LogitNoise) or module.std != 0
 
 
 def run_jax(
@@ -80,7 +110,7 @@ def run_jax(
     cotangent: np.ndarray | None,
     *,
     training: bool,
-    jit: bool = True,
+    jit: bool | Compiled = True,
     **arguments: np.ndarray,
 ) -> Pass:
     """Runs a JAX module forward and backward.
@@ -90,7 +120,8 @@ def run_jax(
         inputs: Channels last.
         cotangent: Of the outputs' shape; None leaves the gradients out.
         training: Whether batch norm and dropout act as in training.
-        jit: Whether to compile the computation as a whole.
+        jit: Whether to compile the computation as a whole; or what holds that of the
+            other mode, to use it again if it is the same.
         **arguments: Further arrays to pass by name, differentiated too.
 
     Returns:
@@ -99,6 +130,7 @@ def run_jax(
     """
     module = nnx.view(
         module,
+        only=_depends_on_mode,
         use_running_average=not training,
         deterministic=not training,
         raise_if_not_found=False,
@@ -126,7 +158,10 @@ def run_jax(
         jnp.asarray, (inputs, arguments, cotangent)
     )
     operands = params, inputs, arguments, rest, cotangent
-    run = _compile(forward_backward, *operands) if jit else forward_backward
+    run = forward_backward
+    if jit:
+        compiled = jit if isinstance(jit, Compiled) else Compiled()
+        run = compiled(forward_backward, graphdef, *operands)
     outputs, state, gradients = run(*operands)
     buffers = to_torch_state_dict(nnx.merge(graphdef, state))
     if gradients is None:
@@ -195,7 +230,7 @@ def run_both(
     inputs: np.ndarray,
     cotangent: np.ndarray | None,
     training: bool,
-    jit: bool = True,
+    jit: bool | Compiled = True,
     **arguments: np.ndarray,
 ) -> tuple[Pass, Pass]:
     """Runs both modules by `run_jax` and `run_torch`; returns what JAX gives first."""

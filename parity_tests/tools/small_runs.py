@@ -10,7 +10,8 @@ import pytest
 
 from train.__main__ import main
 
-SMALL = ["--steps=3", "--batch-size=16", "--log-every=1"]
+NARROW = "--model-options=width_mult=0.25"
+SMALL = [NARROW, "--steps=3", "--batch-size=16", "--log-every=1"]
 
 
 def start(out: Path, *flags: str, experts: int | None = 2) -> int:

@@ -13,11 +13,11 @@ from train.storage.run_files import CHECKPOINTS, SUMMARY
 # The program is run as a user runs it.
 DEFAULT_NUMERICS = True
 
-pytestmark = pytest.mark.usefixtures("compilation_cache")
+pytestmark = pytest.mark.usefixtures("quick_runs")
 
 FLAGS = (
     *("--steps=60", "--early-stopping=2", "--eval-every=3", "--val-split=0.2"),
-    *("--conv=static", "--model-options=width_mult=0.25", "--checkpoint-every=4"),
+    *("--conv=static", "--checkpoint-every=4"),
     *("--learning-rate=1e-6", "--warmup-steps=0"),
 )
 
@@ -27,7 +27,7 @@ def finish(out: Path, *flags: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def stopped(tmp_path_factory, compilation_cache) -> Path:
+def stopped(tmp_path_factory, quick_runs) -> Path:
     return finish(tmp_path_factory.mktemp("runs") / "stopped")
 
 

@@ -22,14 +22,14 @@ from train.storage.run_files import BEST_WEIGHTS, CHECKPOINTS, CONFIG, FILES, ME
 # The program is run as a user runs it.
 DEFAULT_NUMERICS = True
 
-pytestmark = [pytest.mark.usefixtures("compilation_cache"), DROPPED_WRITES]
+pytestmark = [pytest.mark.usefixtures("quick_runs"), DROPPED_WRITES]
 
 FLAGS = ("--steps=24", "--checkpoint-every=4", "--eval-every=24", "--flip=0.5")
 MEASURED = {"images_per_second"}
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, compilation_cache) -> Path:
+def undisturbed(tmp_path_factory, quick_runs) -> Path:
     return run(tmp_path_factory.mktemp("runs") / "undisturbed", *FLAGS)
 
 

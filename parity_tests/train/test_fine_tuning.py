@@ -19,11 +19,10 @@ from train.storage.run_files import CHECKPOINTS, EMA_WEIGHTS, SUMMARY, WEIGHTS
 # The program is run as a user runs it.
 DEFAULT_NUMERICS = True
 
-pytestmark = pytest.mark.usefixtures("compilation_cache")
+pytestmark = pytest.mark.usefixtures("quick_runs")
 
-NARROW = "--model-options=width_mult=0.25"
 FLAGS = (
-    *(NARROW, "--new-head", "--freeze", "backbone", "--ema-decay=0.9"),
+    *("--new-head", "--freeze", "backbone", "--ema-decay=0.9"),
     *("--accumulate=2", "--layer-decay=0.7", "--head-learning-rate=0.01"),
     *("--steps=4", "--checkpoint-every=2", "--eval-every=4"),
 )
@@ -45,7 +44,7 @@ def source(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tuned(source, tmp_path_factory, compilation_cache) -> Path:
+def tuned(source, tmp_path_factory, quick_runs) -> Path:
     out = tmp_path_factory.mktemp("runs") / "tuned"
     return run(out, f"--init-from={source}", *FLAGS)
 
@@ -87,12 +86,11 @@ def test_finished_run_is_evaluated_without_the_other(tuned, tmp_path, capsys):
 
 
 def test_nothing_is_written_by_a_run_that_is_refused(source, tmp_path, capsys):
-    flags = (f"--init-from={source}", NARROW)
     for refused, words in [
         ((), "--new-head draws it anew"),
         (("--new-head", "--freeze", "layer4"), "--freeze (=layer4) must name"),
     ]:
-        assert start(tmp_path / "out", *flags, *refused) == 2
+        assert start(tmp_path / "out", f"--init-from={source}", *refused) == 2
         message = capsys.readouterr().err
         assert message.startswith("train: error: ") and words in message
         assert message.count("\n") == 1

@@ -12,18 +12,18 @@ from train.storage.run_files import CHECKPOINTS, SUMMARY, read_config
 # The program is run as a user runs it.
 DEFAULT_NUMERICS = True
 
-pytestmark = pytest.mark.usefixtures("compilation_cache")
+pytestmark = pytest.mark.usefixtures("quick_runs")
 
 FLAGS = (
     *("--steps=4", "--checkpoint-every=2", "--eval-every=3", "--flip=0.5"),
-    *("--ema-decay=0.5", "--model-options=width_mult=0.25"),
+    "--ema-decay=0.5",
 )
 LONGER = "--steps=9"
 MEASURED = {"images_per_second"}
 
 
 @pytest.fixture(scope="module")
-def shorter(tmp_path_factory, compilation_cache) -> Path:
+def shorter(tmp_path_factory, quick_runs) -> Path:
     return run(tmp_path_factory.mktemp("runs") / "shorter", *FLAGS)
 
 

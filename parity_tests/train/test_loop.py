@@ -16,6 +16,7 @@ from dynconv_jax.weights import load_weights
 from parity_tests.tolerances import TOLERANCES
 from parity_tests.tools.checkout import ROOT
 from parity_tests.tools.small_runs import (
+    NARROW,
     SMALL,
     contents,
     read_metrics,
@@ -42,7 +43,6 @@ DEFAULT_NUMERICS = True
 
 pytestmark = pytest.mark.usefixtures("compilation_cache")
 
-BALANCED = ["--load-balance=0.1", "--learning-rate=1e-5"]
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
@@ -56,12 +56,6 @@ def finished(tmp_path_factory, compilation_cache) -> Path:
 def averaged(tmp_path_factory, compilation_cache) -> Path:
     """The directory of the same run with averages."""
     return run(tmp_path_factory.mktemp("runs") / "averaged", "--ema-decay=0.9")
-
-
-@pytest.fixture(scope="module")
-def balanced(tmp_path_factory, compilation_cache) -> Path:
-    """The directory of the same run with the load-balancing loss."""
-    return run(tmp_path_factory.mktemp("runs") / "balanced", *BALANCED)
 
 
 # Reproducibility
@@ -83,11 +77,13 @@ def test_another_seed_gives_other_parameters(finished, tmp_path):
 
 
 @pytest.mark.slow
-def test_eight_devices_that_share_parameters_give_the_losses_of_one(balanced, tmp_path):
+def test_eight_devices_that_share_parameters_give_the_losses_of_one(tmp_path):
+    flags = ["--conv=static", "--learning-rate=1e-5"]
+    one = run(tmp_path / "one", *flags, experts=None)
     subprocess.run(
         [
-            *(sys.executable, "-m", "train", *SMALL, "--num-experts=2"),
-            *(*BALANCED, "--fsdp", f"--out={tmp_path}"),
+            *(sys.executable, "-m", "train", *SMALL, *flags),
+            *("--fsdp", f"--out={tmp_path / 'eight'}"),
         ],
         cwd=ROOT,
         env=os.environ
@@ -98,11 +94,11 @@ def test_eight_devices_that_share_parameters_give_the_losses_of_one(balanced, tm
         stdout=subprocess.DEVNULL,
         check=True,
     )
-    one, eight = (
+    losses = [
         np.array([row.get("loss", row.get("test_loss")) for row in read_metrics(out)])
-        for out in (balanced, tmp_path)
-    )
-    np.testing.assert_allclose(eight, one, rtol=TOLERANCES["float32"].relative)
+        for out in (tmp_path / "eight", one)
+    ]
+    np.testing.assert_allclose(*losses, rtol=TOLERANCES["float32"].relative)
 
 
 # What a run leaves behind
@@ -188,7 +184,7 @@ def test_config_names_every_flag_with_its_value(finished):
 
 
 def test_weights_load_back(finished):
-    model = DynamicNet(1, num_experts=2, rngs=nnx.Rngs(7))
+    model = DynamicNet(1, num_experts=2, width_mult=0.25, rngs=nnx.Rngs(7))
     load_weights(model, finished / "model.safetensors")
     assert params_sha256(model) == read_summary(finished)["params_sha256"]
 
@@ -196,7 +192,7 @@ def test_weights_load_back(finished):
 @pytest.mark.slow
 def test_run_of_epochs_is_the_run_of_their_steps(tmp_path, capsys):
     # Of the 1437 images a batch of 718 is drawn twice an epoch.
-    shared = ["--batch-size=718", "--conv=static", "--model-options=width_mult=0.25"]
+    shared = ["--batch-size=718", "--conv=static", NARROW]
     for length in ("--epochs=1", "--steps=2"):
         assert main([*shared, length, f"--out={tmp_path / length}"]) == 0
     epochs, steps = (
@@ -215,7 +211,9 @@ def test_run_with_averages_evaluates_and_saves_them(averaged):
     summary = read_summary(averaged)
     assert last["ema_test_loss"] == summary["ema_test_loss"] != summary["test_loss"]
     assert summary["best_test_accuracy"] == summary["ema_test_accuracy"]
-    trained, average = (DynamicNet(1, num_experts=2, rngs=nnx.Rngs(7)) for _ in "ab")
+    trained, average = (
+        DynamicNet(1, num_experts=2, width_mult=0.25, rngs=nnx.Rngs(7)) for _ in "ab"
+    )
     load_weights(trained, averaged / "model.safetensors")
     load_weights(average, averaged / EMA_WEIGHTS)
     assert params_sha256(trained) != params_sha256(average)

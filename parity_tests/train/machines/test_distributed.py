@@ -28,7 +28,7 @@ FLAGS = (
     *("--label-smoothing", "0"),
 )
 STATIC = ("--conv", "static")  # which compiles in a third of the time
-ROUTED = "--load-balance=0", "--temperature-start=4", "--temperature-end=0.1"
+ROUTED = "--load-balance=0.1", "--temperature-start=4", "--temperature-end=0.1"
 COMMAND = (sys.executable, "-m", "train", *FLAGS, *STATIC)
 WITHIN = TOLERANCES["curve"].relative
 
