@@ -1,5 +1,7 @@
 """What goes wrong in a run, and that nothing is lost by it."""
 
+import contextlib
+import io
 import os
 import shutil
 import signal
@@ -33,19 +35,26 @@ def undisturbed(tmp_path_factory, quick_runs) -> Path:
     return run(tmp_path_factory.mktemp("runs") / "undisturbed", *FLAGS)
 
 
-@pytest.fixture
-def stopped(tmp_path, undisturbed, capsys) -> Path:
-    """The directory of a run that SIGTERM stopped; `capsys` has what it said."""
-    out = tmp_path / "stopped"
+@pytest.fixture(scope="module")
+def stopped_once(undisturbed) -> tuple[Path, str]:
+    """The directory of a run that SIGTERM stopped, and what it said."""
+    out = undisturbed.with_name("stopped")
     # Should the run end before it is told, the signal must not end the tests.
     former = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     told = threading.Thread(target=tell_to_stop, args=[out / METRICS], daemon=True)
     told.start()
-    status = start(out, *FLAGS)
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        status = start(out, *FLAGS)
     told.join()
     signal.signal(signal.SIGTERM, former)
     assert status == 75
-    return out
+    return out, said.getvalue()
+
+
+@pytest.fixture
+def stopped(stopped_once, tmp_path) -> Path:
+    """A copy of its directory."""
+    return shutil.copytree(stopped_once[0], tmp_path / "stopped")
 
 
 def tell_to_stop(metrics: Path) -> None:
@@ -84,8 +93,8 @@ def test_stopped_run_says_so_and_goes_on_to_the_same_end(stopped, undisturbed, c
     assert f"going on after step {last}," in capsys.readouterr().out
 
 
-def test_stop_is_explained_in_one_line(stopped, capsys):
-    message = capsys.readouterr().err
+def test_stop_is_explained_in_one_line(stopped_once):
+    _, message = stopped_once
     assert message.startswith("train: stopped after step ")
     assert message.count("\n") == 1
 

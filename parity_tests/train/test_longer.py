@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from parity_tests.tools.small_runs import read_metrics, read_summary, run
+from parity_tests.tools.slow import thinned
 from train.storage.run_files import CHECKPOINTS, SUMMARY, read_config
 
 # The program is run as a user runs it.
@@ -73,10 +74,7 @@ def test_run_told_its_restart_at_first_is_the_longer_one(longer, tmp_path):
     assert_equal_runs(at_once, longer)
 
 
-@pytest.mark.parametrize(
-    "last",
-    [4, *(pytest.param(last, marks=pytest.mark.slow) for last in (8, 2))],
-)
+@pytest.mark.parametrize("last", thinned([4, 2], 4))
 def test_longer_run_that_died_goes_on_to_the_same_end(last, longer, tmp_path):
     out = shutil.copytree(longer, tmp_path / "died")
     (out / SUMMARY).unlink()
