@@ -27,23 +27,6 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
         "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1 "
         + os.environ.get("XLA_FLAGS", "")
     )
-# The heap is large, and walked at random: in pages of 2 MB, which are kept once taken,
-# tests take a twentieth less time. The C library reads this as a process starts.
-os.environ.setdefault(
-    "GLIBC_TUNABLES",
-    ":".join(
-        f"glibc.malloc.{name}={value}"
-        for name, value in dict(
-            hugetlb=1,
-            tcache_count=127,
-            tcache_max=4096,
-            top_pad=1 << 26,
-            trim_threshold=1 << 30,
-            mmap_threshold=1 << 30,
-        ).items()
-    ),
-)
-
 import jax
 import jax.numpy as jnp
 import numpy as np

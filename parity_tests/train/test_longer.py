@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from parity_tests.tools.small_runs import read_metrics, read_summary, run
 from parity_tests.tools.slow import thinned
+from parity_tests.tools.small_runs import read_metrics, read_summary, run
 from train.storage.run_files import CHECKPOINTS, SUMMARY, read_config
 
 # The program is run as a user runs it.
