@@ -27,6 +27,7 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
         "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1 "
         + os.environ.get("XLA_FLAGS", "")
     )
+
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -65,6 +65,19 @@ class Compiled:
     Training and evaluation are the same program where nothing depends on the mode,
     and need not even be traced twice where the modules are equal. What the code of a
     module reads elsewhere must not change meanwhile: there is one for each comparison.
+
+    Example:
+        >>> linear, compiled = nnx.Linear(2, 3, rngs=nnx.Rngs(0)), Compiled()
+        >>> for training in (False, True):  # traced and compiled once
+        ...     outputs, gradients, state = run_jax(
+        ...         linear,
+        ...         np.ones((4, 2), "float32"),
+        ...         np.ones((4, 3), "float32"),
+        ...         training=training,
+        ...         jit=compiled,
+        ...     )
+        >>> sorted(gradients)
+        ['bias', 'inputs', 'weight']
     """
 
     def __init__(self) -> None:
@@ -99,9 +112,9 @@ def _are_equal(one: Any, other: Any) -> bool:
 
 def _depends_on_mode(path: Any, module: Any) -> bool:
     """Whether a module may do otherwise in training; dropout of nothing does not."""
-    if isinstance(module, nnx.Dropout):
+    if type(module) is nnx.Dropout:
         return module.rate != 0
-    return not isinstance(module, LogitNoise) or module.std != 0
+    return type(module) is not LogitNoise or module.std != 0
 
 
 def run_jax(

@@ -31,7 +31,7 @@ WITHOUT_EXAMPLE = {
 
 def module_names() -> list[str]:
     """Returns the modules whose examples are run."""
-    names = ["parity_tests.parity"]
+    names = ["parity_tests.parity", "parity_tests.passes"]
     for package in ("dynconv_jax", "dynconv_torch", "train"):
         for path in sorted((ROOT / package).rglob("*.py")):
             parts = path.relative_to(ROOT).with_suffix("").parts

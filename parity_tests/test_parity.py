@@ -1,5 +1,8 @@
 """The instrument itself: it must refuse every fault, and say where it is."""
 
+import copy
+import functools
+from collections import OrderedDict
 from typing import Any
 
 import flax.nnx
@@ -76,6 +79,31 @@ def test_a_gradient_in_evaluation_is_compared_unless_it_is_left_out(rng):
     for modes in (("eval", "train"), ("eval",)):
         with pytest.raises(ParityError, match="eval mode.*\n  gradient of weight"):
             assert_parity(ours, theirs, x, gradients_in=modes)
+
+
+@pytest.mark.parametrize(
+    ("part", "twin", "traces"),
+    [
+        (functools.partial(nnx.Linear, 3, 3), torch.nn.Linear(3, 3), 1),
+        (functools.partial(BatchNorm, 3), torch.nn.BatchNorm1d(3), 2),
+    ],
+    ids=["one for both", "one for each"],
+)
+def test_modes_are_traced_apart_only_where_modules_differ(part, twin, traces, rng):
+    traced = []
+
+    class Holder(nnx.Module):
+        def __init__(self):
+            self.part = part(param_dtype="float64", rngs=nnx.Rngs(0))
+            self.dropout = nnx.Dropout(0.0)
+
+        def __call__(self, x):
+            traced.append(x)
+            return self.dropout(self.part(x))
+
+    theirs = torch.nn.Sequential(OrderedDict(part=copy.deepcopy(twin))).double()
+    assert_parity(Holder(), theirs, rng.normal(size=(4, 3)))
+    assert len(traced) == traces
 
 
 def test_a_leaking_relu_is_noticed(monkeypatch):
