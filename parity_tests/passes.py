@@ -82,9 +82,9 @@ class Compiled:
 
     def __init__(self) -> None:
         """Holds nothing yet."""
-        self._traced: tuple[Any, ...] | None = None
-        self._program: str | None = None
-        self._run: Callable | None = None
+        self._traced: Any = None
+        self._program: Any = None
+        self._run: Any = None
 
     def __call__(
         self, function: Callable, graphdef: nnx.GraphDef, *operands: Any
@@ -92,13 +92,12 @@ class Compiled:
         """Returns a compiled function of a module, which `graphdef` describes."""
         types = [jax.typeof(each) for each in jax.tree.leaves(operands)]
         traced = graphdef, jax.tree.structure(operands), types
-        if self._run is None or not _are_equal(traced, self._traced):
+        if not _are_equal(traced, self._traced):
             lowered = jax.jit(function).lower(*operands)
             program = f"{lowered.as_text()}{lowered.in_tree}{lowered.out_tree}"
             if program != self._program:
                 self._run = lowered.compile()
             self._traced, self._program = traced, program
-        assert self._run is not None
         return self._run
 
 

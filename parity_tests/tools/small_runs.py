@@ -7,10 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from flax import nnx
 
+from dynconv_jax import save_weights
 from train.__main__ import main
+from train.flags.config import Config
+from train.learning.model import create
 
-NARROW = "--model-options=width_mult=0.25"
+WIDTH = "width_mult=0.25"
+NARROW = f"--model-options={WIDTH}"
 SMALL = [NARROW, "--steps=3", "--batch-size=16", "--log-every=1"]
 
 
@@ -24,6 +29,12 @@ def run(out: Path, *flags: str, experts: int | None = 2) -> Path:
     """Runs the program to its end, and returns the directory of the run."""
     assert start(out, *flags, experts=experts) == 0
     return out
+
+
+def save_static(path: Path) -> None:
+    """Writes the weights of a narrow static network of seven classes, to start from."""
+    config = Config(conv="static", model_options=(WIDTH,))
+    save_weights(create(config, 7, 1, nnx.Rngs(5)), path)
 
 
 def read_summary(out: Path) -> dict:

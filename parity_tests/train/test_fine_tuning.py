@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
-from flax import nnx
 
-from dynconv_jax import save_weights
-from parity_tests.tools.small_runs import contents, read_summary, run, start
+from parity_tests.tools.small_runs import (
+    contents,
+    read_summary,
+    run,
+    save_static,
+    start,
+)
 from train.__main__ import main
-from train.flags.config import Config
-from train.learning.model import create
 from train.storage.run_files import CHECKPOINTS, EMA_WEIGHTS, SUMMARY, WEIGHTS
 
 # The program is run as a user runs it.
@@ -38,8 +40,7 @@ def source(tmp_path_factory) -> Path:
     """A directory with the weights of a static network of seven classes."""
     path = tmp_path_factory.mktemp("runs") / "source"
     path.mkdir()
-    config = Config(conv="static", model_options=("width_mult=0.25",))
-    save_weights(create(config, 7, 1, nnx.Rngs(5)), path / WEIGHTS)
+    save_static(path / WEIGHTS)
     return path
 
 

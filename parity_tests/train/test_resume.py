@@ -1,13 +1,9 @@
 """A run that dies goes on as if it had not."""
 
 import pytest
-from flax import nnx
 
-from dynconv_jax import save_weights
 from parity_tests.tools import kill_and_resume
-from parity_tests.tools.small_runs import NARROW
-from train.flags.config import Config
-from train.learning.model import create
+from parity_tests.tools.small_runs import NARROW, save_static
 
 SMALL = (NARROW, "--num-experts=2", "--batch-size=16", "--log-every=2")
 # What a run keeps beside parameters and moments: averages, half a step, what is frozen.
@@ -20,12 +16,7 @@ FINE_TUNED = (
 @pytest.mark.slow
 def test_run_killed_while_it_saves_ends_in_the_same_parameters(tmp_path):
     start, page = tmp_path / "start.safetensors", tmp_path / "resume.md"
-    save_weights(
-        create(
-            Config(conv="static", model_options=("width_mult=0.25",)), 7, 1, nnx.Rngs(5)
-        ),
-        start,
-    )
+    save_static(start)
     config = kill_and_resume.Config(
         kills=1,
         steps=12,
