@@ -13,6 +13,7 @@ import dynconv_torch
 from benchmarks.layers import torch_device, wait
 from benchmarks.timing import Function
 from dynconv_jax import DynamicNet, count_multiply_adds, count_parameters
+from dynconv_jax.models.abstract import abstract_module
 
 IMAGE_SIZE = 32  # of a side
 _LEARNING_RATE, _MOMENTUM = 0.01, 0.9
@@ -54,7 +55,7 @@ class Costs(NamedTuple):
 
 def costs() -> Costs:
     """Counts what DynamicNet costs."""
-    net = nnx.eval_shape(lambda: DynamicNet(rngs=nnx.Rngs(0)))
+    net = abstract_module(lambda rngs: DynamicNet(rngs=rngs))
     image = jax.ShapeDtypeStruct((1, IMAGE_SIZE, IMAGE_SIZE, 3), jnp.float32)
     return Costs(count_parameters(net), count_multiply_adds(net, image))
 

@@ -29,8 +29,8 @@ def networks(activation="cg", **options):
     for name, parameter in theirs.named_parameters():
         if "bias" in name:
             torch.nn.init.normal_(parameter, std=0.1)
-    ours = nnx.eval_shape(
-        lambda: FDYCNN(3, **options, param_dtype="float64", rngs=nnx.Rngs(0))
+    ours = abstract_module(
+        lambda rngs: FDYCNN(3, **options, param_dtype="float64", rngs=rngs)
     )
     copy_weights(theirs, ours)
     return ours, theirs

@@ -13,6 +13,7 @@ from dynconv_jax import Router, SigmoidRouter, create_model, list_models
 from dynconv_jax.layers.context_conv import ContextAttention
 from dynconv_jax.layers.od_conv import ODAttention
 from dynconv_jax.models import set_grad_checkpointing
+from dynconv_jax.models.abstract import abstract_module
 from dynconv_jax.models.registry import CONVOLUTIONS, OWN, STEERED
 from train.errors import TrainError
 from train.flags.checks import flag_of
@@ -138,8 +139,8 @@ def _require_twin(
     model: nnx.Module, config: Config, num_classes: int, in_features: int
 ) -> None:
     """Refuses `--twin` for a model that is its own static twin."""
-    outline = nnx.eval_shape(
-        lambda: static_twin(config, num_classes, in_features, nnx.Rngs(0))
+    outline = abstract_module(
+        lambda rngs: static_twin(config, num_classes, in_features, rngs)
     )
     own, static = (
         {path: param.shape for path, param in nnx.to_flat_state(nnx.state(each))}

@@ -11,6 +11,7 @@ import torch
 from flax import nnx
 
 from dynconv_jax import CondConv, DynamicConv, ODConv, list_convolutions
+from dynconv_jax.models.abstract import abstract_module
 from dynconv_jax.models.grad_checkpointing import Checkpointing
 from dynconv_jax.weights import save_weights, to_torch_state_dict
 from parity_tests.tolerances import assert_close
@@ -26,7 +27,7 @@ SMALL: dict[str, Any] = dict(num_experts=2)
 
 
 def abstract(**flags) -> Any:
-    return nnx.eval_shape(lambda: create(Config(**flags), CLASSES, 2, nnx.Rngs(0)))
+    return abstract_module(lambda rngs: create(Config(**flags), CLASSES, 2, rngs))
 
 
 def layers_of(model: nnx.Module, kind: type) -> list:
@@ -195,7 +196,7 @@ def logits(model: nnx.Module, images: np.ndarray) -> jax.Array:
 
 def test_twin_is_static_and_has_the_other_options():
     config = Config(model="resnet18", conv="odconv", num_experts=2)
-    twin: Any = nnx.eval_shape(lambda: static_twin(config, CLASSES, 2, nnx.Rngs(0)))
+    twin: Any = abstract_module(lambda rngs: static_twin(config, CLASSES, 2, rngs))
     assert not layers_of(twin, ODConv)
     assert twin.conv1.kernel.shape == (7, 7, 2, 64)
 
@@ -203,7 +204,7 @@ def test_twin_is_static_and_has_the_other_options():
 def test_twin_leaves_out_how_dynamic_convolutions_are_computed():
     options = ("implementation=patches", "width_mult=0.5")
     config = Config(model_options=options)
-    twin: Any = nnx.eval_shape(lambda: static_twin(config, CLASSES, 1, nnx.Rngs(0)))
+    twin: Any = abstract_module(lambda rngs: static_twin(config, CLASSES, 1, rngs))
     assert twin.fc.kernel.shape == (128, CLASSES)
 
 

@@ -12,6 +12,7 @@ import torch
 from flax import nnx
 
 from dynconv_jax import DynamicConvBlock, count_parameters, create_model
+from dynconv_jax.models.abstract import abstract_module
 from parity_tests.tolerances import assert_close
 from train.flags.config import Config
 from train.learning.optimizer import (
@@ -28,8 +29,8 @@ def groups_of(model: nnx.Module) -> dict[str, tuple[bool, bool]]:
 
 
 def with_conv(conv: str) -> nnx.Module:
-    return nnx.eval_shape(
-        lambda: create_model("dynamic_net", conv=conv, rngs=nnx.Rngs(0))
+    return abstract_module(
+        lambda rngs: create_model("dynamic_net", conv=conv, rngs=rngs)
     )
 
 

@@ -16,6 +16,7 @@ import jax
 from flax import nnx
 
 from dynconv_jax import count_multiply_adds, count_parameters, create_model
+from dynconv_jax.models.abstract import abstract_module
 
 IMAGE_SHAPE = (28, 28, 1)
 NUM_CLASSES = 10
@@ -93,14 +94,14 @@ def multiply_adds_of(conv: str, width_mult: float) -> int:
 
 @functools.cache
 def _outline(conv: str, width_mult: float) -> nnx.Module:
-    return nnx.eval_shape(
-        lambda: create_model(
+    return abstract_module(
+        lambda rngs: create_model(
             "dynamic_net",
             NUM_CLASSES,
             conv=conv,
             in_features=IMAGE_SHAPE[-1],
             width_mult=width_mult,
-            rngs=nnx.Rngs(0),
+            rngs=rngs,
         )
     )
 
