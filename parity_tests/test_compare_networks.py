@@ -14,6 +14,7 @@ def row_of(page: str, name: str) -> list[str]:
     return [cell.strip() for cell in row.strip("|").split("|")]
 
 
+@pytest.mark.slow
 def test_page_says_how_far_a_network_is_from_its_twin(tmp_path):
     out = tmp_path / "pages" / "networks.md"
     assert compare_networks.main(Config(names=("dynamic_net",), out=out)) == 0
@@ -26,6 +27,7 @@ def test_page_says_how_far_a_network_is_from_its_twin(tmp_path):
     assert any(float(error) > 0 for error in errors)
 
 
+@pytest.mark.slow
 def test_page_tells_the_network_that_differs(tmp_path, monkeypatch):
     softmax = jax.nn.softmax
     monkeypatch.setattr(

@@ -126,7 +126,10 @@ def test_layer_and_its_class_are_as_they_were_after_a_table(rng):
     assert other(jnp.ones((2, 5, 4, 5))).shape == (2, 5, 4, 6)
 
 
-@pytest.mark.parametrize("name", NETS)
+QUICK = "DynamicNet, tiled", "ResNet of bottlenecks", "EfficientNet"
+
+
+@pytest.mark.parametrize("name", thinned(NETS, *QUICK))
 def test_network_tabulates(name):
     net = build(lambda: NETS[name](rngs=nnx.Rngs(0)))
     assert "[2,10]" in table(net, jnp.ones((2, 16, 12, 3)))

@@ -47,7 +47,16 @@ def export(module, name, open_spatial=(), **options):
     return torch.export.export(module, (x,), dynamic_shapes=shapes, **options).module()
 
 
-FAST = [name for name in ALL if "3d" not in name and "1d" not in name]
+# Variants that compute as others do, but for numbers; and what is there twice.
+SIMILAR = (
+    *("adaptive, grouped", "odconv, one expert", "odconv, layer norm", "net"),
+    *("decomposed, uneven", "warehouse, layer norm", "odconv, pointwise, no norm"),
+)
+FAST = [
+    name
+    for name in ALL
+    if "3d" not in name and "1d" not in name and name not in SIMILAR
+]
 
 
 @pytest.mark.parametrize("name", thinned(ALL, *FAST))
@@ -219,16 +228,9 @@ def test_without_a_tracer_the_choice_is_by_cost():
     assert "aten::bmm" not in {event.key for event in profile.key_averages()}
 
 
-LARGE = {
-    "resnet18": dict(conv="dynamic"),
-    "efficientnet_cc_b0_4e": {},
-}
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", LARGE)
-def test_large_nets_exported_with_an_open_batch(name):
-    net = dynconv_torch.create_model(name, 10, **LARGE[name]).eval().double()
+def test_a_large_net_exported_with_an_open_batch():
+    net = dynconv_torch.create_model("efficientnet_cc_b0_4e", 10).eval().double()
     x = torch.randn(3, 3, 64, 48, dtype=torch.float64)
     program = torch.export.export(net, (x,), dynamic_shapes=({0: BATCH},)).module()
     for batch in (1, 2):

@@ -13,19 +13,21 @@ from dynconv_jax.functional.numerics import Numerics
 from parity_tests.tolerances import assert_close
 from parity_tests.tools.cases import CASES
 from parity_tests.tools.exported import PLATFORMS, exported
+from parity_tests.tools.slow import thinned
 
 BATCHES = (1, 3, 17)
 NAMES = ("1d", "2d", "2d strided", "2d pointwise", "2d grouped", "2d depthwise", "3d")
 FORMS = [(name, "auto") for name in NAMES]
 FORMS += [("2d strided", form) for form in ("patches", "rows", "experts")]
 FORMS += [("2d depthwise", "taps")]
+QUICK = [("1d", "auto"), ("2d grouped", "auto"), ("2d depthwise", "auto"), *FORMS[7:10]]
 
 
 def text(*sizes):
     return ", ".join(map(str, sizes))
 
 
-@pytest.mark.parametrize(("name", "implementation"), FORMS)
+@pytest.mark.parametrize(("name", "implementation"), thinned(FORMS, *QUICK))
 def test_dynamic_convolution_with_a_free_batch(name, implementation, rng):
     case = CASES[name]
     kernel = rng.normal(

@@ -160,14 +160,6 @@ def test_scale_and_phi_are_recorded_by_name(rng):
     assert_close(recorded, expected, dtype="float64")
 
 
-def test_twin_compiles_without_graph_breaks():
-    layer = torch_layer(3, 4, (3,), padding=1).eval()
-    x = torch.randn(2, 3, 7, dtype=torch.float64)
-    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-    actual, expected = compiled(x).detach().numpy(), layer(x).detach().numpy()
-    assert_close({"output": actual}, {"output": expected}, dtype="float64")
-
-
 # At the door
 
 

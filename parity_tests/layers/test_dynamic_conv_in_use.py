@@ -216,15 +216,6 @@ def test_twin_can_be_copied_and_pickled():
         assert torch.equal(twin(x), layer(x))
 
 
-@pytest.mark.parametrize("implementation", ["loop", "grouped", "patches", "experts"])
-def test_twin_compiles_without_graph_breaks(implementation):
-    layer = CASES["2d"].torch_layer(implementation=implementation)
-    x = torch.randn(2, 3, 7, 6, dtype=torch.float64)
-    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-    actual, expected = compiled(x).detach().numpy(), layer(x).detach().numpy()
-    assert_close({"output": actual}, {"output": expected}, dtype="float64")
-
-
 def test_twin_under_autocast_convolves_in_bfloat16_and_routes_in_float32():
     layer = dynconv_torch.DynamicConv2d(16, 8, 3, padding=1)
     x = torch.randn(2, 16, 7, 6)

@@ -190,15 +190,6 @@ def test_twin_takes_one_sample_any_memory_layout_and_can_be_copied():
         assert_close(actual, expected, dtype="float64")
 
 
-@pytest.mark.slow
-def test_twin_compiles_without_graph_breaks():
-    layer = TRANSPOSE_CASES["2d, pairs"].torch_layer()
-    x = torch.randn(2, 3, 4, 3, dtype=torch.float64)
-    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-    actual, expected = compiled(x).detach().numpy(), layer(x).detach().numpy()
-    assert_close({"output": actual}, {"output": expected}, dtype="float64")
-
-
 def test_bad_arguments_are_refused_at_the_door():
     message = r"output_padding` \(=\(2, 2\)\) must be smaller than `stride"
     with pytest.raises(ValueError, match=message):

@@ -36,6 +36,7 @@ NETS: dict[str, Callable[..., Any]] = {
         (1, 1, 1, 1),
         10,
         conv=functools.partial(CondConv, num_experts=1),
+        dynamic=1,
     ),
     "MobileNetV2": functools.partial(
         MobileNetV2,

@@ -13,6 +13,7 @@ from dynconv_jax.models.abstract import abstract_module
 from dynconv_jax.weights.names import match_keys
 from dynconv_jax.weights.torch_layout import torch_shapes
 from parity_tests.tools import registered
+from parity_tests.tools.slow import thinned
 
 # Of the networks that have no router outside of their convolutions, and of those that
 # have one everywhere.
@@ -34,14 +35,18 @@ def abstract(name: str, conv: str, num_classes: int = 7) -> Any:
 ROUTED = "dynamic_net", "resnet18", "mobilenet_v2"
 
 
+# In the slow tests all, since another one there builds them too.
 @pytest.mark.parametrize(
     ("name", "conv"),
-    [
-        registered.marked(name, conv)
-        for name in registered.KINDS
-        for conv in CONVOLUTIONS
-        if conv == "static" or name in ROUTED
-    ],
+    thinned(
+        [
+            (name, conv)
+            for name in registered.KINDS
+            for conv in CONVOLUTIONS
+            if conv == "static" or name in ROUTED
+        ],
+        *((name, conv) for name in ROUTED for conv in CONVOLUTIONS),
+    ),
 )
 def test_each_key_of_a_network_is_at_one_depth(name, conv):
     net = abstract(name, conv)

@@ -26,13 +26,18 @@ DEFAULT_NUMERICS = True
 
 pytestmark = [pytest.mark.usefixtures("quick_runs"), DROPPED_WRITES]
 
-FLAGS = ("--steps=24", "--checkpoint-every=4", "--eval-every=24", "--flip=0.5")
+# Of static convolutions, which compile sooner. Runs with routers are stopped and gone
+# on with in test_twin.py, and killed in test_resume.py.
+FLAGS = (
+    *("--steps=32", "--checkpoint-every=4", "--eval-every=32", "--flip=0.5"),
+    "--conv=static",
+)
 MEASURED = {"images_per_second"}
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, quick_runs) -> Path:
-    return run(tmp_path_factory.mktemp("runs") / "undisturbed", *FLAGS)
+    return run(tmp_path_factory.mktemp("runs") / "undisturbed", *FLAGS, experts=None)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +49,7 @@ def stopped_once(undisturbed) -> tuple[Path, str]:
     told = threading.Thread(target=tell_to_stop, args=[out / METRICS], daemon=True)
     told.start()
     with contextlib.redirect_stderr(io.StringIO()) as said:
-        status = start(out, *FLAGS)
+        status = start(out, *FLAGS, experts=None)
     told.join()
     signal.signal(signal.SIGTERM, former)
     assert status == 75
@@ -73,7 +78,7 @@ def values(out: Path) -> list[dict]:
 
 
 def assert_goes_on_to_the_same_end(out: Path, undisturbed: Path) -> None:
-    run(out, *FLAGS)
+    run(out, *FLAGS, experts=None)
     for name in ("params_sha256", "test_loss", "best_step"):
         assert read_summary(out)[name] == read_summary(undisturbed)[name]
     assert values(out) == values(undisturbed)
@@ -86,7 +91,7 @@ def checkpoints_of(out: Path) -> list[int]:
 
 def test_stopped_run_says_so_and_goes_on_to_the_same_end(stopped, undisturbed, capsys):
     last = max(checkpoints_of(stopped))
-    assert 9 <= last < 24
+    assert 9 <= last < 32
     assert values(stopped)[-1]["step"] == last
     capsys.readouterr()
     assert_goes_on_to_the_same_end(stopped, undisturbed)
@@ -115,7 +120,7 @@ def test_full_disk_ends_the_run_and_leaves_what_was_there(stopped, undisturbed, 
     before = checkpoints_of(stopped)
     capsys.readouterr()
     with files_of_at_most(50_000):
-        assert start(stopped, *FLAGS) == 1
+        assert start(stopped, *FLAGS, experts=None) == 1
     message = capsys.readouterr().err
     assert message.startswith("train: error: ")
     assert message.count("\n") == 1

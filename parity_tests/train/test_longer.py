@@ -6,14 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from parity_tests.tools.slow import thinned
 from parity_tests.tools.small_runs import read_metrics, read_summary, run
 from train.storage.run_files import CHECKPOINTS, SUMMARY, read_config
 
 # The program is run as a user runs it.
 DEFAULT_NUMERICS = True
 
-pytestmark = pytest.mark.usefixtures("quick_runs")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_runs")]
 
 FLAGS = (
     *("--steps=4", "--checkpoint-every=2", "--eval-every=3", "--flip=0.5"),
@@ -68,13 +67,12 @@ def test_learning_rate_starts_anew_where_the_shorter_run_ended(shorter, longer):
     assert temperatures[4:] == temperatures[3:4] * 5
 
 
-@pytest.mark.slow
 def test_run_told_its_restart_at_first_is_the_longer_one(longer, tmp_path):
     at_once = run(tmp_path / "at-once", *FLAGS, LONGER, "--restarts=4")
     assert_equal_runs(at_once, longer)
 
 
-@pytest.mark.parametrize("last", thinned([4, 2], 4))
+@pytest.mark.parametrize("last", [4, 2])
 def test_longer_run_that_died_goes_on_to_the_same_end(last, longer, tmp_path):
     out = shutil.copytree(longer, tmp_path / "died")
     (out / SUMMARY).unlink()
@@ -91,7 +89,6 @@ def test_longer_run_that_died_goes_on_to_the_same_end(last, longer, tmp_path):
     assert_equal_runs(out, longer)
 
 
-@pytest.mark.slow
 def test_longer_run_may_be_made_longer_again(longer, tmp_path):
     out = shutil.copytree(longer, tmp_path / "run")
     run(out, *FLAGS, "--steps=11")

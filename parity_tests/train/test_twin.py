@@ -14,7 +14,7 @@ from train.storage.run_files import CHECKPOINTS, REPORT, TWIN, read_config
 # The program is run as a user runs it.
 DEFAULT_NUMERICS = True
 
-pytestmark = pytest.mark.usefixtures("quick_runs")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_runs")]
 
 FLAGS = ("--eval-every=2", "--flip=0.5")
 
@@ -85,7 +85,6 @@ def test_finished_run_tells_of_its_twin_and_is_untouched(both, capsys):
     assert contents(both) == before
 
 
-@pytest.mark.slow
 def test_finished_run_is_given_a_twin_that_is_asked_for_later(alone, both, tmp_path):
     out = shutil.copytree(alone, tmp_path / "run")
     run(out, "--twin", *FLAGS)
@@ -99,7 +98,7 @@ def test_finished_run_is_given_a_twin_that_is_asked_for_later(alone, both, tmp_p
     ("steps", "last"),
     [
         pytest.param(2, ["2", None], id="in the twin"),
-        pytest.param(3, ["3", "1"], id="at its end", marks=pytest.mark.slow),
+        pytest.param(3, ["3", "1"], id="at its end"),
     ],
 )
 def test_stopped_run_goes_on_to_the_same_end(
@@ -138,7 +137,6 @@ def test_static_model_has_no_twin(tmp_path, capsys):
     assert not out.exists()
 
 
-@pytest.mark.slow
 def test_overwriting_a_run_overwrites_its_twin(both, tmp_path, capsys):
     out = shutil.copytree(both, tmp_path / "run")
     run(out, "--twin", "--overwrite", "--seed=1", *FLAGS)

@@ -92,7 +92,6 @@ def test_the_port_of_chen_becomes_a_network_and_comes_back(package):
     [
         ("resnet18", dict(conv="odconv", dynamic=1)),
         ("resnet50", dict(conv="static")),
-        ("mobilenet_v2", dict(conv="dynamic", width_mult=0.1, in_channels=2)),
         ("efficientnet_cc_b0_4e", dict(tensorflow=True)),
     ],
 )

@@ -184,7 +184,7 @@ def test_a_module_of_flax_computes_what_its_twin_does(name, rng):
         for shape in (pair.shape, *pair.others.values())
     )
     arrays = dict(zip(pair.others, others, strict=True))
-    assert_parity(ours, theirs, inputs, jit=False, **arrays)
+    assert_parity(ours, theirs, inputs, **arrays)
 
 
 @pytest.mark.parametrize("name", PAIRS)

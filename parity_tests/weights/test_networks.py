@@ -12,12 +12,14 @@ from dynconv_torch.weights.identify import identify as identify_torch
 from parity_tests.tools import registered
 from parity_tests.tools.checkout import ROOT
 from parity_tests.tools.checkpoints import as_published, shapes_of, zeros
+from parity_tests.tools.slow import thinned
 
 NAMES = registered.NAMES
 # Of one text with the twin's, which is asked for all.
-OF_JAX = [
-    registered.marked(name) for name in registered.KINDS if not name.startswith("tf_")
-]
+OF_JAX = thinned(
+    [name for name in registered.KINDS if not name.startswith("tf_")],
+    *("dynamic_net", "kw_resnet18", "dcd_resnet18", "mobilenet_v2", "fdy_cnn"),
+)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -90,7 +90,7 @@ DENSE = {
     "one row": ((3, 9, 12, 4), 8, (1, 3), {"strides": (1, 2)}),
     "cropped": ((3, 9, 10, 8), 8, (3, 2), {"padding": ((0, 2), (3, -1))}),
     "dilated": ((3, 9, 9, 8), 8, (2, 3), {"kernel_dilation": 2}),
-    "5×5, stride 3": ((4, 8, 10, 8), 8, (5, 5), {"strides": 3, "padding": 2}),
+    "4×3, stride 3": ((4, 8, 10, 8), 8, (4, 3), {"strides": 3, "padding": 2}),
 }
 FEW_PIXELS = {
     "few pixels": ((8, 3, 4, 8), 16, (3, 2), {}),

@@ -22,6 +22,8 @@ from train.flags.config import Config
 
 DEFAULT_NUMERICS = True
 
+pytestmark = pytest.mark.slow
+
 BATCHES = (1, 3, 17)
 
 FILES = "model.stablehlo", "model.onnx", "model.pt2"
