@@ -18,8 +18,7 @@ from dynconv_jax import BatchNorm, DyMN, set_temperature, two_slope_temperature
 from dynconv_jax.models.mobilenet_v3 import LARGE
 from dynconv_jax.weights import load_weights
 
-RATE = 32_000
-TAGS = "tone", "sweep", "clicks", "noise"
+RATE, TAGS = 32_000, ("tone", "sweep", "clicks", "noise")
 
 
 def mel_filters(mels=128, size=1024, high=15_000):
@@ -52,11 +51,11 @@ def log_mel(waves, size=1024, window=800, hop=320):
     margin = (size - window) // 2
     weights = np.pad(hann(window, sym=True), (margin, size - window - margin))
     power = np.abs(np.fft.rfft(frames * weights)) ** 2
-    logs = np.log(power @ mel_filters(size=size).T + 1e-5)
+    logs = np.log(np.tensordot(power, mel_filters(size=size), (2, 1)) + 1e-5)
     return ((logs + 4.5) / 5).astype(np.float32).swapaxes(1, 2)[..., None]
 
 
-def draw_sounds(rng, count, seconds=0.3):
+def draw_sounds(rng, count, seconds=0.2):
     """Returns waves (count, samples) and which of `TAGS` each has, (count, 4)."""
     time = np.arange(int(seconds * RATE)) / RATE
     tags = rng.random((count, len(TAGS))) < 0.5
@@ -90,7 +89,8 @@ def main():
             part.momentum = 0.9  # with the published 0.99 few steps move too little
     held_out, expected = draw_sounds(rng, 64)
     answer = nnx.jit(lambda net, inputs: net(inputs))
-    optimizer = nnx.Optimizer(net, optax.adamw(3e-3), wrt=nnx.Param)
+    adam = optax.adamw(3e-3 if flags.checkpoint else 0.01)
+    optimizer = nnx.Optimizer(net, adam, wrt=nnx.Param)
 
     def accuracy():
         evaluated = nnx.view(net, deterministic=True, use_running_average=True)

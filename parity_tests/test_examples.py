@@ -50,7 +50,7 @@ def figure(pattern: str, text: str) -> float:
 
 @pytest.mark.slow
 def test_a_swapped_network_starts_as_accurate_as_the_static_one():
-    said = run_apart("swap_layer", "--steps", "30")
+    said = run_example("swap_layer", "--steps", "20")
     before = figure(r"static: .* accuracy (\S+)", said)
     assert before > 0.5
     # The noise on the experts may turn an image or two.
@@ -85,7 +85,7 @@ def test_eight_devices_train_as_one_does():
 @pytest.mark.slow
 def test_routers_are_watched_while_the_temperature_falls(tmp_path):
     picture = tmp_path / "routers.png"
-    said = run_apart("watch_routers", "--steps", "6", "--picture", str(picture))
+    said = run_example("watch_routers", "--steps", "6", "--picture", str(picture))
     temperatures = [float(each) for each in re.findall(r"T (\S+)", said)]
     assert temperatures[0] == 30 and temperatures[-1] == 0.03
     assert temperatures == sorted(temperatures, reverse=True)
@@ -129,14 +129,14 @@ def test_a_hypernetwork_learns_the_kernels_behind_the_pictures():
 
 @pytest.mark.slow
 def test_where_kernels_start_is_learned():
-    said = run_example("maml", "--steps", "30")
+    said = run_example("maml", "--steps", "15")
     before, after = (float(x) for x in re.findall(r"after one step (\S+)", said))
     assert after > before + 0.2
 
 
 @pytest.mark.slow
 def test_sounds_are_tagged():
-    said = run_apart("audio_tagging")
+    said = run_example("audio_tagging", "--steps", "40")
     before, after = (figure(rf"{name}.*: (\S+) of the", said) for name in WHEN)
     assert after > max(before, 0.7)
     assert figure(r"temperature at the end: (\S+)", said) == 1
