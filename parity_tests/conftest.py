@@ -17,6 +17,10 @@ from typing import Any
 
 # Test processes run side by side, and none is to take a GPU for itself.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+# Nor all cores: threads of NumPy's products, and of PyTorch, wait actively for their
+# part, which takes a core from the others and in many small products most of the time.
+# pytest may have imported NumPy before, but what tests start reads this.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Most of the time goes to compiling small programs, not to running them. What XLA does
 # to a program stays as it is; what it spares is LLVM's work on it.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")

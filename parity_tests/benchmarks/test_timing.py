@@ -62,12 +62,10 @@ def test_ratios_are_of_both_kinds():
 @pytest.mark.slow
 def test_each_framework_computes_in_a_process_of_its_own():
     settings = Settings(rounds=1, quick=True, dtype="float32")
-    index, (part, shape) = next(
-        found for found in enumerate(subjects(True)) if found[1][0] == "depthwise"
-    )
+    (part, shape), *_ = subjects(quick=True)  # of one tap, which takes the least
     with (
-        Worker(Config(index, "jax", quick=True), {}) as of_jax,
-        Worker(Config(index, "torch", quick=True), {}) as of_torch,
+        Worker(Config(0, "jax", quick=True), {}) as of_jax,
+        Worker(Config(0, "torch", quick=True), {}) as of_torch,
     ):
         workers = {"jax": of_jax, "torch": of_torch}
         assert {name.split()[0] for name in of_torch.names} == {"torch"}
