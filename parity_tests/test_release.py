@@ -44,9 +44,11 @@ def wheel(dist) -> Path:
 def fresh(wheel, tmp_path_factory) -> Path:
     """Python in an environment that has the wheel and what it depends on."""
     folder = tmp_path_factory.mktemp("environment")
-    run(sys.executable, "-m", "venv", folder, cwd=folder)
+    run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder)
     python = folder / "bin/python"
-    run(python, "-m", "pip", "install", "--quiet", wheel, cwd=folder)
+    # Of what JAX brings few files are imported, and those are compiled then.
+    install = ("install", "--quiet", "--no-compile", wheel)
+    run(sys.executable, "-m", "pip", "--python", python, *install, cwd=folder)
     return python
 
 
