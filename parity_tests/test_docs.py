@@ -24,10 +24,14 @@ PUBLIC = [
 ]
 # They train, or compile much.
 SLOW = {
+    "family/adaptive-conv.md",
+    "family/cond-conv.md",
     "family/decomposed-conv.md",
     "family/dymn.md",
     "family/fd-conv.md",
     "family/frequency-dynamic-conv.md",
+    "family/kernel-warehouse.md",
+    "family/od-conv.md",
     "guides/forms.md",
     "guides/mixed-precision.md",
     "guides/models.md",

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import dynconv_torch
 from dynconv_jax import DynamicConv, DynamicNet, ModulatedConv, Router
+from dynconv_jax.models.abstract import abstract_module
 from dynconv_jax.multiply_adds import count_multiply_adds, count_parameters
 
 
@@ -46,7 +47,7 @@ def test_a_modulated_layer_adds_two_small_products():
 
 
 def test_a_network_costs_what_the_counter_of_pytorch_says():
-    net = DynamicNet(rngs=nnx.Rngs(0))
+    net = abstract_module(lambda rngs: DynamicNet(rngs=rngs))
     twin = dynconv_torch.DynamicNet(implementation="loop").eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         twin(torch.zeros(3, 3, 16, 12))

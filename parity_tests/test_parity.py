@@ -156,8 +156,8 @@ def test_a_swapped_kernel_axis_is_noticed(monkeypatch):
 
 @pytest.mark.slow
 def test_another_weight_decay_is_noticed(rng):
-    theirs = dynconv_torch.DynamicNet(1, 3).double()
-    ours = DynamicNet(1, 3, param_dtype="float64", rngs=nnx.Rngs(0))
+    theirs = dynconv_torch.DynamicNet(1, 3, width_mult=0.25).double()
+    ours = DynamicNet(1, 3, width_mult=0.25, param_dtype="float64", rngs=nnx.Rngs(0))
     faulty = (optax.adamw(1e-3), OPTIMIZERS["adamw"][1])  # optax decays by 1e-4
     with pytest.raises(ParityError, match="step|steps"):
         assert_training_parity(

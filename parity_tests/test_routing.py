@@ -206,7 +206,7 @@ def test_nets_pass_noise_on_to_their_routers():
 
 
 def test_set_temperature_reaches_every_router_of_a_model():
-    net = DynamicNet(rngs=nnx.Rngs(0))
+    net = DynamicNet(width_mult=0.1, rngs=nnx.Rngs(0))
     set_temperature(net, 7.0)
     stages = (net.stage1, net.stage2, net.stage3)
     assert [float(s.dyn.router.temperature[...]) for s in stages] == [7.0] * 3
@@ -218,7 +218,8 @@ def test_set_temperature_reaches_every_router_of_a_model():
 
 def test_temperatures_on_one_jitted_net_compile_once_and_differ(rng):
     net = nnx.view(
-        DynamicNet(num_classes=3, rngs=nnx.Rngs(0)), use_running_average=True
+        DynamicNet(num_classes=3, width_mult=0.25, rngs=nnx.Rngs(0)),
+        use_running_average=True,
     )
     # At first, experts are alike; the temperature shows once they differ.
     for stage in (net.stage1, net.stage2, net.stage3):

@@ -69,8 +69,9 @@ def test_dynamic_convolution_with_a_free_batch(name, implementation, rng):
         )
 
 
+@pytest.mark.slow
 def test_net_with_a_free_batch(rng):
-    net = DynamicNet(param_dtype="float64", rngs=nnx.Rngs(0))
+    net = DynamicNet(width_mult=0.1, param_dtype="float64", rngs=nnx.Rngs(0))
     net = nnx.view(net, use_running_average=True, raise_if_not_found=False)
     graphdef, state = nnx.split(net)
 

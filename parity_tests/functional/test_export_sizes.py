@@ -33,9 +33,7 @@ FORMS = [
     ("3d", "auto"),
 ]
 TRANSPOSED = [
-    ("1d, dilated", "auto"),
     ("2d", "auto"),
-    ("2d", "patches"),
     ("2d", "experts"),
     ("2d, outputs that no tap reaches", "auto"),
     ("2d, depthwise", "taps"),

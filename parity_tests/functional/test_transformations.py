@@ -158,7 +158,8 @@ def test_layer_under_nnx_jit_and_nnx_vmap(rng):
 def test_net_under_nnx_jit_and_remat_updates_its_buffers(rng):
     x = jnp.asarray(rng.normal(size=(2, 12, 9, 3)))
     plain, jitted = (
-        DynamicNet(param_dtype="float64", rngs=nnx.Rngs(0)) for _ in range(2)
+        DynamicNet(width_mult=0.1, param_dtype="float64", rngs=nnx.Rngs(0))
+        for _ in range(2)
     )
     expected = plain(x)
     actual = nnx.jit(nnx.remat(lambda net, x: net(x)))(jitted, x)

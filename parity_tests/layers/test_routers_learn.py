@@ -88,9 +88,7 @@ def test_every_parameter_has_a_gradient(name, twin, options, rng):
     def differentiate(params):
         merged = nnx.merge(graphdef, params, rest, copy=True)
         outputs = merged(x)
-        return jnp.sum(
-            jax.random.normal(jax.random.key(0), outputs.shape, outputs.dtype) * outputs
-        )
+        return jnp.sum(rng.normal(size=outputs.shape).astype(outputs.dtype) * outputs)
 
     found = {
         str(path): each[...] for path, each in nnx.to_flat_state(differentiate(params))

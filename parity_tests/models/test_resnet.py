@@ -135,10 +135,13 @@ def test_dynamic_net_of_few_blocks_agrees(rng):
 
 
 @pytest.mark.slow
-def test_dynamic_resnet18_trains_alike(rng):
+def test_dynamic_net_of_few_blocks_trains_alike(rng):
     x = rng.normal(size=(2, 3, 33, 24, 3))
-    build = models.resnet18, torch_models.resnet18
-    pair = networks.twins(*build, x[0], rng, 7, conv=DYNAMIC)
+    build = (
+        functools.partial(models.ResNet, resnet.BasicBlock),
+        functools.partial(torch_models.ResNet, torch_resnet.BasicBlock),
+    )
+    pair = networks.twins(*build, x[0], rng, SMALL, 7, conv=DYNAMIC, dynamic=2)
     labels = rng.integers(7, size=(2, 3))
     # Not by Adam, whose division makes steps of gradients that are but rounding.
     assert_training_parity(*pair, x, labels, optimizer="sgd")

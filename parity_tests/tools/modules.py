@@ -55,7 +55,12 @@ def jax_net(dtype, seed=0):
     """A network of JAX."""
     return build(
         lambda: dynconv_jax.DynamicNet(
-            2, 7, num_experts=3, param_dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0)
+            2,
+            7,
+            num_experts=3,
+            width_mult=0.25,
+            param_dtype=jnp.dtype(dtype),
+            rngs=nnx.Rngs(0),
         ),
         seed,
     )
@@ -63,7 +68,9 @@ def jax_net(dtype, seed=0):
 
 def torch_net(dtype):
     """The twin of `jax_net`."""
-    return dynconv_torch.DynamicNet(2, 7, num_experts=3, dtype=getattr(torch, dtype))
+    return dynconv_torch.DynamicNet(
+        2, 7, num_experts=3, width_mult=0.25, dtype=getattr(torch, dtype)
+    )
 
 
 def randomise(module, rng):

@@ -48,7 +48,7 @@ def test_a_layer_of_a_warehouse_collapses_at_a_mixture(rng):
 
 
 def test_a_network_collapses_by_the_attention_of_each_layer(rng):
-    build: dict[str, Any] = dict(num_classes=3, **OPTIONS)
+    build: dict[str, Any] = dict(num_classes=3, width_mult=0.1, **OPTIONS)
     even = jnp.full(4, 0.25)
     model: Any = create_model(
         "dynamic_net", temperature=1e30, **build

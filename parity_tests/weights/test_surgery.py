@@ -35,9 +35,15 @@ MEMBERS = [name for name in list_convolutions() if name != "static"]
 OPTIONS: dict[str, Any] = dict(param_dtype="float64", rngs=nnx.Rngs(0))
 
 
-@pytest.mark.parametrize(("use_bias", "groups"), [(False, 1), (True, 2)])
 @pytest.mark.parametrize(
-    "name", ["dynamic", "odconv", "decomposed", "kernel_warehouse"]
+    ("name", "use_bias", "groups"),
+    [
+        ("dynamic", True, 2),
+        ("odconv", False, 1),
+        ("decomposed", True, 2),
+        ("kernel_warehouse", False, 1),
+        ("kernel_warehouse", True, 2),
+    ],
 )
 def test_a_layer_starts_as_the_trained_one(name, use_bias, groups, rng):
     options: dict[str, Any] = dict(use_bias=use_bias, feature_group_count=groups)
