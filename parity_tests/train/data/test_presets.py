@@ -4,7 +4,6 @@ import gzip
 import io
 import pickle
 import re
-import struct
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from parity_tests.tools.clothes import idx, write_clothes
 from train.data import cifar10, fashion, presets
 from train.data.array_pickle import read_array_pickle
 from train.data.dataset import Dataset, Source
@@ -107,19 +107,10 @@ def test_normalisation_of_other_channels_is_refused(preset, words, tmp_path):
 SPLITS = {"train": 6, "t10k": 4}
 
 
-def idx(values: np.ndarray) -> bytes:
-    header = struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape)
-    return header + values.astype(np.uint8).tobytes()
-
-
 @pytest.fixture
-def clothes(tmp_path, rng) -> Path:
+def clothes(tmp_path) -> Path:
     """A directory with the four files, two of them compressed."""
-    for split, count in SPLITS.items():
-        images = rng.integers(256, size=(count, 28, 28))
-        (tmp_path / f"{split}-images-idx3-ubyte").write_bytes(idx(images))
-        labels = gzip.compress(idx(np.arange(count)))
-        (tmp_path / f"{split}-labels-idx1-ubyte.gz").write_bytes(labels)
+    write_clothes(tmp_path, SPLITS)
     return tmp_path
 
 

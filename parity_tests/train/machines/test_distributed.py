@@ -16,14 +16,14 @@ from PIL import Image
 
 from parity_tests.tolerances import TOLERANCES, assert_close
 from parity_tests.tools.checkout import ROOT
+from parity_tests.tools.clothes import write_clothes
 
 pytestmark = pytest.mark.slow
 
-EIGHT_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
 # A higher rate multiplies roundings: where one opens a ReLU on one side only, the
 # curves part.
 FLAGS = (
-    *("--preset", "digits", "--steps", "30", "--log-every", "5", "--seed", "5"),
+    *("--steps", "40", "--log-every", "5", "--seed", "5", "--batch-size", "16"),
     *("--learning-rate", "5e-4", "--model-options", "width_mult=0.25"),
     *("--label-smoothing", "0"),
 )
@@ -43,8 +43,14 @@ def environment(tmp_path_factory) -> dict[str, str]:
     }
 
 
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> tuple[str, ...]:
+    """The flags of few images."""
+    return write_clothes(tmp_path_factory.mktemp("clothes"))
+
+
 @pytest.fixture
-def start(environment):
+def start(environment, data):
     """Starts a run, or a process of one; what is still there at the end is killed."""
     started = []
 
@@ -52,7 +58,7 @@ def start(environment):
         # To files, not pipes: nobody reads while they run.
         log = open(f"{out}.{len(started)}.log", "w+")
         process = subprocess.Popen(
-            [*COMMAND, "--out", str(out), *flags],
+            [*COMMAND, *data, "--out", str(out), *flags],
             **dict.fromkeys(("stdout", "stderr"), log),
             cwd=ROOT,
             env={**environment, "JAX_PLATFORMS": "cpu"},
@@ -101,9 +107,9 @@ def losses(out: Path) -> dict[int, float]:
 
 
 @pytest.fixture(scope="module")
-def curve_of_one(environment, tmp_path_factory) -> dict[int, float]:
+def curve_of_one(environment, data, tmp_path_factory) -> dict[int, float]:
     out = tmp_path_factory.mktemp("one") / "run"
-    command = [*COMMAND, "--out", str(out)]
+    command = [*COMMAND, *data, "--out", str(out)]
     subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
     return losses(out)
 
@@ -123,64 +129,81 @@ from train.learning.model import create
 from train.learning.step import create_state, make_train_step
 
 jax.config.update("jax_enable_x64", True)
-config = parse(sys.argv[2:])
-dataset = presets.load(config)
-model = create(config, dataset.num_classes, 1, nnx.Rngs(config.seed))
-kinds = nnx.Param, nnx.BatchStat
-wide = jax.tree.map(lambda each: each.astype(float), nnx.state(model, kinds))
-nnx.update(model, wide)
-graphdef, first = nnx.split(create_state(model, config))
 answers = {}
-# What is frozen lies on devices in a way of its own where they share parameters.
+
+
+def train(trained, config, ways):
+    dataset = presets.load(config)
+    model = create(config, dataset.num_classes, 1, nnx.Rngs(config.seed))
+    kinds = nnx.Param, nnx.BatchStat
+    wide = jax.tree.map(lambda each: each.astype(float), nnx.state(model, kinds))
+    nnx.update(model, wide)
+    graphdef, first = nnx.split(create_state(model, config))
+    for count, fsdp in ways:
+        row = np.array(jax.devices()[:count])
+        mesh = Mesh(row, (devices.AXIS,), axis_types=(AxisType.Auto,))
+        shardings = devices.state_shardings(first, mesh, fsdp=fsdp)
+        state = devices.place(first, shardings)
+        step = make_train_step(
+            *(graphdef, config, Augmentation.of(config, dataset)),
+            *(dataset.num_classes, shardings, devices.everywhere(mesh)),
+        )
+        batches = training_batches(dataset.train, config.batch_size, config.seed)
+        losses = []
+        for _ in range(config.steps):
+            batch = next(batches)
+            arrays = to_devices((batch.images, batch.labels), devices.by_image(mesh))
+            state, metrics = step(state, *arrays)
+            losses.append(metrics["loss"])
+        whole = nnx.merge(graphdef, devices.gather(state))
+        name = f"{trained}/{count}{' fsdp' * fsdp}"
+        answers[f"{name}/losses"] = np.array(losses)
+        for path, variable in nnx.to_flat_state(nnx.state(whole.model, kinds)):
+            answers[f"{name}/{'.'.join(map(str, path))}"] = np.asarray(variable[...])
+
+
 alone, shared = (1, False), (8, True)
-for count, fsdp in (alone, shared) if config.freeze else (alone, (8, False), shared):
-    row = np.array(jax.devices()[:count])
-    mesh = Mesh(row, (devices.AXIS,), axis_types=(AxisType.Auto,))
-    shardings = devices.state_shardings(first, mesh, fsdp=fsdp)
-    state = devices.place(first, shardings)
-    step = make_train_step(
-        *(graphdef, config, Augmentation.of(config, dataset)),
-        *(dataset.num_classes, shardings, devices.everywhere(mesh)),
-    )
-    batches = training_batches(dataset.train, config.batch_size, config.seed)
-    losses = []
-    for _ in range(config.steps):
-        batch = next(batches)
-        arrays = to_devices((batch.images, batch.labels), devices.by_image(mesh))
-        state, metrics = step(state, *arrays)
-        losses.append(metrics["loss"])
-    whole = nnx.merge(graphdef, devices.gather(state))
-    name = f"{count}{' fsdp' * fsdp}"
-    answers[f"{name}/losses"] = np.array(losses)
-    for path, variable in nnx.to_flat_state(nnx.state(whole.model, kinds)):
-        answers[f"{name}/{'.'.join(map(str, path))}"] = np.asarray(variable[...])
+train("all", parse(sys.argv[2:]), (alone, (8, False), shared))
+# What is frozen lies on devices in a way of its own where they share parameters.
+train("frozen", parse([*sys.argv[2:], "--freeze=backbone"]), (alone, shared))
 np.savez(sys.argv[1], **answers)
 """
 
 
-@pytest.mark.parametrize("flags", [(), ("--freeze", "backbone")], ids=["all", "frozen"])
-def test_in_float64_the_number_of_devices_changes_only_roundings(
-    flags, environment, tmp_path
-):
-    answers = tmp_path / "answers.npz"
+@pytest.fixture(scope="module")
+def in_float64(environment, data, tmp_path_factory) -> dict[str, np.ndarray]:
+    """What a process of eight devices has computed, by what it trained, on how many."""
+    answers = tmp_path_factory.mktemp("in_float64") / "answers.npz"
+    eight_devices = "--xla_force_host_platform_device_count=8"
+    xla_flags = f"{environment.get('XLA_FLAGS', '')} {eight_devices}"
     run = subprocess.run(
         [
             *(sys.executable, "-c", IN_FLOAT64, str(answers)),
-            *(*FLAGS, *ROUTED, "--steps=4", *flags),
+            *(*FLAGS, *data, *ROUTED, "--steps=4"),
         ],
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env={**environment, **EIGHT_DEVICES},
+        env={**environment, "XLA_FLAGS": xla_flags},
     )
     assert run.returncode == 0, run.stderr
+    return dict(np.load(answers))
+
+
+@pytest.mark.parametrize(
+    ("trained", "ways"), [("all", {"8", "8 fsdp"}), ("frozen", {"8 fsdp"})]
+)
+def test_in_float64_the_number_of_devices_changes_only_roundings(
+    trained, ways, in_float64
+):
     found: dict[str, dict[str, np.ndarray]] = {}
-    for name, array in np.load(answers).items():
-        devices, _, what = name.partition("/")
-        found.setdefault(devices, {})[what] = array
+    for name, array in in_float64.items():
+        which, devices, what = name.split("/")
+        if which == trained:
+            found.setdefault(devices, {})[what] = array
     one = found.pop("1")
     assert len(one) > 1 and one["losses"].dtype == np.float64
-    assert found.keys() == {"8 fsdp"} | (set() if flags else {"8"})
+    assert found.keys() == ways
     for several in found.values():
         assert_close(several, one, dtype="float64")
 
@@ -203,16 +226,14 @@ def test_processes_of_other_images_are_refused(start, tmp_path):
     assert not out.exists()
 
 
-@pytest.mark.parametrize("killed", [0, 1])
-def test_killed_process_takes_the_other_down(killed, start, tmp_path):
+def test_killed_process_takes_the_other_down(start, tmp_path):
     out = tmp_path / "run"
     both = start_two(start, out, "--steps", "100000")
     wait_for_step(out, 5)
-    both[killed].kill()
-    survivor = 1 - killed
-    assert both[survivor].wait(timeout=30) == 1
-    message = f"train: error: process {killed} of 2 has ended before the run did"
-    assert message in log_of(out, survivor)
+    both[0].kill()  # in `test_processes.py` each is, of small ones
+    assert both[1].wait(timeout=30) == 1
+    message = "train: error: process 0 of 2 has ended before the run did"
+    assert message in log_of(out, 1)
 
 
 def test_two_processes_of_which_one_is_stopped_go_on_and_give_the_curve_of_one(
