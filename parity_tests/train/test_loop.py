@@ -15,6 +15,7 @@ from dynconv_jax import DynamicNet
 from dynconv_jax.weights import load_weights
 from parity_tests.tolerances import TOLERANCES
 from parity_tests.tools.checkout import ROOT
+from parity_tests.tools.clothes import write_clothes
 from parity_tests.tools.small_runs import (
     NARROW,
     SMALL,
@@ -78,7 +79,7 @@ def test_another_seed_gives_other_parameters(finished, tmp_path):
 
 @pytest.mark.slow
 def test_eight_devices_that_share_parameters_give_the_losses_of_one(tmp_path):
-    flags = ["--conv=static", "--learning-rate=1e-5"]
+    flags = [*write_clothes(tmp_path), "--conv=static", "--learning-rate=1e-5"]
     one = run(tmp_path / "one", *flags, experts=None)
     subprocess.run(
         [

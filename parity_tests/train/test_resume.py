@@ -3,6 +3,7 @@
 import pytest
 
 from parity_tests.tools import kill_and_resume
+from parity_tests.tools.clothes import write_clothes
 from parity_tests.tools.small_runs import NARROW, save_static
 
 SMALL = (NARROW, "--num-experts=2", "--batch-size=16", "--log-every=2")
@@ -21,7 +22,7 @@ def test_run_killed_while_it_saves_ends_in_the_same_parameters(tmp_path):
         kills=1,
         steps=12,
         checkpoint_every=3,
-        flags=(*SMALL, *FINE_TUNED, f"--init-from={start}"),
+        flags=(*SMALL, *FINE_TUNED, *write_clothes(tmp_path), f"--init-from={start}"),
         out=page,
     )
     assert kill_and_resume.main(config) == 0

@@ -237,12 +237,12 @@ def test_worker_that_is_killed_fails_the_run_in_one_line(source):
 
 STOPPED_WHILE_WORKERS_START = """
 import os, signal, threading
-from train.data import presets
-from train.flags.config import Config
+import numpy as np
 from train.data.batches import training_batches
+from train.data.dataset import ArraySource
 from train.machines.signals import StopSignals
 if __name__ == "__main__":
-    source = presets.load(Config()).train
+    source = ArraySource(np.zeros((26, 2, 2, 1), np.uint8), np.zeros(26, np.int32))
     with StopSignals() as stop_signals:
         batches = training_batches(source, 8, seed=0, workers=2)
         # As a scheduler does, to all processes of the group, while they start.
@@ -267,11 +267,11 @@ def test_workers_survive_a_signal_to_all_while_they_start(tmp_path):
 
 READ_AND_WAIT = """
 import multiprocessing, time
-from train.data import presets
-from train.flags.config import Config
+import numpy as np
 from train.data.batches import training_batches
+from train.data.dataset import ArraySource
 if __name__ == "__main__":
-    source = presets.load(Config()).train
+    source = ArraySource(np.zeros((26, 2, 2, 1), np.uint8), np.zeros(26, np.int32))
     batches = training_batches(source, 8, seed=0, workers=1)
     next(batches)
     print(*(each.pid for each in multiprocessing.active_children()), flush=True)

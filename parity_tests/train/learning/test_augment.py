@@ -309,7 +309,11 @@ def test_devices_do_not_change_what_is_done(images, tmp_path):
     subprocess.run(
         [sys.executable, "-c", ON_DEVICES, *paths],
         cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
+        env=os.environ
+        | {
+            "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} "
+            "--xla_force_host_platform_device_count=8"
+        },
         check=True,
     )
     one_images, one_labels, images_of_8, labels_of_8 = np.load(paths[1]).values()
