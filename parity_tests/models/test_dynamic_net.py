@@ -120,9 +120,12 @@ def test_net_computes_in_bfloat16_from_float32_parameters(rng):
 @pytest.mark.slow
 @pytest.mark.parametrize("implementation", ["experts", "rows"])
 def test_net_takes_an_implementation(implementation, rng):
-    ours, theirs = nets(in_features=1, width_mult=0.25, implementation="auto")
-    for stage in (ours.stage1, ours.stage2, ours.stage3):
-        stage.dyn.implementation = implementation
+    ours = abstract_module(
+        lambda rngs: DynamicNet(
+            1, 7, implementation=implementation, param_dtype="float64", rngs=rngs
+        )
+    )
+    theirs = dynconv_torch.DynamicNet(1, 7, implementation="loop").double()
     assert_networks_agree(ours, theirs, rng.normal(size=(1, 9, 10, 1)))
 
 
