@@ -2,7 +2,6 @@
 
 import importlib
 import inspect
-import os
 import re
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import pytest
 
 from parity_tests.tools import pages
 from parity_tests.tools.checkout import ROOT
+from parity_tests.tools.on_devices import with_devices
 
 DEFAULT_NUMERICS = True  # the code is to run as a user runs it
 
@@ -93,18 +93,12 @@ def test_code_of_a_page_runs(name, tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "count"), WITH_DEVICES.items())
 def test_code_about_devices_runs(name, count, tmp_path):
-    flags = f"--xla_force_host_platform_device_count={count}"
     done = subprocess.run(
         [sys.executable, "-m", "parity_tests.tools.pages", str(DOCS / name)],
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}",
-        },
+        env={**with_devices(count), "PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 0, done.stderr
 

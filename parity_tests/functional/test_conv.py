@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import re
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from dynconv_jax.functional import conv_general_dilated
 from parity_tests.tolerances import assert_close
 from parity_tests.tools import conv_on_devices
 from parity_tests.tools.checkout import ROOT
+from parity_tests.tools.on_devices import with_devices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -298,11 +298,10 @@ def test_scan_and_rematerialisation(rng):
 @pytest.fixture(scope="module")
 def over_devices():
     """What `conv_on_devices` has found."""
-    flags = "--xla_force_host_platform_device_count=4"
     done = subprocess.run(
         [sys.executable, "-m", "parity_tests.tools.conv_on_devices"],
         cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        env=with_devices(4),
         capture_output=True,
         text=True,
     )

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from dynconv_jax.weights import load_weights
 from parity_tests.tolerances import TOLERANCES
 from parity_tests.tools.checkout import ROOT
 from parity_tests.tools.clothes import write_clothes
+from parity_tests.tools.on_devices import with_devices
 from parity_tests.tools.small_runs import (
     NARROW,
     SMALL,
@@ -87,11 +87,7 @@ def test_eight_devices_that_share_parameters_give_the_losses_of_one(tmp_path):
             *("--fsdp", f"--out={tmp_path / 'eight'}"),
         ],
         cwd=ROOT,
-        env=os.environ
-        | {
-            "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} "
-            "--xla_force_host_platform_device_count=8"
-        },
+        env=with_devices(8),
         stdout=subprocess.DEVNULL,
         check=True,
     )

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import os
 import subprocess
 import sys
 
@@ -13,6 +12,7 @@ import pytest
 
 from parity_tests.tolerances import TOLERANCES
 from parity_tests.tools.checkout import ROOT
+from parity_tests.tools.on_devices import with_devices
 from train.data import presets
 from train.data.dataset import ArraySource, Dataset
 from train.errors import TrainError
@@ -309,11 +309,7 @@ def test_devices_do_not_change_what_is_done(images, tmp_path):
     subprocess.run(
         [sys.executable, "-c", ON_DEVICES, *paths],
         cwd=ROOT,
-        env=os.environ
-        | {
-            "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} "
-            "--xla_force_host_platform_device_count=8"
-        },
+        env=with_devices(8),
         check=True,
     )
     one_images, one_labels, images_of_8, labels_of_8 = np.load(paths[1]).values()

@@ -1,7 +1,6 @@
 """What lies where: on one device, and on eight simulated ones."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 
 from parity_tests.tools.checkout import ROOT
+from parity_tests.tools.on_devices import with_devices
 from train.flags.config import Config
 from train.machines import devices
 
@@ -54,13 +54,12 @@ print(json.dumps({
 
 @pytest.fixture(scope="module")
 def eight_devices() -> dict:
-    flags = "--xla_force_host_platform_device_count=8"
     run = subprocess.run(
         [sys.executable, "-c", PROGRAM],
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        env=with_devices(8),
     )
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout)

@@ -17,6 +17,7 @@ from PIL import Image
 from parity_tests.tolerances import TOLERANCES, assert_close
 from parity_tests.tools.checkout import ROOT
 from parity_tests.tools.clothes import write_clothes
+from parity_tests.tools.on_devices import with_devices
 
 pytestmark = pytest.mark.slow
 
@@ -174,8 +175,6 @@ np.savez(sys.argv[1], **answers)
 def in_float64(environment, data, tmp_path_factory) -> dict[str, np.ndarray]:
     """What a process of eight devices has computed, by what it trained, on how many."""
     answers = tmp_path_factory.mktemp("in_float64") / "answers.npz"
-    eight_devices = "--xla_force_host_platform_device_count=8"
-    xla_flags = f"{environment.get('XLA_FLAGS', '')} {eight_devices}"
     run = subprocess.run(
         [
             *(sys.executable, "-c", IN_FLOAT64, str(answers)),
@@ -184,7 +183,7 @@ def in_float64(environment, data, tmp_path_factory) -> dict[str, np.ndarray]:
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env={**environment, "XLA_FLAGS": xla_flags},
+        env={**environment, **with_devices(8)},
     )
     assert run.returncode == 0, run.stderr
     return dict(np.load(answers))
